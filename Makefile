@@ -1,0 +1,51 @@
+# make demo   the quickstart: sets everything up, runs it, draws the curve
+# make test   checks and tests
+# A bare clone needs Python 3.11 or newer with venv, and nothing else. DEVICE=cpu or DEVICE=cuda forces the engine.
+
+PYTHON ?= python3
+DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
+READY = .venv/ready-$(DEVICE)
+# The CPU build of torch comes from where pip is told to look for files, if it is told; else from PyTorch's own index.
+LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
+UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
+
+.PHONY: demo test test-fast check format faults setup clean
+
+demo: $(READY)
+	.venv/bin/raft run quickstart
+
+test: check
+	.venv/bin/python -m pytest
+
+test-fast: $(READY)
+	.venv/bin/python -m pytest -m "not engine and not faults"
+
+faults: $(READY)
+	.venv/bin/python -m pytest -m faults
+
+check: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(READY)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+setup: $(READY)
+
+$(READY): pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raft needs Python 3.11 or newer; say which with make PYTHON=python3.12")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+ifeq ($(DEVICE),cuda)
+	$(UV) -e '.[cuda,dev]'
+else
+	printf 'torchvision\ntorchaudio\ntorchcodec\n' > .venv/excludes.txt
+	if [ -n "$(LINKS)" ]; then $(UV) --excludes .venv/excludes.txt -e '.[cpu,dev]' || $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; \
+	else $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; fi
+endif
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,90 @@
+"""The command line. `raft --help` and `raft check` of a bad recipe import nothing heavy.
+
+Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 143 stopped by a signal.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raft import __version__, commands
+from raft.errors import Stopped, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        options.command(options)
+        status = 0
+    except UserError as fault:
+        print(f"raft: {fault}", file=sys.stderr)
+        status = 2
+    except Stopped:
+        print(f"\nraft: stopped; nothing finished is lost. Go on with:\n  {_again()}", file=sys.stderr)
+        status = 143
+    except BrokenPipeError:
+        status = 0
+    except OSError as fault:
+        if not commands.is_disk_full(fault):
+            raise
+        print(
+            f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}",
+            file=sys.stderr,
+        )
+        status = 2
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # an engine in this process may have threads that would keep it alive
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raft", description="Reward-ranked fine-tuning of language models.")
+    parser.add_argument("--version", action="version", version=f"raft {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        return one
+
+    run = verb("run", commands.run, "start the recipe's run, or go on where it stopped")
+    resume = verb("resume", commands.resume, "go on with an existing run, or branch a new one off it")
+    check = verb("check", commands.check, "find every fault of a recipe without loading a model")
+    for one in (run, check):
+        one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
+    resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
+    resume.add_argument(
+        "--from-iteration", type=int, metavar="N", help="a new run that makes folder N and those after it anew"
+    )
+    for one in (run, check, resume):
+        one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
+    status = verb("status", commands.status, "which artifacts exist, what is running")
+    status.add_argument("run", type=Path)
+    plot = verb("plot", commands.plot, "draw reward over iterations, several runs overlaid")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    plot.add_argument("-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png in the first run")
+    show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
+    show.add_argument("run", type=Path)
+    show.add_argument("prompt_id", nargs="?", help="default: the held-out prompt that gained most")
+    score = verb("score", commands.score, "score existing responses with any reward")
+    score.add_argument("reward", help="a recipe, or a YAML file that is just a reward section")
+    score.add_argument("responses", type=Path, metavar="IN.jsonl")
+    score.add_argument("scores", type=Path, metavar="OUT.jsonl")
+    score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
+    return parser
+
+
+def _stop(signum: int, frame: Any) -> None:
+    signal.signal(signum, signal.SIG_DFL)  # a second one ends the process at once
+    raise Stopped
+
+
+def _again() -> str:
+    return "raft " + " ".join(sys.argv[1:])

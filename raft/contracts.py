@@ -1,0 +1,53 @@
+"""The three contracts: what a generator, a reward and a trainer owe the loop. Anything that keeps one can be named in a recipe."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from raft.records import Example, Group, Pair, Policy, Prompt, Score
+
+Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
+Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
+
+
+class Generator(Protocol):
+    """Answers prompts with a policy."""
+
+    k: int
+    block: int  # the prompts that influence each other's floats; 1 where each response stands for itself
+
+    def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+        """One group of k responses for each prompt, as soon as it is finished, in any order.
+
+        Response k of a prompt is drawn with the seed `derive(seed, prompt.id, k)` and nothing else.
+        `prompts` is read lazily, in whole blocks.
+        """
+
+    def release(self) -> None:
+        """Gives the accelerator's memory back; the next call takes it again."""
+
+
+class Reward(Protocol):
+    """Says how good responses are."""
+
+    def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
+        """One list for each group, in order, with one score for each response, in order.
+
+        A response that cannot be scored has reward None and an error that says why.
+        """
+
+    def release(self) -> None:
+        """Gives the accelerator's memory back; the next call takes it again."""
+
+
+class Trainer(Protocol):
+    """Makes a policy (or a reward model) out of examples."""
+
+    def train(
+        self, start: Path, examples: Iterable[Example | Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes the folder `out`, which `from_pretrained` and vLLM load, and returns what it measured.
+
+        Deterministic in (start, examples, seed) on one machine. Examples that cannot be trained on are
+        named through `dropped`.
+        """

@@ -1,0 +1,9 @@
+"""What a user can put right: every message says what, where, what is allowed, and what to do next."""
+
+
+class UserError(ValueError):
+    """A fault of the recipe, the data or the machine; the command line prints it alone and exits with 2."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C); the same command goes on with it."""

@@ -1,0 +1,244 @@
+"""Generation by transformers' own `generate`: any causal architecture, any device; slower than vLLM.
+
+It is the reference for what a response is. Every row draws its tokens with a generator of random
+numbers of its own, so a response does not depend on the rows beside it, only its floats do (in float32
+about the last digit, in bfloat16 enough to change a token); so the block they share is in the key.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from raft.chat import Tokenizer, encode_prompt, load_tokenizer
+from raft.errors import UserError
+from raft.generators.sampling import Sampling, first_of, spell
+from raft.plugins import faults_of_range, speed
+from raft.records import Group, Policy, Prompt, Response
+from raft.seeds import derive
+
+Tensor = Any  # torch.Tensor; importing it here would make every command slow
+
+
+class Loaded(NamedTuple):
+    """A policy in memory; `ends` are the tokens that end a response."""
+
+    model: Any
+    tokenizer: Tokenizer
+    ends: set[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformers(Sampling):
+    """Generates `block` prompts together, `block * k` rows.
+
+    `dtype` auto is bfloat16 on CUDA and float32 elsewhere; `device` None is CUDA where there is one.
+    """
+
+    block: int = 16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str | None = speed(None)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from faults_of_range(self, block=(1, float("inf")))
+
+    def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+        """One group for each prompt, block by block, in order."""
+        loaded = self._load(policy.path)
+        waiting = iter(prompts)
+        while block := list(islice(waiting, self.block)):
+            yield from self._answer(loaded, block, seed)
+
+    def release(self) -> None:
+        """Gives the memory back; the next call loads the policy again."""
+        import gc
+
+        import torch
+
+        self._held.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def _held(self) -> dict[Path, Loaded]:
+        return {}
+
+    def _load(self, path: Path) -> Loaded:
+        """The policy at the path; what a path holds never changes, so it is loaded once."""
+        if path not in self._held:
+            if self._held:
+                self.release()
+            self._held[path] = load(path, self.dtype, self.device)
+        return self._held[path]
+
+    def _answer(self, loaded: Loaded, block: list[Prompt], seed: int) -> Iterator[Group]:
+        rows = [ids for prompt in block for ids in [self._encode(loaded, prompt)] * self.k]
+        drawing = Drawing(self, loaded, [derive(seed, prompt.id, k) for prompt in block for k in range(self.k)])
+        drawing.run(rows)
+        responses = (self.clean(response, loaded.tokenizer) for response in drawing.responses())
+        for prompt in block:
+            yield Group(prompt, list(islice(responses, self.k)))
+
+    def _encode(self, loaded: Loaded, prompt: Prompt) -> list[int]:
+        ids = encode_prompt(loaded.tokenizer, prompt)
+        if not ids:
+            raise UserError(f"prompt {prompt.id} has no tokens, so there is nothing to go on from; remove it")
+        limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and len(ids) + self.max_tokens > limit:
+            raise UserError(
+                f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
+                f"more than the {limit} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
+            )
+        return ids
+
+
+def load(path: Path, dtype: str, device: str | None) -> Loaded:
+    """The model folder in memory, ready to generate; weights are read as data alone, and no code of the folder runs."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    tokenizer = load_tokenizer(str(path))
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{path}: no model could be loaded ({fault}); it must be a causal model's folder") from fault
+    model.to(device).eval()
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    model.generation_config = GenerationConfig()  # the folder's own temperature and penalties are not the recipe's
+    return Loaded(model, tokenizer, ends)
+
+
+class Drawing:
+    """Responses under way, one for each row of a batch: draws their next tokens and knows which have ended.
+
+    Both a logits processor and a stopping criterion of `generate`, which itself is left nothing to choose.
+    The numbers are drawn and compared on the CPU in double precision: the same on every device.
+    """
+
+    def __init__(self, sampling: Sampling, loaded: Loaded, seeds: Sequence[int]) -> None:
+        self.sampling, self.loaded = sampling, loaded
+        self.warp = warpers(sampling)
+        self.uniform = uniform(seeds, sampling.max_tokens)
+        self.token_ids: list[list[int]] = [[] for _ in seeds]
+        self.logprobs: list[list[float]] = [[] for _ in seeds]
+        self.reasons: list[str | None] = [None for _ in seeds]
+
+    def run(self, rows: Sequence[list[int]]) -> None:
+        """Generates until every row has ended."""
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        model = self.loaded.model
+        ids, mask = pad(rows, model.device)
+        model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(max_new_tokens=self.sampling.max_tokens, do_sample=False),
+            logits_processor=LogitsProcessorList([self.draw]),
+            stopping_criteria=StoppingCriteriaList([self.ended]),
+        )
+
+    def draw(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits (rows, vocabulary) that leave each row the one token it has drawn; ended rows are left as they are."""
+        under_way = [row for row, reason in enumerate(self.reasons) if reason is None]
+        if not under_way:
+            return logits
+        chosen = self._choose(under_way, self.warp(input_ids[under_way], logits[under_way])).to(logits.device)
+        raw = logits[under_way].log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        for row, token, logprob in zip(under_way, chosen.tolist(), raw.tolist(), strict=True):
+            self._extend(row, token, logprob)
+        forced = logits.clone()
+        forced[under_way] = float("-inf")
+        forced[under_way, chosen] = 0.0
+        return forced
+
+    def ended(self, input_ids: Tensor, scores: Any) -> Tensor:
+        """Which rows have ended, one truth value for each."""
+        import torch
+
+        return torch.tensor([reason is not None for reason in self.reasons], device=input_ids.device)
+
+    def responses(self) -> Iterator[Response]:
+        """The responses of all rows, in order."""
+        for ids, logprobs, reason in zip(self.token_ids, self.logprobs, self.reasons, strict=True):
+            assert reason is not None, "a response is read before it has ended"
+            text = self._text(ids)
+            yield Response(text[: first_of(self.sampling.stop, text)], ids, logprobs, reason)
+
+    def _choose(self, rows: list[int], scores: Tensor) -> Tensor:
+        """One token for each row: where its uniform number falls in the cumulative distribution."""
+        import torch
+
+        if self.sampling.temperature == 0:
+            return scores.argmax(-1)
+        mass = scores.cpu().double().softmax(-1).cumsum(-1)
+        whole = mass[:, -1]
+        mark = self.uniform[rows, len(self.token_ids[rows[0]])] * whole
+        mark = mark.minimum(whole.nextafter(torch.zeros_like(whole)))  # below the whole, so never past the last token
+        return torch.searchsorted(mass, mark[:, None], right=True)[:, 0]
+
+    def _extend(self, row: int, token: int, logprob: float) -> None:
+        ids = self.token_ids[row]
+        ids.append(token)
+        self.logprobs[row].append(logprob)
+        stop = self.sampling.stop
+        if token in self.loaded.ends or (stop and first_of(stop, self._text(ids)) is not None):
+            self.reasons[row] = "stop"
+        elif len(ids) == self.sampling.max_tokens:
+            self.reasons[row] = "length"
+
+    def _text(self, ids: list[int]) -> str:
+        spoken = ids[:-1] if ids[-1] in self.loaded.ends else ids
+        return spell(self.loaded.tokenizer, spoken)
+
+
+def pad(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, (rows, longest), padded on the left.
+
+    A row is padded with its own first token: no id needs to be kept for padding, and a repetition
+    penalty, which reads the padding too, finds nothing there that the prompt does not hold.
+    """
+    import torch
+
+    longest = max(map(len, rows))
+    ids = [[row[0]] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def uniform(seeds: Sequence[int], count: int) -> Tensor:
+    """Numbers in [0, 1), (seeds, count), double precision; each row depends on its seed alone.
+
+    NumPy's generators read all 63 bits of a seed; torch's on the CPU read the lower 32, so that rows would meet.
+    """
+    import torch
+
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(count) for seed in seeds]))
+
+
+def warpers(sampling: Sampling) -> Any:
+    """What changes the logits before a draw, in transformers' order: penalty, temperature, top-k, top-p, min-p."""
+    from transformers import LogitsProcessorList
+    from transformers.generation import logits_process as of
+
+    found = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        found.append(of.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+    if sampling.temperature not in (0, 1):
+        found.append(of.TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k is not None:
+        found.append(of.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        found.append(of.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        found.append(of.MinPLogitsWarper(sampling.min_p))
+    return found

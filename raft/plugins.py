@@ -1,0 +1,222 @@
+"""`kind:` in a recipe -> the class that does it, and that class built from its options.
+
+A component is a frozen dataclass: its fields are its options, and building one imports nothing heavy.
+A kind is a short name from the table below, or `package.module:Name` of the user's own.
+Fields carry marks that the run's keys understand (see `runs.describe`):
+
+- `speed()`: the option changes how fast, never what; it is in no key.
+- `source("file" | "model" | "code")`: the option names something outside; its content is in the key, its name is not.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+TABLE = {
+    "prompts": {
+        "file": "raft.prompts:File",
+        "hub": "raft.prompts:Hub",
+        "list": "raft.prompts:Inline",
+        "mixture": "raft.prompts:Mixture",
+    },
+    "generator": {
+        "vllm": "raft.generators.vllm:VLLM",
+        "transformers": "raft.generators.transformers:Transformers",
+        "remote": "raft.generators.remote:Remote",
+    },
+    "reward": {
+        "model": "raft.rewards.model:RewardModel",
+        "rule": "raft.rewards.rule:Rule",
+    },
+    "selection": {
+        "best-of-k": "raft.selection:BestOfK",
+        "top-fraction": "raft.selection:TopFraction",
+        "threshold": "raft.selection:Threshold",
+        "softmax": "raft.selection:Softmax",
+        "random": "raft.selection:RandomPick",
+        "best-vs-worst": "raft.selection:BestVsWorst",
+    },
+    "trainer": {
+        "sft": "raft.trainers.sft:SFT",
+        "reward-model": "raft.trainers.reward_model:BradleyTerry",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a recipe: the dotted key, and what to do about it."""
+
+    key: str
+    message: str
+
+
+def speed(default: Any = MISSING, **options: Any) -> Any:
+    """A field that changes only how fast the same result is made."""
+    return field(default=default, metadata={"speed": True}, **options)
+
+
+def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
+    """A field that names a file, a model or code; what it names is identified by content."""
+    return field(default=default, metadata={"source": kind}, **options)
+
+
+def section(name: str, default: Any = MISSING, **options: Any) -> Any:
+    """A field that holds a component: `kind:` chooses it from the table of that name."""
+    return field(default=default, metadata={"section": name}, **options)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The end of a message about an unknown name: the likeliest meant, and all that is allowed."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(sorted(known))
+
+
+def find(section: str, kind: Any) -> type:
+    """The class of a kind. ValueError says what is allowed."""
+    known = TABLE[section]
+    target = known.get(kind, kind) if isinstance(kind, str) else kind
+    if not isinstance(target, str) or ":" not in target:
+        raise ValueError(
+            f"unknown kind {kind!r}; {suggest(str(kind), list(known))}, or package.module:Class of your own"
+        )
+    found = load(target)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{target} is not a dataclass; a component is a frozen dataclass whose fields are its options")
+    return found
+
+
+def load(target: str) -> Any:
+    """The object that `package.module:name` names. ValueError says which part is missing."""
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as fault:
+        raise ValueError(
+            f"cannot import {module_name} ({fault}); it is looked for beside the recipe and on the Python path"
+        ) from None
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ValueError(f"{module_name} has no {name!r}; {suggest(name, public)}") from None
+
+
+def build(cls: type, options: Any, where: str, faults: list[Fault]) -> Any:
+    """An instance of the dataclass from a mapping of options, or None with every fault appended to `faults`.
+
+    `where` is the dotted key of the mapping, "" for the whole recipe. A class may define
+    `faults(self) -> Iterator[tuple[str, str]]` to check its values: pairs of option and message.
+    """
+    if not isinstance(options, Mapping):
+        faults.append(Fault(where, f"expected a mapping of options, found {options!r}"))
+        return None
+    before = len(faults)
+    known = {item.name: item for item in dataclasses.fields(cls) if item.init}
+    hints = typing.get_type_hints(cls)
+    for name in options:
+        if name not in known and not (name == "kind" and where):
+            faults.append(Fault(_join(where, str(name)), f"unknown key; {suggest(str(name), list(known))}"))
+    values = {}
+    for name, item in known.items():
+        key = _join(where, name)
+        if name not in options:
+            if item.default is MISSING and item.default_factory is MISSING:
+                faults.append(Fault(key, "missing; it has no default" + _choices(item)))
+            continue
+        values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
+    if len(faults) > before:
+        return None
+    instance = cls(**values)
+    if hasattr(instance, "faults"):
+        faults.extend(Fault(_join(where, name), message) for name, message in instance.faults())
+    return instance if len(faults) == before else None
+
+
+def component(section: str, options: Any, where: str, faults: list[Fault]) -> Any:
+    """The component that a section of a recipe describes, or None with its faults appended."""
+    if not isinstance(options, Mapping):
+        faults.append(Fault(where, f"expected a section with kind: and its options, found {options!r}"))
+        return None
+    if "kind" not in options:
+        faults.append(Fault(_join(where, "kind"), f"missing; allowed: {', '.join(sorted(TABLE[section]))}"))
+        return None
+    try:
+        cls = find(section, options["kind"])
+    except ValueError as fault:
+        faults.append(Fault(_join(where, "kind"), str(fault)))
+        return None
+    return build(cls, options, where, faults)
+
+
+def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fault]) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType) and value is None and type(None) in arguments:
+        return None
+    if section and isinstance(value, list):
+        return [component(section, one, f"{key}[{index}]", faults) for index, one in enumerate(value)]
+    if section:
+        return component(section, value, key, faults)
+    if origin in (typing.Union, types.UnionType):
+        attempts: list[list[Fault]] = []
+        for option in (option for option in arguments if option is not type(None)):
+            trial: list[Fault] = []
+            result = _value(option, value, key, None, trial)
+            if not trial:
+                return result
+            attempts.append(trial)
+        faults.extend(attempts[0])
+        return None
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, key, faults)
+    if origin is typing.Literal:
+        if value not in arguments:
+            faults.append(
+                Fault(key, f"{value!r} is not allowed; {suggest(str(value), [str(one) for one in arguments])}")
+            )
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            faults.append(Fault(key, f"expected a list, found {value!r}"))
+            return None
+        return [_value(arguments[0], one, f"{key}[{index}]", None, faults) for index, one in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            faults.append(Fault(key, f"expected a mapping, found {value!r}"))
+            return None
+        return dict(value)
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        faults.append(Fault(key, f"expected {_name(hint)}, found {value!r}"))
+        return None
+    return value
+
+
+def _name(hint: type) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, hint.__name__)
+
+
+def _choices(item: dataclasses.Field) -> str:
+    name = item.metadata.get("section")
+    return f"; a section with kind: one of {', '.join(sorted(TABLE[name]))}" if name else ""
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def faults_of_range(options: Any, **bounds: tuple[float, float]) -> Iterator[tuple[str, str]]:
+    """Pairs of option and message for each numeric option outside its closed bounds; None is let through."""
+    for name, (low, high) in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            yield name, f"{value!r} is out of range; it must be {limit}"

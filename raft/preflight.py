@@ -1,0 +1,85 @@
+"""What can be known before a run starts, beyond the recipe's own words: files, folders, templates, lengths.
+
+No weights are loaded. All faults are reported at once, as those of the recipe are.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raft import hub
+from raft.errors import UserError
+from raft.plugins import Fault
+from raft.recipe import Loaded, RecipeError
+
+
+def check(loaded: Loaded, fetch: bool = False) -> None:
+    """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
+    made = {str(one.folder) for one in loaded.needs}
+    faults = [*_named(loaded.recipe, "", made, fetch)]
+    if not faults and loaded.recipe.job == "align":
+        faults += _fits(loaded.recipe, made)
+    if faults:
+        raise RecipeError(loaded.path, faults, {})
+
+
+def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
+    """Faults of the files and models that a recipe names; what its own needs will make is not asked for yet."""
+    for item in dataclasses.fields(part):
+        value, below = getattr(part, item.name), f"{key}.{item.name}" if key else item.name
+        kind = item.metadata.get("source")
+        if value is None:
+            continue
+        if kind == "file" and not Path(value).is_file():
+            yield Fault(below, f"no file at {Path(value).absolute()}")
+        elif kind == "model" and str(Path(value).parent) not in made:
+            yield from _model(value, getattr(part, "revision", None), below, fetch)
+        elif dataclasses.is_dataclass(value):
+            yield from _named(value, below, made, fetch)
+        elif isinstance(value, list):
+            for index, one in enumerate(value):
+                if dataclasses.is_dataclass(one):
+                    yield from _named(one, f"{below}[{index}]", made, fetch)
+
+
+def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:
+    looks_local = Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))
+    if looks_local or fetch:
+        try:
+            hub.locate_model(name, revision)
+        except UserError as fault:
+            yield Fault(key, str(fault))
+
+
+def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
+    """Chat prompts need a template; a prompt and its response must fit the policy's context."""
+    folder = Path(recipe.policy.model)
+    if str(folder.parent) in made or not folder.is_dir():
+        return
+    if _is_chat(recipe.prompts) and not _has_template(folder):
+        yield Fault(
+            "prompts.format",
+            f"the prompts are chat messages, but {folder} has no chat template; use format: text, or a model with one",
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = config.get("text_config", config).get("max_position_embeddings") or config.get("n_positions")
+    needed = recipe.prompts.max_tokens + recipe.generator.max_tokens
+    if context and needed > context:
+        yield Fault(
+            "prompts.max_tokens",
+            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {recipe.generator.max_tokens} (generator.max_tokens) "
+            f"make {needed}, but {folder} reads {context}; lower one of the two",
+        )
+
+
+def _is_chat(prompts: Any) -> bool:
+    return getattr(prompts, "messages", None) is not None or getattr(prompts, "format", "text") == "chat"
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))

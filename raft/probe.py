@@ -1,0 +1,184 @@
+"""The proof that an engine holds the right weights.
+
+A policy's folder carries probe.json: a few short texts, and the log-probability of each of their tokens as
+transformers computes it in float32 from the weights in that folder. An engine that claims to hold the policy
+computes the same numbers; if they disagree, it does not.
+
+    {"tokens": [[ids], ...], "logprobs": [[...], ...], "before": [[...], ...]}
+
+`logprobs[i][j]` is log p(tokens[i][j + 1] | tokens[i][: j + 1]); `before`, where there is one, is the same under
+the policy that training started from, so that weights that were never replaced can be called by their name.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raft.chat import load_tokenizer
+from raft.errors import UserError
+
+COUNT, LENGTH = 8, 64  # texts, and tokens of each at most
+
+FIRST_TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Once upon a time there was a little girl who lived near the forest with her grandmother.",
+    "Water boils at a lower temperature on a mountain, because the air presses less upon it.",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "Question: what is 12 * 7? Answer: 84.",
+    "Le soleil se lève à l'est et se couche à l'ouest.",
+    "吾輩は猫である。名前はまだ無い。",
+    "Dear all,\n\nThank you for your letter. I am glad to hear that everybody is well.",
+]
+
+Logprobs = list[list[float]]
+
+
+class ProbeError(UserError):
+    """An engine does not hold the weights that it should."""
+
+
+def first_texts(folder: Path) -> list[list[int]]:
+    """Fixed sentences as tokens of the folder's tokenizer: what the first policy is probed with."""
+    tokenizer = load_tokenizer(str(folder))
+    return [ids for text in FIRST_TEXTS if len(ids := tokenizer(text)["input_ids"][:LENGTH]) > 1]
+
+
+def make(folder: Path, tokens: Sequence[Sequence[int]], out: Path) -> None:
+    """Loads the model of a folder with transformers and writes its probe."""
+    write(out, tokens, measure(load_model(folder), tokens))
+
+
+def measure(model: Any, tokens: Sequence[Sequence[int]]) -> Logprobs:
+    """Log-probabilities in float32 of all tokens but the first of each text (at least two tokens), in eval mode."""
+    import torch
+
+    trains = model.training
+    model.eval()
+    with torch.no_grad():
+        found = [_logprobs(model, torch.tensor([list(ids)], device=model.device)) for ids in tokens]
+    model.train(trains)
+    return found
+
+
+def _logprobs(model: Any, ids: Any) -> list[float]:
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
+
+
+def write(path: Path, tokens: Sequence[Sequence[int]], logprobs: Logprobs, before: Logprobs | None = None) -> None:
+    """Writes a probe. UserError if a log-probability is not finite: such weights are broken."""
+    if not all(math.isfinite(value) for row in logprobs for value in row):
+        raise UserError(
+            f"{path.parent}: the weights give log-probabilities that are not finite; if training just made them, "
+            "its last step broke them: lower trainer.learning_rate"
+        )
+    found = {"tokens": [[int(token) for token in ids] for ids in tokens], "logprobs": logprobs}
+    if before is not None:
+        found["before"] = before
+    path.write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def tokens(path: Path) -> list[list[int]]:
+    """The texts that an engine must measure for `check`."""
+    return json.loads(path.read_text(encoding="utf-8"))["tokens"]
+
+
+def check(path: Path, measured: Logprobs, tolerance: float) -> float:
+    """Root mean square difference, in nats, between what an engine measured and the probe.
+
+    ProbeError if it exceeds the tolerance, or if the update is large enough to tell (a tenth of the tolerance)
+    and the engine is nearer to the policy before it.
+    """
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    distance = _distance(measured, stored["logprobs"], path)
+    before = stored.get("before")
+    if before is not None:
+        old, moved = _distance(measured, before, path), _distance(stored["logprobs"], before, path)
+        if moved > tolerance / 10 and old < distance:
+            raise ProbeError(
+                f"the engine still holds the weights of the policy before {path.parent}: its log-probabilities of "
+                f"{len(measured)} fixed texts differ from that policy's by {old:.2g} nats (rms), from the new one's by "
+                f"{distance:.2g}; the new weights did not arrive. Run the same command again: it starts a new engine"
+            )
+    if not distance <= tolerance:  # so that a NaN fails
+        raise ProbeError(
+            f"the engine does not hold the weights of {path.parent}: its log-probabilities of {len(measured)} fixed "
+            f"texts differ from those of transformers by {distance:.2g} nats (rms), more than the {tolerance:g} that "
+            "rounding explains. Either the weights were loaded wrongly (run the same command again: it starts a new "
+            "engine), or engine and transformers disagree about this architecture (try policy.dtype: float32; if it "
+            "stays, use generator.kind: transformers)"
+        )
+    return distance
+
+
+def _distance(one: Logprobs, other: Logprobs, path: Path) -> float:
+    if [len(row) for row in one] != [len(row) for row in other]:
+        raise ProbeError(
+            f"{path}: the engine measured texts of other lengths than the probe has; "
+            "it owes one log-probability for each token but the first"
+        )
+    pairs = zip(itertools.chain(*one), itertools.chain(*other), strict=True)
+    squares = [(a - b) ** 2 for a, b in pairs]
+    return math.sqrt(sum(squares) / len(squares))
+
+
+def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] = (), **options: Any) -> Any:
+    """The model of a folder in float32, from safetensors, without code from elsewhere, in eval mode.
+
+    UserError if tensors are missing (but those in `may_lack`) or left over: transformers would only warn, and
+    go on with random weights. `options` go to `from_pretrained`.
+    """
+    import torch
+    import transformers
+
+    try:
+        options.setdefault("attn_implementation", _attention(transformers.AutoConfig.from_pretrained(folder)))
+        with quiet():
+            model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as fault:
+        raise UserError(
+            f"{folder}: transformers cannot load a model from here ({fault}); the folder needs config.json, and "
+            "weights in *.safetensors, of an architecture that transformers knows"
+        ) from fault
+    _complete(folder, {str(key) for key in info["missing_keys"]} - set(may_lack), "missing")
+    _complete(folder, {str(key) for key in info["unexpected_keys"]} - set(may_lack), "left over")
+    return model
+
+
+def _attention(config: Any) -> str | None:
+    """The fast kernels of transformers ignore Gemma 2's soft capping without a word; only the plain one has it."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def _complete(folder: Path, keys: set[str], what: str) -> None:
+    if keys:
+        some = ", ".join(sorted(keys)[:5])
+        raise UserError(
+            f"{folder}: {len(keys)} tensors are {what} ({some}); the weights do not belong to config.json: "
+            "use the folder that they were saved in"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers inside the block; the run has its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

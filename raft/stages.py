@@ -1,0 +1,337 @@
+"""The stage functions: each reads immutable artifacts and writes one new one, so it can run anywhere.
+
+`stage(section, output, **inputs)`: the section is the part of the recipe that does the work, the inputs
+are artifacts of earlier stages, and what it writes goes through `output` (see runs.Output).
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft import device, metrics, records
+from raft import prompts as prompt_sources
+from raft.errors import UserError
+from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Response, Score
+from raft.runs import Artifact, Output, stream_seed
+from raft.seeds import derive
+
+BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
+
+
+def adopt(start: Any, output: Output, probed: bool) -> None:
+    """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
+    from raft import hub, probe
+
+    model = hub.locate_model(start.model, start.revision)
+    output.path.mkdir()
+    for file in sorted(model.iterdir()):
+        if file.is_file() and file.name not in ("README.md", "probe.json"):
+            (output.path / file.name).symlink_to(file.resolve())
+    if probed:
+        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+
+
+def invent(start: Any, output: Output, examples: Any) -> None:
+    """A new model with seeded random weights, and a tokenizer made from the job's own texts."""
+    from raft import scratch
+    from raft.examples import texts
+
+    template = None if start.chat_template is None else Path(start.chat_template).read_text(encoding="utf-8")
+    scratch.make(output.path, texts(examples), start.config, start.vocab_size, derive(output.seed, "weights"), template)
+
+
+def gather(examples: Any, output: Output, start: Artifact, held_out: bool = False) -> None:
+    """The rows of a supervised job as records, but for those set aside (or, with `held_out`, only those)."""
+    from raft.examples import read
+
+    rows_in = 0
+
+    def kept() -> Iterator[dict[str, Any]]:
+        nonlocal rows_in
+        for one in read(examples, _tokenizer(start), output.seed, held_out):
+            rows_in += 1
+            if isinstance(one, Drop):
+                output.drop(one.prompt_id, None, one.reason)
+            else:
+                yield one.row()
+
+    output.write(kept())
+    output.rows_in = rows_in
+
+
+def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> None:
+    """metrics.json of a reward model: how it fares on the pairs set aside."""
+    found = dict(made.stamp["measured"])
+    if pairs.rows:
+        found.update(trainer.evaluate(made.path, (Pair.of(row) for row in pairs.read())))
+    output.measured = found
+    output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def hold_out(source: Any, output: Output, policy: Artifact, count: int) -> None:
+    """The evaluation prompts: a seeded choice of `count` different ones."""
+    chosen: dict[str, Prompt] = {}
+    for read in prompt_sources.read(source, _tokenizer(policy)):
+        if isinstance(read, Prompt):
+            chosen.setdefault(prompt_sources.held_out_key(read), read)
+    order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
+    if len(chosen) < count:
+        raise UserError(
+            f"evaluation.count is {count}, but there are only {len(chosen)} different prompts to hold out; lower it"
+        )
+    kept = list(chosen.values())
+    output.write(kept[index].row() for index in sorted(order[:count]))
+
+
+def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact) -> None:
+    """The pool of training prompts: every row of the source, but for those held out, empty or too long."""
+    keys = {prompt_sources.held_out_key(Prompt.of(row)) for row in held_out.read()}
+    rows_in = 0
+
+    def kept() -> Iterator[dict[str, Any]]:
+        nonlocal rows_in
+        for read in prompt_sources.read(source, _tokenizer(policy)):
+            rows_in += 1
+            if isinstance(read, Drop):
+                output.drop(read.prompt_id, None, read.reason)
+            elif prompt_sources.held_out_key(read) in keys:
+                output.drop(read.id, None, "held out for evaluation")
+            else:
+                output.measured[str(read.source or 0)] = output.measured.get(str(read.source or 0), 0) + 1
+                yield read.row()
+
+    output.write(kept())
+    output.rows_in = rows_in
+    if output.rows == 0:
+        reasons = sorted({drop.reason for drop in output.drops})
+        raise UserError(
+            f"prompts: none of {rows_in} rows is left to train on ({'; '.join(reasons[:5]) or 'the source is empty'})"
+        )
+
+
+def draw(source: Any, output: Output, pool: Artifact) -> None:
+    """This iteration's prompts: without replacement, each once before any comes twice."""
+    weights = [weight for weight, _ in source.parts()]
+    counts = [pool.stamp["measured"].get(str(part), 0) for part in range(len(weights))]
+    drawn = prompt_sources.draw(
+        list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration
+    )
+    starts: list[list[int]] = [[] for _ in weights]
+    with open(pool.path, "rb") as lines:
+        offset = 0
+        for line in lines:
+            starts[records.parse(line).get("source") or 0].append(offset)
+            offset += len(line)
+        places = [np.array(start, dtype=np.int64) for start in starts]
+
+        def chosen() -> Iterator[dict[str, Any]]:
+            for part, index in drawn:
+                lines.seek(places[part][index])
+                yield records.parse(lines.readline())
+
+        output.write(chosen())
+
+
+def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact, stream: str | None = None) -> None:
+    """K responses to each prompt; groups that an earlier attempt finished are not made again."""
+    done = output.resume()
+    device.take(generator)
+    wanted = (Prompt.of(row) for row in prompts.read())
+    missing = _missing_blocks(wanted, done, generator.block)
+    for group in generator.generate(policy_of(policy), missing, stream_seed(output, stream)):
+        if group.prompt.id not in done:
+            output.append(group.row())
+        output.advance(len(output.offsets), prompts.rows)
+    output.rows_in = prompts.rows
+    output.gather(row["id"] for row in prompts.read())
+
+
+def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -> None:
+    """One score for each response, in fixed blocks of groups."""
+    done = output.resume()
+    device.take(reward)
+    for group, scores in scored(reward, _missing_blocks(records.groups(prompts.path, responses.path), done, BLOCK)):
+        if group.prompt.id not in done:
+            output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
+        output.advance(len(output.offsets), prompts.rows)
+    output.rows_in = responses.rows
+    output.gather(row["id"] for row in prompts.read())
+
+
+def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
+    """Log-probability of each response under the first policy and under the one that wrote it, by one and the same engine."""
+    from raft.likelihood import response_likelihoods
+
+    of_first = response_likelihoods(first.path, records.groups(prompts.path, responses.path))
+    of_policy = response_likelihoods(policy.path, records.groups(prompts.path, responses.path))
+    ids = (row["id"] for row in prompts.read())
+    output.write(
+        {"prompt_id": prompt_id, "first": one, "policy": other}
+        for prompt_id, one, other in zip(ids, of_first, of_policy, strict=True)
+    )
+    output.rows_in = responses.rows
+
+
+def select(
+    selection: Any,
+    output: Output,
+    prompts: Artifact,
+    responses: Artifact,
+    scores: Artifact,
+    reference: Artifact | None = None,
+) -> None:
+    """What is trained on. Groups in = groups picked from + groups dropped, each with its reason."""
+    from raft import selection as selections
+
+    rewards, failures = rewards_of(scores)
+    total = rewards.size
+    failed = int(np.isnan(rewards).sum())
+    if failed > selection.max_failed * total:
+        raise UserError(
+            f"{failed} of {total} responses have no reward, more than selection.max_failed: {selection.max_failed:g} allows; "
+            f"the first one: {failures[0]}. Mend the reward, or raise selection.max_failed"
+        )
+    eligible = rewards if reference is None else _shaped(selection, rewards, reference)
+    eligible = eligible.copy()
+    for row, group in enumerate(records.groups(prompts.path, responses.path)):
+        for index, reason in enumerate(selections.filtered(group.responses, selection.drop)):
+            if reason is not None:
+                output.drop(group.prompt.id, index, reason)
+                eligible[row, index] = np.nan
+    picks = selection.pick(eligible, np.random.default_rng(derive(output.seed, "select", output.iteration)))
+    output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
+    if output.rows == 0:
+        reasons = sorted(set(picks.reasons.values()))
+        raise UserError(
+            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); loosen selection.drop or the selection itself"
+        )
+
+
+def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> None:
+    """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
+    device.take(None)
+    kind = Pair if trainer.takes_pairs else Example
+    examples = (kind.of(row) for row in selected.read())
+    seed = derive(output.seed, "train", output.iteration)
+    output.measured = trainer.train(start.path, examples, output.path, seed, output.advance, output.drop)
+    write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", start.path.name, selected.rows)
+    device.take(None)
+
+
+def measure(recipe_part: Any, output: Output, **made: Artifact | None) -> None:
+    """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
+    policy: dict[str, float] = {}
+    if (trained := made.get("policy")) is not None and trained.stamp["measured"]:
+        policy.update(trained.stamp["measured"])
+    for name in ("eval", "gold"):
+        if (scores := made.get(name)) is not None:
+            policy.update(metrics.evaluated(rewards_of(scores)[0], name))
+    if (answers := made.get("answers")) is not None:
+        policy.update(metrics.lengths(_shape(answers), "eval"))
+    previous: dict[str, float] = {}
+    if (scores := made.get("scores")) is not None and (responses := made.get("responses")) is not None:
+        previous = metrics.collected(rewards_of(scores)[0], **_shape(responses))
+        selected = made["selected"]
+        assert selected is not None
+        previous["selection/examples"] = selected.rows
+        previous["selection/dropped"] = selected.stamp["dropped"]
+    output.path.write_text(json.dumps({"policy": policy, "previous": previous}, indent=1) + "\n", encoding="utf-8")
+
+
+def policy_of(artifact: Artifact) -> Policy:
+    """A policy's folder; UserError if it has been pruned."""
+    if not artifact.path.exists():
+        raise UserError(
+            f"{artifact.path} was deleted to save room (keep:); start a new run with keep: all to go back to old policies"
+        )
+    return Policy(artifact.path, artifact.path / "probe.json")
+
+
+def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
+    """Rewards as an array [prompts, K], NaN where there is none, and the errors of those."""
+    errors: list[str] = []
+    rows = []
+    for row in scores.read():
+        for one in row["scores"]:
+            if one.get("reward") is None:
+                errors.append(f"prompt {row['prompt_id']}: {one.get('error')}")
+        rows.append(np.array([np.nan if one.get("reward") is None else one["reward"] for one in row["scores"]]))
+    return np.stack(rows), errors
+
+
+def write_card(output: Output, what: str, start: str, examples: int) -> None:
+    """The model card."""
+    measured = "".join(f"| {name} | {value:g} |\n" for name, value in output.measured.items())
+    (output.path / "README.md").write_text(
+        f"---\nlibrary_name: transformers\ntags: [raft, best-of-n]\n---\n\nMade by raft: {what}, from `{start}`, on {examples} rows.\n\n"
+        f"| measured | |\n|---|---|\n{measured}",
+        encoding="utf-8",
+    )
+
+
+def _tokenizer(policy: Artifact) -> Any:
+    from raft.chat import load_tokenizer
+
+    return load_tokenizer(str(policy.path))
+
+
+def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]:
+    """The blocks of which at least one group is missing, whole: the rows of a block share their floats."""
+    iterator = iter(items)
+    while block := list(itertools.islice(iterator, size)):
+        if any((item.id if isinstance(item, Prompt) else item.prompt.id) not in done for item in block):
+            yield from block
+
+
+def scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
+    """The groups with their scores, block by block."""
+    iterator = iter(groups)
+    while block := list(itertools.islice(iterator, BLOCK)):
+        yield from zip(block, reward.score(block), strict=True)
+
+
+def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndarray:
+    from raft.selection import shaped
+
+    rows = list(reference.read())
+    return shaped(
+        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl
+    )
+
+
+def _picked(picks: Any, groups: Iterable[Group], rewards: np.ndarray, output: Output) -> Iterator[dict[str, Any]]:
+    """The picked rows in the order of the prompts, and a drop for each group of which nothing was picked."""
+    order = np.lexsort((picks.responses, picks.prompts))
+    pointer = 0
+    for row, group in enumerate(groups):
+        if row in picks.reasons:
+            output.drop(group.prompt.id, None, picks.reasons[row])
+        while pointer < len(order) and picks.prompts[order[pointer]] == row:
+            yield _row(picks, int(order[pointer]), group, rewards[row])
+            pointer += 1
+
+
+def _row(picks: Any, pick: int, group: Group, rewards: np.ndarray) -> dict[str, Any]:
+    prompt, index = group.prompt, int(picks.responses[pick])
+    best = group.responses[index]
+    if picks.rejected is not None:
+        rejected = group.responses[int(picks.rejected[pick])]
+        return Pair(prompt.id, best, rejected, prompt.messages, prompt.text).row()
+    return Example(
+        prompt.id, best, index, float(rewards[index]), float(picks.weights[pick]), prompt.messages, prompt.text
+    ).row()  # fmt: skip
+
+
+def _shape(responses: Artifact) -> dict[str, np.ndarray]:
+    """Length in tokens, and which were cut or empty, as arrays [prompts, K]."""
+    tokens, truncated, empty = [], [], []
+    for row in responses.read():
+        group = [Response(**one) for one in row["responses"]]
+        tokens.append([len(one.token_ids) for one in group])
+        truncated.append([one.finish_reason == "length" for one in group])
+        empty.append([not one.text.strip() for one in group])
+    return {"token_counts": np.array(tokens), "truncated": np.array(truncated), "empty": np.array(empty)}

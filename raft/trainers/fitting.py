@@ -1,0 +1,357 @@
+"""What all training has in common: its options, transformers.Trainer underneath, and a folder at the end.
+
+The only file that uses Trainer. We write the data path: which tokens are in a step, what is learned from each,
+and how a step's loss is the sum over several forward passes. Trainer brings the rest: optimisers, schedules,
+clipping, mixed precision, checkpointed activations, compilation.
+"""
+
+import ast
+import importlib.util
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from raft import plugins, probe
+from raft.contracts import Advance
+from raft.errors import UserError
+from raft.seeds import derive
+from raft.trainers import packing
+
+Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
+Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
+
+SCHEDULES = Literal[
+    "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts",
+    "cosine_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+
+# What the run itself decides, has an option of its own for, or would pass by our data path without effect.
+DECIDED = re.compile(
+    r"output_dir|seed|data_seed|report_to|run_name|project|trackio_.*|num_train_epochs|max_steps|learning_rate"
+    r"|lr_scheduler_type|warmup_.*|weight_decay|per_.*_batch_size|batch_.*|auto_find_batch_size"
+    r"|gradient_accumulation_steps|gradient_checkpointing|bf16.*|fp16.*|use_cpu|use_cache|logging_.*|log_.*|save_.*"
+    r"|eval_.*|do_.*|disable_tqdm|remove_unused_columns|push_to_hub|hub_.*|resume_from_checkpoint|restore_.*"
+    r"|load_best_.*|metric_for_.*|greater_is_better|prediction_loss_only|include_.*|ignore_data_skip"
+    r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
+    r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
+)
+UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes."""
+
+    takes_pairs: ClassVar[bool] = False
+
+    learning_rate: float = 2.0e-5
+    epochs: int = 2
+    batch_size: int = 32
+    schedule: SCHEDULES = "linear"
+    warmup: float = 0.0  # share of the steps
+    weight_decay: float = 0.0
+    max_length: int = 2048
+    packing: bool = True
+    tokens_per_forward: int = 8192  # in the key: how floats are summed depends on it
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    lora: dict | None = None
+    gradient_checkpointing: bool = plugins.speed(False)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    args: dict = field(default_factory=dict)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
+        many = math.inf
+        yield from plugins.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
+        yield from plugins.faults_of_range(
+            self, epochs=(1, many), batch_size=(1, many), max_length=(2, many), tokens_per_forward=(1, many)
+        )
+        if self.schedule == "constant" and self.warmup:
+            yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
+        known = options_of("transformers", "training_args.py", "TrainingArguments")
+        yield from _not_free("args", self.args, known, DECIDED)
+        if self.lora is not None:
+            known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
+            yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+
+
+def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    free = [name for name in known if not decided.fullmatch(name)]
+    for name in map(str, given):
+        if name not in known:
+            yield f"{option}.{name}", f"unknown key; {plugins.suggest(name, free)}"
+        elif name not in free:
+            yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
+
+
+@lru_cache
+def options_of(package: str, file: str, name: str) -> list[str]:
+    """Fields of a dataclass in an installed package, read from its source: importing it would import torch."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, f"{package} is not installed"
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
+
+
+def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
+    """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
+    from transformers import set_seed
+
+    set_seed(torch_seed(seed))
+    if options.attention != "auto":
+        more["attn_implementation"] = options.attention
+    return probe.load_model(start, kind, **more).to(device())
+
+
+def adapt(options: Fitting, model: Any, task: str) -> Any:
+    """The model with LoRA weights to train in place of its own, if the recipe asks for that."""
+    if options.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, LoraConfig(task_type=task, **options.lora))
+    except (ValueError, TypeError) as fault:
+        raise UserError(f"trainer.lora: {fault}") from fault
+
+
+def plain(model: Any) -> Any:
+    """The transformers model itself, inside LoRA or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def lay(options: Fitting, texts: list[np.ndarray]) -> packing.Layout:
+    """Texts as one input of the model."""
+    return packing.pack(texts) if options.packing else packing.pad(texts)
+
+
+def split(options: Fitting, lengths: list[int]) -> list[list[int]]:
+    """The texts of a step, by forward pass."""
+    return (packing.bins if options.packing else packing.rows)(lengths, options.tokens_per_forward)
+
+
+def prove(options: Fitting, model: Any, texts: list[np.ndarray], see: Callable[[Any, dict[str, Any]], Any]) -> None:
+    """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
+
+    `see` gives the model's output [1, tokens, ...] for its inputs.
+    """
+    import torch
+
+    def outputs(*chosen: np.ndarray) -> Any:
+        return see(model, tensors(packing.pack(chosen).inputs, device()))[0].float()
+
+    model.eval()
+    with looking(options):
+        together = outputs(*texts)
+        alone = torch.cat([outputs(text) for text in texts])
+    difference = (together - alone).abs().max() / alone.abs().max()
+    if not difference <= (0.05 if mixed(options) else 1e-3):
+        raise UserError(
+            f"this architecture mixes packed examples: the outputs of {type(plain(model)).__name__} for two texts in "
+            f"one row differ from those for each alone by {float(difference):.2g} of the largest; "
+            "set trainer.packing: false"
+        )
+
+
+@contextmanager
+def looking(options: Fitting) -> Iterator[None]:
+    """Forward passes with the arithmetic of training, and without gradients."""
+    import torch
+
+    with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=mixed(options)):
+        yield
+
+
+class Steps:
+    """What Trainer takes for a data set: item i is optimiser step i, as the batches of its forward passes."""
+
+    def __init__(self, order: packing.Order, batches: Callable[[np.ndarray], list[Batch]]):
+        self.order, self.batches = order, batches
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> dict[str, list[Batch]]:
+        return {"batches": [tensors(batch) for batch in self.batches(self.order.step(number))]}
+
+
+def fit(
+    options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+) -> list[dict[str, float]]:
+    """Trains the model in place and returns what each step measured: the sums of what its batches did."""
+    import torch
+
+    trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
+    uses_cache = model.config.use_cache
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as fault:
+        raise UserError(
+            f"training does not fit the memory of the device ({fault}); lower trainer.tokens_per_forward, "
+            "set trainer.gradient_checkpointing: true, or use trainer.lora"
+        ) from fault
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.zero_grad(set_to_none=True)
+    model.config.use_cache = uses_cache
+    return trainer.measured
+
+
+def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
+    from transformers import TrainingArguments
+
+    on_cpu = device().type == "cpu"
+    try:
+        arguments = TrainingArguments(
+            **{"dataloader_pin_memory": not on_cpu, **options.args},
+            output_dir=str(out),
+            seed=torch_seed(seed),
+            num_train_epochs=1,  # of `Steps`, which knows the real epochs
+            per_device_train_batch_size=1,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.schedule,
+            warmup_steps=math.ceil(options.warmup * steps),
+            weight_decay=options.weight_decay,
+            gradient_checkpointing=options.gradient_checkpointing,
+            bf16=mixed(options),
+            use_cpu=on_cpu,
+            use_cache=False,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+        )
+    except (ValueError, TypeError) as fault:
+        raise UserError(f"trainer.args: {fault}") from fault
+    assert arguments.device.type == device().type
+    arguments._n_gpu = 1  # with more, Trainer would split each batch among them by itself
+    return arguments
+
+
+def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Advance) -> Any:
+    from transformers import PrinterCallback, Trainer, TrainerCallback
+
+    class Fit(Trainer):
+        measured: list[dict[str, float]]
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            self.parts: list[dict[str, Any]] = []
+            total = sum(super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
+            self.measured.append(_sums(self.parts))
+            _finite(self.measured[-1]["loss"], self.state.global_step + 1)
+            return total
+
+        def compute_loss(self, model: Any, inputs: Any, *ignored: Any, **more: Any) -> Any:
+            with self.accelerator.autocast():
+                found = loss(model, inputs)
+            self.parts.append({name: value.detach() for name, value in found.items()})
+            return found["loss"]
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0
+
+    class Tell(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            advance(state.global_step, state.max_steps)
+
+    trainer = Fit(model, arguments, data_collator=lambda items: items[0], train_dataset=steps, callbacks=[Tell()])
+    trainer.remove_callback(PrinterCallback)
+    trainer.measured = []
+    return trainer
+
+
+def _sums(parts: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: float(sum(part[name] for part in parts)) for name in parts[0]}
+
+
+def _finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss} at step {step}; lower trainer.learning_rate, or raise trainer.warmup")
+
+
+def summary(measured: list[dict[str, float]], order: packing.Order) -> dict[str, float]:
+    """Each number's mean over the steps of the last epoch, and the loss over the first tenth of the first epoch."""
+    last, first = measured[-order.per_epoch :], measured[: -(-order.per_epoch // 10)]
+    means = {f"train/{name}": float(np.mean([step[name] for step in last])) for name in last[0]}
+    start = float(np.mean([step["loss"] for step in first]))
+    return {**means, "train/loss_first": start, "train/steps": len(measured), "train/examples": order.count}
+
+
+def merged(model: Any) -> Any:
+    """The model with its LoRA weights, if it has any, added to its own."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def cast(model: Any, dtype: str) -> None:
+    """Rounds the parameters, in place; buffers such as the rotary frequencies are not saved and stay as they are."""
+    import torch
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None:
+    """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter."""
+    cast(model, dtype)
+    tokenizer.save_pretrained(out)
+    generation = start / "generation_config.json"
+    kept = generation.exists() and model.can_generate()
+    if kept:  # saved by transformers it would be checked anew, and some on the hub do not pass
+        model.generation_config = type(model.generation_config)()
+    with probe.quiet():
+        model.save_pretrained(out)
+    if kept:
+        shutil.copyfile(generation, out / generation.name)
+
+
+def tensors(found: Any, where: Any = None) -> Any:
+    """Arrays as tensors, in mappings as deep as they are."""
+    import torch
+
+    if isinstance(found, dict):
+        return {name: tensors(value, where) for name, value in found.items()}
+    return torch.as_tensor(found, device=where)
+
+
+def device() -> Any:
+    """Where training happens: the first CUDA device, or the CPU."""
+    import torch
+
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def mixed(options: Fitting) -> bool:
+    """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
+    import torch
+
+    if options.precision == "auto":
+        return device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return options.precision == "bfloat16"
+
+
+def torch_seed(seed: int) -> int:
+    """A seed that numpy's old generator takes too, which `set_seed` seeds."""
+    return derive(seed, "torch") % 2**32
+
+
+def free() -> None:
+    """Gives memory back; Trainer holds itself in circles."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,180 @@
+"""A reward model out of pairs (Bradley and Terry 1952): the better one wins with chance sigmoid(r_better - r_worse).
+
+    loss of a step = mean over its pairs of -log sigmoid(r_chosen - r_rejected)
+
+The reward is read at the last token of a conversation by its position, never by looking for padding tokens:
+where padding and end are the same token, that would read the wrong one.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from raft import chat, probe
+from raft.contracts import Advance, Dropped
+from raft.errors import UserError
+from raft.records import Pair
+from raft.seeds import derive
+from raft.trainers import fitting
+from raft.trainers.fitting import Batch, Fitting
+from raft.trainers.packing import Order, Texts
+
+Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
+
+HEAD_STD = 0.02  # of a fresh head: rewards begin near 0, so the first loss is near log 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BradleyTerry(Fitting):
+    """Trains a classifier with one output, from a language model (with a fresh head) or from another reward model."""
+
+    takes_pairs: ClassVar[bool] = True
+
+    learning_rate: float = 5.0e-6
+    epochs: int = 1
+    max_length: int = 512  # of the longer side of a pair
+    template: Literal["chat", "plain"] = "plain"
+
+    def train(
+        self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see contracts.Trainer."""
+        try:
+            return self._train(start, examples, out, seed, advance, dropped)
+        finally:
+            fitting.free()
+
+    def _train(
+        self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer = chat.load_tokenizer(str(start))
+        model = fitting.adapt(self, _classifier(self, start, tokenizer, seed), "SEQ_CLS")
+        texts = Texts(out)
+        for side in itertools.chain.from_iterable(self._encoded(tokenizer, examples, dropped)):
+            texts.append(side)
+        if not len(texts):
+            raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
+        if self.packing:
+            fitting.prove(self, model, [texts[0], texts[1]], _hidden)
+        order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
+        steps = fitting.Steps(order, lambda members: self._batches([_pair(texts, number) for number in members]))
+        measured = fitting.fit(self, model, steps, _comparison, out, seed, advance)
+        fitting.save(fitting.merged(model), tokenizer, start, out, self.save_dtype)
+        return fitting.summary(measured, order)
+
+    def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
+        """How well a reward model tells held-out pairs apart: the share in which the chosen response has the higher
+        reward, and the means of loss and margin. Pairs that are too long are left out and counted.
+        """
+        tokenizer = chat.load_tokenizer(str(model_folder))
+        model = probe.load_model(model_folder, "SequenceClassification").to(fitting.device())
+        skipped: list[str] = []
+        encoded = self._encoded(tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
+        margins = np.array(
+            list(itertools.chain.from_iterable(self._margins(model, some) for some in self._chunks(encoded)))
+        )
+        if not len(margins):
+            why = "; ".join(skipped[:1]) or "none was given"
+            raise UserError(f"there is no pair to evaluate with ({why}); raise trainer.max_length, or give other pairs")
+        return {
+            "eval/accuracy": float((margins > 0).mean()),
+            "eval/loss": float(np.logaddexp(0, -margins).mean()),
+            "eval/margin": float(margins.mean()),
+            "eval/pairs": len(margins),
+            "eval/dropped": len(skipped),
+        }
+
+    def _chunks(self, pairs: Iterator[Sides]) -> Iterator[list[Sides]]:
+        while some := list(itertools.islice(pairs, self.batch_size)):
+            yield some
+
+    def _margins(self, model: Any, pairs: list[Sides]) -> Iterator[float]:
+        for batch in self._batches(pairs):
+            with fitting.looking(self):
+                yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
+
+    def _encoded(self, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
+        for pair in pairs:
+            chosen, rejected = (
+                np.array(chat.encode_conversation(tokenizer, pair.prompt, side.text, self.template), dtype=np.int32)
+                for side in (pair.chosen, pair.rejected)
+            )
+            if not min(len(chosen), len(rejected)):
+                dropped(pair.prompt_id, None, "a side of the pair has no tokens")
+            elif (longest := max(len(chosen), len(rejected))) > self.max_length:
+                reason = f"the longer side has {longest} tokens, more than trainer.max_length ({self.max_length})"
+                dropped(pair.prompt_id, None, reason)
+            else:
+                yield chosen, rejected
+
+    def _batches(self, pairs: list[Sides]) -> list[Batch]:
+        """The forward passes of a step, each with whole pairs; their losses add up to the step's."""
+        sizes = [sum(map(len, pair)) if self.packing else 2 * max(map(len, pair)) for pair in pairs]
+        return [self._batch([pairs[place] for place in places], len(pairs)) for places in fitting.split(self, sizes)]
+
+    def _batch(self, pairs: list[Sides], total: int) -> Batch:
+        texts = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+        layout = fitting.lay(self, texts)
+        last = layout.start + [len(text) - 1 for text in texts]
+        return {"inputs": layout.inputs, "rows": layout.row, "last": last, "share": np.float32(1 / total)}
+
+
+def _pair(texts: Texts, number: int) -> Sides:
+    return texts[2 * number], texts[2 * number + 1]
+
+
+def _comparison(model: Any, batch: Batch) -> dict[str, Any]:
+    """A batch's share of the step's loss, accuracy and margin."""
+    from torch.nn.functional import softplus
+
+    margin = _margin(model, batch)
+    shares = {"loss": softplus(-margin), "accuracy": (margin > 0).float(), "margin": margin}
+    return {name: value.sum() * batch["share"] for name, value in shares.items()}
+
+
+def _margin(model: Any, batch: Batch) -> Any:
+    """r_chosen - r_rejected for each pair, in float32."""
+    ends = _hidden(model, batch["inputs"])[batch["rows"], batch["last"]]
+    chosen, rejected = fitting.plain(model).score(ends)[:, 0].float().chunk(2)
+    return chosen - rejected
+
+
+def _hidden(model: Any, inputs: dict[str, Any]) -> Any:
+    return fitting.plain(model).base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any:
+    """The model to train. A language model's output layer is left out, and a head is drawn from the seed."""
+    from transformers import AutoConfig
+
+    judged = any("SequenceClassification" in name for name in AutoConfig.from_pretrained(start).architectures or [])
+    may_lack = () if judged else ("score.weight", "score.bias", "lm_head.weight", "lm_head.bias")
+    model = fitting.load(options, start, seed, "SequenceClassification", num_labels=1, may_lack=may_lack)
+    if not hasattr(model, "score"):
+        kind = type(model).__name__
+        raise UserError(f"{start}: {kind} reads no reward at its last token; use a decoder (Llama, Qwen, Gemma ...)")
+    if not judged:
+        _draw_head(model.score, derive(seed, "head"))
+    model.config.get_text_config().pad_token_id = _pad(tokenizer)
+    return model
+
+
+def _draw_head(head: Any, seed: int) -> None:
+    import torch
+
+    drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    head.weight.data.copy_(HEAD_STD * drawn)
+    if head.bias is not None:
+        head.bias.data.zero_()
+
+
+def _pad(tokenizer: Any) -> int:
+    """A token that never ends a conversation: transformers looks for the last token that is not this one."""
+    end = tokenizer.eos_token_id
+    known = [one for one in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id) if one is not None]
+    return next((one for one in known if one != end), 0 if end is None else end)

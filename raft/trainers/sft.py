@@ -1,0 +1,202 @@
+"""Fine-tuning a policy on responses: the last stage of an iteration of RAFT (Dong et al. 2023, arXiv:2304.06767).
+
+    loss of a step = sum of weight * nll over response tokens / sum of weight over response tokens
+
+A step is exactly `batch_size` examples of a keyed shuffle; only tokens of responses are learned: those that were
+generated, and the end token where there was one. Neither packing nor the number of forward passes changes the formula.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft import chat, probe
+from raft.contracts import Advance, Dropped
+from raft.errors import UserError
+from raft.records import Example
+from raft.trainers import fitting
+from raft.trainers.fitting import Batch, Fitting
+from raft.trainers.packing import Layout, Order, Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Fitting):
+    """Maximum likelihood of the responses, by tokens, each example counting by its weight."""
+
+    def train(
+        self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes the fine-tuned model, its tokenizer and its probe into `out`; see contracts.Trainer."""
+        try:
+            return self._train(start, examples, out, seed, advance, dropped)
+        finally:
+            fitting.free()
+
+    def _train(
+        self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer = chat.load_tokenizer(str(start))
+        model = fitting.load(self, start, seed)
+        corpus = Corpus(out)
+        corpus.read(tokenizer, examples, _limit(self, model), dropped)
+        texts = corpus.excerpts()
+        before = probe.measure(model, texts)
+        model = fitting.adapt(self, model, "CAUSAL_LM")
+        steps = self._steps(corpus, seed)
+        if self.packing:
+            fitting.prove(self, model, corpus.two(), _logits)
+        measured = fitting.fit(self, model, steps, Likelihood(model), out, seed, advance)
+        model = fitting.merged(model)
+        fitting.cast(model, self.save_dtype)
+        fitting.cast(model, "float32")  # the probe is of the rounded weights, which are those that the engine will read
+        probe.write(out / "probe.json", texts, probe.measure(model, texts), before)
+        fitting.save(model, tokenizer, start, out, self.save_dtype)
+        more = {"train/tokens": corpus.learned, "train/padding": self._padding(corpus, steps.order)}
+        return {**fitting.summary(measured, steps.order), **more}
+
+    def _steps(self, corpus: "Corpus", seed: int) -> fitting.Steps:
+        order = Order(len(corpus), self.batch_size, self.epochs, seed)
+        return fitting.Steps(order, lambda members: self._batches(corpus, members))
+
+    def _batches(self, corpus: "Corpus", members: np.ndarray) -> list[Batch]:
+        """The forward passes of a step; their losses add up to the step's."""
+        total = corpus.weight(members)
+        parts = (members[places] for places in fitting.split(self, corpus.texts.lengths(members)))
+        return [corpus.batch(part, fitting.lay(self, corpus.chosen(part)), total) for part in parts]
+
+    def _padding(self, corpus: "Corpus", order: Order) -> float:
+        """Share of the positions of the first epoch that are padding."""
+        if self.packing:
+            return 0.0
+        area = used = 0
+        for number in range(order.per_epoch):
+            lengths = corpus.texts.lengths(order.step(number))
+            used += sum(lengths)
+            for places in fitting.split(self, lengths):
+                area += len(places) * max(lengths[place] for place in places)
+        return 1 - used / area
+
+
+class Corpus:
+    """The examples as tokens on disk; in memory only where each response begins and how much it counts."""
+
+    def __init__(self, folder: Path):
+        self.texts = Texts(folder)
+        self.begins = array("i")  # where the response begins in its text
+        self.weights = array("d")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, tokenizer: Any, examples: Iterable[Example], limit: tuple[int, str], dropped: Dropped) -> None:
+        """Keeps what can be learned and names the rest through `dropped`. UserError if nothing is left."""
+        reasons = set()
+        for example in examples:
+            prompt = chat.encode_prompt(tokenizer, example.prompt)
+            response = chat.trained_tokens(tokenizer, example.response)
+            reason = next(_reasons(prompt, response, example.weight, limit), None)
+            if reason is None:
+                self._add(prompt, response, example.weight)
+            else:
+                dropped(example.prompt_id, example.index, reason)
+                reasons.add(reason)
+        if not len(self):
+            raise UserError(
+                f"there is no example to train on ({'; '.join(sorted(reasons)[:3]) or 'none was given'}); "
+                "raise trainer.max_length, or loosen the selection"
+            )
+
+    def _add(self, prompt: list[int], response: list[int], weight: float) -> None:
+        self.texts.append([*prompt, *response])
+        self.begins.append(len(prompt))
+        self.weights.append(weight)
+
+    @property
+    def learned(self) -> int:
+        """Response tokens in all."""
+        return sum(self.texts.lengths(range(len(self)))) - sum(self.begins)
+
+    def weight(self, members: np.ndarray) -> float:
+        """The denominator of a step's loss: the weights of all its response tokens."""
+        return sum(
+            self.weights[index] * (length - self.begins[index])
+            for index, length in zip(members, self.texts.lengths(members), strict=True)
+        )
+
+    def batch(self, members: np.ndarray, layout: Layout, total: float) -> Batch:
+        """One forward pass: the positions that predict a response token, what they predict, and how much it counts."""
+        texts = self.chosen(members)
+        begins = [self.begins[index] for index in members]
+        responses = [text[begin:] for text, begin in zip(texts, begins, strict=True)]
+        counts = [len(response) for response in responses]
+        firsts = np.repeat(layout.start + begins - 1, counts)  # a token is predicted one column before its own
+        columns = firsts + np.concatenate([np.arange(count) for count in counts])
+        keep, places = np.unique(columns, return_inverse=True)
+        return {
+            "inputs": layout.inputs,
+            "keep": keep,
+            "rows": np.repeat(layout.row, counts),
+            "places": places,
+            "targets": np.concatenate(responses).astype(np.int64),
+            "weights": np.repeat([self.weights[index] / total for index in members], counts).astype(np.float32),
+        }
+
+    def chosen(self, members: np.ndarray) -> list[np.ndarray]:
+        """The tokens of these examples."""
+        return [self.texts[index] for index in members]
+
+    def excerpts(self) -> list[list[int]]:
+        """The ends of the first texts, where training moves the policy most: what it is probed with."""
+        return [self.texts[index][-probe.LENGTH :].tolist() for index in range(min(len(self), probe.COUNT))]
+
+    def two(self) -> list[np.ndarray]:
+        """Two texts, short, to prove with them that packed examples do not see each other."""
+        return [self.texts[index][: probe.LENGTH] for index in (0, len(self) - 1)]
+
+
+def _limit(options: Fitting, model: Any) -> tuple[int, str]:
+    """The most tokens that an example may have, and what says so."""
+    positions = getattr(model.config, "max_position_embeddings", None) or options.max_length
+    return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
+
+
+def _reasons(prompt: list[int], response: list[int], weight: float, limit: tuple[int, str]) -> Iterator[str]:
+    length, (longest, of) = len(prompt) + len(response), limit
+    if not response:
+        yield "the response has no tokens"
+    if not prompt:
+        yield "the prompt has no tokens, so nothing predicts the first of the response"
+    if length > longest:
+        yield f"{length} tokens, more than {of} ({longest})"
+    if not 0 < weight < np.inf:
+        yield f"weight {weight:g} is not a positive number"
+
+
+class Likelihood:
+    """A batch's weighted negative log-likelihood in float32; logits are computed only where a response is predicted."""
+
+    def __init__(self, model: Any):
+        import inspect
+
+        self.selects = "logits_to_keep" in inspect.signature(fitting.plain(model).forward).parameters
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, Any]:
+        from torch.nn.functional import cross_entropy
+
+        logits = self._logits(model, batch)
+        chosen = logits[0] if len(logits) == 1 else logits[batch["rows"], batch["places"]]
+        return {"loss": (cross_entropy(chosen.float(), batch["targets"], reduction="none") * batch["weights"]).sum()}
+
+    def _logits(self, model: Any, batch: Batch) -> Any:
+        if self.selects:
+            return model(**batch["inputs"], logits_to_keep=batch["keep"], use_cache=False).logits
+        return _logits(model, batch["inputs"])[:, batch["keep"]]
+
+
+def _logits(model: Any, inputs: dict[str, Any]) -> Any:
+    return model(**inputs, use_cache=False).logits

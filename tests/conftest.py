@@ -1,0 +1,19 @@
+"""No test reaches a network; the folder with real weights and text is used where it is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def material() -> Path:
+    """Real weights and text that are no part of the project."""
+    if not MATERIAL.is_dir():
+        pytest.skip("the folder with real weights and text is not here")
+    return MATERIAL

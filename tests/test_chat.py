@@ -1,0 +1,204 @@
+"""Laws of raft.chat, on small tokenizers made here and on one real one."""
+
+from pathlib import Path
+
+import pytest
+
+from raft import chat
+from raft.errors import UserError
+from raft.records import Prompt, Response
+
+REAL = Path(__file__).parents[2] / "shared/data/models/TinyStories-656K"
+BOS, EOS, USER, ASSISTANT, SYSTEM = "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"
+TURNS = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>\n' }}{% endfor %}"
+ASK = "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+BARE, WITH_BOS = TURNS + ASK, "{{ bos_token }}" + TURNS + ASK
+ASKED = Prompt("p", messages=[{"role": "user", "content": "How are you today?"}])
+STORY = Prompt("p", text="Once upon a time")
+ANSWER = "Very well, thank you!"
+
+
+def make(template: str | None = BARE, adds_bos: bool = False, adds_eos: bool = False, blank: str | None = None):
+    """A tokenizer of characters; `blank` is how one of SentencePiece's kind writes a blank before a text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = [BOS, EOS, USER, ASSISTANT, SYSTEM]
+    letters = [*specials, "<unk>", "▁", *map(chr, range(32, 127)), "\n", "ou", "▁a"]
+    merges = [("o", "u"), ("▁", "a")]
+    pieces = Tokenizer(models.BPE({one: at for at, one in enumerate(letters)}, merges, unk_token="<unk>"))
+    if blank:
+        pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=blank, split=False)
+        pieces.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        pieces.decoder = decoders.Fuse()
+    pieces.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in specials])
+    frame = [*[BOS] * adds_bos, "$A", *[EOS] * adds_eos]
+    pieces.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[(BOS, 0), (EOS, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces, bos_token=BOS, eos_token=EOS, unk_token="<unk>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", [BARE, WITH_BOS])
+def test_a_conversation_has_one_bos_whoever_writes_it(template: str, adds_bos: bool):
+    tokenizer = make(template, adds_bos)
+    ids = chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")
+    expected = 1 if adds_bos or template == WITH_BOS else 0
+    assert ids.count(0) == expected
+    assert tokenizer.decode(ids) == BOS * expected + f"{USER}How are you today?{EOS}\n{ASSISTANT}{ANSWER}{EOS}\n"
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_plain_conversation_has_the_bos_of_its_tokenizer_and_no_eos(adds_bos: bool):
+    tokenizer = make(adds_bos=adds_bos, adds_eos=True)
+    ids = chat.encode_conversation(tokenizer, STORY, " there was", "plain")
+    assert tokenizer.decode(ids) == BOS * adds_bos + "Once upon a time there was"
+
+
+def test_a_text_that_brings_a_bos_does_not_get_another():
+    assert chat.one_bos(make(adds_bos=True), f"{BOS}{BOS}x")[:2] == chat.one_bos(make(adds_bos=True), "x")
+
+
+def test_tokenizers_that_frame_every_text_keep_their_frame():
+    tokenizer = make(adds_bos=True, adds_eos=True)
+    tokenizer.bos_token, tokenizer.cls_token, tokenizer.sep_token = None, BOS, EOS
+    assert tokenizer.decode(chat.encode_conversation(tokenizer, STORY, "!", "plain")) == f"{BOS}Once upon a time!{EOS}"
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", [BARE, WITH_BOS])
+def test_the_prompt_of_a_chat_is_what_its_template_writes(template: str, adds_bos: bool):
+    tokenizer = make(template, adds_bos)
+    spelled = tokenizer.decode(chat.encode_prompt(tokenizer, ASKED))
+    assert spelled == BOS * (template == WITH_BOS) + f"{USER}How are you today?{EOS}\n{ASSISTANT}"
+
+
+def test_a_plain_prompt_is_open_at_its_end():
+    tokenizer = make(adds_bos=True, adds_eos=True)
+    assert tokenizer.decode(chat.encode_prompt(tokenizer, STORY)) == f"{BOS}Once upon a time"
+
+
+@pytest.mark.parametrize("blank", [None, "first", "always"])
+def test_a_prompt_and_its_response_are_the_beginning_of_the_conversation(blank: str | None):
+    tokenizer = make(WITH_BOS, adds_bos=True, blank=blank)
+    ids = chat.encode_prompt(tokenizer, ASKED)
+    assert chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
+    if blank != "always":  # which writes a blank behind every special token, in the conversation as well
+        ids = ids + chat.encode_response(tokenizer, ASKED, ANSWER)
+        assert chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
+
+
+@pytest.mark.parametrize("blank", [None, "first", "always"])
+@pytest.mark.parametrize("text", [" a cat", "ly a cat", "\nA cat", "  two", "?"])
+def test_a_response_goes_on_where_the_prompt_stopped(blank: str | None, text: str):
+    tokenizer = make(blank=blank)
+    ids = chat.encode_prompt(tokenizer, STORY) + chat.encode_response(tokenizer, STORY, text)
+    assert tokenizer.decode(ids) == f"Once upon a time{text}{EOS}"
+
+
+def test_a_written_response_ends_as_the_template_says():
+    end = make().convert_tokens_to_ids(ASSISTANT)
+    tokenizer = make(TURNS.replace(EOS, ASSISTANT) + ASK)  # a turn's end that is not the EOS
+    ids = chat.encode_response(tokenizer, ASKED, ANSWER)
+    assert tokenizer.decode(ids) == f"{ANSWER}{ASSISTANT}"
+    assert ids[-1] == end
+
+
+def test_a_written_plain_response_ends_with_eos():
+    tokenizer = make()
+    ids = chat.encode_response(tokenizer, STORY, " there was")
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_generated_tokens_are_trained_as_they_are():
+    tokenizer = make()
+    spelled_otherwise = tokenizer.convert_tokens_to_ids(["y", "o", "u"])
+    assert tokenizer("you")["input_ids"] != spelled_otherwise
+    response = Response("you", [*spelled_otherwise, tokenizer.eos_token_id], None, "stop")
+    assert chat.trained_tokens(tokenizer, response) == response.token_ids
+
+
+def test_only_a_response_that_came_to_its_end_is_taught_to_end():
+    tokenizer = make()
+    ids = tokenizer("you")["input_ids"]
+    assert chat.trained_tokens(tokenizer, Response("you", ids, None, "length")) == ids
+    assert chat.trained_tokens(tokenizer, Response("you", ids, None, "marker")) == [*ids, tokenizer.eos_token_id]
+
+
+def test_a_missing_template_is_named():
+    with pytest.raises(UserError, match="has no chat template, but the prompt is a list of messages"):
+        chat.encode_prompt(make(None), ASKED)
+
+
+def test_a_template_that_refuses_a_conversation_says_what_and_why():
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + BARE
+    system = Prompt("p", messages=[{"role": "system", "content": "Be kind."}, *ASKED.messages])
+    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system turn"):
+        chat.encode_prompt(make(strict), system)
+
+
+def test_a_template_that_rewrites_the_question_when_it_is_answered_is_refused():
+    moody = "{% if not add_generation_prompt %}{{ 'answered: ' }}{% endif %}" + BARE
+    with pytest.raises(UserError, match="cannot be told apart"):
+        chat.encode_response(make(moody), ASKED, ANSWER)
+
+
+def test_a_prompt_of_the_wrong_kind_names_the_right_template():
+    with pytest.raises(UserError, match=r"plain text, but reward\.template is chat; use template: plain"):
+        chat.encode_conversation(make(), STORY, ANSWER, "chat")
+    with pytest.raises(UserError, match=r"has messages, but reward\.template is plain; use template: chat"):
+        chat.encode_conversation(make(), ASKED, ANSWER, "plain")
+
+
+def long_chat() -> Prompt:
+    """system, then three turns of the user with answers between them."""
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    said = ["Be kind.", "One?", "Yes.", "Two?", "No.", "Three?"]
+    return Prompt("p", messages=[{"role": role, "content": text} for role, text in zip(roles, said, strict=True)])
+
+
+@pytest.mark.parametrize(("cut", "gone"), [(0, 0), (1, 2), (20, 4), (1000, 4)])
+def test_a_chat_loses_whole_turns_but_never_system_the_last_question_or_the_answer(cut: int, gone: int):
+    tokenizer, prompt = make(WITH_BOS), long_chat()
+    whole = len(chat.encode_conversation(tokenizer, prompt, ANSWER, "chat"))
+    kept = chat.cut_conversation(tokenizer, prompt, ANSWER, "chat", whole - cut)
+    rest = Prompt("p", messages=prompt.messages[:1] + prompt.messages[1 + gone :])
+    assert kept == chat.encode_conversation(tokenizer, rest, ANSWER, "chat")
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("cut", [0, 1, 5, 100])
+def test_plain_text_loses_its_oldest_tokens_but_never_the_bos_or_the_response(cut: int, adds_bos: bool):
+    tokenizer = make(adds_bos=adds_bos)
+    whole = chat.encode_conversation(tokenizer, STORY, " there was", "plain")
+    kept = chat.cut_conversation(tokenizer, STORY, " there was", "plain", len(whole) - cut)
+    assert tokenizer.decode(kept) == BOS * adds_bos + "Once upon a time"[cut:] + " there was"
+
+
+def test_a_token_that_spells_prompt_and_response_is_not_cut():
+    tokenizer = make()
+    kept = chat.cut_conversation(tokenizer, Prompt("p", text="yo"), "u are", "plain", 1)
+    assert tokenizer.decode(kept) == "ou are"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the TinyStories model is not on this machine")
+def test_a_real_tokenizer_writes_one_bos_and_lets_a_response_go_on():
+    tokenizer = chat.load_tokenizer(str(REAL))
+    prompt, text = Prompt("p", text="Once upon"), " a time, there was a little girl."
+    ids = chat.encode_prompt(tokenizer, prompt)
+    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+    for response in (text, text.lstrip(), "", "\nThe end."):
+        whole = ids + chat.encode_response(tokenizer, prompt, response)
+        assert tokenizer.decode(whole, skip_special_tokens=True) == "Once upon" + response
+        assert whole[-1] == tokenizer.eos_token_id
+        read = chat.encode_conversation(tokenizer, prompt, response, "plain")
+        assert read.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.decode(read, skip_special_tokens=True) == "Once upon" + response
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="no tokenizer could be loaded"):
+        chat.load_tokenizer(str(tmp_path))

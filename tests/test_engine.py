@@ -1,0 +1,164 @@
+"""The laws of the vLLM generator, on the real engine with a tiny random policy; transformers on the other side.
+
+The policy ties its embeddings: vLLM's own reload is silently wrong for those on a CPU.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raft import probe, scratch
+from raft.errors import UserError
+from raft.generators import vllm
+from raft.generators.vllm import VLLM
+from raft.plugins import build
+from raft.probe import ProbeError
+from raft.records import Policy, Prompt
+
+pytestmark = pytest.mark.engine
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
+    "intermediate_size": 128, "max_position_embeddings": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+OPTIONS = VLLM(k=4, max_tokens=40)
+PROMPTS = [Prompt(id=f"p{n}", text=f"the {n} cats sat on {'a mat and ' * (n % 7)}") for n in range(24)]
+
+
+def policy(folder: Path, seed: int) -> Policy:
+    scratch.make(folder, (prompt.content for prompt in PROMPTS), CONFIG, 300, seed)
+    probe.make(folder, probe.first_texts(folder), folder / "probe.json")
+    return Policy(folder, folder / "probe.json")
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    yield policy(folder / "0", 0), policy(folder / "1", 1)
+    vllm.close()
+
+
+def answers(policy: Policy, prompts=PROMPTS, options: VLLM = OPTIONS, seed: int = 7):
+    return {group.prompt.id: group.responses for group in options.generate(policy, prompts, seed)}
+
+
+def test_a_response_is_bit_for_bit_the_same_in_any_batch(policies):
+    whole = answers(policies[0])
+    for some in (PROMPTS[::-1], PROMPTS[10:], PROMPTS[3:4]):
+        found = answers(policies[0], some)
+        assert found == {prompt.id: whole[prompt.id] for prompt in some}  # tokens and log-probabilities
+    fewer = answers(policies[0], PROMPTS[:6], replace(OPTIONS, k=2))
+    assert all(found == whole[prompt_id][:2] for prompt_id, found in fewer.items())
+
+
+def test_responses_differ_with_the_seed_the_prompt_and_k(policies):
+    some = answers(policies[0])
+    other = answers(policies[0], seed=8)
+    found = [one for group in (*some.values(), *other.values()) for one in group]
+    texts = [tuple(one.token_ids) for one in found if len(one.token_ids) > 5]
+    assert len(set(texts)) == len(texts)
+
+
+def test_log_probabilities_are_those_of_transformers(policies):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(policies[0].path)
+    tokenizer = AutoTokenizer.from_pretrained(policies[0].path)
+    for prompt_id, found in answers(policies[0], PROMPTS[:5], replace(OPTIONS, temperature=0.7)).items():
+        ids = tokenizer(next(p.text for p in PROMPTS if p.id == prompt_id))["input_ids"]
+        for response in found:
+            whole = torch.tensor([ids + response.token_ids])
+            logprobs = model(whole).logits[0].log_softmax(-1)
+            expected = [logprobs[len(ids) - 1 + at, token].item() for at, token in enumerate(response.token_ids)]
+            assert response.logprobs == pytest.approx(expected, abs=1e-4)  # before the temperature
+
+
+def test_a_new_policy_in_the_living_engine_answers_as_transformers_does(policies):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    greedy = replace(OPTIONS, k=1, temperature=0.0)
+    for held in (policies[1], policies[0], policies[1]):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(held.path), AutoTokenizer.from_pretrained(held.path)
+        for prompt_id, [response] in answers(held, PROMPTS[:6], greedy).items():
+            ids = tokenizer(next(p.text for p in PROMPTS if p.id == prompt_id), return_tensors="pt")["input_ids"]
+            expected = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
+            assert response.token_ids == expected
+
+
+def test_the_proof_fires_when_the_reload_is_left_out(policies, monkeypatch):
+    answers(policies[0], PROMPTS[:1])
+    with monkeypatch.context() as left_out:
+        left_out.setattr(vllm.Engine, "load", lambda engine, path: None)
+        with pytest.raises(ProbeError, match="does not hold the weights"):
+            answers(policies[1], PROMPTS[:1])
+    answers(policies[1], PROMPTS[:1])
+
+
+def test_the_proof_names_an_engine_that_still_holds_the_policy_before(policies, monkeypatch, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(policies[1].path, moved)
+    content = json.loads((moved / "probe.json").read_text())
+    content["before"] = json.loads(policies[0].probe.read_text())["logprobs"]
+    (moved / "probe.json").write_text(json.dumps(content))
+    answers(policies[0], PROMPTS[:1])
+    with monkeypatch.context() as left_out:
+        left_out.setattr(vllm.Engine, "load", lambda engine, path: None)
+        with pytest.raises(ProbeError, match="still holds the weights of the policy before"):
+            answers(Policy(moved, moved / "probe.json"), PROMPTS[:1])
+    answers(policies[1], PROMPTS[:1])
+
+
+def test_the_proof_fires_when_tied_embeddings_are_reloaded_as_vllm_does_by_itself(policies, monkeypatch):
+    answers(policies[0], PROMPTS[:1])
+
+    def only_vllm(engine, path):
+        engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(vllm.Engine, "load", only_vllm)
+        with pytest.raises(ProbeError, match="nats"):
+            answers(policies[1], PROMPTS[:1])
+    answers(policies[1], PROMPTS[:1])
+
+
+def test_a_limit_cuts_without_an_end_token_and_an_end_keeps_it(policies):
+    end = 1  # scratch's <|end|>
+    found = [one for group in answers(policies[0], PROMPTS, replace(OPTIONS, k=16)).values() for one in group]
+    cut = [one for one in found if one.finish_reason == "length"]
+    ended = [one for one in found if one.finish_reason == "stop"]
+    assert len(cut) + len(ended) == len(found) and cut and ended
+    assert all(len(one.token_ids) == 40 and end not in one.token_ids for one in cut)
+    assert all(one.token_ids.index(end) == len(one.token_ids) - 1 and "<|end|>" not in one.text for one in ended)
+
+
+def test_a_stop_text_ends_a_response_and_is_left_out_of_it(policies):
+    found = [one for group in answers(policies[0], options=replace(OPTIONS, stop=["a"])).values() for one in group]
+    assert all("a" not in one.text for one in found)
+    assert any(one.finish_reason == "stop" and len(one.token_ids) < 40 for one in found)
+
+
+def test_groups_come_out_before_all_prompts_have_been_read(policies):
+    read = []
+    many = (read.append(n) or Prompt(id=f"m{n}", text="cats") for n in range(400))
+    groups = replace(OPTIONS, max_tokens=4).generate(policies[0], many, 3)
+    next(groups)
+    assert len(read) < 200
+    assert len({group.prompt.id for group in groups}) == 399
+
+
+def test_a_prompt_that_does_not_fit_is_named_with_the_numbers(policies):
+    with pytest.raises(UserError, match=r"prompt long has \d+ tokens and generator.max_tokens is 40"):
+        answers(policies[0], [Prompt(id="long", text="cats " * 300)])
+    assert len(answers(policies[0], PROMPTS[:2])) == 2  # and the engine is as good as before
+
+
+def test_engine_options_are_checked_by_name():
+    faults: list = []
+    build(VLLM, {"engine": {"max_num_seq": 3, "seed": 1, "gpu_memory_utilization": 0.5}}, "generator", faults)
+    found = {fault.key: fault.message for fault in faults}
+    assert set(found) == {"generator.engine.max_num_seq", "generator.engine.seed"}
+    assert "did you mean max_num_seqs" in found["generator.engine.max_num_seq"]

@@ -1,0 +1,407 @@
+"""The laws of the Remote generator, against a real server on this machine that computes with a tiny real model.
+
+The server speaks vLLM's dialect of the protocol, or the plain one, and misbehaves when it is told to.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from test_generator_transformers import tiny_policy
+from transformers import AutoModelForCausalLM
+
+from raft.chat import encode_prompt, encode_response
+from raft.errors import Stopped, UserError
+from raft.generators.remote import Remote, pause, retry_after
+from raft.generators.transformers import Drawing, Transformers, load
+from raft.plugins import build
+from raft.records import Policy, Prompt
+from raft.seeds import derive
+
+PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y"])]
+CHAT = Prompt(id="chat", messages=[{"role": "user", "content": "hello"}])
+
+
+class TinyServer(ThreadingHTTPServer):
+    """Answers with the policy at `policy`; `faults` holds what to do instead, one for each coming request for text."""
+
+    daemon_threads = False  # closing waits for every request
+    request_queue_size = 64
+
+    def __init__(self, policy: Policy, owner: str = "vllm") -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.loaded, self.owner = load(policy.path, "float32", "cpu"), owner
+        self.faults: deque = deque()
+        self.requests: list[dict] = []
+        self.times: list[float] = []
+        self.headers: list[dict] = []
+        self.busy, self.most_busy, self.counting, self.computing = 0, 0, threading.Lock(), threading.Lock()
+        self.hold, self.closing = threading.Event(), False  # a request that hangs goes on when `hold` is set
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that goes away is part of these tests."""
+
+    def answer(self, path: str, asked: dict) -> dict:
+        chat = path.endswith("chat/completions")
+        tokenizer = self.loaded.tokenizer
+        source = asked["messages"] if chat else asked["prompt"]
+        ids = source if isinstance(source, list) and not chat else encode_prompt(
+            tokenizer, Prompt(id="", messages=source) if chat else Prompt(id="", text=source)
+        )
+        choice = {"index": 0, **(self.probe(ids) if asked.get("prompt_logprobs") is not None else {})}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop")
+        options = {name: asked[name] for name in names if name in asked and (name != "top_k" or asked[name])}
+        with self.computing:
+            drawing = Drawing(Transformers(k=1, **options), self.loaded, [asked.get("seed", 0)])
+            drawing.run([ids])
+        response = next(drawing.responses())
+        choice |= {"message": {"role": "assistant", "content": response.text}} if chat else {"text": response.text}
+        choice["finish_reason"] = response.finish_reason
+        if self.owner == "vllm" and asked.get("return_token_ids"):
+            choice["token_ids"] = response.token_ids
+            each = [{"token": "?", "logprob": logprob} for logprob in response.logprobs]
+            choice["logprobs"] = {"content": each} if chat else {"token_logprobs": response.logprobs}
+        return {"choices": [choice], "usage": {"prompt_tokens": len(ids)}}
+
+    def probe(self, ids: list[int]) -> dict:
+        rows = logprobs_of(self.loaded.model, ids)
+        table = [{str(token): {"logprob": row, "rank": 1}} for token, row in zip(ids[1:], rows, strict=True)]
+        return {"prompt_logprobs": [None, *table]}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: TinyServer
+
+    def log_message(self, *words) -> None:
+        """Silence."""
+
+    def do_GET(self) -> None:
+        models = [{"id": "tiny", "owned_by": self.server.owner}, {"id": "large", "owned_by": "x"}]
+        listed = self.server.owner != "nobody"
+        self.reply(200 if listed else 404, {"data": models} if listed else {"detail": "Not Found"})
+
+    def do_POST(self) -> None:
+        asked, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
+        with server.counting:
+            server.requests.append(asked)
+            server.times.append(time.monotonic())
+            server.headers.append(dict(self.headers))
+            fault = server.faults.popleft() if server.faults else None
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        try:
+            if fault is None or not fault(self):
+                self.reply(200, server.answer(self.path, asked))
+        finally:
+            with server.counting:
+                server.busy -= 1
+
+    def reply(self, status: int, body: object, **headers: str) -> bool:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+        return True
+
+
+def fail(status: int, message: str = "out of order", **headers: str):
+    return lambda handler: handler.reply(status, {"error": {"message": message}}, **headers)
+
+
+def malformed(handler: Handler) -> bool:
+    return handler.reply(200, b'{"choices": [')
+
+
+def cut(handler: Handler) -> bool:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    handler.close_connection = True
+    return True
+
+
+def hang(handler: Handler) -> bool:
+    handler.server.hold.wait(20)
+    return handler.server.closing
+
+
+def logprobs_of(model, ids: list[int]) -> list[float]:
+    """The log-probability of each token but the first, given those before it."""
+    with torch.no_grad():
+        table = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The server's threads compute one at a time; more threads inside each only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    policy = tiny_policy(tmp_path_factory.mktemp("policy"))
+    model, texts = AutoModelForCausalLM.from_pretrained(policy.path), [[5, 6, 7, 8], [40, 41, 42]]
+    policy.probe.write_text(json.dumps({"tokens": texts, "logprobs": [logprobs_of(model, ids) for ids in texts]}))
+    return policy
+
+
+@pytest.fixture
+def serve(policy):
+    """Starts servers, and stops them after the test."""
+    running = []
+
+    def start(owner: str = "vllm", policy: Policy = policy) -> TinyServer:
+        server = TinyServer(policy, owner)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return server
+
+    yield start
+    for server in running:
+        server.closing = True
+        server.hold.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def server(serve):
+    return serve()
+
+
+def remote(server: TinyServer, **options) -> Remote:
+    return Remote(**{"url": server.url, "model": "tiny", "k": 2, "max_tokens": 8, "api_key_env": "TINY_KEY", **options})
+
+
+def answers(generator, policy: Policy, prompts=PROMPTS, seed: int = 0) -> dict:
+    return {group.prompt.id: group.responses for group in generator.generate(policy, prompts, seed)}
+
+
+def text_requests(server: TinyServer) -> list[dict]:
+    return [asked for asked in server.requests if "prompt_logprobs" not in asked]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.1}])
+def test_remote_responses_equal_local_ones_token_for_token(server, policy, options):
+    prompts, options = [*PROMPTS, CHAT], {"k": 2, "max_tokens": 12, **options}
+    options["stop"] = [answers(Transformers(**options), policy, prompts[:1], seed=5)["p0"][0].text[4]]
+    far = answers(remote(server, **options), policy, prompts, seed=5)
+    near = answers(Transformers(block=1, **options), policy, prompts, seed=5)
+    assert far.keys() == near.keys()
+    for name, responses in near.items():
+        for here, there in zip(responses, far[name], strict=True):
+            assert replace(here, logprobs=None) == replace(there, logprobs=None)
+            assert there.logprobs == pytest.approx(here.logprobs, abs=1e-4)
+    assert {response.finish_reason for group in far.values() for response in group} == {"stop", "length"}
+
+
+def test_one_request_for_each_response_with_its_keyed_seed(server, policy):
+    answers(remote(server, k=3), policy, PROMPTS[:1], seed=7)
+    asked = text_requests(server)
+    assert sorted(one["seed"] for one in asked) == sorted(derive(7, "p0", k) for k in range(3))
+    assert all(0 <= one["seed"] < 2**63 and one["n"] == 1 for one in asked)
+
+
+def test_vllm_is_told_every_option_so_that_none_comes_from_the_model_folder(server, policy):
+    answers(remote(server, k=1), policy, PROMPTS[:1])
+    assert text_requests(server)[0].items() >= {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "logprobs": 0,
+    }.items()  # fmt: skip
+
+
+@pytest.mark.parametrize("owner", ["somebody", "nobody"])
+def test_a_server_that_is_not_vllm_is_asked_in_plain_words_and_its_text_is_encoded(serve, policy, owner):
+    server = serve(owner)
+    prompts = [*PROMPTS, CHAT]
+    far = answers(remote(server, max_tokens=12), policy, prompts)
+    near = answers(Transformers(k=2, max_tokens=12), policy, prompts)
+    tokenizer = server.loaded.tokenizer
+    for prompt in prompts:
+        for here, there in zip(near[prompt.id], far[prompt.id], strict=True):
+            assert (there.text, there.finish_reason, there.logprobs) == (here.text, here.finish_reason, None)
+            written = encode_response(tokenizer, prompt, here.text)
+            whole = tokenizer(here.text, add_special_tokens=False)["input_ids"]
+            assert there.token_ids == (written if here.finish_reason == "stop" else whole)
+    known = {"model", "n", "seed", "max_tokens", "temperature", "top_p"}
+    assert {frozenset(asked) - known for asked in server.requests} == {frozenset({"prompt"}), frozenset({"messages"})}
+
+
+def test_the_key_travels_in_the_header_alone(server, policy, monkeypatch):
+    answers(remote(server, k=1), policy, PROMPTS[:1])
+    assert "authorization" not in {name.lower() for name in server.headers[-1]}
+    monkeypatch.setenv("TINY_KEY", "secret-7")
+    generator = remote(server, k=1)
+    answers(generator, policy, PROMPTS[:1])
+    assert server.headers[-1]["Authorization"] == "Bearer secret-7"
+    assert "secret" not in repr(generator) + json.dumps(server.requests)
+
+
+def test_a_refusal_is_an_error_at_once_that_names_the_prompt_and_hides_the_key(server, policy, monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "secret-7")
+    generator = remote(server, k=1)
+    server.faults.extend([lambda handler: False] * 2)  # the probe's two texts
+    server.faults.append(fail(400, "prompt too long for key secret-7"))
+    with pytest.raises(UserError, match=r"prompt p0.*status 400.*too long for key") as caught:
+        answers(generator, policy, PROMPTS[:1])
+    assert "secret" not in str(caught.value) and len(text_requests(server)) == 1
+
+
+@pytest.mark.parametrize("faults", [[fail(500), fail(503)], [malformed], [cut], [fail(429)]])
+def test_a_passing_fault_is_overcome_and_changes_nothing(serve, policy, faults):
+    server = serve("somebody")
+    whole = answers(remote(server, k=1), policy, PROMPTS[:1])
+    server.faults.extend(faults)
+    assert answers(remote(server, k=1), policy, PROMPTS[:1]) == whole
+    assert len(server.requests) == 2 + len(faults)
+
+
+def test_the_server_is_given_the_time_it_asks_for(serve, policy):
+    server = serve("somebody")
+    server.faults.append(fail(429, Retry_After="1"))
+    answers(remote(server, k=1), policy, PROMPTS[:1])
+    assert server.times[1] - server.times[0] >= 1
+
+
+def test_pauses_grow_up_to_a_limit_and_differ():
+    assert all(0.25 <= pause(0) <= 0.5 and 15 <= pause(50) <= 30 for _ in range(20))
+    assert pause(3) != pause(3)
+
+
+def test_the_time_a_server_asks_for_is_read_as_seconds_or_as_a_date():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert retry_after({"Retry-After": "2.5"}) == 2.5
+    assert 27 < retry_after({"Retry-After": soon}) <= 30
+    assert [retry_after(headers) for headers in ({}, {"Retry-After": "soon"}, {"Retry-After": "-1"})] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("fault, words", [(fail(500), "status 500: out of order"), (hang, "ReadTimeout")])
+def test_after_the_last_attempt_the_error_says_what_to_do(serve, policy, fault, words):
+    server = serve("somebody")
+    server.faults.extend([fault] * 2)
+    with pytest.raises(UserError, match=f"prompt p0: no answer .* after 2 attempts, at last {words}.*run it again"):
+        answers(remote(server, k=1, retries=1, timeout=0.3), policy, PROMPTS[:1])
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_is_not_there_is_an_error_that_says_so(server, policy):
+    server.server_close()
+    with pytest.raises(UserError, match=r"no answer.*ConnectError.*see that the server runs"):
+        answers(remote(server, retries=0), policy)
+
+
+def test_a_server_with_other_weights_is_refused(serve, policy, tmp_path):
+    other = tiny_policy(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(other.path)
+    model.get_output_embeddings().weight.data.neg_()
+    model.save_pretrained(other.path)
+    wrong = serve(policy=other)
+    with pytest.raises(UserError, match=r"holds other weights than the policy.*--served-model-name tiny"):
+        answers(remote(wrong), policy)
+    assert not text_requests(wrong)
+    assert answers(remote(serve(), k=1), policy, PROMPTS[:1])
+
+
+def test_a_policy_without_a_probe_is_taken_on_trust(server, policy, tmp_path):
+    assert answers(remote(server, k=1), replace(policy, probe=tmp_path / "none.json"), PROMPTS[:1])
+
+
+def test_a_model_that_the_server_does_not_have_is_named_with_those_it_has(server, policy):
+    with pytest.raises(UserError, match=r"has no model 'tinny'; did you mean tiny.*allowed: large, tiny"):
+        answers(remote(server, model="tinny"), policy)
+
+
+def test_a_withheld_text_and_a_foreign_protocol_are_errors(serve, policy):
+    server = serve("somebody")
+    for body, words in [
+        ({"choices": [{"text": "", "finish_reason": "content_filter"}]}, "prompt p0: .*withholds"),
+        ({"choices": [{"text": None, "finish_reason": "stop"}]}, "prompt p0: .*withholds"),
+        ({"answer": "hello"}, "prompt p0: .*not OpenAI's protocol"),
+    ]:
+        server.faults.append(lambda handler, body=body: handler.reply(200, body))
+        with pytest.raises(UserError, match=words):
+            answers(remote(server, k=1), policy, PROMPTS[:1])
+
+
+def test_requests_and_prompts_under_way_are_bounded(server, policy):
+    read = []
+
+    def prompts():
+        for n in range(40):
+            read.append(n)
+            yield Prompt(id=str(n), text="hello")
+
+    done = 0
+    for _ in remote(server, k=3, max_tokens=2, concurrency=4).generate(policy, prompts(), 0):
+        done += 1
+        assert len(read) - done <= 4
+    assert done == 40 and 2 <= server.most_busy <= 4
+
+
+def test_a_slow_prompt_does_not_hold_the_others_back(serve, policy):
+    server = serve("somebody")
+    server.faults.append(hang)
+    groups = remote(server, k=1).generate(policy, PROMPTS, 0)
+    assert {next(groups).prompt.id for _ in range(3)} == {"p1", "p2", "p3"}
+    server.hold.set()
+    assert [group.prompt.id for group in groups] == ["p0"]
+
+
+def test_closing_the_groups_ends_everything_promptly(serve, policy):
+    server = serve("somebody")
+    server.faults.append(hang)
+    groups = remote(server, k=1).generate(policy, PROMPTS, 0)
+    next(groups)
+    start = time.monotonic()
+    groups.close()
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
+def test_a_signal_ends_everything_promptly(serve, policy, kind):
+    server = serve("somebody")
+    server.faults.extend([hang] * 4)
+
+    def stop(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler if kind is KeyboardInterrupt else stop)
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(kind):
+            answers(remote(server, k=1), policy)
+        assert time.monotonic() - start < 2
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_options_are_checked():
+    wrong = {"url": "localhost:8000", "model": "m", "concurrency": 0, "retries": -1, "timeout": 0.0, "k": 0}
+    faults = []
+    build(Remote, wrong, "generator", faults)
+    assert {fault.key for fault in faults} == {f"generator.{key}" for key in wrong if key != "model"}
+    for url in ("http://u:secret@host/v1", "http://host:port/v1", "ftp://host"):
+        faults.clear()
+        assert build(Remote, {"url": url, "model": "m"}, "generator", faults) is None
+        assert [fault.key for fault in faults] == ["generator.url"]
+        assert "secret" not in faults[0].message

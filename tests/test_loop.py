@@ -1,0 +1,185 @@
+"""The loop as a whole, small and real: transformers generates, a rule scores, and everything else is as it always is."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import worlds
+
+from raft.records import read
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    worlds.make_recipe(folder)
+    done = worlds.raft(folder, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_has_the_files_that_are_promised(finished):
+    run = finished / "outputs" / "tiny"
+    for name in (
+        "recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log "
+        "iterations/000/evaluation/responses.jsonl iterations/000/evaluation/scores.jsonl iterations/000/evaluation/gold.jsonl "
+        "iterations/000/metrics.json iterations/001/prompts.jsonl iterations/001/responses.jsonl iterations/001/scores.jsonl "
+        "iterations/001/selected.jsonl iterations/002/policy/model.safetensors iterations/002/policy/README.md "
+        "iterations/002/policy/probe.json iterations/002/policy.stamp.json iterations/002/evaluation/gold.jsonl"
+    ).split():
+        assert (run / name).exists(), name
+
+
+def test_the_rows_of_a_run_agree_with_each_other(finished):
+    run = finished / "outputs" / "tiny"
+    held_out = {row["id"] for row in read(run / "evaluation.jsonl")}
+    drawn = []
+    for iteration in ("001", "002"):
+        place = run / "iterations" / iteration
+        prompts, responses, scores, selected = (
+            list(read(place / f"{name}.jsonl")) for name in ("prompts", "responses", "scores", "selected")
+        )
+        ids = [row["id"] for row in prompts]
+        assert ids == [row["prompt_id"] for row in responses] == [row["prompt_id"] for row in scores]
+        assert len(ids) == 16 and not held_out & set(ids)
+        drawn += ids
+        for row, answered, scored in zip(selected, responses, scores, strict=True):
+            rewards = [one["reward"] for one in scored["scores"]]
+            assert row["index"] == rewards.index(max(rewards)) and row["reward"] == max(rewards)
+            assert row["response"] == answered["responses"][row["index"]]
+    assert len(set(drawn)) == 32  # no prompt twice before each came once
+
+
+def test_metrics_are_what_the_files_say(finished):
+    run = finished / "outputs" / "tiny"
+    rows = list(read(run / "metrics.jsonl"))
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    for number in (0, 1):
+        scores = [
+            [one["reward"] for one in row["scores"]] for row in read(run / "iterations" / f"{number + 1:03d}" / "scores.jsonl")
+        ]
+        assert rows[number]["reward/mean"] == pytest.approx(sum(map(sum, scores)) / 64)
+        assert rows[number]["reward/best_of_k"] == pytest.approx(sum(map(max, scores)) / 16)
+    assert "reward/mean" not in rows[2]
+    for row in rows:
+        place = run / "iterations" / f"{row['iteration']:03d}" / "evaluation"
+        for key, name in (("reward/eval", "scores"), ("gold/eval", "gold")):
+            rewards = [one["reward"] for line in read(place / f"{name}.jsonl") for one in line["scores"]]
+            assert row[key] == pytest.approx(sum(rewards) / len(rewards))
+
+
+def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
+    run = finished / "outputs" / "tiny"
+    before = {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
+    done = worlds.raft(finished, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
+
+
+def test_only_the_policies_that_keep_asks_for_stay_and_the_others_leave_their_stamps(finished):
+    run = finished / "outputs" / "tiny"
+    rows = list(read(run / "metrics.jsonl"))
+    best = max(rows, key=lambda row: row["reward/eval"])["iteration"]
+    for number in (0, 1, 2):
+        place = run / "iterations" / f"{number:03d}"
+        stamp = json.loads((place / "policy.stamp.json").read_text())
+        assert (place / "policy").exists() == (number in {0, 2, best}) == (not stamp.get("pruned"))
+
+
+def test_a_policy_loads_with_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = finished / "outputs" / "tiny" / "iterations" / "002" / "policy"
+    _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
+
+
+def test_a_finished_run_can_be_extended_and_equals_a_longer_one(finished, tmp_path):
+    worlds.make_recipe(tmp_path, iterations=3, keep="all")
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=1").returncode == 0
+    assert worlds.raft(tmp_path, "resume", "outputs/tiny", "iterations=3").returncode == 0
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "name=whole").returncode == 0
+    extended, whole = (worlds.fingerprint(tmp_path / "outputs" / name) for name in ("tiny", "whole"))
+    assert extended.keys() == whole.keys() and extended == whole
+
+
+def test_a_branch_shares_what_was_made_before_and_leaves_its_origin_alone(finished):
+    before = worlds.fingerprint(finished / "outputs" / "tiny")
+    done = worlds.raft(finished, "resume", "outputs/tiny", "--from-iteration", "1", "name=branch", "generator.temperature=0.5")
+    assert done.returncode == 0, done.stderr
+    branch = finished / "outputs" / "branch"
+    assert (branch / "iterations" / "000").is_symlink() and not (branch / "iterations" / "001").is_symlink()
+    assert worlds.fingerprint(finished / "outputs" / "tiny") == before
+    assert (branch / "iterations" / "001" / "prompts.jsonl").read_bytes() == before["iterations/001/prompts.jsonl"]
+    assert (branch / "iterations" / "001" / "responses.jsonl").read_bytes() != before["iterations/001/responses.jsonl"]
+    assert len(list(read(branch / "metrics.jsonl"))) == 3
+
+
+def test_another_recipe_does_not_enter_a_run(finished):
+    done = worlds.raft(finished, "run", "recipe.yaml", "generator.k=3")
+    assert done.returncode == 2 and "generator.k: was 4, is 3" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
+    worlds.make_recipe(tmp_path, iterations=50)
+    first = subprocess.Popen([sys.executable, "-m", "raft", "run", "recipe.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        while not (tmp_path / "outputs" / "tiny" / "pool.jsonl").exists():
+            time.sleep(0.1)
+            assert first.poll() is None
+        second = worlds.raft(tmp_path, "run", "recipe.yaml")
+        assert second.returncode == 2 and "at work in another process" in second.stderr
+        began = time.monotonic()
+        first.send_signal(signal.SIGTERM)
+        output = first.communicate(timeout=60)[1].decode()
+        assert time.monotonic() - began < 10 and first.returncode == 143 and "Go on with:" in output
+        assert "Traceback" not in output
+    finally:
+        first.kill()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": {"kind": "top-fraction", "fraction": 0.25}},
+        {"selection": {"kind": "softmax", "temperature": 0.1}},
+        {"selection": {"kind": "random", "drop": ["empty", "duplicate"]}},
+        {"selection": {"kind": "best-of-k", "kl": 0.05}},
+        {"start_from": "first"},
+        {"trainer": {"lora": {"r": 4}}},
+    ],
+    ids=lambda changes: "-".join(map(str, next(iter(changes.values())).values())) if isinstance(next(iter(changes.values())), dict) else "first",
+)  # fmt: skip
+def test_every_way_of_selecting_and_training_runs(tmp_path, changes):
+    worlds.make_recipe(tmp_path, **changes)
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    rows = list(read(tmp_path / "outputs" / "tiny" / "metrics.jsonl"))
+    assert len(rows) == 3
+
+
+def test_show_status_and_plot_read_a_run(finished):
+    show = worlds.raft(finished, "show", "outputs/tiny", "p003")
+    assert show.returncode == 0 and "the small hen 3" in show.stdout or "p003" in show.stdout
+    assert "before" not in show.stderr
+    status = worlds.raft(finished, "status", "outputs/tiny")
+    assert "iterations/002/policy" in status.stdout and "not running" in status.stdout
+    for ending in ("png", "svg", "pdf"):
+        assert worlds.raft(finished, "plot", "outputs/tiny", "outputs/tiny", "-o", f"curve.{ending}").returncode == 0
+        assert (finished / f"curve.{ending}").stat().st_size > 1000
+
+
+def test_raft_score_gives_the_scores_of_the_run_and_goes_on_where_it_was_cut(finished):
+    place = finished / "outputs" / "tiny" / "iterations" / "001"
+    arguments = ("score", "recipe.yaml", place / "responses.jsonl", "scores.jsonl", "--prompts", place / "prompts.jsonl")
+    assert worlds.raft(finished, *arguments).returncode == 0
+    assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()
+    (finished / "scores.jsonl").write_bytes((place / "scores.jsonl").read_bytes()[:-20])
+    assert worlds.raft(finished, *arguments).returncode == 0
+    assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()

@@ -1,0 +1,150 @@
+"""The figures against hand computation, enumeration of all outcomes, and textbook identities."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from raft import metrics
+
+NAN = math.nan
+REWARDS = np.array([[1.0, 2.0, 6.0], [4.0, NAN, 0.0], [NAN, NAN, NAN], [5.0, 5.0, NAN]])
+
+
+def enumerated(probabilities: list[float], rewards: list[float], n: int) -> np.ndarray:
+    """The distribution of the winner by walking through every outcome of n draws; the first of equals wins."""
+    wins = np.zeros(len(rewards))
+    for drawn in itertools.product(range(len(rewards)), repeat=n):
+        winner = max(drawn, key=lambda atom: rewards[atom])
+        wins[winner] += math.prod(probabilities[atom] for atom in drawn)
+    return wins
+
+
+def test_a_mean_counts_every_prompt_once_and_leaves_out_what_has_no_reward():
+    assert metrics.prompt_means(REWARDS) == pytest.approx([3.0, 2.0, NAN, 5.0], nan_ok=True)
+    assert metrics.mean_reward(REWARDS) == pytest.approx(10 / 3)
+
+
+def test_best_of_k_is_the_mean_of_the_best():
+    assert metrics.prompt_best(REWARDS) == pytest.approx([6.0, 4.0, NAN, 5.0], nan_ok=True)
+    assert metrics.best_of_k(REWARDS) == pytest.approx(5.0)
+
+
+def test_no_reward_at_all_has_no_mean():
+    nothing = np.full((2, 3), NAN)
+    assert math.isnan(metrics.mean_reward(nothing)) and math.isnan(metrics.best_of_k(nothing))
+
+
+def test_a_tie_needs_two_rewards_that_are_all_equal():
+    rows = np.array([[1.0, 1.0, 1.0], [2.0, NAN, 2.0], [3.0, NAN, NAN], [NAN, NAN, NAN], [1.0, 1.0, 1.5]])
+    assert metrics.tied(rows).tolist() == [True, True, False, False, False]
+
+
+def test_the_spread_is_the_standard_deviation_with_divisor_k_minus_1():
+    # around 3: 4 + 1 + 9 = 14 over 2; around 2: 4 + 4 = 8 over 1
+    assert metrics.spread(REWARDS) == pytest.approx([math.sqrt(7), math.sqrt(8), NAN, 0.0], nan_ok=True)
+    assert np.isnan(metrics.spread(np.array([[1.0], [2.0]]))).all()
+
+
+def test_reward_at_n_is_the_average_maximum_over_all_subsets():
+    row = [0.3, -1.0, 2.5, 2.5, 0.0, 7.0]
+    for n in range(1, 7):
+        subsets = [max(subset) for subset in itertools.combinations(row, n)]
+        assert metrics.reward_at_n(np.array(row), n) == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_reward_at_1_is_the_mean_and_reward_at_k_the_maximum():
+    row = np.array([[1.0, 2.0, 6.0]])
+    assert metrics.reward_at_n(row, 1) == pytest.approx([3.0])
+    assert metrics.reward_at_n(row, 3) == pytest.approx([6.0])
+
+
+def test_reward_at_n_uses_the_rewards_that_are_there_and_needs_n_of_them():
+    # of 1, 2, 6 the three pairs have maxima 2, 6, 6; of 4, 0 the one pair has 4
+    assert metrics.reward_at_n(REWARDS, 2) == pytest.approx([14 / 3, 4.0, NAN, 5.0], nan_ok=True)
+    assert metrics.reward_at_n(REWARDS, 3) == pytest.approx([6.0, NAN, NAN, NAN], nan_ok=True)
+
+
+def test_reward_at_n_is_unbiased():
+    probabilities, rewards = np.array([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 3.0])
+    drawn = rewards[np.random.default_rng(0).choice(3, p=probabilities, size=(40_000, 6))]
+    for n in (1, 3, 6):
+        values = metrics.reward_at_n(drawn, n)
+        exact = metrics.expected_best_of_n(probabilities, rewards, n)
+        assert abs(values.mean() - exact) < 4 * metrics.standard_error(values)
+
+
+def test_reward_at_n_survives_many_responses():
+    numbers = np.arange(1.0, 2001.0)
+    assert metrics.reward_at_n(numbers, 1000) == pytest.approx(1000 * 2001 / 1001)  # the mean maximum of n of 1..K
+
+
+@pytest.mark.parametrize("rewards", [[3.0, 1.0, 2.0, 0.0], [1.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0]])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_the_winner_of_n_draws_is_distributed_as_all_outcomes_say(rewards, n):
+    probabilities = [0.1, 0.2, 0.3, 0.4]
+    expected = enumerated(probabilities, rewards, n)
+    policy = np.array(probabilities), np.array(rewards)
+    assert metrics.best_of_n_distribution(*policy, n) == pytest.approx(expected)
+    assert metrics.expected_best_of_n(*policy, n) == pytest.approx(expected @ rewards)
+
+
+def test_a_response_of_probability_zero_never_wins():
+    won = metrics.best_of_n_distribution(np.array([0.0, 1.0, 0.0]), np.array([9.0, 1.0, 1.0]), 4)
+    assert won.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_kl_bound_has_the_known_values_and_holds():
+    known = {1: 0.0, 2: 0.193, 4: 0.636, 8: 1.204, 16: 1.835, 32: 2.497}
+    assert {n: round(metrics.kl_bound(n), 3) for n in known} == known
+    uniform = np.full(1000, 1e-3)
+    best = metrics.best_of_n_distribution(uniform, np.arange(1000.0), 8)
+    exact = float((best * np.log(best / uniform)).sum())
+    assert 1.19 < exact < metrics.kl_bound(8)
+
+
+def test_the_standard_error_is_of_the_mean_over_known_prompts():
+    assert metrics.standard_error(np.array([1.0, 3.0, NAN])) == pytest.approx(1.0)  # std sqrt(2) over sqrt(2)
+    assert math.isnan(metrics.standard_error(np.array([1.0, NAN])))
+
+
+def test_the_bootstrap_band_agrees_with_the_normal_one_on_many_prompts():
+    values = np.random.default_rng(1).normal(2.0, 1.0, 400)
+    low, high = metrics.bootstrap_band(np.append(values, NAN), np.random.default_rng(2), draws=4000)
+    reach = 1.96 * metrics.standard_error(values)
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.1 * reach)
+
+
+def test_the_bootstrap_band_is_keyed_widens_with_its_level_and_collapses_on_one_prompt():
+    values = np.arange(20.0)
+    narrow = metrics.bootstrap_band(values, np.random.default_rng(3), level=0.5)
+    wide = metrics.bootstrap_band(values, np.random.default_rng(3), level=0.95)
+    assert wide == metrics.bootstrap_band(values, np.random.default_rng(3))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    assert metrics.bootstrap_band(np.array([7.0]), np.random.default_rng(0)) == (7.0, 7.0)
+    assert all(map(math.isnan, metrics.bootstrap_band(np.array([NAN]), np.random.default_rng(0))))
+
+
+def test_the_figures_of_an_iteration_by_hand():
+    lengths = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
+    figures = metrics.collected(REWARDS, lengths, truncated=lengths > 9, empty=lengths == 1)
+    assert figures == pytest.approx(
+        {
+            "reward/mean": 10 / 3,
+            "reward/best_of_k": 5.0,
+            "reward/std_within": (math.sqrt(7) + math.sqrt(8)) / 3,
+            "reward/failed": 5 / 12,
+            "reward/tied": 1 / 4,
+            "response/tokens": 6.5,
+            "response/truncated": 3 / 12,
+            "response/empty": 1 / 12,
+        }
+    )
+
+
+def test_a_figure_without_a_measurement_is_left_out():
+    nothing, no = np.full((2, 1), NAN), np.zeros((2, 1), bool)
+    figures = metrics.collected(nothing, np.ones((2, 1)), no, no)
+    assert list(figures) == ["reward/failed", "reward/tied", "response/tokens", "response/truncated", "response/empty"]
+    assert figures["reward/failed"] == 1.0

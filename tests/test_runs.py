@@ -1,0 +1,172 @@
+"""The one verb: what is made once stays made, and nothing is ever overwritten by something else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from raft.errors import UserError
+from raft.plugins import source, speed
+from raft.runs import Output, Run, describe, metrics_rows, stamp_path
+
+
+@dataclass(frozen=True)
+class Doubling:
+    factor: int = 2
+    threads: int = speed(1)
+
+
+def multiply(section: Doubling, output: Output, count: int) -> None:
+    output.write({"n": number * section.factor} for number in range(count))
+
+
+def run(folder: Path) -> Run:
+    return Run(folder, seed=0)
+
+
+def test_an_artifact_is_made_once(tmp_path):
+    calls = []
+
+    def stage(section, output):
+        calls.append(1)
+        output.write([{"a": 1}])
+
+    first = run(tmp_path).once("a.jsonl", stage)
+    again = run(tmp_path).once("a.jsonl", stage)
+    assert calls == [1] and first.key == again.key and list(again.read()) == [{"a": 1}]
+
+
+def test_a_changed_option_or_input_is_refused_by_name_and_nothing_is_overwritten(tmp_path):
+    run(tmp_path).once("a.jsonl", multiply, Doubling(2), count=3)
+    before = (tmp_path / "a.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"section\.factor: was 2, is 3"):
+        run(tmp_path).once("a.jsonl", multiply, Doubling(3), count=3)
+    with pytest.raises(UserError, match=r"inputs\.count: was 3, is 4"):
+        run(tmp_path).once("a.jsonl", multiply, Doubling(2), count=4)
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+def test_an_option_that_changes_only_speed_changes_no_key(tmp_path):
+    made = run(tmp_path).once("a.jsonl", multiply, Doubling(2, threads=1), count=3)
+    assert run(tmp_path).once("a.jsonl", multiply, Doubling(2, threads=8), count=3).key == made.key
+    assert made.stamp["speed"] == {"threads": 1}
+
+
+def test_an_artifact_without_its_stamp_is_made_again(tmp_path):
+    run(tmp_path).once("a.jsonl", multiply, Doubling(), count=3)
+    stamp_path(tmp_path / "a.jsonl").unlink()
+    (tmp_path / "a.jsonl").write_text("half of it")
+    run(tmp_path).once("a.jsonl", multiply, Doubling(), count=3)
+    assert (tmp_path / "a.jsonl").read_text() == '{"n":0}\n{"n":2}\n{"n":4}\n'
+
+
+@pytest.mark.parametrize("fail_at", range(6))
+@pytest.mark.parametrize("torn", [0, 1, 7])
+def test_a_half_made_artifact_goes_on_at_its_last_whole_record(tmp_path, fail_at, torn):
+    made = []
+
+    def stage(section, output):
+        done = output.resume()
+        for number in range(5):
+            if len(made) == fail_at:
+                made.append(None)
+                raise RuntimeError("killed here")
+            if str(number) not in done:
+                made.append(number)
+                output.append({"prompt_id": str(number), "value": number})
+        output.gather(str(number) for number in range(5))
+
+    partial = tmp_path / "g.jsonl.partial"
+    if fail_at < 5:
+        with pytest.raises(RuntimeError):
+            run(tmp_path).once("g.jsonl", stage)
+        os.truncate(partial, max(partial.stat().st_size - torn, 0))
+    run(tmp_path).once("g.jsonl", stage)
+    assert [json.loads(line)["value"] for line in open(tmp_path / "g.jsonl")] == [0, 1, 2, 3, 4]
+    again = max(fail_at - (torn > 0), 0) if fail_at < 5 else 5  # only what was torn is made a second time
+    assert made == [*range(fail_at), None, *range(again, 5)] if fail_at < 5 else made == [0, 1, 2, 3, 4]
+    assert not partial.exists()
+
+
+def test_a_half_made_artifact_of_other_inputs_is_refused(tmp_path):
+    def stage(section, output, value):
+        output.resume()
+        output.append({"prompt_id": "0"})
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path).once("g.jsonl", stage, value=1)
+    with pytest.raises(UserError, match="half-made from other inputs"):
+        run(tmp_path).once("g.jsonl", stage, value=2)
+
+
+def test_a_killed_process_loses_no_appended_group(tmp_path):
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from raft.runs import Run
+        def stage(section, output):
+            done = output.resume()
+            for number in range(100):
+                if str(number) not in done:
+                    output.append({"prompt_id": str(number), "pid": os.getpid()})
+                if number == int(sys.argv[2]) and not done:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            output.gather(map(str, range(100)))
+        Run(Path(sys.argv[1]), seed=0).once("g.jsonl", stage)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path), "41"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), "41"], check=True)
+    pids = [json.loads(line)["pid"] for line in open(tmp_path / "g.jsonl")]
+    assert len(set(pids[:42])) == 1 and len(set(pids[42:])) == 1 and pids[0] != pids[99]
+
+
+def test_keys_see_the_content_of_a_file_and_not_its_name(tmp_path):
+    @dataclass(frozen=True)
+    class Reader:
+        path: str = source("file")
+
+    one, other, changed = tmp_path / "one.txt", tmp_path / "other.txt", tmp_path / "changed.txt"
+    for file, text in ((one, "x"), (other, "x"), (changed, "y")):
+        file.write_text(text)
+    assert describe(Reader(str(one))) == describe(Reader(str(other))) != describe(Reader(str(changed)))
+
+
+def test_drops_are_listed_once_however_often_a_stage_is_repeated(tmp_path):
+    def stage(section, output):
+        output.write([{"a": 1}])
+        output.drop("p7", None, "empty")
+        output.rows_in = 2
+
+    for _ in range(2):
+        run(tmp_path).once("a.jsonl", stage)
+        stamp_path(tmp_path / "a.jsonl").unlink()
+    rows = [json.loads(line) for line in open(tmp_path / "dropped.jsonl")]
+    assert rows == [{"prompt_id": "p7", "index": None, "stage": "stage", "reason": "empty"}]
+
+
+def test_a_stage_that_loses_a_row_in_silence_fails(tmp_path):
+    def stage(section, output):
+        output.write([{"a": 1}])
+        output.rows_in = 2
+
+    with pytest.raises(AssertionError, match="lost rows"):
+        run(tmp_path).once("a.jsonl", stage)
+
+
+def test_the_training_reward_of_a_policy_comes_from_the_folder_behind_it(tmp_path):
+    for number, policy, previous in ((0, {"reward/eval": 0.1}, {}), (1, {"reward/eval": 0.3}, {"reward/mean": 0.2})):
+        folder = tmp_path / "iterations" / f"{number:03d}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"policy": policy, "previous": previous}))
+    assert metrics_rows(tmp_path) == [
+        {"iteration": 0, "reward/eval": 0.1, "reward/mean": 0.2},
+        {"iteration": 1, "reward/eval": 0.3},
+    ]

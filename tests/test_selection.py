@@ -1,0 +1,262 @@
+"""Selections against picks made by hand, exact distributions, and the law that no group is lost in silence."""
+
+import math
+
+import numpy as np
+import pytest
+
+from raft import plugins
+from raft.records import Response
+from raft.selection import (
+    BestOfK,
+    BestVsWorst,
+    Picks,
+    RandomPick,
+    Selection,
+    Softmax,
+    Threshold,
+    TopFraction,
+    filtered,
+    shaped,
+    without_ties,
+)
+
+NAN = math.nan
+REWARDS = np.array(
+    [
+        [1.0, 3.0, 2.0],
+        [5.0, 5.0, 0.0],
+        [NAN, NAN, NAN],
+        [4.0, 4.0, 4.0],
+        [NAN, -1.0, NAN],
+        [NAN, 0.5, 0.0],
+    ]
+)
+SELECTIONS = [
+    BestOfK(),
+    TopFraction(fraction=0.2),
+    Threshold(minimum=2.0),
+    Softmax(temperature=0.7),
+    RandomPick(),
+    BestVsWorst(),
+]
+
+
+def picked(selection: Selection, rewards=REWARDS, seed: int = 0) -> Picks:
+    return selection.pick(np.array(rewards), np.random.default_rng(seed))
+
+
+def places(picks: Picks) -> list[tuple[int, int]]:
+    return list(zip(picks.prompts.tolist(), picks.responses.tolist(), strict=True))
+
+
+def response(text: str, finish_reason: str = "stop") -> Response:
+    return Response(text, [1], None, finish_reason)
+
+
+def test_best_of_k_takes_the_best_and_of_equals_the_lowest_index():
+    picks = picked(BestOfK())
+    assert places(picks) == [(0, 1), (1, 0), (3, 0), (4, 1), (5, 1)]
+    assert picks.weights.tolist() == [1.0] * 5 and picks.rejected is None
+    assert picks.reasons == {2: "no eligible response"}
+
+
+def test_top_fraction_ranks_the_whole_batch():
+    # 12 eligible, a quarter is 3: both 5s, then the first of the three 4s
+    picks = picked(TopFraction(fraction=0.25))
+    assert places(picks) == [(1, 0), (1, 1), (3, 0)]
+    assert picks.reasons[0] == "no response in the top fraction of the batch"
+    assert picks.reasons[2] == "no eligible response"
+
+
+def test_top_fraction_rounds_up_and_1_is_everything_eligible():
+    assert len(picked(TopFraction(fraction=0.26)).prompts) == 4
+    assert len(picked(TopFraction(fraction=1.0)).prompts) == 12
+
+
+@pytest.mark.parametrize("fraction, count", [(0.07, 7), (0.29, 29), (0.1, 10), (0.001, 1)])
+def test_top_fraction_counts_in_the_decimals_that_were_written(fraction, count):
+    assert len(picked(TopFraction(fraction=fraction), np.arange(100.0).reshape(25, 4)).prompts) == count
+
+
+def test_threshold_takes_every_reward_that_reaches_it():
+    picks = picked(Threshold(minimum=4.0))
+    assert places(picks) == [(1, 0), (1, 1), (3, 0), (3, 1), (3, 2)]
+    assert picks.reasons == {
+        0: "no reward reaches the threshold",
+        2: "no eligible response",
+        4: "no reward reaches the threshold",
+        5: "no reward reaches the threshold",
+    }
+
+
+def test_best_vs_worst_pairs_the_extremes_of_a_group():
+    picks = picked(BestVsWorst())
+    assert places(picks) == [(0, 1), (1, 0), (5, 1)]
+    assert picks.rejected.tolist() == [0, 2, 2]
+    assert picks.reasons == {
+        2: "no eligible response",
+        3: "the best response is no better than the worst",
+        4: "the best response is no better than the worst",
+    }
+
+
+def test_only_best_vs_worst_makes_pairs():
+    assert [selection.makes_pairs for selection in SELECTIONS] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("drop", [[], ["tied"]])
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: type(selection).__name__)
+def test_every_group_is_picked_from_or_has_a_reason(selection, drop):
+    rng = np.random.default_rng(5)
+    rewards = np.where(rng.random((500, 4)) < 0.5, NAN, rng.integers(0, 4, (500, 4)))
+    picks = picked(type(selection)(**{**vars(selection), "drop": drop}), rewards)
+    assert sorted({*picks.prompts.tolist(), *picks.reasons}) == list(range(500))
+    assert not set(picks.prompts.tolist()) & set(picks.reasons)
+    assert not np.isnan(rewards[picks.prompts, picks.responses]).any()
+    assert len(picks.prompts) == len(picks.responses) == len(picks.weights)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: type(selection).__name__)
+def test_an_empty_batch_and_a_batch_without_rewards_give_no_picks(selection):
+    assert picked(selection, np.empty((0, 4))).reasons == {}
+    nothing = picked(selection, np.full((2, 3), NAN))
+    assert places(nothing) == [] and nothing.reasons == {0: "no eligible response", 1: "no eligible response"}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: type(selection).__name__)
+def test_the_rewards_are_not_written_to(selection):
+    before = REWARDS.copy()
+    picked(selection)
+    assert np.array_equal(before, REWARDS, equal_nan=True)
+
+
+def test_tied_groups_are_dropped_whole_and_named():
+    picks = picked(BestOfK(drop=["tied"]))
+    assert places(picks) == [(0, 1), (1, 0), (4, 1), (5, 1)]
+    assert picks.reasons == {2: "no eligible response", 3: "tied"}
+
+
+def test_a_tied_group_takes_no_place_in_the_top_fraction():
+    # 9 eligible without the tied group, a third is 3: both 5s, then the 3
+    assert places(picked(TopFraction(fraction=0.33, drop=["tied"]))) == [(0, 1), (1, 0), (1, 1)]
+
+
+def test_a_tie_needs_two_eligible_rewards_all_equal():
+    rows = np.array([[1.0, NAN, 1.0], [1.0, NAN, NAN], [1.0, 2.0, 1.0]])
+    assert np.isnan(without_ties(rows)).all(axis=1).tolist() == [True, False, False]
+    assert np.array_equal(without_ties(rows)[1:], rows[1:], equal_nan=True)
+
+
+def test_softmax_draws_with_the_probabilities_of_the_softmax():
+    row, temperature, count = np.array([0.0, 1.0, NAN, 2.5]), 0.8, 40_000
+    picks = picked(Softmax(temperature=temperature), np.tile(row, (count, 1)))
+    odds = [math.exp(reward / temperature) for reward in (0.0, 1.0, 2.5)]
+    exact = np.array([odds[0], odds[1], 0.0, odds[2]]) / sum(odds)
+    observed = np.bincount(picks.responses, minlength=4) / count
+    assert (np.abs(observed - exact) <= 4 * np.sqrt(exact * (1 - exact) / count)).all()
+
+
+def test_random_pick_is_uniform_over_the_eligible():
+    count = 40_000
+    picks = picked(RandomPick(), np.tile([9.0, NAN, -9.0, 0.0], (count, 1)))
+    observed = np.bincount(picks.responses, minlength=4) / count
+    exact = np.array([1, 0, 1, 1]) / 3
+    assert (np.abs(observed - exact) <= 4 * np.sqrt(exact * (1 - exact) / count)).all()
+
+
+def test_softmax_is_stable_for_rewards_of_any_size():
+    extreme = np.array([[1e300, 0.0], [-1e6, -1e6 + 1], [0.0, 1e-300]])
+    assert places(picked(Softmax(temperature=1e-3), extreme))[:2] == [(0, 0), (1, 1)]
+    shifted = [places(picked(Softmax(), REWARDS + shift, seed=3)) for shift in (0.0, 4096.0)]
+    assert shifted[0] == shifted[1]
+
+
+def test_a_cold_softmax_is_the_best():
+    rewards = np.random.default_rng(1).normal(size=(200, 8))
+    assert places(picked(Softmax(temperature=1e-6), rewards)) == places(picked(BestOfK(), rewards))
+
+
+@pytest.mark.parametrize("selection", [Softmax(), RandomPick()], ids=["softmax", "random"])
+def test_a_draw_does_not_depend_on_other_groups(selection):
+    rewards = np.random.default_rng(2).normal(size=(50, 8))
+    others_gone = rewards.copy()
+    others_gone[:25] = NAN
+    assert places(picked(selection, rewards))[25:] == places(picked(selection, others_gone))
+    assert places(picked(selection, rewards))[:25] == places(picked(selection, rewards[:25]))
+
+
+@pytest.mark.parametrize("selection", [Softmax(), RandomPick()], ids=["softmax", "random"])
+def test_the_same_seed_draws_the_same_and_another_does_not(selection):
+    rewards = np.random.default_rng(2).normal(size=(50, 8))
+    assert places(picked(selection, rewards, seed=1)) == places(picked(selection, rewards, seed=1))
+    assert places(picked(selection, rewards, seed=1)) != places(picked(selection, rewards, seed=2))
+
+
+def test_filters_name_what_they_leave_out():
+    group = [response("a"), response(" \n"), response("b", "length"), response("a"), response("b"), response("a ")]
+    drop = ["truncated", "empty", "duplicate"]
+    assert filtered(group, drop) == [None, "empty", "truncated", "duplicate", None, None]
+    assert filtered(group, []) == [None] * 6
+    assert filtered(group, ["tied"]) == [None] * 6
+
+
+def test_a_duplicate_of_what_was_left_out_stays_and_only_named_filters_act():
+    group = [response("b", "length"), response("b"), response("b", "length")]
+    assert filtered(group, ["truncated", "duplicate"]) == ["truncated", None, "truncated"]
+    assert filtered(group, ["duplicate"]) == [None, "duplicate", "duplicate"]
+    assert filtered([response(""), response("")], ["duplicate"]) == [None, "duplicate"]
+
+
+def test_shaping_pays_for_the_distance_from_the_first_policy():
+    rewards = np.array([[1.0, 1.5, NAN]])
+    logprob, reference = np.array([[-2.0, -1.0, NAN]]), np.array([[-2.0, -4.0, -1.0]])
+    assert shaped(rewards, logprob, reference, 0.5) == pytest.approx(np.array([[1.0, 0.0, NAN]]), nan_ok=True)
+    assert places(picked(BestOfK(), shaped(rewards, logprob, reference, 0.5))) == [(0, 0)]
+    with pytest.raises(AssertionError, match="log-probabilities"):
+        shaped(rewards, np.full((1, 3), NAN), reference, 0.5)
+
+
+@pytest.mark.parametrize(
+    "options, key",
+    [
+        ({"kind": "best-of-k", "kl": -0.1}, "selection.kl"),
+        ({"kind": "best-of-k", "max_failed": 1.5}, "selection.max_failed"),
+        ({"kind": "best-of-k", "drop": ["long"]}, "selection.drop[0]"),
+        ({"kind": "top-fraction"}, "selection.fraction"),
+        ({"kind": "top-fraction", "fraction": 0.0}, "selection.fraction"),
+        ({"kind": "top-fraction", "fraction": 1.01}, "selection.fraction"),
+        ({"kind": "threshold", "minimum": NAN}, "selection.minimum"),
+        ({"kind": "softmax", "temperature": 0.0}, "selection.temperature"),
+        ({"kind": "softmax", "temperature": NAN}, "selection.temperature"),
+        ({"kind": "softmax", "max_failed": -1.0}, "selection.max_failed"),
+    ],
+)
+def test_a_wrong_option_is_named(options, key):
+    faults: list[plugins.Fault] = []
+    assert plugins.component("selection", options, "selection", faults) is None
+    assert [fault.key for fault in faults] == [key]
+
+
+@pytest.mark.parametrize(
+    "options, selection",
+    [
+        ({"kind": "best-of-k", "drop": ["truncated", "tied"], "kl": 0.1}, BestOfK(drop=["truncated", "tied"], kl=0.1)),
+        ({"kind": "top-fraction", "fraction": 1}, TopFraction(fraction=1.0)),
+        ({"kind": "threshold", "minimum": -3}, Threshold(minimum=-3.0)),
+        ({"kind": "softmax"}, Softmax(temperature=1.0)),
+        ({"kind": "random"}, RandomPick()),
+        ({"kind": "best-vs-worst"}, BestVsWorst()),
+    ],
+)
+def test_every_kind_is_built_from_its_options(options, selection):
+    faults: list[plugins.Fault] = []
+    assert plugins.component("selection", options, "selection", faults) == selection and not faults
+
+
+def test_a_hundred_thousand_groups_take_little_time():
+    rewards = np.random.default_rng(0).normal(size=(100_000, 16))
+    rewards[::7] = NAN
+    for selection in SELECTIONS:
+        picks = picked(selection, rewards)
+        assert len(set(picks.prompts.tolist())) + len(picks.reasons) == 100_000
