@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 from raft.records import Prompt, Response
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase; importing it here would make every command slow
@@ -21,6 +21,8 @@ def load_tokenizer(path: str) -> Tokenizer:
 
     try:
         return AutoTokenizer.from_pretrained(path)
+    except Stopped:
+        raise
     except Exception as fault:
         raise UserError(f"{path}: no tokenizer could be loaded ({fault}); a model folder needs one") from fault
 
@@ -34,6 +36,8 @@ def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: boo
         )
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+    except Stopped:
+        raise
     except Exception as fault:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(

@@ -1,8 +1,6 @@
 """What each command does; cli.py reads the arguments and turns faults into exit statuses."""
 
-import logging
 import os
-import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -92,26 +90,6 @@ def _start(loaded: Any) -> None:
     for one in [*loaded.needs, loaded]:
         preflight.check(one, fetch=True)
     loop.run(loaded, Narrator())
-
-
-def quieten(folder: Path) -> None:
-    """Sends what libraries log and warn into the run's logs/, so that the terminal shows the run."""
-    from raft.runs import log
-
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    handler = logging.FileHandler(log(folder), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
-    from transformers.utils import logging as theirs
-
-    theirs.disable_default_handler()
-    theirs.enable_propagation()
-    theirs.disable_progress_bar()
 
 
 def is_disk_full(fault: OSError) -> bool:

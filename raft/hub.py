@@ -4,15 +4,17 @@ Downloads go through huggingface_hub into its own cache, which is used as it sta
 Only weights, tokenizers and configurations are fetched: never Python files, never free pickles.
 """
 
+import errno
 import hashlib
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-OLD_WEIGHTS = "pytorch_model*.bin"  # transformers reads these as tensors alone; fetched only where there is nothing better
+OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where there is nothing better
 NESTED = "*/*"  # exports for other programs, original weights once more
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -22,13 +24,13 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def locate_model(name: str, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself if it is one, else the snapshot of a hub model, downloaded if need be.
 
-    `revision` is a branch, tag or commit of the hub model. UserError if there is no such model, or the hub cannot be reached.
+    `revision` is a branch, tag or commit of the hub model. UserError if there is none, or no way to it.
     """
     path = Path(name)
     if path.is_dir():
         return _with_config(path)
     if not NAME.fullmatch(name):
-        raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a model on the hub")
+        raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
     folder = _snapshot(name, revision, FILES, "model")
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
@@ -38,6 +40,32 @@ def locate_model(name: str, revision: str | None = None) -> Path:
 def dataset_commit(name: str, revision: str | None = None) -> str:
     """The commit that a branch or tag of a hub data set stands for now; without the hub, when it was last fetched."""
     return _snapshot(name, revision, ["README.md"], "dataset").name
+
+
+def dataset_identity(name: str, revision: str | None = None) -> str:
+    """What identifies the content of a data set, of the hub or a folder."""
+    return identity(Path(name)) if Path(name).is_dir() else f"commit:{dataset_commit(name, revision)}"
+
+
+def load_dataset(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
+    """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run."""
+    import datasets
+
+    commit = None if Path(name).is_dir() else dataset_commit(name, revision)
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=commit)
+    except Stopped:
+        raise
+    except Exception as fault:
+        if _is_full(fault):
+            raise
+        said = str(fault) if isinstance(fault, ValueError) else type(fault).__name__
+        raise UserError(f"data set {name}, config {config}, split {split}: cannot be loaded ({said})") from None
+    cached = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else None
+    if commit and cached and COMMIT.fullmatch(cached) and cached != commit:
+        # without the hub `datasets` takes the commit that was loaded last
+        raise UserError(f"data set {name}: the local cache holds commit {cached}, not {commit}; go on with a network")
+    return rows
 
 
 def identity(path: Path) -> str:
@@ -67,7 +95,7 @@ def _file_digest(path: Path) -> str:
     return _digest(path.absolute(), status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -75,35 +103,41 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
 
 def _with_config(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json, so it is no model folder; give the folder that save_pretrained wrote")
+        raise UserError(f"{folder} holds no config.json, so it is no model folder; give what save_pretrained wrote")
     return folder
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:
-    """The cached folder of one commit; its name is the commit. What the hub answers is told without its own words,
-
-    which may repeat an address with a secret in it.
-    """
+    """The folder of one commit, which is its name. The hub's own words are not passed on: they quote addresses."""
     from huggingface_hub import errors, snapshot_download
 
     wanted = f"{kind} {name}" + (f" at revision {revision}" if revision else "")
     local = f"give a {'model folder' if kind == 'model' else 'file or folder'} instead"
     try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=[NESTED]))
+        options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": [NESTED]}
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, **options))
+    except Stopped:
+        raise
     except errors.GatedRepoError:
-        raise UserError(f"{wanted} is gated: accept its terms on its page, set HF_TOKEN, and try again; or {local}") from None
+        raise UserError(f"{wanted} is gated: accept its terms on its page and set HF_TOKEN, or {local}") from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{wanted}: the hub has no such revision; give a branch, tag or commit that it has") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{wanted}: no such folder here, and the hub has none of that name that it would show you; "
+            f"{wanted}: no such folder here, and the hub shows none of that name; "
             f"check the spelling, set HF_TOKEN if it is private, or {local}"
         ) from None
-    except (OSError, errors.HfHubHTTPError, ValueError) as fault:
+    except Exception as fault:
+        if _is_full(fault):
+            raise
         raise UserError(
-            f"{wanted}: no such folder here, it is not in the local cache whole, and the hub could not be reached ({_why(fault)}); "
-            f"download it where there is a network (hf download {name}), or {local}"
+            f"{wanted}: no such folder here, not whole in the local cache, and the hub could not be reached "
+            f"({_why(fault)}); fetch it where there is a network (hf download {name} --repo-type {kind}), or {local}"
         ) from None
+
+
+def _is_full(fault: Exception) -> bool:
+    return getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _why(fault: Exception) -> str:

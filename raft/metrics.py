@@ -133,6 +133,12 @@ def collected(
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
+def evaluated(rewards: np.ndarray, name: str) -> dict[str, float]:
+    """The mean held-out reward [N, K] under `name`, and its standard error over prompts; what is not known is left out."""
+    figures = {name: mean_reward(rewards), f"{name}_se": standard_error(prompt_means(rewards))}
+    return {key: value for key, value in figures.items() if not math.isnan(value)}
+
+
 def _maximum_weights(k: int, n: int) -> np.ndarray:
     """C(i-1, n-1) / C(k, n) for i = 1..k, from each weight to the one below it: the binomials themselves overflow."""
     i = np.arange(k, n, -1)

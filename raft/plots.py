@@ -94,16 +94,23 @@ def reward_curves(runs: Sequence[tuple[str, Rows]], out: Path) -> None:
 
 def reward_figure(runs: Sequence[tuple[str, Rows]]) -> "Figure":
     """The figure that `reward_curves` saves with STYLE in force. UserError if a run has no reward yet."""
+    recipes = _recipes(runs)
+    if not recipes:
+        raise UserError("nothing to draw; name at least one run")
+    _refuse_blanks(runs, recipes)
+    return _one_recipe(*recipes[0]) if len(recipes) == 1 else _many_recipes(recipes)
+
+
+def _refuse_blanks(runs: Sequence[tuple[str, Rows]], recipes: list[tuple[str, list[Rows]]]) -> None:
     for name, rows in runs:
         if not any(row.get(key) is not None for row in rows for key in CURVES):
             raise UserError(
                 f"{name}: nothing to draw, its metrics.jsonl has no reward yet; "
                 "leave it out, or wait for its first iteration (raft status shows how far it is)"
             )
-    recipes = _recipes(runs)
-    if not recipes:
-        raise UserError("nothing to draw; name at least one run")
-    return _one_recipe(*recipes[0]) if len(recipes) == 1 else _many_recipes(recipes)
+    for name, seeds in recipes:
+        if not any(_curve(seeds, key) for key in CURVES):
+            raise UserError(f"{name}: nothing to draw, its seeds have no iteration in common; name one of them alone")
 
 
 def _recipes(runs: Sequence[tuple[str, Rows]]) -> list[tuple[str, list[Rows]]]:

@@ -24,6 +24,11 @@ TABLE = {
         "list": "raft.prompts:Inline",
         "mixture": "raft.prompts:Mixture",
     },
+    "examples": {
+        "file": "raft.examples:FileExamples",
+        "hub": "raft.examples:HubExamples",
+        "list": "raft.examples:InlineExamples",
+    },
     "generator": {
         "vllm": "raft.generators.vllm:VLLM",
         "transformers": "raft.generators.transformers:Transformers",

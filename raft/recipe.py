@@ -110,6 +110,8 @@ class FineTune(Job):
         yield from super().faults()
         if getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
+        if getattr(self.examples, "pairs", None) is not None:
+            yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ class TrainReward(Job):
         yield from super().faults()
         if not getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
+        if getattr(self.examples, "pairs", "given") is None:
+            yield "examples.pairs", "say where pairs come from; allowed: given (columns chosen and rejected), from_labels"
 
 
 JOBS: dict[str, type] = {"align": Align, "sft": FineTune, "reward-model": TrainReward}

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft import records
+from raft import logs, records
 from raft.errors import UserError
 from raft.progress import Progress
 from raft.recipe import FREE, Loaded, differences
@@ -183,6 +183,7 @@ class Place:
             Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"), stage=stage.__name__,
         )  # fmt: skip
         began = time.time()
+        logs.quieten()
         try:
             stage(section, output, **inputs)
         finally:
@@ -455,14 +456,3 @@ def is_disk_full(fault: OSError) -> bool:
 def stream_seed(output: Output, stream: str | None) -> int:
     """The seed of a stage's responses: its iteration's, or that of a named stream which every iteration shares."""
     return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
-
-
-def log(folder: Path) -> Path:
-    """The log of this launch; `logs/latest.log` points to it."""
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    file = logs / time.strftime("%Y%m%d-%H%M%S.log")
-    latest = logs / "latest.log"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(file.name)
-    return file

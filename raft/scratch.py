@@ -14,14 +14,20 @@ from raft.errors import UserError
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 BYTES = 256
 
 
 def make(
-    folder: Path, texts: Iterable[str], config: dict[str, Any], vocab_size: int, seed: int, chat_template: str | None = None
+    folder: Path,
+    texts: Iterable[str],
+    config: dict[str, Any],
+    vocab_size: int,
+    seed: int,
+    chat_template: str | None = None,
 ) -> None:
     """Writes a model folder: float32 safetensors, tokenizer, chat template, generation config.
 
@@ -41,7 +47,8 @@ def _tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str) -> Any
 
     markers = list(dict.fromkeys([BEGIN, END, PAD, *ROLES, *re.findall(r"<\|\w+\|>", chat_template)]))
     if vocab_size < BYTES + len(markers):
-        raise UserError(f"policy.vocab_size: {vocab_size} is too small; {BYTES} bytes and {len(markers)} markers need their places")
+        least = BYTES + len(markers)
+        raise UserError(f"policy.vocab_size: {vocab_size} is too small; the bytes and markers alone need {least}")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_pieces(texts, vocab_size, markers),
         bos_token=BEGIN,
@@ -73,7 +80,10 @@ def _pieces(texts: Iterable[str], vocab_size: int, markers: list[str]) -> Any:
 def _check_turns(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     if not tokenizer.apply_chat_template(turns, tokenize=False).rstrip().endswith(END):
-        raise UserError(f"the chat template does not end the assistant's turn with eos_token ({END}); write {{{{ eos_token }}}} there")
+        raise UserError(
+            "policy.chat_template: it does not end the assistant's turn with eos_token, so the policy would never "
+            "learn to stop; write {{ eos_token }} there"
+        )
 
 
 def _model(config: dict[str, Any], tokenizer: Any, seed: int) -> Any:
@@ -82,8 +92,8 @@ def _model(config: dict[str, Any], tokenizer: Any, seed: int) -> Any:
 
     if "vocab_size" in config:
         raise UserError("policy.config.vocab_size: the tokenizer decides it; give policy.vocab_size")
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    shape = AutoConfig.for_model(**config, **ends, vocab_size=len(tokenizer))
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    shape = AutoConfig.for_model(**config, **ids, vocab_size=len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)

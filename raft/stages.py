@@ -198,9 +198,14 @@ def select(
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
     for row, group in enumerate(records.groups(prompts.path, responses.path)):
-        for index, reason in enumerate(selections.filtered(group.responses, selection.drop)):
+        scored = np.flatnonzero(~np.isnan(rewards[row]))
+        for index in np.flatnonzero(np.isnan(rewards[row])):
+            output.drop(group.prompt.id, int(index), "no reward")
+        for index, reason in zip(
+            scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
+        ):
             if reason is not None:
-                output.drop(group.prompt.id, index, reason)
+                output.drop(group.prompt.id, int(index), reason)
                 eligible[row, index] = np.nan
     picks = selection.pick(eligible, np.random.default_rng(derive(output.seed, "select", output.iteration)))
     output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
@@ -222,23 +227,21 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     device.take(None)
 
 
-def measure(recipe_part: Any, output: Output, **made: Artifact | None) -> None:
+def measure(section: None, output: Output, **made: Artifact) -> None:
     """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
     policy: dict[str, float] = {}
-    if (trained := made.get("policy")) is not None and trained.stamp["measured"]:
-        policy.update(trained.stamp["measured"])
-    for name in ("eval", "gold"):
-        if (scores := made.get(name)) is not None:
-            policy.update(metrics.evaluated(rewards_of(scores)[0], name))
-    if (answers := made.get("answers")) is not None:
-        policy.update(metrics.lengths(_shape(answers), "eval"))
+    if "policy" in made:
+        policy.update(made["policy"].stamp["measured"])
+    if "eval" in made:
+        policy.update(metrics.evaluated(rewards_of(made["eval"])[0], "reward/eval"))
+        policy["eval/tokens"] = float(_shape(made["answers"])["token_counts"].mean())
+    if "gold" in made:
+        policy.update(metrics.evaluated(rewards_of(made["gold"])[0], "gold/eval"))
     previous: dict[str, float] = {}
-    if (scores := made.get("scores")) is not None and (responses := made.get("responses")) is not None:
-        previous = metrics.collected(rewards_of(scores)[0], **_shape(responses))
-        selected = made["selected"]
-        assert selected is not None
-        previous["selection/examples"] = selected.rows
-        previous["selection/dropped"] = selected.stamp["dropped"]
+    if "scores" in made:
+        previous = metrics.collected(rewards_of(made["scores"])[0], **_shape(made["responses"]))
+        previous["selection/examples"] = made["selected"].rows
+        previous["selection/dropped"] = made["selected"].stamp["dropped"]
     output.path.write_text(json.dumps({"policy": policy, "previous": previous}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -37,10 +37,10 @@ class Narrator:
 
     def opened(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
-        from raft.commands import quieten
+        from raft import logs
 
         self.run, self.recipe = run, loaded.recipe
-        quieten(run.folder)
+        logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
 
     def finished(self, it: Place) -> None:

@@ -26,12 +26,12 @@ PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a",
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, and three special ones; no padding token."""
-    alphabet = ["<eos>", "<end>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    """One token for each byte, an end token and a second one that is not called special; no padding token."""
+    alphabet = ["<eos>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     raw = Tokenizer(models.BPE(vocab={piece: at for at, piece in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["<eos>", "<end>", "<bos>"])
+    raw.add_special_tokens(["<eos>"])
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", chat_template=TEMPLATE)
 
 
@@ -55,6 +55,15 @@ def tiny_policy(folder, kind: str = "llama") -> Policy:
     tiny_model(kind, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Policy(folder, folder / "probe.json")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

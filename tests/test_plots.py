@@ -137,6 +137,11 @@ def test_a_run_without_rewards_is_named_with_the_way_out(empty):
         reward_figure([("early", rows()), ("late", empty)])
 
 
+def test_seeds_without_a_common_iteration_are_named():
+    with pytest.raises(UserError, match=r"a \(mean of 2 seeds\): .* no iteration in common"):
+        reward_figure([("b", rows()), ("a-s0", rows()[:1]), ("a-s1", rows()[2:])])
+
+
 def test_no_run_at_all_is_refused():
     with pytest.raises(UserError, match="at least one run"):
         reward_figure([])
@@ -150,13 +155,14 @@ def test_the_settings_of_matplotlib_stay_as_they_were(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_long_names_are_never_cut_off(tmp_path):
+def test_long_and_odd_names_are_shown_whole(tmp_path):
     from matplotlib import rc_context
 
     from raft.plots import STYLE
 
     with rc_context(STYLE):
-        figure = reward_figure([(f"a-rather-long-name-of-a-recipe-{letter}", rows()) for letter in "abcde"])
+        figure = reward_figure([(f"_costs-$-and-{60 * letter}", rows()) for letter in "abcde"])
         figure.savefig(tmp_path / "curve.png")
+        assert legend(figure)[0] == f"_costs-$-and-{60 * 'a'}"
         extent = figure.legends[0].get_window_extent()
     assert extent.x1 <= figure.bbox.x1 and extent.y1 <= figure.bbox.y1

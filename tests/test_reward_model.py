@@ -196,7 +196,7 @@ def test_a_conversation_longer_than_the_model_reads_is_an_error_too(llama: Path)
 
 def test_a_prompt_can_be_cut_and_the_cut_is_counted(llama: Path):
     given = [Group(Prompt("p", text="Once upon a time"), [Response(" there was", [], None, "stop")])]
-    (found,), = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
+    ((found,),) = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
     expected = llama_reward(llama, make_tokenizer()("on a time there was")["input_ids"])
     assert found.parts == {"cut_tokens": 7.0}
     assert found.reward == pytest.approx(expected, abs=1e-5)
@@ -204,7 +204,7 @@ def test_a_prompt_can_be_cut_and_the_cut_is_counted(llama: Path):
 
 def test_a_response_is_never_cut(llama: Path):
     given = [Group(Prompt("p", text="Once"), [Response("x" * 30, [], None, "stop")])]
-    (found,), = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
+    ((found,),) = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
     assert found == Score(None, error="31 tokens, more than reward.max_tokens")
 
 
@@ -212,7 +212,7 @@ def test_older_turns_go_first(llama: Path):
     turns = [("user", "x" * 40), ("assistant", "y"), ("user", "How are you?")]
     prompt = Prompt("p", messages=[{"role": role, "content": content} for role, content in turns])
     reward = RewardModel(model=str(llama), max_tokens=40, too_long="cut-prompt")
-    (found,), = reward.score([Group(prompt, [Response("Hi.", [], None, "stop")])])
+    ((found,),) = reward.score([Group(prompt, [Response("Hi.", [], None, "stop")])])
     assert found.parts == {"cut_tokens": 45.0}
     assert found.reward == rewards(reward, groups(["Hi."]))[0]
 
@@ -272,8 +272,9 @@ def test_one_logit_of_several_has_to_be_named(tmp_path: Path, llama: Path):
         load(llama, label=1)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path):
-    make_tokenizer().save_pretrained(tmp_path)
+def test_a_folder_without_weights_is_refused(tmp_path: Path):
+    save(tmp_path, "LlamaForSequenceClassification", **SIZE)
+    (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded as a reward model"):
         load(tmp_path)
 

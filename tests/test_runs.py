@@ -113,10 +113,11 @@ def test_a_killed_process_loses_no_appended_group(tmp_path):
         from raft.runs import Run
         def stage(section, output):
             done = output.resume()
+            fresh = not done
             for number in range(100):
                 if str(number) not in done:
                     output.append({"prompt_id": str(number), "pid": os.getpid()})
-                if number == int(sys.argv[2]) and not done:
+                if number == int(sys.argv[2]) and fresh:
                     os.kill(os.getpid(), signal.SIGKILL)
             output.gather(map(str, range(100)))
         Run(Path(sys.argv[1]), seed=0).once("g.jsonl", stage)

@@ -165,6 +165,17 @@ def test_random_pick_is_uniform_over_the_eligible():
     assert (np.abs(observed - exact) <= 4 * np.sqrt(exact * (1 - exact) / count)).all()
 
 
+@pytest.mark.parametrize("number, index", [(0.0, 1), (math.nextafter(1.0, 0.0), 3)])
+@pytest.mark.parametrize("selection", [Softmax(), RandomPick()], ids=["softmax", "random"])
+def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_eligible(selection, number, index):
+    class Constant:
+        def random(self, count: int) -> np.ndarray:
+            return np.full(count, number)
+
+    groups, indices = selection.chosen(np.array([[NAN, 0.3, -0.2, 0.1, NAN]]), Constant())
+    assert (groups.tolist(), indices.tolist()) == ([0], [index])
+
+
 def test_softmax_is_stable_for_rewards_of_any_size():
     extreme = np.array([[1e300, 0.0], [-1e6, -1e6 + 1], [0.0, 1e-300]])
     assert places(picked(Softmax(temperature=1e-3), extreme))[:2] == [(0, 0), (1, 1)]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from raft.chat import Tokenizer, continuation, encode_response, load_tokenizer
+from raft.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer
 from raft.errors import UserError
 from raft.generators.sampling import Sampling
 from raft.plugins import faults_of_range, speed, suggest
@@ -78,7 +78,7 @@ class Remote(Sampling):
         tokenizer = load_tokenizer(str(policy.path))
         key = os.environ.get(self.api_key_env, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=self.concurrency)
+        limits = httpx.Limits(max_connections=None)  # Server.slots is the bound: to wait there is no timeout
         async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=self.timeout, limits=limits) as client:
             server = Server(self, client, key)
             await server.meet(policy)
@@ -93,6 +93,8 @@ class Remote(Sampling):
                     yield group
 
     async def _answer(self, server: "Server", tokenizer: Tokenizer, prompt: Prompt, seed: int) -> Group:
+        self.check_room(prompt, encode_prompt(tokenizer, prompt), server.context)
+
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
             body = self._body(prompt, derive(seed, prompt.id, k), server.is_vllm)
@@ -124,6 +126,7 @@ class Server:
         self.options, self.client, self.key = options, client, key
         self.slots = asyncio.Semaphore(options.concurrency)
         self.is_vllm = False
+        self.context: int | None = None  # vLLM cuts what is longer without a word
 
     async def meet(self, policy: Policy) -> None:
         """Learns what the server is. UserError: it has no such model, or other weights than the policy."""
@@ -137,7 +140,8 @@ class Server:
                 f"generator.model: {self.options.url} has no model {self.options.model!r}; "
                 + suggest(self.options.model, list(cards))
             )
-        self.is_vllm = cards[self.options.model].get("owned_by") == "vllm"
+        card = cards[self.options.model]
+        self.is_vllm, self.context = card.get("owned_by") == "vllm", card.get("max_model_len")
         if self.is_vllm and policy.probe.exists():
             await self._prove(policy)
 

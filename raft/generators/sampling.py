@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raft.chat import Tokenizer, continuation
+from raft.errors import UserError
 from raft.plugins import faults_of_range
-from raft.records import Response
+from raft.records import Prompt, Response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,14 @@ class Sampling:
         for name in ("stop", "cut_at"):
             if "" in getattr(self, name):
                 yield name, "holds an empty text, which would match everywhere"
+
+    def check_room(self, prompt: Prompt, ids: Sequence[int], context: int | None) -> None:
+        """UserError where the prompt's tokens and `max_tokens` together exceed the context; None is no limit."""
+        if context is not None and len(ids) + self.max_tokens > context:
+            raise UserError(
+                f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
+                f"more than the {context} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
+            )
 
     def clean(self, response: Response, tokenizer: Tokenizer) -> Response:
         """The response as it is scored and trained: before the first marker, stripped if asked for.

@@ -89,12 +89,7 @@ class Transformers(Sampling):
         ids = encode_prompt(loaded.tokenizer, prompt)
         if not ids:
             raise UserError(f"prompt {prompt.id} has no tokens, so there is nothing to go on from; remove it")
-        limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and len(ids) + self.max_tokens > limit:
-            raise UserError(
-                f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
-                f"more than the {limit} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
-            )
+        self.check_room(prompt, ids, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None))
         return ids
 
 

@@ -128,29 +128,34 @@ class Engine:
         )  # fmt: skip
         self.llm = LLMEngine.from_engine_args(arguments)
         self.tokenizer = chat.load_tokenizer(str(policy.path))
-        self.held: Path | None = policy.path
-        self.proved: Path | None = None
+        self.held: Path | None = None
         self.asleep = False
         cache_config = self.llm.vllm_config.cache_config
         # No more responses at once than the cache holds in full: then none is ever thrown out and computed again.
         room = cache_config.num_gpu_blocks * cache_config.block_size // self.context
         self.window = max(1, min(self.llm.vllm_config.scheduler_config.max_num_seqs, room))
+        self.prove(policy)
 
     def hold(self, policy: Policy) -> None:
         """Makes the engine hold this policy, awake and proved."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        if self.held != policy.path:
-            self.held = self.proved = None
+        new = self.held != policy.path
+        if new:
+            self.held = None
             self.load(policy.path)
             self.llm.reset_prefix_cache()
-            self.held = policy.path
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
-        if self.proved != policy.path:
-            probe.check(policy.probe, self.likelihoods(probe.tokens(policy.probe)), TOLERANCE[self.dtype])
-            self.proved = policy.path
+        if new:
+            self.prove(policy)
+
+    def prove(self, policy: Policy) -> None:
+        """ProbeError unless the engine computes what the policy's probe says; only then it holds the policy."""
+        measured = self.likelihoods(probe.tokens(policy.probe))
+        probe.check(policy.probe, measured, TOLERANCE[self.dtype])
+        self.held = policy.path
 
     def load(self, path: Path) -> None:
         """New weights into the living engine."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raft import chat
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 from raft.plugins import faults_of_range, source
 from raft.records import Group, Prompt, Score
 
@@ -179,7 +179,7 @@ def _load(options: RewardModel, folder: Path, device: str) -> Any:
             folder, config=config, dtype=getattr(torch, dtype), attn_implementation=_attention(options, config),
             output_loading_info=True, trust_remote_code=options.remote_code, weights_only=True,
         )  # fmt: skip
-    except UserError:
+    except (Stopped, UserError):
         raise
     except Exception as fault:
         raise UserError(f"{options.model} cannot be loaded as a reward model: {fault}") from fault

@@ -2,7 +2,10 @@
 
     reward: {kind: rule, function: my_rules:polite, args: {strict: true}}
 
-    def polite(prompt, response, strict=False): ...   # prompt.meta holds references, response is the text
+    def polite(prompt, response, strict=False):
+        return float("please" in response)
+
+`prompt` is a raft.records.Prompt, whose `meta` holds references; `response` is the text.
 """
 
 import inspect

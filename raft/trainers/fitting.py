@@ -48,7 +48,10 @@ UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes."""
+    """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes.
+
+    On a CPU equal inputs give equal bytes; kernels of GPUs may add in no fixed order, unless args has full_determinism.
+    """
 
     takes_pairs: ClassVar[bool] = False
 
@@ -58,15 +61,15 @@ class Fitting:
     schedule: SCHEDULES = "linear"
     warmup: float = 0.0  # share of the steps
     weight_decay: float = 0.0
-    max_length: int = 2048
-    packing: bool = True
+    max_length: int = 2048  # in tokens; what is longer is dropped, never cut
+    packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
     tokens_per_forward: int = 8192  # in the key: how floats are summed depends on it
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
-    lora: dict | None = None
+    lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
     gradient_checkpointing: bool = plugins.speed(False)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    args: dict = field(default_factory=dict)
+    args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
@@ -130,6 +133,12 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def longest(options: Fitting, model: Any) -> tuple[int, str]:
+    """The most tokens that a text may have, and what says so."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
+    return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
+
+
 def lay(options: Fitting, texts: list[np.ndarray]) -> packing.Layout:
     """Texts as one input of the model."""
     return packing.pack(texts) if options.packing else packing.pad(texts)
@@ -191,8 +200,8 @@ def fit(
     """Trains the model in place and returns what each step measured: the sums of what its batches did."""
     import torch
 
-    trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
     uses_cache = model.config.use_cache
+    trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
     try:
         trainer.train()
     except torch.OutOfMemoryError as fault:

@@ -55,7 +55,7 @@ class BradleyTerry(Fitting):
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.adapt(self, _classifier(self, start, tokenizer, seed), "SEQ_CLS")
         texts = Texts(out)
-        for side in itertools.chain.from_iterable(self._encoded(tokenizer, examples, dropped)):
+        for side in itertools.chain.from_iterable(self._encoded(model, tokenizer, examples, dropped)):
             texts.append(side)
         if not len(texts):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
@@ -74,10 +74,8 @@ class BradleyTerry(Fitting):
         tokenizer = chat.load_tokenizer(str(model_folder))
         model = probe.load_model(model_folder, "SequenceClassification").to(fitting.device())
         skipped: list[str] = []
-        encoded = self._encoded(tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
-        margins = np.array(
-            list(itertools.chain.from_iterable(self._margins(model, some) for some in self._chunks(encoded)))
-        )
+        encoded = self._encoded(model, tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
+        margins = np.array(list(self._margins(model, encoded)))
         if not len(margins):
             why = "; ".join(skipped[:1]) or "none was given"
             raise UserError(f"there is no pair to evaluate with ({why}); raise trainer.max_length, or give other pairs")
@@ -89,16 +87,19 @@ class BradleyTerry(Fitting):
             "eval/dropped": len(skipped),
         }
 
-    def _chunks(self, pairs: Iterator[Sides]) -> Iterator[list[Sides]]:
+    def _margins(self, model: Any, pairs: Iterator[Sides]) -> Iterator[float]:
+        """r_chosen - r_rejected of all pairs, by steps, within a step in any order."""
+        proved = not self.packing
         while some := list(itertools.islice(pairs, self.batch_size)):
-            yield some
+            if not proved:
+                fitting.prove(self, model, list(some[0]), _hidden)
+                proved = True
+            for batch in self._batches(some):
+                with fitting.looking(self):
+                    yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
 
-    def _margins(self, model: Any, pairs: list[Sides]) -> Iterator[float]:
-        for batch in self._batches(pairs):
-            with fitting.looking(self):
-                yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
-
-    def _encoded(self, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
+    def _encoded(self, model: Any, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
+        limit, name = fitting.longest(self, model)
         for pair in pairs:
             chosen, rejected = (
                 np.array(chat.encode_conversation(tokenizer, pair.prompt, side.text, self.template), dtype=np.int32)
@@ -106,9 +107,8 @@ class BradleyTerry(Fitting):
             )
             if not min(len(chosen), len(rejected)):
                 dropped(pair.prompt_id, None, "a side of the pair has no tokens")
-            elif (longest := max(len(chosen), len(rejected))) > self.max_length:
-                reason = f"the longer side has {longest} tokens, more than trainer.max_length ({self.max_length})"
-                dropped(pair.prompt_id, None, reason)
+            elif (longer := max(len(chosen), len(rejected))) > limit:
+                dropped(pair.prompt_id, None, f"the longer side has {longer} tokens, more than {name} ({limit})")
             else:
                 yield chosen, rejected
 
@@ -138,9 +138,12 @@ def _comparison(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def _margin(model: Any, batch: Batch) -> Any:
-    """r_chosen - r_rejected for each pair, in float32."""
-    ends = _hidden(model, batch["inputs"])[batch["rows"], batch["last"]]
-    chosen, rejected = fitting.plain(model).score(ends)[:, 0].float().chunk(2)
+    """r_chosen - r_rejected for each pair; the head in float32, for bfloat16 cannot tell near rewards apart."""
+    import torch
+
+    ends = _hidden(model, batch["inputs"])[batch["rows"], batch["last"]].float()
+    with torch.autocast(ends.device.type, enabled=False):
+        chosen, rejected = fitting.plain(model).score(ends)[:, 0].chunk(2)
     return chosen - rejected
 
 

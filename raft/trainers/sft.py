@@ -43,7 +43,7 @@ class SFT(Fitting):
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.load(self, start, seed)
         corpus = Corpus(out)
-        corpus.read(tokenizer, examples, _limit(self, model), dropped)
+        corpus.read(tokenizer, examples, fitting.longest(self, model), dropped)
         texts = corpus.excerpts()
         before = probe.measure(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
@@ -157,12 +157,6 @@ class Corpus:
     def two(self) -> list[np.ndarray]:
         """Two texts, short, to prove with them that packed examples do not see each other."""
         return [self.texts[index][: probe.LENGTH] for index in (0, len(self) - 1)]
-
-
-def _limit(options: Fitting, model: Any) -> tuple[int, str]:
-    """The most tokens that an example may have, and what says so."""
-    positions = getattr(model.config, "max_position_embeddings", None) or options.max_length
-    return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 
 def _reasons(prompt: list[int], response: list[int], weight: float, limit: tuple[int, str]) -> Iterator[str]:

@@ -1,0 +1,34 @@
+"""What libraries log and warn goes into the run's logs/, so that the terminal shows the run."""
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+
+def begin(folder: Path) -> Path:
+    """Opens the log of this launch; `logs/latest.log` points to it."""
+    (folder / "logs").mkdir(exist_ok=True)
+    file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
+    latest = folder / "logs" / "latest.log"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(file.name)
+    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    return file
+
+
+def quieten() -> None:
+    """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
+    if not logging.getLogger().handlers:
+        return  # nobody has opened a log: raft is used as a library
+    from transformers.utils import logging as theirs
+
+    theirs.disable_default_handler()
+    theirs.enable_propagation()
+    theirs.disable_progress_bar()

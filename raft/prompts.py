@@ -1,0 +1,340 @@
+"""The `prompts:` section: which rows are prompts, and which of them an iteration draws.
+
+A row becomes a prompt, or a drop that says why not. The draw is without replacement: within each part of a mixture
+every prompt comes once before any comes twice, and any iteration's draw can be known without making those before it.
+"""
+
+import math
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from raft import plugins, records
+from raft.chat import Tokenizer, encode_prompt
+from raft.errors import UserError
+from raft.records import Drop, Prompt
+from raft.seeds import derive
+from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
+
+
+class Malformed(ValueError):
+    """A row that cannot become a record, and why; the others can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Source):
+    """How a row becomes a prompt.
+
+    Its text is the column `field`, of which `take` (a regular expression) takes out its first group, between
+    `prefix` and `suffix`; with `format: chat` that is one message of the user. Or it is the column `messages`, a list
+    of {role, content} that ends where the assistant is to speak. `system` goes before messages that have none.
+    """
+
+    field: str | None = "prompt"
+    messages: str | None = None
+    format: Literal["text", "chat"] = "text"
+    system: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    take: str | None = None
+    id: str = "id"
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Options that contradict each other."""
+        yield from super().faults()
+        if self.messages is not None and self.field not in (None, "prompt"):
+            yield "messages", f"give field ({self.field}) or messages ({self.messages}), not both"
+        if self.field is None or self.messages is not None:
+            for name in ("prefix", "suffix", "take"):
+                if getattr(self, name):
+                    yield name, "is for the text of a field; leave it out"
+        if self.system is not None and not self.is_chat:
+            yield "system", "is for a chat; give messages, or format: chat, or write it into prefix"
+        if self.take is not None:
+            yield from pattern_faults("take", self.take, r"a group around what to take, such as (?s)(.*\n\nAssistant:)")
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the prompts are messages."""
+        return self.messages is not None or self.format == "chat"
+
+    def columns(self) -> list[str]:
+        """The columns that every row has to have."""
+        return [name for name in (self.messages or self.field, self.id if self.id != "id" else None) if name]
+
+    def prompt(self, row: Row, prompt_id: str) -> Prompt:
+        """The prompt of a row. Malformed says why there is none."""
+        if self.messages is not None:
+            return Prompt(prompt_id, messages=self._with_system(turns(row, self.messages)))
+        text = self._framed(row)
+        if self.format == "chat":
+            return Prompt(prompt_id, messages=self._with_system([{"role": "user", "content": text}]))
+        return Prompt(prompt_id, text=text)
+
+    def _framed(self, row: Row) -> str:
+        if self.field is None:
+            return ""
+        taken = words(row, self.field)
+        if self.take is not None:
+            found = re.search(self.take, taken)
+            taken = (found and found[1]) or ""
+        if not taken.strip():
+            raise Malformed("empty" if self.take is None else "empty: take finds nothing")
+        return self.prefix + taken + self.suffix
+
+    def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        if self.system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Reading):
+    """The options of every kind.
+
+    `meta` names the columns that a rule reads from `prompt.meta`; without it they are all the others that can be
+    written as JSON, and what a column `meta` holds. `max_tokens` bounds a prompt as the policy reads it, template
+    included. `weight` is that of a part of a mixture.
+    """
+
+    field: str = "prompt"
+    meta: list[str] | None = None
+    per_iteration: int = 2048
+    max_tokens: int = 256
+    weight: float = 1.0
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Values out of range."""
+        yield from super().faults()
+        yield from plugins.faults_of_range(self, per_iteration=(1, math.inf), max_tokens=(1, math.inf))
+        if not 0 < self.weight < math.inf:
+            yield "weight", f"{self.weight!r} is out of range; it must be greater than 0"
+
+    def columns(self) -> list[str]:
+        return [*super().columns(), *(self.meta or [])]
+
+    def prompt(self, row: Row, prompt_id: str) -> Prompt:
+        read = super().prompt(row, prompt_id)
+        return Prompt(prompt_id, read.messages, read.text, self._meta(row))
+
+    def _meta(self, row: Row) -> dict[str, Any]:
+        if self.meta is None:
+            inner = row.get("meta")
+            flat = {**row, **inner} if isinstance(inner, dict) else row
+            own = {self.messages or self.field, self.id, *(["meta"] if flat is not row else [])}
+            return {name: value for name, value in flat.items() if name not in own and _is_json(value)}
+        kept = {name: row[name] for name in self.meta if name in row}
+        for name, value in kept.items():
+            if not _is_json(value):
+                raise Malformed(f"column {name} cannot be written as JSON")
+        return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(Prompts, FileRows):
+    """kind: file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Prompts, HubRows):
+    """kind: hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inline(Prompts, InlineRows):
+    """kind: list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
+
+    sources: Any = plugins.section("prompts")  # noqa: RUF009
+    per_iteration: int = 2048
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """What is no list of parts."""
+        yield from plugins.faults_of_range(self, per_iteration=(1, math.inf))
+        if not isinstance(self.sources, list) or not self.sources:
+            yield "sources", "expected a list of prompts sections, each with a weight:"
+            return
+        for index, part in enumerate(self.sources):
+            if not isinstance(part, Prompts):
+                yield f"sources[{index}].kind", "a part is a source of its own; list the parts of an inner mixture here"
+            elif part.per_iteration != Prompts.per_iteration:
+                yield f"sources[{index}].per_iteration", "is the mixture's to say; move it beside sources:"
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt that any part allows."""
+        return max(part.max_tokens for part in self.sources)
+
+    def parts(self) -> list[tuple[float, Any]]:
+        """The parts, each with its weight."""
+        return [(part.weight, part) for part in self.sources]
+
+
+def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | Drop]:
+    """Every row of a source, as a prompt or as a drop, the rows of each part in turn.
+
+    UserError if a part's first row lacks a column that it needs, or if two rows have the same id.
+    """
+    parts = source.parts()
+    for number, _, prompt_id, row in identified([part for _, part in parts]):
+        part = parts[number][1]
+        try:
+            prompt = part.prompt(row, prompt_id)
+            tokens = len(encode_prompt(tokenizer, prompt))
+        except Malformed as fault:
+            yield Drop(prompt_id, None, "collect", str(fault))
+            continue
+        if tokens > part.max_tokens:
+            yield Drop(prompt_id, None, "collect", f"{tokens} tokens, more than prompts.max_tokens: {part.max_tokens}")
+        else:
+            yield replace(prompt, source=number if len(parts) > 1 else None)
+
+
+def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
+    """The rows of each part in turn: the number of the part, the row's place, its id, the row.
+
+    A row without an id gets its number in all the rows, from 000000.
+    """
+    seen: dict[str, int] = {}
+    for count, (number, place, row) in enumerate(_rows(parts)):
+        row_id = _id(row.get(parts[number].id), place)
+        row_id = f"{count:06d}" if row_id is None else row_id
+        if row_id in seen:
+            first = next(islice(_rows(parts), seen[row_id], None))[1]
+            raise UserError(
+                f"{place}: its id {row_id!r} is also that of {first}; make them differ, or name another id:"
+            )
+        seen[row_id] = count
+        yield number, place, row_id, row
+
+
+def _rows(parts: Sequence[Reading]) -> Iterator[tuple[int, str, Row]]:
+    for number, part in enumerate(parts):
+        for count, (place, row) in enumerate(part.rows()):
+            missing = [name for name in part.columns() if name not in row] if count == 0 else []
+            if missing:
+                there = ", ".join(map(str, row)) or "none"
+                raise UserError(f"{place}: no column {', '.join(missing)}; columns: {there}")
+            yield number, place, row
+
+
+def _id(value: Any, place: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or not _is_json(value):
+        raise UserError(f"{place}: the id {value!r} is neither text nor a whole number; name another column with id:")
+    return str(value)
+
+
+def words(row: Row, column: str) -> str:
+    """The text in a column. Malformed if there is none."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = f"{column} is not text but {type(value).__name__}"
+        raise Malformed(found if column in row else f"no column {column}")
+    if not _is_json(value):
+        raise Malformed(f"{column} holds half a character (a lone surrogate)")
+    return value
+
+
+def turns(row: Row, column: str) -> list[dict[str, str]]:
+    """The messages in a column, which end where the assistant is to speak. Malformed if there are none."""
+    value = row.get(column)
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise Malformed(f"{column} is not a list of messages such as {{role: user, content: ...}}")
+    messages = [{name: words(one, name) for name in ("role", "content")} for one in value]
+    if messages[-1]["role"] == "assistant":
+        raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
+    if not messages[-1]["content"].strip():
+        raise Malformed("empty")
+    return messages
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(records.dump({"": value}))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def held_out_key(prompt: Prompt) -> str:
+    """A hash of what a prompt says, alike for prompts that differ only in case, white space or Unicode form."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt.content).casefold())
+    return blake2b(" ".join(folded.split()).encode(), digest_size=16).hexdigest()
+
+
+def draw(parts: Sequence[tuple[float, int]], per_iteration: int, seed: int, iteration: int) -> list[tuple[int, int]]:
+    """The prompts of an iteration, 1 being the first: pairs of a part and an index in it, no pair twice.
+
+    `parts` has the weight of each part and how many prompts it holds. UserError if one holds too few for an iteration.
+    """
+    weights = [Fraction(weight) for weight, _ in parts]
+    shares = [weight / sum(weights) for weight in weights]
+    history = allotted(shares, per_iteration, iteration)
+    drawn: list[tuple[int, int]] = []
+    for part, (_, count) in enumerate(parts):
+        totals = [row[part] for row in history]
+        _check_enough(part, shares[part], count, totals[-1] - totals[-2], per_iteration)
+        drawn += [(part, index) for index in _drawn(count, totals, seed, part).tolist()]
+    order = np.random.default_rng(derive(seed, "order", iteration)).permutation(len(drawn))
+    return [drawn[place] for place in order]
+
+
+def allotted(shares: Sequence[Fraction], per_iteration: int, iterations: int) -> list[list[int]]:
+    """How often each part has been drawn from after 0, 1, ... iterations, [iterations + 1, parts].
+
+    After i iterations a part is due share * per_iteration * i prompts, and has had that many rounded down or up.
+    Rounded up are those that will be due one more whole prompt the soonest: if every deadline can be kept at all,
+    then so (largest remainders would at times have to take a prompt back).
+    """
+    history = [[0] * len(shares)]
+    for iteration in range(1, iterations + 1):
+        due = [share * per_iteration * iteration for share in shares]
+        totals = [max(before, math.floor(now)) for before, now in zip(history[-1], due, strict=True)]
+        behind = [part for part, now in enumerate(due) if totals[part] < now]
+        behind.sort(key=lambda part: (totals[part] + 1) / shares[part])
+        for part in behind[: per_iteration * iteration - sum(totals)]:
+            totals[part] += 1
+        history.append(totals)
+    return history
+
+
+def _check_enough(part: int, share: Fraction, count: int, taken: int, per_iteration: int) -> None:
+    needed = max(taken, math.ceil(share * per_iteration))
+    if needed > count:
+        where = "" if share == 1 else f" from sources[{part}] of the mixture"
+        raise UserError(
+            f"prompts.per_iteration: {per_iteration} takes {needed} different prompts{where} in one iteration, "
+            f"but there are only {count}; lower it to {math.floor(count / share)} or less, or give more prompts"
+        )
+
+
+def _drawn(count: int, totals: list[int], seed: int, part: int) -> np.ndarray:
+    """What the last iteration draws from a part of `count` prompts, of which `totals` were drawn after each iteration.
+
+    There is pass after pass over the part, each in an order of its own. Where one begins inside an iteration, the
+    prompts which that iteration already has come last in it.
+    """
+    begin, end = totals[-2:]
+    passes = math.ceil(end / count)
+    before = last = np.empty(0, dtype=np.int64)
+    for number in range(passes):
+        before, order = last, np.random.default_rng(derive(seed, "draw", part, number)).permutation(count)
+        begun = totals[bisect_right(totals, number * count) - 1]  # the iteration in which the pass begins
+        again = np.isin(order, before[len(before) - (number * count - begun) :])
+        last = np.concatenate([order[~again], order[again]])
+    two = np.concatenate([before, last])
+    first = passes * count - len(two)
+    return two[begin - first : end - first]

@@ -1,0 +1,113 @@
+"""The probe: what it measures, and which weights it lets through."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from raft import probe, scratch
+from raft.errors import UserError
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+TOKENS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("policy")
+    scratch.make(made, probe.FIRST_TEXTS, LLAMA, 280, seed=3)
+    return made
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    probe.write(
+        tmp_path / "probe.json",
+        TOKENS,
+        [[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0]],
+        [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]],
+    )
+    return tmp_path / "probe.json"
+
+
+def test_a_probe_is_the_log_probability_of_each_token_but_the_first(folder, tmp_path):
+    probe.make(folder, TOKENS, tmp_path / "probe.json")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stored = json.loads((tmp_path / "probe.json").read_text())
+    assert stored["tokens"] == probe.tokens(tmp_path / "probe.json") == TOKENS
+    assert "before" not in stored
+    for ids, logprobs in zip(TOKENS, stored["logprobs"], strict=True):
+        assert len(logprobs) == len(ids) - 1
+        for place, found in enumerate(logprobs):  # each token from its own prefix alone
+            scores = model(torch.tensor([ids[: place + 1]])).logits[0, -1].double()
+            expected = scores[ids[place + 1]] - scores.exp().sum().log()
+            assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_measuring_leaves_the_model_in_the_mode_it_was_in(folder):
+    model = probe.load_model(folder)
+    assert not model.training
+    model.train()
+    probe.measure(model, TOKENS)
+    assert model.training
+
+
+def test_the_first_texts_are_short_and_more_than_one_token(folder):
+    texts = probe.first_texts(folder)
+    assert len(texts) == probe.COUNT
+    assert all(1 < len(ids) <= probe.LENGTH for ids in texts)
+
+
+def test_the_right_weights_pass_with_their_distance(path):
+    assert probe.check(path, [[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0]], 0.1) == 0
+    assert probe.check(path, [[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.06]], 0.1) == pytest.approx(0.06 / 6**0.5)
+
+
+def test_other_weights_are_refused(path):
+    with pytest.raises(probe.ProbeError, match="does not hold the weights"):
+        probe.check(path, [[-1.0, -2.0, 0.0], [-4.0], [-5.0, -6.0]], 0.5)
+
+
+def test_numbers_that_are_not_finite_are_refused(path):
+    for bad in (float("nan"), float("-inf")):
+        with pytest.raises(probe.ProbeError):
+            probe.check(path, [[-1.0, -2.0, -3.0], [bad], [-5.0, -6.0]], 1e9)
+
+
+def test_the_weights_of_the_policy_before_are_called_by_their_name_even_within_the_tolerance(path):
+    with pytest.raises(probe.ProbeError, match="still holds the weights of the policy before"):
+        probe.check(path, [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], 2.0)
+
+
+def test_an_update_too_small_to_tell_from_rounding_is_not_judged_by_the_policy_before(path):
+    assert probe.check(path, [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], 5.0) < 5
+
+
+def test_texts_of_other_lengths_are_refused(path):
+    with pytest.raises(probe.ProbeError, match="other lengths"):
+        probe.check(path, [[-1.0, -2.0], [-4.0], [-5.0, -6.0]], 1.0)
+
+
+def test_weights_without_finite_numbers_are_not_written(tmp_path):
+    with pytest.raises(UserError, match="not finite"):
+        probe.write(tmp_path / "probe.json", [[1, 2]], [[float("nan")]])
+    assert not (tmp_path / "probe.json").exists()
+
+
+def test_a_folder_without_a_model_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        probe.load_model(tmp_path)
+
+
+def test_soft_capping_is_never_left_to_a_kernel_that_ignores_it(tmp_path):
+    shape = {**LLAMA, "model_type": "gemma2", "head_dim": 32, "attn_logit_softcapping": 1.0}
+    scratch.make(tmp_path, probe.FIRST_TEXTS, shape, 280, seed=3)
+    assert probe.load_model(tmp_path).config._attn_implementation == "eager"

@@ -1,0 +1,367 @@
+"""Laws of raft.prompts: what of a row becomes a prompt, and what an iteration draws."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raft import plugins, prompts
+from raft.chat import encode_prompt, load_tokenizer
+from raft.errors import UserError
+from raft.prompts import File, Hub, Inline, Mixture, draw, held_out_key
+from raft.records import Drop, Prompt
+
+DATA = Path(__file__).parents[2] / "shared/data"
+MESSAGES = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Why?"},
+]
+
+NO_MESSAGES = "messages is not a list of messages such as {role: user, content: ...}"
+NOTHING_LEFT = "messages ends with the assistant's own words, so there is nothing left to say"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """One token for each character, a BOS before a text and an EOS after it, and a template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<s>", "</s>", "<unk>", *map(chr, range(32, 127)), "\n"]
+    pieces = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    pieces.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in letters[:2]])
+    pieces.decoder = decoders.Fuse()
+    frame = [("<s>", 0), ("</s>", 1)]
+    pieces.post_processor = processors.TemplateProcessing(single=["<s>", "$A", "</s>"], special_tokens=frame)
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+def read(source: Any, tokenizer: Any) -> tuple[list[Prompt], list[Drop]]:
+    found = list(prompts.read(source, tokenizer))
+    assert all(isinstance(one, Prompt | Drop) for one in found)
+    return [one for one in found if isinstance(one, Prompt)], [one for one in found if isinstance(one, Drop)]
+
+
+def only(tokenizer: Any, row: Any, **options: Any) -> Prompt:
+    """The prompt of one row."""
+    kept, dropped = read(Inline(items=[row], **options), tokenizer)
+    assert len(kept) == 1 and not dropped, dropped
+    return kept[0]
+
+
+def reason(tokenizer: Any, row: Any, **options: Any) -> str:
+    """Why one row is dropped; the one before it is good."""
+    good = {"prompt": "good", "messages": MESSAGES, **dict.fromkeys(options.get("meta") or [])}
+    kept, dropped = read(Inline(items=[good, row], **options), tokenizer)
+    assert len(kept) == len(dropped) == 1
+    assert (dropped[0].prompt_id, dropped[0].index, dropped[0].stage) == ("000001", None, "collect")
+    return dropped[0].reason
+
+
+def fault_keys(**options: Any) -> list[str]:
+    faults: list[plugins.Fault] = []
+    plugins.component("prompts", options, "prompts", faults)
+    return [fault.key for fault in faults]
+
+
+def test_a_text_is_a_prompt_and_the_other_columns_are_its_meta(tokenizer: Any):
+    row = {"id": 7, "prompt": "Why?", "answer": 42, "tags": ["a"], "seen": float("nan"), "when": object()}
+    assert only(tokenizer, row) == Prompt("7", text="Why?", meta={"answer": 42, "tags": ["a"]})
+    assert only(tokenizer, row, meta=["answer"]).meta == {"answer": 42}
+    assert only(tokenizer, row, meta=[]).meta == {}
+
+
+def test_a_prompt_that_a_run_wrote_is_read_as_it_was(tokenizer: Any, tmp_path: Path):
+    written = Prompt("x", text="Why?", meta={"answer": 42, "nested": {"a": [1]}})
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(written.row()))
+    assert read(File(path=str(tmp_path / "prompts.jsonl"), field="text"), tokenizer)[0] == [written]
+
+
+def test_rows_without_ids_are_numbered(tokenizer: Any):
+    kept, dropped = read(Inline(items=["a", "", {"prompt": "c", "id": "x"}, "d"]), tokenizer)
+    assert [one.id for one in kept] == ["000000", "x", "000003"] and dropped[0].prompt_id == "000001"
+
+
+def test_prefix_and_suffix_surround_what_take_takes_out(tokenizer: Any):
+    row = {"prompt": "Q: one A: two Q: three A: four"}
+    assert only(tokenizer, row, take="(.*A:)", prefix="[", suffix=" ").text == "[Q: one A: two Q: three A: "
+    assert reason(tokenizer, "x", take="(good)") == "empty: take finds nothing"
+    dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
+    assert only(tokenizer, dialogue, take=r"(?s)(.*\n\nAssistant:)").text == dialogue[:-2]
+
+
+def test_a_chat_is_one_message_of_the_user_behind_that_of_the_system(tokenizer: Any):
+    user = {"role": "user", "content": "<Hi>"}
+    assert only(tokenizer, "Hi", format="chat", prefix="<", suffix=">").messages == [user]
+    chat = only(tokenizer, "Hi", format="chat", prefix="<", suffix=">", system="Be kind.")
+    assert chat.messages == [{"role": "system", "content": "Be kind."}, user] and chat.text is None
+
+
+def test_messages_are_taken_as_they_are_and_a_system_message_of_their_own_stays(tokenizer: Any):
+    assert only(tokenizer, {"messages": MESSAGES}, messages="messages").messages == MESSAGES
+    system, own = ({"role": "system", "content": words} for words in ("Be kind.", "Be brief."))
+    assert only(tokenizer, {"m": MESSAGES}, messages="m", system="Be kind.").messages == [system, *MESSAGES]
+    assert only(tokenizer, {"m": [own, *MESSAGES]}, messages="m", system="Be kind.").messages == [own, *MESSAGES]
+
+
+@pytest.mark.parametrize(
+    "row, options, why",
+    [
+        ("", {}, "empty"),
+        (" \n\t", {"prefix": "x"}, "empty"),
+        ({"prompt": None}, {}, "prompt is not text but NoneType"),
+        ({"prompt": ["x"]}, {}, "prompt is not text but list"),
+        ({"other": "x"}, {}, "no column prompt"),
+        ("half \ud83d", {}, "prompt holds half a character (a lone surrogate)"),
+        ({"messages": "x"}, {"messages": "messages"}, NO_MESSAGES),
+        ({"messages": []}, {"messages": "messages"}, NO_MESSAGES),
+        ({"messages": MESSAGES[:2]}, {"messages": "messages"}, NOTHING_LEFT),
+        ({"messages": [{"role": "user"}]}, {"messages": "messages"}, "no column content"),
+        ({"messages": [{"role": "user", "content": " "}]}, {"messages": "messages"}, "empty"),
+        ({"prompt": "x", "when": object()}, {"meta": ["when"]}, "column when cannot be written as JSON"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_prompt_is_dropped_with_the_reason(tokenizer: Any, row: Any, options: dict, why: str):
+    assert reason(tokenizer, row, **options) == why
+
+
+@pytest.mark.parametrize("options, frame", [({}, 1), ({"format": "chat"}, len("[user][assistant]"))])
+def test_the_longest_prompt_is_max_tokens_as_the_policy_reads_it(tokenizer: Any, options: dict, frame: int):
+    for length, kept in ((4, True), (5, False)):
+        source = Inline(items=["x" * length], max_tokens=4 + frame, **options)
+        found, dropped = read(source, tokenizer)
+        assert bool(found) == kept
+        if kept:
+            assert len(encode_prompt(tokenizer, found[0])) == 4 + frame
+        else:
+            assert dropped[0].reason == f"{5 + frame} tokens, more than prompts.max_tokens: {4 + frame}"
+
+
+@pytest.mark.parametrize(
+    "options, column",
+    [({}, "prompt"), ({"messages": "talk"}, "talk"), ({"id": "key"}, "key"), ({"meta": ["gold"]}, "gold")],
+)
+def test_a_column_missing_from_the_first_row_is_the_users_fault(tokenizer: Any, options: dict, column: str):
+    row = {name: "x" for name in ("question", "prompt") if name != column}
+    with pytest.raises(UserError, match=rf"items\[0\]: no column {column}; columns: question"):
+        read(Inline(items=[row], **options), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "items", [["a", {"prompt": "b", "id": "000000"}], [{"prompt": "", "id": 5}, {"prompt": "b", "id": "5"}]]
+)
+def test_two_rows_of_one_id_are_the_users_fault_and_both_are_named(tokenizer: Any, items: list):
+    with pytest.raises(UserError, match=r"items\[1\]: its id '\w+' is also that of items\[0\]"):
+        read(Inline(items=items), tokenizer)
+
+
+def test_the_same_id_in_two_parts_is_found_too(tokenizer: Any, tmp_path: Path):
+    part = Inline(items=["x", {"prompt": "a", "id": "q"}])
+    (tmp_path / "more.jsonl").write_text('{"prompt": "y"}\n{"prompt": "a", "id": "q"}\n')
+    with pytest.raises(UserError, match=r"more\.jsonl:2: its id 'q' is also that of items\[1\]"):
+        read(Mixture(sources=[part, File(path=str(tmp_path / "more.jsonl"))]), tokenizer)
+
+
+@pytest.mark.parametrize("value", [True, 1.5, ["x"], "\ud83d"])
+def test_an_id_is_text_or_a_whole_number(tokenizer: Any, value: Any):
+    with pytest.raises(UserError, match=r"items\[0\]: the id .* is neither text nor a whole number"):
+        read(Inline(items=[{"prompt": "x", "id": value}]), tokenizer)
+
+
+def test_each_prompt_of_a_mixture_knows_its_part_and_is_read_as_the_part_says(tokenizer: Any):
+    parts = [Inline(items=["a", "b"], weight=3.0), Inline(items=[{"q": "c"}], field="q", format="chat", max_tokens=512)]
+    mixture = Mixture(sources=parts, per_iteration=2)
+    kept, _ = read(mixture, tokenizer)
+    assert [(one.id, one.source, one.content) for one in kept] == [
+        ("000000", 0, "a"),
+        ("000001", 0, "b"),
+        ("000002", 1, "c"),
+    ]
+    assert kept[2].messages and [weight for weight, _ in mixture.parts()] == [3.0, 1.0] and mixture.max_tokens == 512
+    assert [one.source for one in read(Mixture(sources=parts[:1]), tokenizer)[0]] == [None, None]
+
+
+def test_every_kind_is_built_from_its_options():
+    part = {"kind": "list", "items": ["a"], "weight": 2}
+    for options, made in [
+        ({"kind": "file", "path": "a.jsonl", "max_tokens": 9}, File(path="a.jsonl", max_tokens=9)),
+        ({"kind": "hub", "dataset": "owner/rows", "split": "test"}, Hub(dataset="owner/rows", split="test")),
+        (part, Inline(items=["a"], weight=2.0)),
+        ({"kind": "mixture", "sources": [part, part]}, Mixture(sources=[Inline(items=["a"], weight=2.0)] * 2)),
+    ]:
+        faults: list[plugins.Fault] = []
+        assert plugins.component("prompts", options, "prompts", faults) == made and not faults
+
+
+@pytest.mark.parametrize(
+    "options, key",
+    [
+        ({"field": "q", "messages": "m"}, "messages"),
+        ({"messages": "m", "prefix": "x"}, "prefix"),
+        ({"messages": "m", "take": "(x)"}, "take"),
+        ({"system": "x"}, "system"),
+        ({"take": "x"}, "take"),
+        ({"take": "(x"}, "take"),
+        ({"field": None}, "field"),
+        ({"format": "html"}, "format"),
+        ({"per_iteration": 0}, "per_iteration"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"weight": 0}, "weight"),
+        ({"weight": float("nan")}, "weight"),
+        ({"items": []}, "items"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict, key: str):
+    assert fault_keys(**{"kind": "list", "items": ["a"], **options}) == [f"prompts.{key}"]
+
+
+def test_a_mixture_is_a_list_of_sources_and_says_itself_how_many_are_drawn():
+    part = {"kind": "list", "items": ["a"]}
+    assert fault_keys(kind="mixture", sources=part) == ["prompts.sources"]
+    assert fault_keys(kind="mixture", sources=[]) == ["prompts.sources"]
+    assert fault_keys(kind="mixture", sources=[part, {**part, "per_iteration": 4}]) == [
+        "prompts.sources[1].per_iteration"
+    ]
+    assert fault_keys(kind="mixture", sources=[{"kind": "mixture", "sources": [part]}]) == ["prompts.sources[0].kind"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("Why  not?\n", "why not?"), ("ﬁne", "FINE"), ("Cafe\u0301", "CAFÉ"), ("Straße", "STRASSE"), ("a\u3000b", " a b")],
+)
+def test_a_prompt_that_says_the_same_is_known_as_held_out(one: str, other: str):
+    message = Prompt("2", messages=[{"role": "user", "content": other}])
+    assert held_out_key(Prompt("1", text=one)) == held_out_key(Prompt("3", text=other)) == held_out_key(message)
+    assert held_out_key(Prompt("1", text=one)) != held_out_key(Prompt("1", text=one + "!"))
+
+
+# --- the draw
+
+MIXTURES = [
+    ([(1.0, 10)], 4),
+    ([(1.0, 7)], 7),
+    ([(1.0, 5)], 3),
+    ([(3.0, 50), (1.0, 9)], 12),
+    ([(0.1, 5), (0.45, 30), (0.45, 8)], 1),
+    ([(0.1, 30), (0.2, 30), (0.7, 40)], 10),
+    ([(1.0, 3), (1.0, 4), (1.0, 5)], 7),
+    ([(5.0, 2), (1.0, 2), (1.0, 2), (1.0, 2)], 2),
+]
+
+
+def draws(parts: list, per_iteration: int, iterations: int, seed: int = 0) -> list[list[tuple[int, int]]]:
+    return [draw(parts, per_iteration, seed, iteration) for iteration in range(1, iterations + 1)]
+
+
+@pytest.mark.parametrize("parts, per_iteration", MIXTURES)
+def test_every_iteration_draws_as_many_as_asked_and_none_twice(parts: list, per_iteration: int):
+    for drawn in draws(parts, per_iteration, 40):
+        assert len(drawn) == len(set(drawn)) == per_iteration
+        assert all(0 <= index < parts[part][1] for part, index in drawn)
+
+
+@pytest.mark.parametrize("parts, per_iteration", MIXTURES)
+def test_every_prompt_of_a_part_comes_once_before_any_comes_twice(parts: list, per_iteration: int):
+    seen = [Counter(dict.fromkeys(range(count), 0)) for _, count in parts]
+    for drawn in draws(parts, per_iteration, 40):
+        for part, index in drawn:
+            seen[part][index] += 1
+        assert all(max(one.values()) - min(one.values()) <= 1 for one in seen)
+
+
+@pytest.mark.parametrize("parts, per_iteration", MIXTURES)
+def test_each_part_is_drawn_from_by_its_weight_to_within_one_prompt(parts: list, per_iteration: int):
+    weights = [Fraction(weight) for weight, _ in parts]
+    total: Counter[int] = Counter()
+    for iteration, drawn in enumerate(draws(parts, per_iteration, 60), start=1):
+        total.update(part for part, _ in drawn)
+        for part, weight in enumerate(weights):
+            assert abs(total[part] - weight / sum(weights) * per_iteration * iteration) < 1
+
+
+def test_parts_never_give_back_and_stay_within_one_whatever_the_weights():
+    random = np.random.default_rng(0)
+    mixtures = [(random.integers(1, 1000, size=random.integers(1, 9)), random.integers(1, 12)) for _ in range(100)]
+    for found, size in [*mixtures, ([1, 1, 1, 12, 51], 2)]:  # the last one is too hard for largest remainders
+        weights, size = [Fraction(int(one)) for one in found], int(size)
+        shares = [weight / sum(weights) for weight in weights]
+        history = prompts.allotted(shares, size, 50)
+        for iteration, totals in enumerate(history):
+            assert sum(totals) == size * iteration
+            assert all(abs(one - share * size * iteration) < 1 for one, share in zip(totals, shares, strict=True))
+        assert all(np.all(np.diff(two, axis=0) >= 0) for two in pairwise(history))
+
+
+def test_a_draw_depends_on_the_seed_and_the_iteration_alone():
+    parts = [(3.0, 50), (1.0, 9)]
+    assert draw(parts, 12, 0, 7) == draws(parts, 12, 7)[6]
+    assert draw(parts, 12, 0, 7) != draw(parts, 12, 1, 7) != draw(parts, 12, 1, 8)
+
+
+def test_a_draw_is_the_same_on_every_machine_and_in_every_version():
+    assert draw([(1.0, 5), (2.0, 6)], 6, seed=3, iteration=2) == [(1, 5), (0, 2), (0, 0), (1, 3), (1, 4), (1, 2)]
+
+
+def test_the_order_of_an_iteration_mixes_its_parts():
+    drawn = [part for part, _ in draw([(1.0, 500), (1.0, 500)], 200, 0, 1)]
+    changes = sum(one != other for one, other in pairwise(drawn))
+    assert 70 < changes < 130  # 199 places, each a change with probability 1/2: mean 100, deviation 7
+
+
+def test_every_prompt_is_as_likely_in_the_first_iteration():
+    counts = np.bincount([index for seed in range(2000) for _, index in draw([(1.0, 10)], 3, seed, 1)], minlength=10)
+    chi2 = ((counts - 600) ** 2 / 600).sum()
+    assert chi2 < 30  # 9 degrees of freedom; exceeded with probability 0.0004
+
+
+@pytest.mark.parametrize(
+    "parts, per_iteration, message",
+    [
+        ([(1.0, 3)], 4, r"prompts\.per_iteration: 4 takes 4 different prompts in one .* only 3; lower it to 3"),
+        ([(1.0, 9), (1.0, 2)], 8, r"8 takes 4 different prompts from sources\[1\] .*only 2; lower it to 4"),
+        ([(9.0, 99), (1.0, 0)], 2, r"takes 1 different prompts from sources\[1\] .*only 0"),
+    ],
+)  # fmt: skip
+def test_too_few_prompts_for_an_iteration_are_the_users_fault(parts: list, per_iteration: int, message: str):
+    with pytest.raises(UserError, match=message):
+        draw(parts, per_iteration, 0, 1)
+
+
+def test_a_draw_of_a_million_prompts_takes_little_time():
+    assert len(draw([(1.0, 1_000_000), (1.0, 2000)], 2048, 0, 50)) == 2048
+
+
+# --- real files
+
+with_real_files = pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not beside the repository")
+
+
+@with_real_files
+def test_the_real_prompts_are_all_read(tokenizer: Any):
+    stories = load_tokenizer(str(DATA / "models/TinyStories-656K"))
+    kept, dropped = read(File(path=str(DATA / "prompts/tinystories_999_space.jsonl")), stories)
+    assert len(kept) == 999 and not dropped and kept[0].id == "ts-0000" and kept[0].text.endswith(" ")
+    for name, count in (("mt_bench_80", 80), ("ja_vicuna_qa_80", 80)):
+        source = File(path=str(DATA / f"prompts/{name}.jsonl"), format="chat", max_tokens=4096)
+        kept, dropped = read(source, tokenizer)
+        assert len(kept) == count and not dropped
+        assert "turns" in kept[0].meta and asdict(kept[0])["messages"][0]["role"] == "user"
+
+
+@with_real_files
+def test_real_dialogues_give_their_prompts(tokenizer: Any):
+    path = DATA / "preferences/hh_harmless_test.jsonl.gz"
+    options: dict[str, Any] = {"field": "chosen", "take": r"(?s)(.*\n\nAssistant:)", "meta": [], "max_tokens": 10**6}
+    kept, dropped = read(File(path=str(path), **options), tokenizer)
+    assert len(kept) == 2312 and not dropped
+    assert all(one.text.startswith("\n\nHuman:") and one.text.endswith("\n\nAssistant:") for one in kept)
