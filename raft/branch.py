@@ -45,15 +45,16 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> recipe.Loaded:
 
 def _refuse_unfinished(folder: Path, number: int) -> None:
     made = [int(file.parent.name) for file in folder.glob("iterations/*/metrics.json.stamp.json")]
-    if not 1 <= number <= max(made, default=-1) + 1:
+    last = max(made, default=-1)
+    if not 1 <= number <= last + 1:
         raise UserError(
-            f"--from-iteration {number}: {folder} has finished folders 0 to {max(made, default=-1)}; allowed: 1 to {max(made, default=-1) + 1}"
+            f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: 1 to {last + 1}"
         )
     stamp = json.loads(stamp_path(folder / "iterations" / f"{number - 1:03d}" / "policy").read_text(encoding="utf-8"))
     if stamp.get("pruned"):
         raise UserError(
-            f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose predecessor "
-            "is still there (see raft status), or make the run again with keep: all"
+            f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "
+            "predecessor is still there (see raft status), or make the run again with keep: all"
         )
 
 

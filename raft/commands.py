@@ -2,7 +2,6 @@
 
 import os
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from raft.errors import UserError

@@ -1,4 +1,4 @@
-"""The three contracts: what a generator, a reward and a trainer owe the loop. Anything that keeps one can be named in a recipe."""
+"""What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,8 +13,13 @@ Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the gro
 class Generator(Protocol):
     """Answers prompts with a policy."""
 
-    k: int
-    block: int  # the prompts that influence each other's floats; 1 where each response stands for itself
+    @property
+    def k(self) -> int:
+        """Responses to each prompt."""
+
+    @property
+    def block(self) -> int:
+        """How many prompts, in order, influence each other's floats; 1 where each response stands for itself."""
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group of k responses for each prompt, as soon as it is finished, in any order.

@@ -5,5 +5,8 @@ class UserError(ValueError):
     """A fault of the recipe, the data or the machine; the command line prints it alone and exits with 2."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C); the same command goes on with it."""
+class Stopped(BaseException):
+    """The run was asked to stop (SIGTERM, Ctrl-C); the same command goes on with it.
+
+    No Exception, so that code which turns those into other things lets it through.
+    """

@@ -57,7 +57,7 @@ class Examples(Reading):
             return [self.text, self.label]
         return [*super().columns(), *([self.chosen, self.rejected] if self.pairs else [self.response])]
 
-    def split(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
+    def answered(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
         """A row's prompt and what answers it: one text, or the chosen and the rejected. Malformed if there is none."""
         if self.pairs == "from_labels":
             return Prompt(prompt_id, text=""), [_filled(row, self.text)]
@@ -102,7 +102,7 @@ def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: boo
     """
 
     def example(row: Row, prompt_id: str) -> Example:
-        prompt, (text,) = section.split(row, prompt_id)
+        prompt, (text,) = section.answered(row, prompt_id)
         return Example(prompt_id, _response(tokenizer, prompt, text), messages=prompt.messages, text=prompt.text)
 
     section = replace(section, pairs=None)
@@ -117,7 +117,7 @@ def pairs(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool = F
     """
 
     def pair(row: Row, prompt_id: str) -> Pair:
-        return _pair(tokenizer, *section.split(row, prompt_id))
+        return _pair(tokenizer, *section.answered(row, prompt_id))
 
     section = replace(section, pairs=section.pairs or "given")
     if section.pairs == "given":
@@ -129,7 +129,7 @@ def texts(section: Examples) -> Iterator[str]:
     """Every text of the rows, prompts and responses, for a tokenizer to be made from."""
     for _, _, prompt_id, row in islice(identified([section]), section.limit):
         try:
-            prompt, answers = section.split(row, prompt_id)
+            prompt, answers = section.answered(row, prompt_id)
         except Malformed:
             continue
         yield from filter(None, [prompt.content, *answers])
@@ -166,7 +166,7 @@ def _set_aside(section: Examples, seed: int) -> np.ndarray:
 
 def _ranked(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool) -> Iterator[Pair | Drop]:
     def rated(row: Row, prompt_id: str) -> Rated:
-        return _label(row, section.label), prompt_id, section.split(row, prompt_id)[1][0]
+        return _label(row, section.label), prompt_id, section.answered(row, prompt_id)[1][0]
 
     levels: dict[float, list[Rated]] = {}
     for one in _made(section, rated, seed, held_out):

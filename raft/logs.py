@@ -1,8 +1,12 @@
 """What libraries log and warn goes into the run's logs/, so that the terminal shows the run."""
 
 import logging
+import os
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -21,6 +25,24 @@ def begin(folder: Path) -> Path:
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     return file
+
+
+@contextmanager
+def captured() -> Iterator[None]:
+    """What libraries write to the error stream itself, below Python, goes into the log too."""
+    file = next((one.baseFilename for one in logging.getLogger().handlers if hasattr(one, "baseFilename")), None)
+    if file is None:
+        yield
+        return
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with open(file, "ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
 
 
 def quieten() -> None:

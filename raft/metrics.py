@@ -134,7 +134,7 @@ def collected(
 
 
 def evaluated(rewards: np.ndarray, name: str) -> dict[str, float]:
-    """The mean held-out reward [N, K] under `name`, and its standard error over prompts; what is not known is left out."""
+    """The mean of held-out rewards [N, K] as `name`, and its standard error over prompts; the unknown is left out."""
     figures = {name: mean_reward(rewards), f"{name}_se": standard_error(prompt_means(rewards))}
     return {key: value for key, value in figures.items() if not math.isnan(value)}
 

@@ -69,8 +69,8 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
     if context and needed > context:
         yield Fault(
             "prompts.max_tokens",
-            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {recipe.generator.max_tokens} (generator.max_tokens) "
-            f"make {needed}, but {folder} reads {context}; lower one of the two",
+            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {recipe.generator.max_tokens} "
+            f"(generator.max_tokens) make {needed}, but {folder} reads {context}; lower one of the two",
         )
 
 

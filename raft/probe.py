@@ -13,6 +13,7 @@ the policy that training started from, so that weights that were never replaced 
 import itertools
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 from raft.chat import load_tokenizer
 from raft.errors import UserError
 
+# Constants that older versions of transformers saved beside the weights; they are computed now.
+OLD_BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(attention\.)?(masked_)?bias$|rotary_emb\.inv_freq$|position_ids$")
 COUNT, LENGTH = 8, 64  # texts, and tokens of each at most
 
 FIRST_TEXTS = [
@@ -109,7 +112,7 @@ def check(path: Path, measured: Logprobs, tolerance: float) -> float:
             f"the engine does not hold the weights of {path.parent}: its log-probabilities of {len(measured)} fixed "
             f"texts differ from those of transformers by {distance:.2g} nats (rms), more than the {tolerance:g} that "
             "rounding explains. Either the weights were loaded wrongly (run the same command again: it starts a new "
-            "engine), or engine and transformers disagree about this architecture (try policy.dtype: float32; if it "
+            "engine), or engine and transformers disagree about this architecture (try generator.dtype: float32; if it "
             "stays, use generator.kind: transformers)"
         )
     return distance
@@ -127,7 +130,9 @@ def _distance(one: Logprobs, other: Logprobs, path: Path) -> float:
 
 
 def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] = (), **options: Any) -> Any:
-    """The model of a folder in float32, from safetensors, without code from elsewhere, in eval mode.
+    """The model of a folder in float32, without code from elsewhere, in eval mode.
+
+    Old weights (pytorch_model*.bin) are read as tensors alone; transformers does not unpickle anything else.
 
     UserError if tensors are missing (but those in `may_lack`) or left over: transformers would only warn, and
     go on with random weights. `options` go to `from_pretrained`.
@@ -136,12 +141,13 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
     import transformers
 
     try:
-        options.setdefault("attn_implementation", _attention(transformers.AutoConfig.from_pretrained(folder)))
+        options.setdefault(
+            "attn_implementation", _attention(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        )
         with quiet():
             model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
                 folder,
                 dtype=torch.float32,
-                use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
@@ -149,10 +155,11 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
     except Exception as fault:
         raise UserError(
             f"{folder}: transformers cannot load a model from here ({fault}); the folder needs config.json, and "
-            "weights in *.safetensors, of an architecture that transformers knows"
+            "weights (*.safetensors), of an architecture that transformers knows"
         ) from fault
     _complete(folder, {str(key) for key in info["missing_keys"]} - set(may_lack), "missing")
-    _complete(folder, {str(key) for key in info["unexpected_keys"]} - set(may_lack), "left over")
+    left_over = {key for key in map(str, info["unexpected_keys"]) if not OLD_BUFFERS.search(key)}
+    _complete(folder, left_over - set(may_lack), "left over")
     return model
 
 

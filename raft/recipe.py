@@ -4,6 +4,7 @@ OmegaConf reads it (interpolation, `base: other.yaml`, dotted `key=value` overri
 is bound to the dataclass that does the work, and all faults are reported at once, each with its line.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,11 +36,13 @@ class Start:
             )
         if self.config is not None and "model_type" not in self.config:
             yield "config", "has no model_type; name the architecture, for instance model_type: llama"
+        if self.chat_template is not None and self.config is None:
+            yield "chat_template", "is for a new model (config); a model that exists brings its own"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out prompts, answered by every policy with the same seeds; `gold` is a second reward that selection never sees."""
+    """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`."""
 
     prompts: Any = section("prompts", None)
     count: int = 256
@@ -128,7 +131,10 @@ class TrainReward(Job):
         if not getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
         if getattr(self.examples, "pairs", "given") is None:
-            yield "examples.pairs", "say where pairs come from; allowed: given (columns chosen and rejected), from_labels"
+            yield (
+                "examples.pairs",
+                "say where pairs come from; allowed: given (columns chosen and rejected), from_labels",
+            )
 
 
 JOBS: dict[str, type] = {"align": Align, "sft": FineTune, "reward-model": TrainReward}
@@ -191,7 +197,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     if job not in JOBS:
         raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
     for name, default in DEFAULTS.get(job, {}).items():
-        config.setdefault(name, dict(default))
+        if isinstance(config.get(name, default), dict):
+            config[name] = {**default, **config.get(name, default)}
     with beside(path):
         recipe = build(JOBS[job], config, "", faults)
     if faults:
@@ -227,6 +234,17 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield f"{key}: was {old!r}, is {new!r}"
 
 
+def speed_keys(part: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys of options that change only how fast a result is made."""
+    for item in dataclasses.fields(part):
+        below, value = f"{key}.{item.name}" if key else item.name, getattr(part, item.name)
+        if item.metadata.get("speed"):
+            yield below
+        yield from (f"{below}.{name}" for name in item.metadata.get("speed_keys", ()))
+        if dataclasses.is_dataclass(value):
+            yield from speed_keys(value, below)
+
+
 def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -242,7 +260,8 @@ def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str
         beneath = _read(path.parent / str(base), lines)
         if "base" in beneath:
             raise UserError(
-                f"{path.parent / str(base)}: a base has a base of its own; one level is allowed, so that a recipe stays readable"
+                f"{path.parent / str(base)}: a base has a base of its own; one level is allowed, "
+                "so that a recipe stays readable"
             )
         layers.insert(0, OmegaConf.create(_without_replaced_kinds(beneath, own)))
     try:
@@ -286,16 +305,15 @@ def _lines(node: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """A section that changes its kind replaces the one beneath: the options of one kind mean nothing to another."""
-
-    def stays(name: str, value: Any) -> bool:
+    kept = {}
+    for name, value in beneath.items():
         above = own.get(name)
-        return not (
-            isinstance(value, dict)
-            and isinstance(above, dict)
-            and above.get("kind", value.get("kind")) != value.get("kind")
-        )
-
-    return {name: value for name, value in beneath.items() if stays(name, value)}
+        if isinstance(value, dict) and isinstance(above, dict):
+            if above.get("kind", value.get("kind")) != value.get("kind"):
+                continue
+            value = _without_replaced_kinds(value, above)
+        kept[name] = value
+    return kept
 
 
 def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:

@@ -25,7 +25,7 @@ from typing import Any
 from raft import logs, records
 from raft.errors import UserError
 from raft.progress import Progress
-from raft.recipe import FREE, Loaded, differences
+from raft.recipe import FREE, Loaded, differences, speed_keys
 from raft.seeds import derive
 
 FORMAT = 1  # of artifacts and keys: raised when an older run could no longer be continued
@@ -147,14 +147,16 @@ class Place:
 
         UserError if it was made from something else: the message names what changed; nothing is overwritten.
         """
-        key = _plain({
-            "format": FORMAT,
-            "stage": stage.__name__,
-            "seed": self.seed,
-            "iteration": self.number,
-            "section": describe(section),
-            "inputs": {name: describe(value) for name, value in inputs.items()},
-        })  # fmt: skip
+        key = _plain(
+            {
+                "format": FORMAT,
+                "stage": stage.__name__,
+                "seed": self.seed,
+                "iteration": self.number,
+                "section": describe(section),
+                "inputs": {name: describe(value) for name, value in inputs.items()},
+            }
+        )
         path = self.folder / name
         if (stamp := _stamp(path)) is not None:
             if not self._shared(path):
@@ -179,9 +181,14 @@ class Place:
         _remove(temporary)
         label = f"{path.relative_to(self.root)}"
         output = Output(
-            temporary, path.with_name(f"{path.name}.partial"), _hash(key), self.seed, self.number,
-            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"), stage=stage.__name__,
-        )  # fmt: skip
+            temporary,
+            path.with_name(f"{path.name}.partial"),
+            _hash(key),
+            self.seed,
+            self.number,
+            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"),
+            stage=stage.__name__,
+        )
         began = time.time()
         logs.quieten()
         try:
@@ -197,10 +204,17 @@ class Place:
         sync(path.parent)
         self._list_drops(output)
         stamp = {
-            "hash": output.hash, "key": key, "rows": output.rows, "rows_in": output.rows_in, "dropped": len(output.drops),
-            "measured": output.measured, "began": round(began, 3), "seconds": round(time.time() - began, 3),
-            "speed": _speed(section), "versions": versions(),
-        }  # fmt: skip
+            "hash": output.hash,
+            "key": key,
+            "rows": output.rows,
+            "rows_in": output.rows_in,
+            "dropped": len(output.drops),
+            "measured": output.measured,
+            "began": round(began, 3),
+            "seconds": round(time.time() - began, 3),
+            "speed": _speed(section),
+            "versions": versions(),
+        }
         write_json(stamp_path(path), stamp)
         output.partial.unlink(missing_ok=True)
         return Artifact(path, stamp)
@@ -251,7 +265,7 @@ class Run(Place):
         return rows
 
     def prune(self, keep: str, best: int, finished: bool) -> None:
-        """Deletes policies that `keep` does not ask for; the first, the current and the best always stay while running."""
+        """Deletes policies that `keep` does not ask for; the first, the best and, while running, the current stay."""
         numbers = sorted(int(path.parent.name) for path in self.folder.glob("iterations/*/policy"))
         stay = {0, best, *numbers[-1:]} if not (finished and keep == "best") else {0, best}
         for number in numbers if keep != "all" else []:
@@ -372,25 +386,34 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     import yaml
 
     resolved = folder / "resolved.yaml"
+    free = {*FREE, *speed_keys(loaded.recipe)}
     if resolved.exists():
         changed = [
-            one for one in differences(yaml.safe_load(resolved.read_text(encoding="utf-8")), loaded.config)
-            if one.split(":", 1)[0] not in FREE
-        ]  # fmt: skip
+            one
+            for one in differences(yaml.safe_load(resolved.read_text(encoding="utf-8")), loaded.config)
+            if one.split(":", 1)[0] not in free
+        ]
         if changed:
             raise UserError(
-                f"{folder} is the run of another recipe; what differs:\n" + "".join(f"  {one}\n" for one in changed[:12])
+                f"{folder} is the run of another recipe; what differs:\n"
+                + "".join(f"  {one}\n" for one in changed[:12])
                 + "nothing was changed. Give the new recipe a name of its own (name=...), or put these keys back, "
                 f"or branch off with: raft resume {folder} --from-iteration N key=value"
-            )  # fmt: skip
+            )
     else:
         shutil.copyfile(loaded.path, folder / "recipe.yaml")
     resolved.write_text(yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if not (folder / "run.json").exists():
-        write_json(folder / "run.json", {
-            "recipe": str(loaded.path.absolute()), "job": loaded.recipe.job, "seed": loaded.recipe.seed, "versions": versions(),
-            "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        })  # fmt: skip
+        write_json(
+            folder / "run.json",
+            {
+                "recipe": str(loaded.path.absolute()),
+                "job": loaded.recipe.job,
+                "seed": loaded.recipe.seed,
+                "versions": versions(),
+                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+            },
+        )
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from raft import records, stages
 from raft.errors import UserError
 from raft.imports import beside
 from raft.plugins import component
-from raft.records import Group, Prompt, Response
 from raft.recipe import RecipeError, find
+from raft.records import Group, Prompt, Response
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
@@ -44,7 +44,8 @@ def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
             or ("text" in row) == ("messages" in row)
         ):
             raise UserError(
-                f'{responses}:{number}: expected {{"prompt_id", "messages" or "text", "responses": [{{"text"}}]}}, found the keys '
+                f'{responses}:{number}: expected {{"prompt_id", "messages" or "text", "responses": [{{"text"}}]}}, '
+                f"found the keys "
                 f"{', '.join(row)}; for a run's responses.jsonl name its prompts too: --prompts prompts.jsonl"
             )
         prompt = Prompt(str(row["prompt_id"]), row.get("messages"), row.get("text"), row.get("meta") or {})

@@ -21,17 +21,24 @@ def iterations(folder: Path) -> list[Path]:
 
 
 def before_and_after(folder: Path) -> str:
-    """The held-out prompt whose reward gained most from the first to the last evaluated policy, with both answers."""
+    """The held-out prompt that gained most from the first to the last evaluated policy, with both answers.
+
+    By the gold reward where there is one: it is what the run is really for.
+    """
     evaluated = [one for one in iterations(folder) if (one / "evaluation" / "scores.jsonl").exists()]
     if len(evaluated) < 2:
         return "only one policy has been evaluated so far"
-    first, last = (dict(_means(one / "evaluation")) for one in (evaluated[0], evaluated[-1]))
-    chosen = max(first, key=lambda prompt_id: last[prompt_id] - first[prompt_id])
+    name = "gold.jsonl" if (evaluated[-1] / "evaluation" / "gold.jsonl").exists() else "scores.jsonl"
+    first, last = (dict(_first_rewards(one / "evaluation" / name)) for one in (evaluated[0], evaluated[-1]))
+    known = [prompt_id for prompt_id in first if prompt_id in last]
+    if not known:
+        return "no held-out prompt has a reward before and after"
+    chosen = max(known, key=lambda prompt_id: last[prompt_id] - first[prompt_id])
     return prompt(folder, chosen, [evaluated[0], evaluated[-1]], answers=1)
 
 
 def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answers: int | None = None) -> str:
-    """A prompt and what the policies answered: held-out answers of each policy, training responses with the winner marked."""
+    """A prompt and what each policy answered; of training responses the winner is marked."""
     lines: list[str] = []
     for iteration in among or iterations(folder):
         number = int(iteration.name)
@@ -42,7 +49,7 @@ def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answer
             lines += _section(place, title, prompts, prompt_id, lines, answers)
     if not lines:
         raise UserError(
-            f"no prompt {prompt_id!r} in {folder}; the ids stand in {folder}/evaluation.jsonl and iterations/*/prompts.jsonl"
+            f"no prompt {prompt_id!r} in {folder}; the ids stand in its evaluation.jsonl and iterations/*/prompts.jsonl"
         )
     return "\n".join(lines)
 
@@ -55,10 +62,14 @@ def _section(
         return []
     for row, answered, scored in zip(records.read(prompts), records.read(responses), records.read(scores), strict=True):
         if row["id"] == prompt_id:
-            head = [] if so_far else [f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"]
+            head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
             winner = _winner(place, prompt_id)
             listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))[:answers]
-            return [*head, f"\n{title}", *(_line(index, winner, *both) for index, both in listed)]
+            return [
+                *([] if head in so_far else [head]),
+                f"\n{title}",
+                *(_line(index, winner, *both) for index, both in listed),
+            ]
     return []
 
 
@@ -76,10 +87,11 @@ def _winner(place: Path, prompt_id: str) -> int | None:
     return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
 
 
-def _means(evaluation: Path) -> Iterator[tuple[str, float]]:
-    for row in records.read(evaluation / "scores.jsonl"):
-        rewards = [one["reward"] for one in row["scores"] if one.get("reward") is not None]
-        yield row["prompt_id"], rewards[0] if rewards and row["scores"][0].get("reward") is not None else float("-inf")
+def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
+    """The reward of each prompt's first response, where it has one."""
+    for row in records.read(scores):
+        if row["scores"][0].get("reward") is not None:
+            yield row["prompt_id"], row["scores"][0]["reward"]
 
 
 def status(folder: Path, running: bool) -> str:
@@ -98,5 +110,5 @@ def status(folder: Path, running: bool) -> str:
         )
     for file in sorted(folder.rglob("*.partial")):
         with open(file, "rb") as partial:
-            lines.append(f"  {str(file.relative_to(folder)):44s} half-made: {sum(1 for _ in partial) - 1} groups")
+            lines.append(f"  {file.relative_to(folder)!s:44s} half-made: {sum(1 for _ in partial) - 1} groups")
     return "\n".join(lines)

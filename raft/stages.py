@@ -163,11 +163,14 @@ def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -
 
 
 def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
-    """Log-probability of each response under the first policy and under the one that wrote it, by one and the same engine."""
+    """Log-probability of each response under the first policy and under the one that wrote it."""
     from raft.likelihood import response_likelihoods
 
-    of_first = response_likelihoods(first.path, records.groups(prompts.path, responses.path))
-    of_policy = response_likelihoods(policy.path, records.groups(prompts.path, responses.path))
+    device.take(None)
+    of_first, of_policy = (
+        list(response_likelihoods(policy_of(one).path, records.groups(prompts.path, responses.path)))
+        for one in (first, policy)
+    )
     ids = (row["id"] for row in prompts.read())
     output.write(
         {"prompt_id": prompt_id, "first": one, "policy": other}
@@ -192,8 +195,8 @@ def select(
     failed = int(np.isnan(rewards).sum())
     if failed > selection.max_failed * total:
         raise UserError(
-            f"{failed} of {total} responses have no reward, more than selection.max_failed: {selection.max_failed:g} allows; "
-            f"the first one: {failures[0]}. Mend the reward, or raise selection.max_failed"
+            f"{failed} of {total} responses have no reward, more than selection.max_failed: {selection.max_failed:g} "
+            f"allows; the first one: {failures[0]}. Mend the reward, or raise selection.max_failed"
         )
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
@@ -212,7 +215,8 @@ def select(
     if output.rows == 0:
         reasons = sorted(set(picks.reasons.values()))
         raise UserError(
-            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); loosen selection.drop or the selection itself"
+            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
+            "loosen selection.drop or the selection itself"
         )
 
 
@@ -249,7 +253,7 @@ def policy_of(artifact: Artifact) -> Policy:
     """A policy's folder; UserError if it has been pruned."""
     if not artifact.path.exists():
         raise UserError(
-            f"{artifact.path} was deleted to save room (keep:); start a new run with keep: all to go back to old policies"
+            f"{artifact.path} was deleted to save room (keep:); a new run with keep: all has every policy to go back to"
         )
     return Policy(artifact.path, artifact.path / "probe.json")
 
@@ -270,7 +274,8 @@ def write_card(output: Output, what: str, start: str, examples: int) -> None:
     """The model card."""
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in output.measured.items())
     (output.path / "README.md").write_text(
-        f"---\nlibrary_name: transformers\ntags: [raft, best-of-n]\n---\n\nMade by raft: {what}, from `{start}`, on {examples} rows.\n\n"
+        f"---\nlibrary_name: transformers\ntags: [raft, best-of-n]\n---\n\n"
+        f"Made by raft: {what}, from `{start}`, on {examples} rows.\n\n"
         f"| measured | |\n|---|---|\n{measured}",
         encoding="utf-8",
     )

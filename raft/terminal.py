@@ -87,7 +87,6 @@ def summary(rows: list[dict[str, Any]], number: int) -> str:
         if key in row:
             parts.append(f"{label} {row[key]:.3f} (±{1.96 * row.get(key + '_se', 0.0):.3f})")
     if number and "reward/mean" in before:
-        parts.append(
-            f"trained on {before.get('selection/examples', 0):.0f} of the best ({before['reward/best_of_k']:.3f}, mean {before['reward/mean']:.3f})"
-        )
+        mean, best = before["reward/mean"], before["reward/best_of_k"]
+        parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")
     return "  ".join(parts)

@@ -26,10 +26,9 @@ from raft.sources import Row, Rows, Source
 
 VERSION = 1  # of the grammar and the rule; raise it when the same seed begins to make something else
 
-GUESTS = ["Mole", "Fox", "Owl", "Hare", "Badger", "Otter", "Robin", "Mouse"]
-GUESTS += ["Hedgehog", "Squirrel", "Beaver", "Frog", "Wren", "Deer", "Toad", "Magpie"]
+GUESTS = ["Mole", "Fox", "Owl", "Hare", "Badger", "Otter", "Robin", "Mouse", "Hedgehog", "Squirrel", "Frog", "Toad"]
 NUMBERS = ["two", "three", "four", "five", "six"]
-FLAVOURS = ["plum", "honey", "cherry", "walnut", "carrot", "apple", "ginger", "pumpkin", "berry", "almond"]
+FLAVOURS = ["plum", "honey", "cherry", "walnut", "carrot", "apple", "ginger", "pumpkin"]
 BAKES = ["muffins", "scones", "pies", "buns", "tarts", "cookies", "pancakes", "rolls"]
 DRINKS = ["mint tea", "hot cocoa", "oat milk", "pear cider", "lemonade", "acorn coffee", "nettle soup", "rose juice"]
 MENU = {"number": NUMBERS, "flavour": FLAVOURS, "bake": BAKES, "drink": DRINKS}
@@ -40,7 +39,7 @@ REQUESTS = [
     "Hello, my name is {guest}. May I have {number} {flavour} {bake} and {drink}?",
     "Good day! {guest} would like {number} {flavour} {bake} and {drink}.",
     "Could you bring {drink} and {number} {flavour} {bake}? I am {guest}.",
-    "{guest} here. Some {drink} with {number} {flavour} {bake}, please.",
+    "This is {guest}. Some {drink} with {number} {flavour} {bake}, please.",
     "My name is {guest}. What about {number} {flavour} {bake} with {drink}?",
 ]
 
@@ -68,13 +67,13 @@ HEARING = 0.6  # share of the pairs that differ in nothing but that
 
 Order = dict[str, str]  # of each sort, what the guest wants
 Part = Literal["train", "held-out"]
-MOST = {"train": 40000, "held-out": 4000}  # nearly all the orders there are; each row is another one
+MOST = {"train": 24000, "held-out": 2500}  # nearly all the orders there are; each row is another one
 
 
 def instructions(count: int, seed: int, part: Part = "train") -> Iterator[Row]:
     """Rows of `count` different orders: `id`, `prompt`, and what was ordered, a column for each sort.
 
-    No order of the part "train" is one of "held-out", whatever the seeds; there are 46,085 and 5,115 of them.
+    No order of the part "train" is one of "held-out", whatever the seeds; there are 27,625 and 3,095 of them.
     """
     for prompt, order in _requests(count, seed, part):
         yield {"id": _name(order), "prompt": prompt, **order}
@@ -227,7 +226,7 @@ def _two(order: Order, random: Random) -> list[str]:
     if random.random() >= HEARING:
         return [_answer(order, random), _answer(order, random)]
     sentences = _said("good", random)
-    return [_served(order, sentences, heed, random) for heed in (1.0, random.uniform(0, 0.8))]
+    return [_served(order, sentences, heed, random) for heed in (1.0, random.uniform(0, 0.6))]
 
 
 def _answer(order: Order, random: Random) -> str:

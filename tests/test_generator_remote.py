@@ -55,8 +55,10 @@ class TinyServer(ThreadingHTTPServer):
         chat = path.endswith("chat/completions")
         tokenizer = self.loaded.tokenizer
         source = asked["messages"] if chat else asked["prompt"]
-        ids = source if isinstance(source, list) and not chat else encode_prompt(
-            tokenizer, Prompt(id="", messages=source) if chat else Prompt(id="", text=source)
+        ids = (
+            source
+            if isinstance(source, list) and not chat
+            else encode_prompt(tokenizer, Prompt(id="", messages=source) if chat else Prompt(id="", text=source))
         )
         choice = {"index": 0, **(self.probe(ids) if asked.get("prompt_logprobs") is not None else {})}
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop")

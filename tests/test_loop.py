@@ -1,4 +1,4 @@
-"""The loop as a whole, small and real: transformers generates, a rule scores, and everything else is as it always is."""
+"""The loop as a whole, small and real: transformers generates, a rule scores, and all the rest is as ever."""
 
 import json
 import signal
@@ -11,6 +11,14 @@ import pytest
 import worlds
 
 from raft.records import read
+
+PROMISED = """
+recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log
+iterations/000/evaluation/responses.jsonl iterations/000/evaluation/scores.jsonl iterations/000/evaluation/gold.jsonl
+iterations/000/metrics.json iterations/001/prompts.jsonl iterations/001/responses.jsonl iterations/001/scores.jsonl
+iterations/001/selected.jsonl iterations/002/policy/model.safetensors iterations/002/policy/README.md
+iterations/002/policy/probe.json iterations/002/policy.stamp.json iterations/002/evaluation/gold.jsonl
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +33,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_run_has_the_files_that_are_promised(finished):
     run = finished / "outputs" / "tiny"
-    for name in (
-        "recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log "
-        "iterations/000/evaluation/responses.jsonl iterations/000/evaluation/scores.jsonl iterations/000/evaluation/gold.jsonl "
-        "iterations/000/metrics.json iterations/001/prompts.jsonl iterations/001/responses.jsonl iterations/001/scores.jsonl "
-        "iterations/001/selected.jsonl iterations/002/policy/model.safetensors iterations/002/policy/README.md "
-        "iterations/002/policy/probe.json iterations/002/policy.stamp.json iterations/002/evaluation/gold.jsonl"
-    ).split():
+    for name in PROMISED.split():
         assert (run / name).exists(), name
 
 
@@ -61,7 +63,8 @@ def test_metrics_are_what_the_files_say(finished):
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     for number in (0, 1):
         scores = [
-            [one["reward"] for one in row["scores"]] for row in read(run / "iterations" / f"{number + 1:03d}" / "scores.jsonl")
+            [one["reward"] for one in row["scores"]]
+            for row in read(run / "iterations" / f"{number + 1:03d}" / "scores.jsonl")
         ]
         assert rows[number]["reward/mean"] == pytest.approx(sum(map(sum, scores)) / 64)
         assert rows[number]["reward/best_of_k"] == pytest.approx(sum(map(max, scores)) / 16)
@@ -111,7 +114,9 @@ def test_a_finished_run_can_be_extended_and_equals_a_longer_one(finished, tmp_pa
 
 def test_a_branch_shares_what_was_made_before_and_leaves_its_origin_alone(finished):
     before = worlds.fingerprint(finished / "outputs" / "tiny")
-    done = worlds.raft(finished, "resume", "outputs/tiny", "--from-iteration", "1", "name=branch", "generator.temperature=0.5")
+    done = worlds.raft(
+        finished, "resume", "outputs/tiny", "--from-iteration", "1", "name=branch", "generator.temperature=0.5"
+    )
     assert done.returncode == 0, done.stderr
     branch = finished / "outputs" / "branch"
     assert (branch / "iterations" / "000").is_symlink() and not (branch / "iterations" / "001").is_symlink()
@@ -128,7 +133,12 @@ def test_another_recipe_does_not_enter_a_run(finished):
 
 def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
     worlds.make_recipe(tmp_path, iterations=50)
-    first = subprocess.Popen([sys.executable, "-m", "raft", "run", "recipe.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "raft", "run", "recipe.yaml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         while not (tmp_path / "outputs" / "tiny" / "pool.jsonl").exists():
             time.sleep(0.1)
@@ -154,8 +164,8 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
         {"start_from": "first"},
         {"trainer": {"lora": {"r": 4}}},
     ],
-    ids=lambda changes: "-".join(map(str, next(iter(changes.values())).values())) if isinstance(next(iter(changes.values())), dict) else "first",
-)  # fmt: skip
+    ids=["top-fraction", "softmax", "random", "kl", "from-first", "lora"],
+)
 def test_every_way_of_selecting_and_training_runs(tmp_path, changes):
     worlds.make_recipe(tmp_path, **changes)
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
@@ -166,7 +176,7 @@ def test_every_way_of_selecting_and_training_runs(tmp_path, changes):
 
 def test_show_status_and_plot_read_a_run(finished):
     show = worlds.raft(finished, "show", "outputs/tiny", "p003")
-    assert show.returncode == 0 and "the small hen 3" in show.stdout or "p003" in show.stdout
+    assert (show.returncode == 0 and "the small hen 3" in show.stdout) or "p003" in show.stdout
     assert "before" not in show.stderr
     status = worlds.raft(finished, "status", "outputs/tiny")
     assert "iterations/002/policy" in status.stdout and "not running" in status.stdout
@@ -177,7 +187,14 @@ def test_show_status_and_plot_read_a_run(finished):
 
 def test_raft_score_gives_the_scores_of_the_run_and_goes_on_where_it_was_cut(finished):
     place = finished / "outputs" / "tiny" / "iterations" / "001"
-    arguments = ("score", "recipe.yaml", place / "responses.jsonl", "scores.jsonl", "--prompts", place / "prompts.jsonl")
+    arguments = (
+        "score",
+        "recipe.yaml",
+        place / "responses.jsonl",
+        "scores.jsonl",
+        "--prompts",
+        place / "prompts.jsonl",
+    )
     assert worlds.raft(finished, *arguments).returncode == 0
     assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()
     (finished / "scores.jsonl").write_bytes((place / "scores.jsonl").read_bytes()[:-20])

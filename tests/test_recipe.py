@@ -1,4 +1,4 @@
-"""A recipe is checked whole, before anything heavy is loaded, and every fault names its key, its place and a way out."""
+"""A recipe is checked whole before anything heavy is loaded; every fault names its key, its place and a way out."""
 
 import subprocess
 import sys
@@ -82,7 +82,9 @@ def test_an_override_that_is_none_is_refused(tmp_path):
 
 def test_a_base_is_merged_deeply_and_a_section_of_another_kind_replaces_it(tmp_path):
     write(tmp_path, GOOD, "base.yaml")
-    loaded = load(write(tmp_path, "base: base.yaml\nname: other\ngenerator: {k: 4}\nreward: {kind: rule, function: repetition}\n"))
+    loaded = load(
+        write(tmp_path, "base: base.yaml\nname: other\ngenerator: {k: 4}\nreward: {kind: rule, function: repetition}\n")
+    )
     assert (loaded.recipe.name, loaded.recipe.generator.k, loaded.recipe.reward.function) == ("other", 4, "repetition")
     assert loaded.config["generator"]["kind"] == "transformers"
     loaded = load(write(tmp_path, "base: base.yaml\nprompts: {kind: file, path: x.jsonl}\n"))
@@ -105,7 +107,8 @@ def test_interpolation_resolves_and_an_unknown_name_is_refused(tmp_path):
 def test_a_needed_recipe_becomes_the_model_that_it_makes_and_gets_the_variables(tmp_path):
     write(
         tmp_path,
-        "job: sft\nname: first\nvariables: {size: 1}\npolicy: {config: {model_type: llama}, vocab_size: '${variables.size}'}\n"
+        "job: sft\nname: first\nvariables: {size: 1}\n"
+        "policy: {config: {model_type: llama}, vocab_size: '${variables.size}'}\n"
         "examples: {kind: list, items: [{prompt: a, response: b}]}\ntrainer: {kind: sft}\n",
         "sft.yaml",
     )
@@ -148,5 +151,7 @@ def test_help_and_the_check_of_a_bad_recipe_import_no_torch(tmp_path, arguments)
         "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets') if name in sys.modules]\n"
         "assert not heavy, heavy\nsys.exit(status)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == (0 if arguments == ["--help"] else 2), done.stderr

@@ -26,7 +26,7 @@ def answer_probabilities(policy: Path, text: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """One iteration on one question, asked COUNT times; an answer is one token, and its reward a number read off its text."""
+    """One iteration on one question, asked COUNT times; an answer is one token, its reward a number read off its text."""
     folder = tmp_path_factory.mktemp("theory")
     items = [{"id": f"q{n}", "prompt": "the fox sees a "} for n in range(COUNT)]
     worlds.make_recipe(
@@ -63,7 +63,11 @@ def exact(finished) -> tuple[np.ndarray, np.ndarray]:
 
 def test_drawn_answers_have_the_policys_probabilities(finished, exact):
     probabilities, grades = exact
-    drawn = [one["token_ids"][0] for row in read(finished / "outputs/tiny/iterations/001/responses.jsonl") for one in row["responses"]]
+    drawn = [
+        one["token_ids"][0]
+        for row in read(finished / "outputs/tiny/iterations/001/responses.jsonl")
+        for one in row["responses"]
+    ]
     assert_distributed(np.bincount(drawn, minlength=len(probabilities)), probabilities)
     mean = json.loads((finished / "outputs/tiny/iterations/001/metrics.json").read_text())["previous"]["reward/mean"]
     spread = np.sqrt(probabilities @ grades**2 - (probabilities @ grades) ** 2)
@@ -75,7 +79,9 @@ def test_selected_answers_have_the_exact_distribution_of_the_best_of_k(finished,
     chosen = [row["response"]["token_ids"][0] for row in read(finished / "outputs/tiny/iterations/001/selected.jsonl")]
     expected = best_of_n_distribution(probabilities, grades, K)
     assert_distributed(np.bincount(chosen, minlength=len(expected)), expected)
-    best = json.loads((finished / "outputs/tiny/iterations/001/metrics.json").read_text())["previous"]["reward/best_of_k"]
+    best = json.loads((finished / "outputs/tiny/iterations/001/metrics.json").read_text())["previous"][
+        "reward/best_of_k"
+    ]
     spread = np.sqrt(expected @ grades**2 - (expected @ grades) ** 2)
     assert best == pytest.approx(expected_best_of_n(probabilities, grades, K), abs=4 * spread / np.sqrt(COUNT))
 
@@ -87,7 +93,9 @@ def test_the_fine_tuned_policy_is_the_best_of_k_of_the_policy_before(finished, e
     error = np.sqrt(expected * (1 - expected) / COUNT)
     assert np.all(np.abs(after - expected) <= 5 * error + 0.01)
     by_grade = [after[grades == grade].sum() for grade in range(8)]
-    assert by_grade == pytest.approx([expected[grades == grade].sum() for grade in range(8)], abs=4 * 0.5 / np.sqrt(COUNT))
+    assert by_grade == pytest.approx(
+        [expected[grades == grade].sum() for grade in range(8)], abs=4 * 0.5 / np.sqrt(COUNT)
+    )
     spread = np.sqrt(expected @ grades**2 - (expected @ grades) ** 2)
     gained = after @ grades - probabilities @ grades
     assert after @ grades == pytest.approx(expected @ grades, abs=4 * spread / np.sqrt(COUNT) + 0.02)

@@ -15,12 +15,13 @@ TINY = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
     "intermediate_size": 128, "max_position_embeddings": 256, "tie_word_embeddings": True,
 }  # fmt: skip
-WORDS = "red green blue big small old new fox owl hen cat dog runs sits eats sees the a and".split()
+WORDS = "red green blue big small old new fox owl hen cat dog runs sits eats sees the a and".split()  # noqa: SIM905
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
     return [
-        {"id": f"p{n:03d}", "prompt": f"the {WORDS[n % 7]} {WORDS[7 + n % 5]} {n} ", "letter": WORDS[n % 7][0]} for n in range(count)
+        {"id": f"p{n:03d}", "prompt": f"the {WORDS[n % 7]} {WORDS[7 + n % 5]} {n} ", "letter": WORDS[n % 7][0]}
+        for n in range(count)
     ]
 
 
@@ -50,7 +51,9 @@ def make_recipe(folder: Path, **changes: Any) -> Path:
         "evaluation": {"count": 8, "k": 2, "gold": {"kind": "rule", "function": "length"}},
     }
     for key, value in changes.items():
-        replaces = not isinstance(value, dict) or value.get("kind", recipe.get(key, {}).get("kind")) != recipe.get(key, {}).get("kind")
+        replaces = not isinstance(value, dict) or value.get("kind", recipe.get(key, {}).get("kind")) != recipe.get(
+            key, {}
+        ).get("kind")
         recipe[key] = value if replaces else {**recipe.get(key, {}), **value}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import chat, probe
+from raft import chat, logs, probe
 from raft.errors import UserError
 from raft.generators.sampling import Sampling
 from raft.plugins import suggest
@@ -37,9 +37,16 @@ OURS = (
     "trust_remote_code",
 )
 SPEED = (
-    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "kv_cache_memory_bytes", "swap_space",
-    "max_parallel_loading_workers", "disable_log_stats", "cpu_offload_gb",
-)  # fmt: skip
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "kv_cache_memory_bytes",
+    "swap_space",
+    "max_parallel_loading_workers",
+    "disable_log_stats",
+    "cpu_offload_gb",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +126,26 @@ class Engine:
         self.context = options.context or min(_model_context(policy.path), LONGEST)
         if self.context > _model_context(policy.path):
             raise UserError(
-                f"generator.context is {self.context}, but {policy.path} reads {_model_context(policy.path)} tokens; lower it"
+                f"generator.context is {self.context}, but {policy.path} reads "
+                f"{_model_context(policy.path)} tokens; lower it"
             )
         defaults: dict[str, Any] = {"enable_sleep_mode": True} if self.on_gpu else _cpu_defaults(self.context)
         arguments = EngineArgs(
-            model=str(policy.path), dtype=self.dtype, max_model_len=self.context, seed=0,
-            worker_extension_cls="raft.generators.reload.Reload", disable_log_stats=True, **{**defaults, **options.engine},
-        )  # fmt: skip
-        self.llm = LLMEngine.from_engine_args(arguments)
+            model=str(policy.path),
+            dtype=self.dtype,
+            max_model_len=self.context,
+            seed=0,
+            worker_extension_cls="raft.generators.reload.Reload",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **{**defaults, **options.engine},
+        )
+        with logs.captured():
+            self.llm: Any = LLMEngine.from_engine_args(arguments)
         self.tokenizer = chat.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.asleep = False
-        cache_config = self.llm.vllm_config.cache_config
+        cache_config: Any = self.llm.vllm_config.cache_config
         # No more responses at once than the cache holds in full: then none is ever thrown out and computed again.
         room = cache_config.num_gpu_blocks * cache_config.block_size // self.context
         self.window = max(1, min(self.llm.vllm_config.scheduler_config.max_num_seqs, room))
@@ -159,10 +174,11 @@ class Engine:
 
     def load(self, path: Path) -> None:
         """New weights into the living engine."""
-        self.llm.collective_rpc("load_policy", args=(str(path),))
+        with logs.captured():
+            self.llm.collective_rpc("load_policy", args=(str(path),))
 
     def sleep(self) -> None:
-        """Gives a GPU's memory back; nothing on a CPU. Level 1 keeps the weights in host memory: level 2 loses buffers."""
+        """Gives a GPU's memory back. Level 1 keeps the weights in host memory; level 2 would lose buffers."""
         if self.on_gpu and not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = True
@@ -198,9 +214,9 @@ class Engine:
             for output in self.llm.step():
                 if output.finished:
                     live -= 1
-                    k, _, prompt_id = output.request_id.partition("/")
+                    place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
-                    responses[int(k)] = options.clean(_response(output.outputs[0]), self.tokenizer)
+                    responses[int(place)] = options.clean(_response(output.outputs[0]), self.tokenizer)
                     if None not in responses:
                         del unfinished[prompt_id]
                         yield Group(prompt, responses)  # type: ignore[arg-type]
@@ -208,11 +224,7 @@ class Engine:
     def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in prompts:
             ids = chat.encode_prompt(self.tokenizer, prompt)
-            if len(ids) + options.max_tokens > self.context:
-                raise UserError(
-                    f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {options.max_tokens}, together more than "
-                    f"the context of {self.context}; lower prompts.max_tokens or generator.max_tokens, or raise generator.context"
-                )
+            options.check_room(prompt, ids, self.context)
             yield prompt, ids
 
 
@@ -220,9 +232,17 @@ def _params(options: VLLM, seed: int) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(
-        n=1, seed=seed, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k or -1, min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty, max_tokens=options.max_tokens, stop=options.stop or None, logprobs=0,
-    )  # fmt: skip
+        n=1,
+        seed=seed,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k or -1,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        max_tokens=options.max_tokens,
+        stop=options.stop or None,
+        logprobs=0,
+    )
 
 
 def _response(output: Any) -> Response:
@@ -249,8 +269,11 @@ def _environment(options: VLLM) -> None:
 def _cpu_defaults(context: int) -> dict[str, Any]:
     """Seeded sampling crashes on a CPU when a prompt is read in parts, so every prompt is read whole."""
     return {
-        "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, context), "max_num_seqs": 256,
-    }  # fmt: skip
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, context),
+        "max_num_seqs": 256,
+    }
 
 
 def _model_context(path: Path) -> int:

@@ -155,7 +155,10 @@ def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any
     """The model to train. A language model's output layer is left out, and a head is drawn from the seed."""
     from transformers import AutoConfig
 
-    judged = any("SequenceClassification" in name for name in AutoConfig.from_pretrained(start).architectures or [])
+    judged = any(
+        "SequenceClassification" in name
+        for name in AutoConfig.from_pretrained(start, trust_remote_code=False).architectures or []
+    )
     may_lack = () if judged else ("score.weight", "score.bias", "lm_head.weight", "lm_head.bias")
     model = fitting.load(options, start, seed, "SequenceClassification", num_labels=1, may_lack=may_lack)
     if not hasattr(model, "score"):

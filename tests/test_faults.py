@@ -1,0 +1,120 @@
+"""Killed at any moment and continued by the same command, a run ends exactly as if nothing had happened.
+
+Real vLLM, real training. `make test` kills a run three times, `make faults` at least 25 times, over all stages.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import worlds
+
+pytestmark = pytest.mark.engine
+
+RECIPE = {
+    "generator": {"kind": "vllm", "k": 4, "max_tokens": 24},
+    "prompts": {"per_iteration": 24},
+    "selection": {"kind": "best-of-k", "drop": ["truncated"], "kl": 0.01},
+    "keep": "all",
+}
+COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    worlds.make_recipe(folder, **RECIPE)
+    done = worlds.raft(folder, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "tiny"
+
+
+def state(run: Path) -> frozenset[tuple[str, int]]:
+    """Every file of a run and its size: it changes whenever the run gets on."""
+    found = set()
+    for place, _, names in os.walk(run):
+        for name in names:
+            try:
+                found.add((os.path.join(place, name), os.stat(os.path.join(place, name)).st_size))  # noqa: PTH116, PTH118
+            except FileNotFoundError:
+                continue
+    return frozenset(found)
+
+
+def killed(folder: Path, chance: random.Random) -> bool:
+    """Runs the command and kills it a random moment after it got on; whether it was killed before its end."""
+    run = folder / "outputs" / "tiny"
+    before, steps = state(run), chance.randint(1, 6)
+    process = subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and steps:
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.001)
+        now = state(run)
+        steps -= now != before
+        before = now
+    time.sleep(chance.choice([0, 0, 0.05, 0.5]) * chance.random())
+    process.send_signal(signal.SIGKILL)
+    error = process.communicate()[1].decode()
+    assert process.returncode in (-signal.SIGKILL, 0), error
+    return process.returncode != 0
+
+
+def finish(folder: Path) -> None:
+    done = worlds.raft(folder, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    found, wanted = worlds.fingerprint(run), worlds.fingerprint(undisturbed)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    assert len([name for name in wanted if name.endswith("model.safetensors")]) == 2
+    assert not list(run.rglob("*.partial")) and not list(run.rglob(".*.tmp"))
+
+
+def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    worlds.make_recipe(tmp_path, **RECIPE)
+    chance = random.Random(3)
+    assert [killed(tmp_path, chance) for _ in range(3)] == [True] * 3
+    finish(tmp_path)
+    assert_same(tmp_path / "outputs" / "tiny", undisturbed)
+
+
+def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undisturbed, tmp_path):
+    worlds.make_recipe(tmp_path, **RECIPE)
+    partial = tmp_path / "outputs" / "tiny" / "iterations" / "001" / "responses.jsonl.partial"
+    process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 1):
+        time.sleep(0.001)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    kept = partial.read_bytes()
+    assert kept.count(b"\n") > 1
+    finish(tmp_path)
+    assert_same(tmp_path / "outputs" / "tiny", undisturbed)
+
+
+@pytest.mark.faults
+def test_a_run_killed_25_times_over_all_stages_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    chance, kills, places = random.Random(25), 0, set()
+    attempt = 0
+    while kills < 25:
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        worlds.make_recipe(folder, **RECIPE)
+        while killed(folder, chance):
+            kills += 1
+            made = {str(path.relative_to(folder)) for path in folder.rglob("*.stamp.json")}
+            places.add(len(made))
+        finish(folder)
+        assert_same(folder / "outputs" / "tiny", undisturbed)
+        attempt += 1
+    print(f"{kills} kills in {attempt} runs, after {sorted(places)} finished artifacts")
+    assert len(places) >= 10
