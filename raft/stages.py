@@ -15,8 +15,9 @@ import numpy as np
 from raft import device, metrics, records
 from raft import prompts as prompt_sources
 from raft.errors import UserError
+from raft.keys import Artifact
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Response, Score
-from raft.runs import Artifact, Output, stream_seed
+from raft.runs import Output, stream_seed
 from raft.seeds import derive
 
 BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks

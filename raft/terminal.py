@@ -5,7 +5,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from raft.runs import Artifact, Place, Run
+from raft.keys import Artifact
+from raft.runs import Place, Run
 
 HARMLESS = "\n\t"
 DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"}

@@ -175,9 +175,14 @@ def test_every_way_of_selecting_and_training_runs(tmp_path, changes):
 
 
 def test_show_status_and_plot_read_a_run(finished):
-    show = worlds.raft(finished, "show", "outputs/tiny", "p003")
-    assert (show.returncode == 0 and "the small hen 3" in show.stdout) or "p003" in show.stdout
-    assert "before" not in show.stderr
+    selected = next(read(finished / "outputs" / "tiny" / "iterations" / "001" / "selected.jsonl"))
+    show = worlds.raft(finished, "show", "outputs/tiny", selected["prompt_id"])
+    assert show.returncode == 0 and selected["text"].strip() in show.stdout
+    winners = [line for line in show.stdout.splitlines() if line.startswith(" *")]
+    assert len(winners) == 1 and f"{selected['reward']:.3f}" in winners[0]
+    assert worlds.raft(finished, "show", "outputs/tiny").returncode == 0  # before and after
+    unknown = worlds.raft(finished, "show", "outputs/tiny", "nobody")
+    assert unknown.returncode == 2 and "no prompt 'nobody'" in unknown.stderr
     status = worlds.raft(finished, "status", "outputs/tiny")
     assert "iterations/002/policy" in status.stdout and "not running" in status.stdout
     for ending in ("png", "svg", "pdf"):

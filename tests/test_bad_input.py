@@ -1,0 +1,128 @@
+"""Bad input: one clear message that names the key or file and the way out, exit status 2, nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import worlds
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    worlds.make_recipe(folder)
+    bare = folder / "bare"  # no chat template, no padding token
+    shutil.copytree(folder / "base", bare)
+    (bare / "chat_template.jinja").unlink()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (bare / name).exists():
+            content = json.loads((bare / name).read_text())
+            content.pop("pad_token", None)
+            content.pop("chat_template", None)
+            (bare / name).write_text(json.dumps(content))
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "word " * 400}) + "\n")
+    (folder / "some").mkdir()
+    (folder / "some" / "file").write_text("mine")
+    return folder
+
+
+CASES = {
+    "a wrong key": (["generator.temprature=1"], ["generator.temprature", "did you mean temperature"]),
+    "K = 0": (["generator.k=0"], ["generator.k"]),
+    "a missing file of prompts": (["prompts.path=nowhere.jsonl"], ["prompts.path", "nowhere.jsonl"]),
+    "an unknown model": (["policy.model=./nowhere"], ["policy.model", "nowhere"]),
+    "a hub model without a network": (["policy.model=owner/nothing"], ["owner/nothing", "HF_HUB_OFFLINE"]),
+    "an empty set of prompts": (["prompts.path=empty.jsonl"], ["evaluation.count|prompts"]),
+    "a broken line": (["prompts.path=broken.jsonl"], ["broken.jsonl:2"]),
+    "prompts that are too long": (["prompts.path=long.jsonl", "evaluation.count=1"], ["evaluation.count|max_tokens"]),
+    "more than the context": (["prompts.max_tokens=250", "generator.max_tokens=250"], ["prompts.max_tokens", "256"]),
+    "chat without a template": (["policy.model=bare", "prompts.format=chat"], ["prompts.format", "chat template"]),
+    "too few prompts": (["prompts.per_iteration=500"], ["prompts.per_iteration", "52"]),
+    "a rule that does not exist": (["reward.function=letters:shar"], ["reward.function", "did you mean share"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_clear_message(world, case):
+    import re
+
+    overrides, words = CASES[case]
+    name = "bad-" + "".join(one for one in case if one.isalpha())
+    done = worlds.raft(world, "run", "recipe.yaml", f"name={name}", *overrides)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert re.search(word, done.stderr), done.stderr
+
+
+def test_a_policy_without_a_padding_token_is_no_fault(world):
+    done = worlds.raft(world, "run", "recipe.yaml", "name=nopad", "policy.model=bare", "iterations=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_is_no_run_is_left_alone(world):
+    (world / "outputs").mkdir(exist_ok=True)
+    shutil.copytree(world / "some", world / "outputs" / "some")
+    done = worlds.raft(world, "run", "recipe.yaml", "name=some")
+    assert done.returncode == 2 and "is not a run" in done.stderr
+    assert [file.name for file in (world / "outputs" / "some").iterdir()] == ["file"]
+
+
+def test_rewards_that_cannot_be_given_stop_the_run_and_are_never_zero(world):
+    (world / "moods.py").write_text("def moody(prompt, response):\n    raise ValueError('not today')\n")
+    done = worlds.raft(world, "run", "recipe.yaml", "name=moody", "reward.function=moods:moody")
+    assert done.returncode == 2 and "selection.max_failed" in done.stderr and "not today" in done.stderr
+    rows = [json.loads(line) for line in open(world / "outputs" / "moody" / "iterations" / "001" / "scores.jsonl")]
+    assert all(one.get("reward") is None and "not today" in one["error"] for row in rows for one in row["scores"])
+
+
+def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path):
+    """The disk is told to be full when the first policy is brought to it."""
+    script = (
+        "import errno, sys\n"
+        "from raft import runs\n"
+        "whole = runs.sync\n"
+        "def full(path):\n"
+        "    if path.name == '.policy.tmp' and path.parent.name == '001':\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    whole(path)\n"
+        "runs.sync = full\n"
+        "from raft.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", "recipe.yaml", "name=full"],
+        cwd=world,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "go on with" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = world / "outputs" / "full" / "iterations" / "001" / "scores.jsonl"
+    before = kept.stat().st_mtime_ns
+    assert worlds.raft(world, "run", "recipe.yaml", "name=full").returncode == 0
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_model_output_cannot_drive_the_terminal():
+    from raft.terminal import safe
+
+    hostile = "a\x1b[2Jb\x07c\u202ed\r\u009b31m"
+    shown = safe(hostile)
+    assert (
+        "\x1b" not in shown
+        and "\x07" not in shown
+        and "\u202e" not in shown
+        and "\r" not in shown
+        and "\u009b" not in shown
+    )
+    assert safe("日本語\nعربى\tok") == "日本語\nعربى\tok"
