@@ -82,7 +82,7 @@ def score(options: Namespace) -> None:
 
 def _start(loaded: Any) -> None:
     from raft import loop, preflight
-    from raft.terminal import Narrator
+    from raft.narrator import Narrator
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -2,11 +2,6 @@
 
 import sys
 import unicodedata
-from pathlib import Path
-from typing import Any
-
-from raft.keys import Artifact
-from raft.runs import Place, Run
 
 HARMLESS = "\n\t"
 DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"}
@@ -27,67 +22,3 @@ def say(text: str = "") -> None:
     """A line on standard output, at once, whatever the terminal's encoding."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
-
-
-class Narrator:
-    """Tells a terminal (or a log, in plain lines) what a run does."""
-
-    def __init__(self) -> None:
-        self.run: Run | None = None
-        self.recipe: Any = None
-
-    def opened(self, run: Run, loaded: Any) -> None:
-        """Names the run, and sends the noise of libraries into its log."""
-        from raft import logs
-
-        self.run, self.recipe = run, loaded.recipe
-        logs.begin(run.folder)
-        say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
-
-    def finished(self, it: Place) -> None:
-        """Redraws the curve, prunes policies, and prints the row of the policy that is now complete."""
-        assert self.run is not None
-        rows = self.run.rebuild_metrics()
-        best = max(
-            (row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default={"iteration": 0}
-        )
-        self.run.prune(self.recipe.keep, best["iteration"], finished=it.number == self.recipe.iterations)
-        draw(self.run.folder, rows)
-        say(summary(rows, it.number))
-
-    def measured(self, artifact: Artifact) -> None:
-        """Prints what a job without iterations measured."""
-        say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
-
-    def closed(self, run: Run, loaded: Any) -> None:
-        """Says where everything is, shows one prompt before and after, and names the next command."""
-        if loaded.recipe.job != "align":
-            return
-        from raft.show import before_and_after
-
-        say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
-        say(before_and_after(run.folder))
-        say(f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf")
-
-
-def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """reward_curve.png, replaced whole."""
-    from raft.plots import reward_curves
-
-    temporary = folder / ".reward_curve.png"
-    reward_curves([(folder.name, rows)], temporary)
-    temporary.replace(folder / "reward_curve.png")
-
-
-def summary(rows: list[dict[str, Any]], number: int) -> str:
-    """One line on a policy: its evaluation, and the training responses that it came out of."""
-    row = next(row for row in rows if row["iteration"] == number)
-    before = next((row for row in rows if row["iteration"] == number - 1), {})
-    parts = [f"iteration {number}:"]
-    for key, label in (("reward/eval", "held-out reward"), ("gold/eval", "gold")):
-        if key in row:
-            parts.append(f"{label} {row[key]:.3f} (±{1.96 * row.get(key + '_se', 0.0):.3f})")
-    if number and "reward/mean" in before:
-        mean, best = before["reward/mean"], before["reward/best_of_k"]
-        parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")
-    return "  ".join(parts)

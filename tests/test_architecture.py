@@ -1,0 +1,58 @@
+"""Imports go downwards only, and the parts of a kind never import each other."""
+
+import ast
+from pathlib import Path
+
+RAFT = Path(__file__).parent.parent / "raft"
+# From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
+FLOORS = [
+    {"errors", "seeds", "terminal"},
+    {"records", "plugins", "imports", "progress", "logs"},
+    {"contracts", "chat", "hub", "metrics", "recipe"},
+    {"keys", "probe", "sources", "selection", "scratch", "plots"},
+    {"prompts", "likelihood", "runs", "preflight"},
+    {"examples", "generators", "rewards", "trainers", "device"},
+    {"world", "stages"},
+    {"loop", "scoring", "show", "branch"},
+    {"narrator"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+INSIDE = {("generators", "sampling"), ("trainers", "fitting"), ("trainers", "packing"), ("rewards", "rules")}
+
+
+def modules() -> dict[str, Path]:
+    return {str(file.relative_to(RAFT).with_suffix("")).replace("/", "."): file for file in RAFT.rglob("*.py")}
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "raft":
+            below = node.module.removeprefix("raft").removeprefix(".")
+            found |= (
+                {below} if below and f"{below}" in modules() else {f"{below}.{n.name}".strip(".") for n in node.names}
+            )
+    return {name for name in found if name in modules() and not name.endswith("__init__")}
+
+
+def floor(module: str) -> int:
+    top = module.split(".")[0]
+    return next(number for number, names in enumerate(FLOORS) if top in names)
+
+
+def test_every_module_has_its_floor_and_imports_only_from_below():
+    faults = []
+    for module, file in modules().items():
+        if module.endswith("__init__"):
+            continue
+        for other in imported(file):
+            same_room = module.split(".")[0] == other.split(".")[0]
+            allowed = tuple(other.split(".")) in INSIDE if same_room else floor(other) < floor(module)
+            faults += [] if allowed else [f"{module} imports {other}"]
+    assert not faults, faults
+
+
+def test_the_law_sees_imports():
+    assert "stages" in imported(RAFT / "loop.py") and "generators.sampling" in imported(RAFT / "generators" / "vllm.py")
