@@ -1,4 +1,4 @@
-"""What a run tells while it works: its iterations line by line, the curve, and at the end one prompt before and after."""
+"""What a run tells while it works: a line for each iteration, the curve, and one prompt before and after."""
 
 from pathlib import Path
 from typing import Any

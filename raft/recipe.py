@@ -264,6 +264,8 @@ def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str
                 "so that a recipe stays readable"
             )
         layers.insert(0, OmegaConf.create(_without_replaced_kinds(beneath, own)))
+    for override in overrides:  # a section that stands in no file is there because of an override
+        lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], "command line")
     try:
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(overrides))
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]

@@ -75,6 +75,13 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(tmp_path, ove
     assert key in found and re.search(words, found[key]), found
 
 
+def test_a_fault_of_an_override_is_placed_on_the_command_line(tmp_path):
+    with pytest.raises(RecipeError, match=r"command line: generatr: unknown key; did you mean generator"):
+        load(write(tmp_path, GOOD), ["generatr.k=3"])
+    with pytest.raises(RecipeError, match=r"command line: generator\.k: 0"):
+        load(write(tmp_path, GOOD), ["generator.k=0"])
+
+
 def test_an_override_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="write key=value"):
         load(write(tmp_path, GOOD), ["generator.k"])
