@@ -10,7 +10,7 @@ import importlib.util
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raft import plugins, probe
-from raft.contracts import Advance
+from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.seeds import derive
 from raft.trainers import packing
@@ -70,6 +70,21 @@ class Fitting:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
+
+    def train(
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes a model folder into `out` and gives the memory of the training back; see contracts.Trainer."""
+        try:
+            return self.fit(start, examples, out, seed, advance, dropped)
+        finally:
+            free()
+
+    def fit(
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """What a trainer of its kind does."""
+        raise NotImplementedError
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""

@@ -39,18 +39,10 @@ class BradleyTerry(Fitting):
     max_length: int = 512  # of the longer side of a pair
     template: Literal["chat", "plain"] = "plain"
 
-    def train(
+    def fit(
         self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
         """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see contracts.Trainer."""
-        try:
-            return self._train(start, examples, out, seed, advance, dropped)
-        finally:
-            fitting.free()
-
-    def _train(
-        self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.adapt(self, _classifier(self, start, tokenizer, seed), "SEQ_CLS")

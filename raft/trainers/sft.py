@@ -27,18 +27,10 @@ from raft.trainers.packing import Layout, Order, Texts
 class SFT(Fitting):
     """Maximum likelihood of the responses, by tokens, each example counting by its weight."""
 
-    def train(
+    def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
         """Writes the fine-tuned model, its tokenizer and its probe into `out`; see contracts.Trainer."""
-        try:
-            return self._train(start, examples, out, seed, advance, dropped)
-        finally:
-            fitting.free()
-
-    def _train(
-        self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.load(self, start, seed)
