@@ -35,10 +35,12 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def state(run: Path) -> frozenset[tuple[str, int]]:
-    """Every file of a run and its size: it changes whenever the run gets on."""
+    """Every artifact of a run and its size, finished or not: it changes whenever the run gets on."""
     found = set()
     for place, _, names in os.walk(run):
         for name in names:
+            if name.endswith((".log", ".lock", "resolved.yaml", "resolved.yaml.tmp")):
+                continue  # every launch writes these before it gets on
             try:
                 found.add((os.path.join(place, name), os.stat(os.path.join(place, name)).st_size))  # noqa: PTH116, PTH118
             except FileNotFoundError:
