@@ -11,6 +11,14 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+SLOW = ("test_loop", "test_bad_input")  # whole runs
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, whole runs next, what needs the engine last."""
+    items.sort(key=lambda item: (item.get_closest_marker("engine") is not None, item.path.stem in SLOW))
+
+
 @pytest.fixture(scope="session")
 def material() -> Path:
     """Real weights and text that are no part of the project."""

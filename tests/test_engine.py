@@ -162,3 +162,21 @@ def test_engine_options_are_checked_by_name():
     found = {fault.key: fault.message for fault in faults}
     assert set(found) == {"generator.engine.max_num_seq", "generator.engine.seed"}
     assert "did you mean max_num_seqs" in found["generator.engine.max_num_seq"]
+
+
+def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_special(material):
+    from types import SimpleNamespace
+
+    from raft.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
+    ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    spelled = tokenizer.decode(ids, skip_special_tokens=True)
+    output = SimpleNamespace(
+        token_ids=ids,
+        text=spelled,
+        finish_reason="stop",
+        logprobs=[{one: SimpleNamespace(logprob=-1.0)} for one in ids],
+    )
+    response = vllm._response(output, tokenizer)
+    assert response.text == "The end." and response.token_ids == ids

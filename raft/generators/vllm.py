@@ -216,7 +216,7 @@ class Engine:
                     live -= 1
                     place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
-                    responses[int(place)] = options.clean(_response(output.outputs[0]), self.tokenizer)
+                    responses[int(place)] = options.clean(_response(output.outputs[0], self.tokenizer), self.tokenizer)
                     if None not in responses:
                         del unfinished[prompt_id]
                         yield Group(prompt, responses)  # type: ignore[arg-type]
@@ -245,10 +245,12 @@ def _params(options: VLLM, seed: int) -> Any:
     )
 
 
-def _response(output: Any) -> Response:
-    ids = list(output.token_ids)
+def _response(output: Any, tokenizer: chat.Tokenizer) -> Response:
+    ids, text = list(output.token_ids), output.text
+    if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers do not know it as special, and vLLM then spells it
+        text = text.removesuffix(tokenizer.eos_token)
     logprobs = [by_token[token].logprob for token, by_token in zip(ids, output.logprobs, strict=True)]
-    return Response(output.text, ids, logprobs, "length" if output.finish_reason == "length" else "stop")
+    return Response(text, ids, logprobs, "length" if output.finish_reason == "length" else "stop")
 
 
 def _environment(options: VLLM) -> None:
