@@ -51,7 +51,7 @@ def state(run: Path) -> frozenset[tuple[str, int]]:
 def killed(folder: Path, chance: random.Random) -> bool:
     """Runs the command and kills it a random moment after it got on; whether it was killed before its end."""
     run = folder / "outputs" / "tiny"
-    before, steps = state(run), chance.randint(1, 6)
+    before, steps = state(run), chance.randint(1, 20)  # a policy takes about ten: it must get done some time
     process = subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while process.poll() is None and steps:
