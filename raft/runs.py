@@ -135,6 +135,7 @@ class Place:
         if (stamp := _stamp(path)) is not None:
             if not self._shared(path):
                 _refuse_other(path, stamp["key"], key)
+                _partial(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
             if path.exists() or stamp.get("pruned"):
                 return Artifact(path, stamp)
         return self._make(path, stage, section, inputs, key)
@@ -156,7 +157,7 @@ class Place:
         label = f"{path.relative_to(self.root)}"
         output = Output(
             temporary,
-            path.with_name(f"{path.name}.partial"),
+            _partial(path),
             digest(key),
             self.seed,
             self.number,
@@ -307,6 +308,10 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
             "or branch off with: raft resume RUN --from-iteration N"
         )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def refuse_foreign(folder: Path) -> None:

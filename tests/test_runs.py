@@ -184,3 +184,15 @@ def test_a_run_killed_at_its_birth_is_still_a_run_and_a_foreign_folder_is_none(t
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not a run"):
         refuse_foreign(tmp_path)
+
+
+def test_a_kill_between_the_stamp_and_the_clearing_up_leaves_nothing_behind(tmp_path):
+    def stage(section, output):
+        output.resume()
+        output.append({"prompt_id": "0"})
+        output.gather(["0"])
+
+    run(tmp_path).once("g.jsonl", stage)
+    (tmp_path / "g.jsonl.partial").write_text("left by a kill")
+    run(tmp_path).once("g.jsonl", stage)
+    assert not (tmp_path / "g.jsonl.partial").exists()
