@@ -4,6 +4,7 @@ Exit status: 0 done, 2 something that the user can put right (one message, no tr
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         status = 0
     except OSError as fault:
-        if not commands.is_disk_full(fault):
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
             f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}",

@@ -89,10 +89,3 @@ def _start(loaded: Any) -> None:
     for one in [*loaded.needs, loaded]:
         preflight.check(one, fetch=True)
     loop.run(loaded, Narrator())
-
-
-def is_disk_full(fault: OSError) -> bool:
-    """Whether an error means that the disk or the quota has no room left."""
-    from raft import runs
-
-    return runs.is_disk_full(fault)

@@ -5,7 +5,6 @@ same inputs have not already made it. An artifact is written under a temporary n
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -391,11 +390,6 @@ def _remove(path: Path) -> None:
 
 def _whole(drops: list[records.Drop]) -> int:
     return sum(drop.index is None for drop in drops)
-
-
-def is_disk_full(fault: OSError) -> bool:
-    """Whether an error means that the disk (or the quota) has no room left."""
-    return fault.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def stream_seed(output: Output, stream: str | None) -> int:
