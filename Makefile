@@ -21,7 +21,7 @@ test-fast: $(READY)
 	.venv/bin/python -m pytest -m "not engine and not faults"
 
 faults: $(READY)
-	.venv/bin/python -m pytest -m faults
+	.venv/bin/python -m pytest -m faults -s
 
 check: $(READY)
 	.venv/bin/ruff check .
