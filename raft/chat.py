@@ -1,12 +1,10 @@
-"""Words to tokens: the only file that knows chat templates, BOS rules and where a response begins.
+"""Words to tokens as a policy reads and writes them: chat templates, and where a response begins.
 
-Three readers share it: the generator (a prompt), the trainer (a prompt and the response that is
-learned), the reward model (a whole conversation). Templates run in transformers' sandbox.
+The generator encodes a prompt, the trainer a prompt and the response that is learned. What a reward model reads, the
+two as one conversation, is in `raft.conversation`. Templates run in transformers' sandbox.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
 from raft.errors import Stopped, UserError
@@ -27,21 +25,27 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise UserError(f"{path}: no tokenizer could be loaded ({fault}); a model folder needs one") from fault
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: bool) -> str:
-    """Messages as the model's own template writes them; with `ask` up to where the assistant begins to speak."""
-    if not tokenizer.chat_template:
+def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: bool, template: str | None = None) -> str:
+    """Messages as the model's own template writes them; with `ask` up to where the assistant begins to speak.
+
+    `template` is the text of another template, in Jinja.
+    """
+    if not (template or tokenizer.chat_template):
         raise UserError(
             f"{tokenizer.name_or_path} has no chat template, but the prompt is a list of messages; "
             "give plain text instead (prompts.field), or use a model with a template"
         )
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+        return tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask
+        )
     except Stopped:
         raise
     except Exception as fault:
         roles = ", ".join(message["role"] for message in messages)
+        whose = "given for" if template else "of"
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles} ({fault}); "
+            f"the chat template {whose} {tokenizer.name_or_path} refuses a conversation of {roles} ({fault}); "
             "change the prompts' messages to what it takes, or the template"
         ) from fault
 
@@ -98,67 +102,3 @@ def trained_tokens(tokenizer: Tokenizer, response: Response) -> list[int]:
     if response.finish_reason == "marker" and tokenizer.eos_token_id is not None:
         return [*response.token_ids, tokenizer.eos_token_id]
     return response.token_ids
-
-
-def one_bos(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A rendered conversation as tokens with exactly one BOS if the tokenizer uses one, and none if it does not.
-
-    Templates and tokenizers both may write a BOS; two of them change a reward silently (allenai/reward-bench#164).
-    A tokenizer with a CLS token (BERT and its kin) frames every text: those models read nothing without the frame.
-    """
-    framed = tokenizer.cls_token_id is not None
-    ids = tokenizer(text, add_special_tokens=framed)["input_ids"]
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return ids
-    if ids[:1] != [bos]:
-        adds_bos = tokenizer("x")["input_ids"][:1] == [bos]
-        return [bos, *ids] if adds_bos else ids
-    while ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    return ids
-
-
-def encode_conversation(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str) -> list[int]:
-    """A prompt and its response as a reward model reads them, complete, with exactly one BOS.
-
-    `template` is "chat" (the reward model's own template; needs messages) or "plain" (the prompt's text
-    and the response joined as they are).
-    """
-    if template == "plain":
-        if prompt.text is None:
-            raise UserError(f"prompt {prompt.id} has messages, but reward.template is plain; use template: chat")
-        return one_bos(tokenizer, prompt.text + response)
-    if prompt.messages is None:
-        raise UserError(f"prompt {prompt.id} is plain text, but reward.template is chat; use template: plain")
-    answered = [*prompt.messages, {"role": "assistant", "content": response}]
-    return one_bos(tokenizer, render(tokenizer, answered, ask=False))
-
-
-def cut_conversation(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limit: int) -> list[int]:
-    """The tokens of `encode_conversation` without as much of the oldest part of the prompt as `limit` tokens demand.
-
-    In a chat whole turns go, never a system message at its head or the last turn of the user; in plain text tokens go.
-    Nothing of the response goes, so what is left may still be longer than the limit.
-    """
-    if prompt.messages is None:
-        return _cut_text(tokenizer, prompt, response, template, limit)
-    system = list(takewhile(lambda message: message["role"] == "system", prompt.messages))
-    turns = prompt.messages[len(system) :]
-    starts = [at for at, turn in enumerate(turns) if turn["role"] == "user"] or [0]
-    for start in starts:
-        shorter = replace(prompt, messages=system + turns[start:])
-        ids = encode_conversation(tokenizer, shorter, response, template)
-        if len(ids) <= limit:
-            break
-    return ids
-
-
-def _cut_text(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limit: int) -> list[int]:
-    ids = encode_conversation(tokenizer, prompt, response, template)
-    alone = encode_conversation(tokenizer, prompt, "", template)
-    frame = sum(one is not None and ids[:1] == [one] for one in {tokenizer.bos_token_id, tokenizer.cls_token_id})
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False))
-    wholly_prompt = len(list(same))  # a token that spells the end of the prompt and more is not
-    end = max(frame, min(frame + len(ids) - limit, wholly_prompt))
-    return ids[:frame] + ids[end:]

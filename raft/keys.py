@@ -68,7 +68,9 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
     if value is None or kind is None:
         speed_keys = item.metadata.get("speed_keys", ())
         return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value)
-    if kind == "file":
+    if kind == "template" and not Path(value).suffix:
+        return value
+    if kind in ("file", "template"):
         return None if hasattr(owner, "identify") else hub.identity(Path(value))
     if kind == "model":
         return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))

@@ -5,7 +5,8 @@ A kind is a short name from the table below, or `package.module:Name` of the use
 Fields carry marks that the run's keys understand (see `runs.describe`):
 
 - `speed()`: the option changes how fast, never what; it is in no key.
-- `source("file" | "model" | "code")`: the option names something outside; its content is in the key, its name is not.
+- `source("file" | "model" | "code" | "template")`: the option names something outside; its content is in the key, its
+  name is not. A template is one of raft's own by its short name, or a file.
 """
 
 import dataclasses

@@ -179,13 +179,15 @@ def _complete(folder: Path, keys: set[str], what: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of transformers inside the block; the run has its own."""
+    """No progress bars of transformers inside the block, and no warnings of tensors: the run has its own of both."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -78,11 +78,16 @@ class Group(Record):
 
 @dataclass(frozen=True, slots=True)
 class Score(Record):
-    """How good a response is: `reward`, higher is better, or None with an `error`; never a made-up number."""
+    """How good a response is: `reward`, higher is better, or None with an `error`; never a made-up number.
+
+    `rank` is the response's place in its group, 0 for the best, where the reward compares the responses of one
+    prompt: it decides which is best, and `reward` says nothing about those of other prompts.
+    """
 
     reward: float | None
     parts: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +114,14 @@ class Example(Record):
 
 @dataclass(frozen=True, slots=True)
 class Pair(Record):
-    """Two responses to one prompt, the better one first."""
+    """Two responses to one prompt, the better one first; `subset` is the part of a benchmark that it belongs to."""
 
     prompt_id: str
     chosen: Response
     rejected: Response
     messages: list[dict[str, str]] | None = None
     text: str | None = None
+    subset: str | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Pair":

@@ -8,8 +8,8 @@ RAFT = Path(__file__).parent.parent / "raft"
 FLOORS = [
     {"errors", "seeds", "terminal"},
     {"records", "plugins", "imports", "progress", "logs"},
-    {"contracts", "chat", "hub", "metrics", "recipe"},
-    {"keys", "probe", "sources", "selection", "scratch", "plots"},
+    {"contracts", "chat", "hub", "metrics", "ranking", "recipe", "checkpoint"},
+    {"keys", "probe", "sources", "selection", "scratch", "plots", "conversation"},
     {"prompts", "likelihood", "runs", "preflight"},
     {"examples", "generators", "rewards", "trainers", "device"},
     {"world", "stages"},
@@ -19,7 +19,15 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-INSIDE = {("generators", "sampling"), ("trainers", "fitting"), ("trainers", "packing"), ("rewards", "rules")}
+INSIDE = {
+    ("generators", "sampling"),
+    ("trainers", "fitting"),
+    ("trainers", "packing"),
+    ("rewards", "rules"),
+    ("rewards", "model"),
+    ("rewards", "reader"),
+    ("rewards", "heads"),
+}
 
 
 def modules() -> dict[str, Path]:

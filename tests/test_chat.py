@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raft import chat
+from raft import chat, conversation
 from raft.errors import UserError
 from raft.records import Prompt, Response
 
@@ -42,33 +42,6 @@ def make(template: str | None = BARE, adds_bos: bool = False, adds_eos: bool = F
 
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("template", [BARE, WITH_BOS])
-def test_a_conversation_has_one_bos_whoever_writes_it(template: str, adds_bos: bool):
-    tokenizer = make(template, adds_bos)
-    ids = chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")
-    expected = 1 if adds_bos or template == WITH_BOS else 0
-    assert ids.count(0) == expected
-    assert tokenizer.decode(ids) == BOS * expected + f"{USER}How are you today?{EOS}\n{ASSISTANT}{ANSWER}{EOS}\n"
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_a_plain_conversation_has_the_bos_of_its_tokenizer_and_no_eos(adds_bos: bool):
-    tokenizer = make(adds_bos=adds_bos, adds_eos=True)
-    ids = chat.encode_conversation(tokenizer, STORY, " there was", "plain")
-    assert tokenizer.decode(ids) == BOS * adds_bos + "Once upon a time there was"
-
-
-def test_a_text_that_brings_a_bos_does_not_get_another():
-    assert chat.one_bos(make(adds_bos=True), f"{BOS}{BOS}x")[:2] == chat.one_bos(make(adds_bos=True), "x")
-
-
-def test_tokenizers_that_frame_every_text_keep_their_frame():
-    tokenizer = make(adds_bos=True, adds_eos=True)
-    tokenizer.bos_token, tokenizer.cls_token, tokenizer.sep_token = None, BOS, EOS
-    assert tokenizer.decode(chat.encode_conversation(tokenizer, STORY, "!", "plain")) == f"{BOS}Once upon a time!{EOS}"
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-@pytest.mark.parametrize("template", [BARE, WITH_BOS])
 def test_the_prompt_of_a_chat_is_what_its_template_writes(template: str, adds_bos: bool):
     tokenizer = make(template, adds_bos)
     spelled = tokenizer.decode(chat.encode_prompt(tokenizer, ASKED))
@@ -84,10 +57,10 @@ def test_a_plain_prompt_is_open_at_its_end():
 def test_a_prompt_and_its_response_are_the_beginning_of_the_conversation(blank: str | None):
     tokenizer = make(WITH_BOS, adds_bos=True, blank=blank)
     ids = chat.encode_prompt(tokenizer, ASKED)
-    assert chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
+    assert conversation.encode(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
     if blank != "always":  # which writes a blank behind every special token, in the conversation as well
         ids = ids + chat.encode_response(tokenizer, ASKED, ANSWER)
-        assert chat.encode_conversation(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
+        assert conversation.encode(tokenizer, ASKED, ANSWER, "chat")[: len(ids)] == ids
 
 
 @pytest.mark.parametrize("blank", [None, "first", "always"])
@@ -146,44 +119,6 @@ def test_a_template_that_rewrites_the_question_when_it_is_answered_is_refused():
         chat.encode_response(make(moody), ASKED, ANSWER)
 
 
-def test_a_prompt_of_the_wrong_kind_names_the_right_template():
-    with pytest.raises(UserError, match=r"plain text, but reward\.template is chat; use template: plain"):
-        chat.encode_conversation(make(), STORY, ANSWER, "chat")
-    with pytest.raises(UserError, match=r"has messages, but reward\.template is plain; use template: chat"):
-        chat.encode_conversation(make(), ASKED, ANSWER, "plain")
-
-
-def long_chat() -> Prompt:
-    """system, then three turns of the user with answers between them."""
-    roles = ["system", "user", "assistant", "user", "assistant", "user"]
-    said = ["Be kind.", "One?", "Yes.", "Two?", "No.", "Three?"]
-    return Prompt("p", messages=[{"role": role, "content": text} for role, text in zip(roles, said, strict=True)])
-
-
-@pytest.mark.parametrize(("cut", "gone"), [(0, 0), (1, 2), (20, 4), (1000, 4)])
-def test_a_chat_loses_whole_turns_but_never_system_the_last_question_or_the_answer(cut: int, gone: int):
-    tokenizer, prompt = make(WITH_BOS), long_chat()
-    whole = len(chat.encode_conversation(tokenizer, prompt, ANSWER, "chat"))
-    kept = chat.cut_conversation(tokenizer, prompt, ANSWER, "chat", whole - cut)
-    rest = Prompt("p", messages=prompt.messages[:1] + prompt.messages[1 + gone :])
-    assert kept == chat.encode_conversation(tokenizer, rest, ANSWER, "chat")
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-@pytest.mark.parametrize("cut", [0, 1, 5, 100])
-def test_plain_text_loses_its_oldest_tokens_but_never_the_bos_or_the_response(cut: int, adds_bos: bool):
-    tokenizer = make(adds_bos=adds_bos)
-    whole = chat.encode_conversation(tokenizer, STORY, " there was", "plain")
-    kept = chat.cut_conversation(tokenizer, STORY, " there was", "plain", len(whole) - cut)
-    assert tokenizer.decode(kept) == BOS * adds_bos + "Once upon a time"[cut:] + " there was"
-
-
-def test_a_token_that_spells_prompt_and_response_is_not_cut():
-    tokenizer = make()
-    kept = chat.cut_conversation(tokenizer, Prompt("p", text="yo"), "u are", "plain", 1)
-    assert tokenizer.decode(kept) == "ou are"
-
-
 @pytest.mark.skipif(not REAL.exists(), reason="the TinyStories model is not on this machine")
 def test_a_real_tokenizer_writes_one_bos_and_lets_a_response_go_on():
     tokenizer = chat.load_tokenizer(str(REAL))
@@ -194,7 +129,7 @@ def test_a_real_tokenizer_writes_one_bos_and_lets_a_response_go_on():
         whole = ids + chat.encode_response(tokenizer, prompt, response)
         assert tokenizer.decode(whole, skip_special_tokens=True) == "Once upon" + response
         assert whole[-1] == tokenizer.eos_token_id
-        read = chat.encode_conversation(tokenizer, prompt, response, "plain")
+        read = conversation.encode(tokenizer, prompt, response, "plain")
         assert read.count(tokenizer.bos_token_id) == 1
         assert tokenizer.decode(read, skip_special_tokens=True) == "Once upon" + response
 

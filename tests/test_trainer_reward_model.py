@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from raft import chat, scratch
+from raft import conversation, scratch
 from raft.errors import UserError
-from raft.records import Pair, Response
+from raft.records import Pair, Prompt, Response
 from raft.trainers.reward_model import HEAD_STD, BradleyTerry
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.1}
@@ -57,7 +57,7 @@ def train(start: Path, out: Path, pairs: Iterable[Pair] = PAIRS, seed: int = 0, 
 
 def reward(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:
     """One conversation alone, read by transformers itself."""
-    ids = chat.one_bos(tokenizer, prompt + response)
+    ids = conversation.encode(tokenizer, Prompt("p", text=prompt), response, "plain")
     return model(input_ids=torch.tensor([ids])).logits[0, 0]
 
 

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from raft import chat, probe
+from raft import chat, conversation, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.records import Pair
@@ -37,7 +37,13 @@ class BradleyTerry(Fitting):
     learning_rate: float = 5.0e-6
     epochs: int = 1
     max_length: int = 512  # of the longer side of a pair
-    template: Literal["chat", "plain"] = "plain"
+    template: str = plugins.source("template", "plain")  # as kind: model has it
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from conversation.template_faults(self.template)
+        if self.template == "pair":
+            yield "template", "pair is for encoders; a decoder, which is what is trained, reads one text"
 
     def fit(
         self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
@@ -94,7 +100,7 @@ class BradleyTerry(Fitting):
         limit, name = fitting.longest(self, model)
         for pair in pairs:
             chosen, rejected = (
-                np.array(chat.encode_conversation(tokenizer, pair.prompt, side.text, self.template), dtype=np.int32)
+                np.array(conversation.encode(tokenizer, pair.prompt, side.text, self.template), dtype=np.int32)
                 for side in (pair.chosen, pair.rejected)
             )
             if not min(len(chosen), len(rejected)):

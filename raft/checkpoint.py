@@ -1,0 +1,103 @@
+"""The tensors of a model folder by name, without a model class: safetensors, or old weights read as tensors alone."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from raft.errors import UserError
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Checkpoint:
+    """Which file holds which tensor. UserError if the folder has no weights, or its index names missing files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = _files(folder)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self.files)
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Any]:
+        """These tensors in float32, by name."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            wanted.setdefault(self.files[name], []).append(name)
+        found: dict[str, Any] = {}
+        for file, inside in wanted.items():
+            found |= _read(file, inside)
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+
+    def row(self, name: str, index: int) -> Any:
+        """One row of a matrix in float32, shape (1, columns); of safetensors nothing else is read."""
+        file = self.files[name]
+        if file.suffix != ".safetensors":
+            return _read(file, [name])[name][index : index + 1].float()
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_slice(name)[index : index + 1].float()
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor."""
+        file = self.files[name]
+        if file.suffix != ".safetensors":
+            return list(_read(file, [name])[name].shape)
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_slice(name).get_shape()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    for name in INDEXES:
+        if (folder / name).is_file():
+            table = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
+            missing = sorted({file for file in table.values() if not (folder / file).is_file()})
+            if missing:
+                raise UserError(
+                    f"{folder}: {name} names files that are not there ({missing[0]}); fetch the model again"
+                )
+            return {tensor: folder / file for tensor, file in table.items()}
+    for name in SINGLE:
+        if (folder / name).is_file():
+            return dict.fromkeys(_names(folder / name), folder / name)
+    raise UserError(f"{folder} holds no weights ({', '.join(SINGLE)}); give what save_pretrained wrote")
+
+
+def _names(file: Path) -> list[str]:
+    if file.suffix != ".safetensors":
+        return list(_unpickled(file))
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except Exception as fault:
+        raise UserError(f"{file}: no safetensors file ({fault}); fetch the model again") from fault
+
+
+def _read(file: Path, names: list[str]) -> dict[str, Any]:
+    if file.suffix != ".safetensors":
+        whole = _unpickled(file)
+        return {name: whole[name] for name in names}
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in names}
+
+
+def _unpickled(file: Path) -> dict[str, Any]:
+    """Old weights: torch reads tensors and nothing that runs."""
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as fault:
+        said = str(fault).splitlines()[0][:200]
+        raise UserError(f"{file} cannot be read as tensors alone ({said}); nothing else of it is read") from fault

@@ -1,0 +1,232 @@
+"""The living reward model: a backbone, its head, and conversations as tokens to outputs, in batches of similar length.
+
+The checkpoint has to hold every weight, the head included, and nothing beside: transformers would go on with a random
+head, or leave a bias out, with no more than a warning. Nothing of it is code; heads are our own (`raft.rewards.heads`).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raft import chat
+from raft.checkpoint import Checkpoint
+from raft.errors import Stopped, UserError
+from raft.plugins import faults_of_range, source
+from raft.probe import OLD_BUFFERS, quiet
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which model is read, and how.
+
+    `head: auto` finds the head; `label` chooses among several outputs, by name or number (for `head: token` it is the
+    id whose logit is the reward). `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a
+    decoder always works in float32. A forward pass reads at most `batch_tokens` tokens, padding included.
+    """
+
+    model: str = source("model")
+    revision: str | None = None
+    head: Literal["auto", "classifier", "attributes", "regression", "mlp", "quantile", "value", "token"] = "auto"
+    label: int | str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: str | None = None
+    batch_tokens: int = 16384
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Values out of range."""
+        yield from faults_of_range(self, batch_tokens=(1, math.inf))
+        if isinstance(self.label, int):
+            yield from faults_of_range(self, label=(0, math.inf))
+        elif self.label is not None and self.head == "token":
+            yield "label", f"{self.label!r} is no token id; give a number"
+
+
+class Reader:
+    """Tokens to outputs. `names` are the outputs' names; `chosen` is the place of the one that is the reward.
+
+    With `pairs` a conversation is two segments, which some encoders have to be told apart.
+    """
+
+    def __init__(self, options: Options, pairs: bool = False):
+        import torch
+
+        from raft.hub import locate_model
+        from raft.rewards import heads
+
+        self.name, self.batch_tokens, self.pairs = options.model, options.batch_tokens, pairs
+        folder = locate_model(options.model, options.revision)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = chat.load_tokenizer(str(folder))
+        self.config = _config(options.model, folder)
+        checkpoint = Checkpoint(folder)
+        kind = heads.choose(options.model, options.head, self.config, checkpoint)
+        self.head: Any = None
+        if kind == "classifier" and "score.weight" not in checkpoint.names:
+            self.model = _load(options, folder, self.config, "SequenceClassification", set())
+            count = self.config.num_labels
+            self.names = ["reward"] if count == 1 else heads.attributes(self.config, count)
+        else:
+            self.head = heads.build(kind, options.model, self.config, checkpoint, self.tokenizer, options.label)
+            own = {"lm_head.weight"} & checkpoint.names if kind == "token" else set(self.head.tensors)
+            self.model = _load(options, folder, self.config, "", own)
+            self.names = list(self.head.names)
+        self.chosen = 0 if kind == "token" else _chosen(options, self.names)
+        self.longest = self._longest()
+
+    def outputs(self, rows: Iterable[Ids]) -> dict[Ids, list[float]]:
+        """The outputs of each row of tokens. Longest first: memory that does not suffice shows at once."""
+        self.move(self.device)
+        ordered = sorted(rows, key=lambda ids: (-len(ids), ids))
+        found: dict[Ids, list[float]] = {}
+        while batch := ordered[len(found) : len(found) + self._fitting(ordered[len(found) :])]:
+            found.update(zip(batch, self._read(batch), strict=True))
+        return found
+
+    def fault(self, ids: Ids) -> str | None:
+        """Why the head cannot read a conversation, None where it can."""
+        return None if self.head is None else self.head.fault(ids)
+
+    def move(self, device: str) -> None:
+        """To the accelerator, or to host memory, which gives the accelerator's memory back."""
+        import torch
+
+        self.model.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        if device == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _fitting(self, rows: Sequence[Ids]) -> int:
+        return max(1, self.batch_tokens // len(rows[0])) if rows else 0
+
+    def _read(self, batch: Sequence[Ids]) -> list[list[float]]:
+        """One forward pass, or two of half the size where the accelerator's memory does not suffice for one."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return self._forward(batch).float().tolist()
+        except torch.OutOfMemoryError as fault:
+            if len(batch) == 1:
+                raise UserError(
+                    f"{self.name}: one conversation of {len(batch[0])} tokens does not fit the accelerator's memory; "
+                    "lower reward.max_tokens, or use a smaller model"
+                ) from fault
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return self._read(batch[:half]) + self._read(batch[half:])
+
+    def _forward(self, batch: Sequence[Ids]) -> Any:
+        """The outputs of a batch, padded on the right. Shape (rows, names)."""
+        import torch
+
+        rows = [torch.tensor(ids) for ids in batch]
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        pad = self.tokenizer.pad_token_id or 0 if self.head is None else 0  # of a decoder no later token is seen
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if self.head is not None:
+            return self.head(self.model(**inputs, use_cache=False).last_hidden_state, batch)
+        if self.pairs and getattr(self.config, "type_vocab_size", 0) > 1:
+            behind = (ids == self.tokenizer.sep_token_id).cumsum(1) - (ids == self.tokenizer.sep_token_id).int()
+            inputs["token_type_ids"] = ((behind >= 1) & (mask == 1)).long().to(self.device)
+        return self.model(**inputs).logits
+
+    def _longest(self) -> int:
+        """The tokens that the model has positions for; only encoders are bound to what the tokenizer says."""
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        if self.head is None:
+            positions = min(positions, self.tokenizer.model_max_length)
+        return int(min(positions, 1 << 30))
+
+
+def _config(name: str, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Stopped:
+        raise
+    except Exception as fault:
+        raise UserError(
+            f"{name}: transformers knows no architecture for its config.json ({str(fault).splitlines()[0]}), and raft "
+            "runs no code from elsewhere; use another reward model"
+        ) from fault
+
+
+def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]) -> Any:
+    """The model on the device, without the tensors of the head; a checkpoint that is not exactly that is refused."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = ("bfloat16" if device == "cuda" else "float32") if options.dtype == "auto" else options.dtype
+    attention = _attention(options, config)
+    try:
+        with quiet():
+            model, report = getattr(transformers, f"AutoModel{kind and 'For'}{kind}").from_pretrained(
+                folder, config=config, dtype=getattr(torch, dtype), attn_implementation=attention,
+                output_loading_info=True, trust_remote_code=False, weights_only=True,
+            )  # fmt: skip
+    except (Stopped, UserError):
+        raise
+    except Exception as fault:
+        raise UserError(f"{options.model} cannot be loaded as a reward model: {fault}") from fault
+    left_over = {one for one in map(str, report["unexpected_keys"]) if not OLD_BUFFERS.search(one)}
+    _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over - head})
+    model = model.eval().requires_grad_(False).to(device)
+    _check_finite(options.model, model)
+    return model
+
+
+def _attention(options: Options, config: Any) -> str | None:
+    """The attention that transformers is asked for; None is its own choice."""
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
+        return options.attention
+    if options.attention == "sdpa":
+        allowed = "allowed: eager, flash_attention_2"
+        raise UserError(f"reward.attention: sdpa leaves out the soft cap of {options.model}; {allowed}")
+    return options.attention or "eager"
+
+
+def _check_complete(name: str, report: dict[str, set[str]]) -> None:
+    wrong = [f"{kind} {_some(keys)}" for kind, keys in report.items() if keys]
+    if wrong:
+        raise UserError(
+            f"{name} is not a whole reward model: {'; '.join(wrong)}. Its rewards would be made up; "
+            "name a reward model whose checkpoint has exactly the tensors of its class"
+        )
+
+
+def _check_finite(name: str, model: Any) -> None:
+    """NaN passes through minimum and maximum, so the two tell of every value without a copy of the weights."""
+    import torch
+
+    bad = [key for key, weight in model.named_parameters() if not torch.stack(weight.aminmax()).isfinite().all()]
+    if bad:
+        raise UserError(f"{name} has weights that are NaN or infinite: {_some(bad)}; the checkpoint is damaged")
+
+
+def _chosen(options: Options, names: Sequence[str]) -> int:
+    """The place of the output that is the reward."""
+    label = options.label
+    if label is None and "reward" in names:
+        return names.index("reward")
+    if isinstance(label, int) and label < len(names):
+        return label
+    if label in names:
+        return names.index(str(label))
+    given = "is not given" if label is None else f"is {label}"
+    raise UserError(
+        f"reward.label {given}, but {options.model} has {len(names)} outputs; "
+        f"allowed: 0 to {len(names) - 1}, or {', '.join(names)}"
+    )
+
+
+def _some(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

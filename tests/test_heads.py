@@ -1,0 +1,465 @@
+"""Every head that a published reward model has: a tiny checkpoint of its tensors, and its formula worked out apart.
+
+The backbone is a Llama whose hidden states come from `reward_models.llama_hidden`, plain torch in float64, and (for the
+Gemmas) transformers' own backbone without any of raft's code; the heads are written out here once more.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reward_models import SIZE, TEXTS, chat_ids, edit, groups, llama_hidden, load, make_tokenizer, rewards, save
+from safetensors.torch import load_file, save_file
+
+from raft.errors import UserError
+from raft.records import Group, Prompt, Response
+from raft.rewards.model import RewardModel
+
+WIDTH = SIZE["hidden_size"]
+Formula = Callable[[torch.Tensor, list[int]], Any]  # hidden states [tokens, width] and ids -> outputs
+
+
+def rand(*shape: int, seed: int = 7, scale: float = 0.4) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * scale
+
+
+def make(folder: Path, head: dict[str, torch.Tensor], architecture: str, **config: Any) -> Path:
+    """A tiny Llama whose head is replaced by another, with the config of a published model."""
+    save(folder, "LlamaForSequenceClassification", num_key_value_heads=2, max_position_embeddings=256, **SIZE)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["score.weight"]
+        tensors.update(head)
+
+    edit(folder, change)
+    configure(folder, architectures=[architecture], **config)
+    return folder
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    given = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in given.items() if value is not None}))
+
+
+def labels(count: int) -> dict[str, Any]:
+    """How config.json says that there are so many outputs."""
+    return {"id2label": {str(at): f"LABEL_{at}" for at in range(count)}, "label2id": None}
+
+
+def check(folder: Path, formula: Formula, **options: Any) -> None:
+    """The outputs alone, batched, shuffled, and in a batch with longer rows, are the formula's."""
+    tokenizer = make_tokenizer()
+    expected = []
+    for text in TEXTS:
+        ids = chat_ids(tokenizer, text)
+        expected.append(float(formula(llama_hidden(folder, ids), ids)))
+    assert max(expected) - min(expected) > 0.01
+    for batch_tokens in (1, 100, 16384):
+        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens, **options)
+        assert rewards(reward, groups())[:5] == pytest.approx(expected, abs=1e-4)
+    shuffled = rewards(reward, groups(TEXTS[::-1]))
+    assert shuffled[:5] == pytest.approx(expected[::-1], abs=1e-4)
+
+
+def test_a_regression_head_is_a_linear_map_of_the_last_token(tmp_path: Path):
+    weight = rand(1, WIDTH)
+    make(
+        tmp_path, {"regression_head.weight": weight}, "LlamaRewardModel", **labels(2)
+    )  # its config says nothing of labels
+    check(tmp_path, lambda h, ids: h[-1] @ weight[0].double())
+
+
+def test_an_mlp_head_is_two_maps_with_a_relu(tmp_path: Path):
+    head = {
+        "score.0.weight": rand(WIDTH, WIDTH), "score.0.bias": rand(WIDTH),
+        "score.2.weight": rand(1, WIDTH), "score.2.bias": rand(1),
+    }  # fmt: skip
+    make(tmp_path, head, "INFORMForSequenceClassification")
+    w = {name: tensor.double() for name, tensor in head.items()}
+
+    def formula(h: torch.Tensor, ids: list[int]) -> Any:
+        inner = torch.clamp(w["score.0.weight"] @ h[-1] + w["score.0.bias"], min=0)
+        return w["score.2.weight"][0] @ inner + w["score.2.bias"][0]
+
+    check(tmp_path, formula)
+
+
+def test_an_attributes_head_adds_its_bias_and_names_its_outputs(tmp_path: Path):
+    weight, bias = rand(5, WIDTH), rand(5, scale=3)
+    make(
+        tmp_path, {"score.weight": weight, "score.bias": bias}, "LlamaForDecisionTreeRewardModel", **labels(5)
+    )  # fmt: skip
+    check(tmp_path, lambda h, ids: h[-1] @ weight[2].double() + bias[2].double(), label="coherence")
+    ((score, *_), _) = RewardModel(model=str(tmp_path), label=0).score(groups())
+    h = llama_hidden(tmp_path, chat_ids(make_tokenizer(), TEXTS[0]))[-1]
+    assert list(score.parts) == ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+    assert list(score.parts.values()) == pytest.approx((weight.double() @ h + bias).tolist(), abs=1e-4)
+    with pytest.raises(UserError, match=r"reward\.label is not given, but .* has 5 outputs; allowed: 0 to 4, or helpf"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_value_head_of_layers_has_a_relu_between_them(tmp_path: Path, layers: int):
+    head: dict[str, torch.Tensor] = {}
+    sizes = [WIDTH, *[16] * layers, 1]
+    for number in range(layers + 1):
+        head[f"v_head.summary.{2 * number}.weight"] = rand(sizes[number + 1], sizes[number], seed=number)
+        head[f"v_head.summary.{2 * number}.bias"] = rand(sizes[number + 1], seed=number)
+    make(tmp_path, head, "GRewardModel", vhead_num_layers=layers)
+
+    def formula(h: torch.Tensor, ids: list[int]) -> Any:
+        x = h[-1]
+        for number in range(layers + 1):
+            x = head[f"v_head.summary.{2 * number}.weight"].double() @ x + head[f"v_head.summary.{2 * number}.bias"]
+            x = x.clamp(min=0) if number < layers else x
+        return x[0]
+
+    check(tmp_path, formula)
+
+
+def test_a_linear_value_head_has_a_bias(tmp_path: Path):
+    weight, bias = rand(1, WIDTH), rand(1, scale=2)
+    make(tmp_path, {"v_head.summary.weight": weight, "v_head.summary.bias": bias}, "GRewardModel")
+    check(tmp_path, lambda h, ids: h[-1] @ weight[0].double() + bias[0].double())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("token", [None, 7])
+def test_a_token_head_is_the_logit_of_one_token_of_a_language_model(tmp_path: Path, tied: bool, token: int | None):
+    save(tmp_path, "LlamaForCausalLM", num_key_value_heads=2, tie_word_embeddings=tied, **SIZE)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in tensors) is not tied
+    row = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"][token or 0].double()
+    check(tmp_path, lambda h, ids: h[-1] @ row, head="token", label=token)
+
+
+def gate(places: tuple[list[int], list[int]], outputs: int, width: int) -> dict[str, torch.Tensor]:
+    """The tensors of a gate: linear maps and normalisations at these places of its list of layers."""
+    maps, norms = places
+    found = {"gating.logit_scale": torch.tensor([1.7])}
+    for number, place in enumerate(maps):
+        last = number == len(maps) - 1
+        found[f"gating.layers.{place}.weight"] = rand(outputs if last else 12, 12 if number else width, seed=place)
+        if last:
+            found[f"gating.layers.{place}.bias"] = rand(outputs)
+    for place in norms:
+        name = f"gating.layers.{place}"
+        found |= {f"{name}.weight": 1 + rand(12, seed=place), f"{name}.bias": rand(12, seed=place + 1)}
+        found |= {f"{name}.running_mean": rand(12, seed=place + 2), f"{name}.running_var": 1 + rand(12).abs()}
+        found[f"{name}.num_batches_tracked"] = torch.tensor(3)
+    return found
+
+
+def gated(
+    w: dict[str, torch.Tensor], places: tuple[list[int], list[int]], h: torch.Tensor, heat: float
+) -> torch.Tensor:
+    """The gate's formula: linear, ReLU, (x - mean) / sqrt(var + eps) * weight + bias, and a softmax at the end."""
+    w = {name: tensor.double() for name, tensor in w.items()}
+    maps, norms = places
+    for map_at, norm_at in zip(maps, norms, strict=False):
+        h = (w[f"gating.layers.{map_at}.weight"] @ h).clamp(min=0)
+        at = f"gating.layers.{norm_at}"
+        h = (h - w[f"{at}.running_mean"]) / (w[f"{at}.running_var"] + 1e-5).sqrt() * w[f"{at}.weight"] + w[f"{at}.bias"]
+    h = w[f"gating.layers.{maps[-1]}.weight"] @ h + w[f"gating.layers.{maps[-1]}.bias"]
+    odds = (h / heat).exp()
+    return odds / odds.sum() * w["gating.logit_scale"]
+
+
+LLAMA_GATE = ([0, 3, 6, 9], [2, 5, 8])  # linear, ReLU, norm
+GEMMA_GATE = ([0, 4, 8, 11], [2, 6, 10])  # linear, ReLU, norm, dropout, but none after the last norm
+LLAMA_MARK = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
+    "+ m['content'] + '<|eot_id|>' }}{% endfor %}"
+)
+
+
+def speak_llama(folder: Path) -> Any:
+    """Gives a folder a tokenizer that writes Llama 3's turns, each mark a token."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    marks = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "\n\n"]
+    tokenizer.add_tokens([AddedToken(one, special=one != "\n\n", normalized=False) for one in marks])
+    tokenizer.chat_template = LLAMA_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize("transform", [False, True])
+def test_a_quantile_head_weighs_its_attributes_by_a_gate_that_reads_the_question(tmp_path: Path, transform: bool):
+    attributes, quantiles, heat = 4, 3, 5.0
+    head = {"regression_layer.weight": rand(attributes * quantiles, WIDTH), **gate(LLAMA_GATE, attributes, WIDTH)}
+    if transform:
+        head["reward_transform_matrix"] = rand(attributes, attributes)
+    more = {"num_objectives": attributes, "num_quantiles": quantiles, "gating_temperature": heat, "vocab_size": 110}
+    folder = make(tmp_path, head, "LlamaForRewardModelWithGating", **more)
+    grown = torch.cat([load_file(folder / "model.safetensors")["model.embed_tokens.weight"], rand(20, WIDTH)])[:110]
+    edit(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": grown}))
+    tokenizer = speak_llama(folder)
+    mark = tokenizer(LLAMA_MARK, add_special_tokens=False)["input_ids"]
+    assert len(mark) == 3 + len("assistant") + 1
+    expected, parts = [], []
+    for text in TEXTS:
+        turns = [("user", "How are you?"), ("assistant", text)]
+        written = "<s>" + "".join(
+            f"<|start_header_id|>{role}<|end_header_id|>\n\n{said}<|eot_id|>" for role, said in turns
+        )
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+        at = max(at for at in range(len(ids)) if ids[at : at + len(mark)] == mark)
+        h = llama_hidden(folder, ids)
+        means = (head["regression_layer.weight"].double() @ h[-1]).view(attributes, quantiles).mean(1)
+        means = means @ head["reward_transform_matrix"].double() if transform else means
+        expected.append(float(gated(head, LLAMA_GATE, h[at], heat) @ means))
+        parts.append(means.tolist())
+    for batch_tokens in (1, 16384):
+        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens)
+        assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
+    (first, _) = reward.score(groups())
+    assert [list(score.parts.values()) for score in first] == [pytest.approx(one, abs=1e-4) for one in parts]
+    named = rewards(RewardModel(model=str(folder), label="attribute_2"), groups())
+    assert named[:5] == pytest.approx([one[2] for one in parts], abs=1e-4)
+
+
+def test_a_quantile_head_reports_a_conversation_without_a_question(tmp_path: Path):
+    head = {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)}
+    make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=2)
+    speak_llama(tmp_path)
+    given = [Group(Prompt("p", text="no marks"), [Response(" here", [], None, "stop")])]
+    ((score,),) = RewardModel(model=str(tmp_path), template="plain").score(given)
+    assert score.reward is None and "nowhere in it does a question end" in score.error
+
+
+def test_a_quantile_head_on_gemma_2_has_its_own_mark_and_places(tmp_path: Path):
+    """The backbone is transformers' own Gemma 2, eager, so that its soft cap is there; the head is written out."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    attributes, quantiles = 5, 2
+    more = {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5}
+    model = save(tmp_path, "Gemma2ForSequenceClassification", vocab_size=120, **more, **SIZE)
+    head = {"regression_layer.weight": rand(attributes * quantiles, WIDTH), **gate(GEMMA_GATE, attributes, WIDTH)}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["score.weight"]
+        tensors.update(head)
+
+    edit(tmp_path, change)
+    configure(tmp_path, architectures=["Gemma2ForQuantileSequenceClassification"], num_quantiles=quantiles)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    marks = ["<start_of_turn>", "<end_of_turn>", "\n"]
+    tokenizer.add_tokens([AddedToken(one, special=one != "\n", normalized=False) for one in marks])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' "
+        "+ m['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    expected = []
+    for text in TEXTS:
+        start = "<start_of_turn>user\nHow are you?"
+        before = tokenizer(start, add_special_tokens=False)["input_ids"]
+        whole = f"{start}<end_of_turn>\n<start_of_turn>model\n{text}<end_of_turn>\n"
+        ids = [1, *tokenizer(whole, add_special_tokens=False)["input_ids"]]  # the tokenizer adds the BOS
+        h = model.model(torch.tensor([ids])).last_hidden_state[0].double()
+        means = (head["regression_layer.weight"].double() @ h[-1]).view(attributes, quantiles).mean(1)
+        expected.append(float(gated(head, GEMMA_GATE, h[1 + len(before)], 1.0) @ means))
+    assert rewards(RewardModel(model=str(tmp_path)), groups()) == pytest.approx(expected * 2, abs=1e-4)
+
+
+def test_a_deberta_reads_question_and_answer_as_a_pair(tmp_path: Path):
+    """classifier(gelu(pooler(h of [CLS]))); the encoder itself is transformers' own."""
+    from tokenizers import processors
+
+    sizes = {
+        "type_vocab_size": 0, "position_biased_input": False, "pooler_hidden_size": WIDTH, "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 128, "max_position_embeddings": 128,
+    }  # fmt: skip
+    model = save(tmp_path, "DebertaV2ForSequenceClassification", **sizes, **SIZE)
+    tokenizer = make_tokenizer(cls_token="<s>", sep_token="</s>")
+    tokenizer.bos_token = tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    expected = []
+    for text in TEXTS:
+        ids = [1, *tokenizer("How are you?", add_special_tokens=False)["input_ids"], 2]
+        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+        first = model.deberta(torch.tensor([ids])).last_hidden_state[0, 0].double()
+        pooled = model.pooler.dense.weight.double() @ first + model.pooler.dense.bias.double()
+        pooled = pooled * 0.5 * (1 + torch.erf(pooled / 2**0.5))
+        expected.append(float(model.classifier.weight[0].double() @ pooled + model.classifier.bias[0].double()))
+    assert max(expected) - min(expected) > 0.01
+    for batch_tokens in (1, 16384):
+        reward = RewardModel(model=str(tmp_path), template="pair", batch_tokens=batch_tokens)
+        assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
+
+
+def test_an_encoder_with_token_types_is_told_the_segments(tmp_path: Path):
+    from tokenizers import processors
+
+    model = save(tmp_path, "BertForSequenceClassification", max_position_embeddings=128, **SIZE)
+    tokenizer = make_tokenizer(cls_token="<s>", sep_token="</s>")
+    tokenizer.bos_token = tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    expected = []
+    for text in TEXTS:
+        question = [1, *tokenizer("How are you?", add_special_tokens=False)["input_ids"], 2]
+        answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+        types = torch.tensor([[0] * len(question) + [1] * len(answer)])
+        expected.append(model(torch.tensor([question + answer]), token_type_ids=types).logits[0, 0].item())
+    assert rewards(RewardModel(model=str(tmp_path), template="pair"), groups()) == pytest.approx(expected * 2, abs=1e-4)
+
+
+def test_old_weights_are_read_as_tensors_alone(tmp_path: Path):
+    weight = rand(1, WIDTH)
+    make(tmp_path, {"regression_head.weight": weight}, "LlamaRewardModel")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as checkpoints of 2023 have it
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "kept")
+    found = rewards(RewardModel(model=str(tmp_path)), groups())
+    (tmp_path / "kept").rename(tmp_path / "model.safetensors")
+    assert found == pytest.approx(rewards(RewardModel(model=str(tmp_path)), groups()), abs=1e-6)
+
+
+def test_shards_are_read_by_their_index(tmp_path: Path):
+    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
+    whole = rewards(RewardModel(model=str(tmp_path)), groups())
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    table = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for file in set(table.values()):
+        part = {name: tensor for name, tensor in tensors.items() if table[name] == file}
+        save_file(part, tmp_path / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": table}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert rewards(RewardModel(model=str(tmp_path)), groups()) == whole
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError, match="names files that are not there"):
+        load(tmp_path)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("this must never run",))
+
+
+def test_weights_that_are_a_program_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"regression_head.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be read as tensors alone"):
+        load(tmp_path)
+    assert "never" not in capsys.readouterr().out
+
+
+HEADS = {
+    "regression": ({"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel", {}),
+    "mlp": (
+        {
+            "score.0.weight": rand(WIDTH, WIDTH), "score.0.bias": rand(WIDTH),
+            "score.2.weight": rand(1, WIDTH), "score.2.bias": rand(1),
+        },
+        "INFORMForSequenceClassification", {},
+    ),
+    "attributes": (
+        {"score.weight": rand(5, WIDTH), "score.bias": rand(5)}, "LlamaForDecisionTreeRewardModel", labels(5),
+    ),
+    "value": ({"v_head.summary.weight": rand(1, WIDTH), "v_head.summary.bias": rand(1)}, "GRewardModel", {}),
+    "quantile": (
+        {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)},
+        "LlamaForRewardModelWithGating", {"num_quantiles": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [(kind, name) for kind, (head, _, _) in HEADS.items() for name in head if "num_batches" not in name],
+)
+def test_a_head_that_lacks_any_of_its_tensors_is_refused(tmp_path: Path, kind: str, lost: str):
+    head, architecture, config = HEADS[kind]
+    options = {"label": 0} if kind == "attributes" else {}
+    make(tmp_path, head, architecture, **config)
+    load(tmp_path, **options)
+    edit(tmp_path, lambda tensors: tensors.pop(lost))
+    with pytest.raises(UserError):
+        load(tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_tensor_that_no_head_reads_is_refused(tmp_path: Path, kind: str):
+    head, architecture, config = HEADS[kind]
+    make(tmp_path, {**head, "extra_head.bias": rand(1)}, architecture, **config)
+    with pytest.raises(UserError, match=r"unexpected extra_head\.bias"):
+        load(tmp_path, label=0)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_whose_weights_are_not_numbers_is_refused(tmp_path: Path, kind: str):
+    head, architecture, config = HEADS[kind]
+    make(tmp_path, head, architecture, **config)
+    edit(tmp_path, lambda tensors: tensors[next(iter(head))][0].fill_(torch.nan))
+    with pytest.raises(UserError, match="NaN or infinite"):
+        load(tmp_path, label=0)
+
+
+def test_tensors_and_architecture_that_disagree_are_refused_until_the_recipe_decides(tmp_path: Path):
+    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaForSequenceClassification")
+    with pytest.raises(UserError, match=r"reads head: classifier, but its checkpoint holds .*regression_head\.weight"):
+        load(tmp_path)
+    load(tmp_path, head="regression")
+    with pytest.raises(UserError, match="holds the tensors of head: regression"):
+        load(tmp_path, head="mlp")
+
+
+def test_an_unknown_architecture_is_refused_until_the_recipe_decides(tmp_path: Path):
+    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "SomebodysRewardModel")
+    with pytest.raises(UserError, match=r"say so with reward\.head: regression"):
+        load(tmp_path)
+    load(tmp_path, head="regression")
+
+
+def test_a_language_model_is_no_reward_model_unless_a_token_is_read(tmp_path: Path):
+    save(tmp_path, "LlamaForCausalLM", **SIZE)
+    with pytest.raises(UserError, match=r"without the head of a reward model.*reward\.head: token"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"without the head of a reward model"):
+        load(tmp_path, head="classifier")
+    load(tmp_path, head="token")
+
+
+def test_an_internlm2_is_refused_with_the_reason(tmp_path: Path):
+    make(tmp_path, {"v_head.weight": rand(1, WIDTH)}, "InternLM2ForRewardModel")
+    with pytest.raises(UserError, match="neither its architecture nor its tokenizer is in transformers"):
+        load(tmp_path)
+    configure(tmp_path, model_type="internlm2")
+    with pytest.raises(UserError, match="runs no code from elsewhere"):
+        load(tmp_path)
+
+
+def test_a_head_of_more_outputs_than_the_config_says_is_refused(tmp_path: Path):
+    head = {"score.weight": rand(4, WIDTH), "score.bias": rand(4)}
+    make(tmp_path, head, "LlamaForDecisionTreeRewardModel", **labels(5))
+    with pytest.raises(UserError, match=r"the head has 4 outputs, but config\.json says num_labels: 5"):
+        load(tmp_path, label=0)
+
+
+def test_a_gate_of_other_layers_than_its_config_says_is_refused(tmp_path: Path):
+    head = {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)}
+    make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=3)
+    with pytest.raises(UserError, match="8 rows, no multiple of 3 quantiles"):
+        load(tmp_path)
+    configure(tmp_path, num_quantiles=2, gating_n_hidden=2)
+    with pytest.raises(UserError, match="the gate has 4 linear maps and 3 norms; its config says 2"):
+        load(tmp_path)
