@@ -33,7 +33,11 @@ class Generator(Protocol):
 
 
 class Reward(Protocol):
-    """Says how good responses are."""
+    """Says how good responses are.
+
+    A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
+    numbers say nothing about those of another prompt.
+    """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """One list for each group, in order, with one score for each response, in order.

@@ -7,6 +7,7 @@ Only weights, tokenizers and configurations are fetched: never Python files, nev
 import errno
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def locate_model(name: str, revision: str | None = None) -> Path:
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
     return _with_config(folder)
+
+
+def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The first of these files that a model folder or hub model has. UserError if it has none of them."""
+    folder = Path(name) if Path(name).is_dir() else _snapshot(name, revision, list(files), "model")
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(f"{name} has none of {', '.join(files)}")
 
 
 def dataset_commit(name: str, revision: str | None = None) -> str:

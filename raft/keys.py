@@ -48,6 +48,8 @@ def describe(value: Any) -> Any:
         return value.key
     if isinstance(value, list | tuple):
         return [describe(one) for one in value]
+    if isinstance(value, dict):
+        return {name: describe(one) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}

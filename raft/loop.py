@@ -74,8 +74,11 @@ def evaluate(recipe: Align, it: Place, examiner: Any, policy: Artifact, held_out
     answers = it.once(
         "evaluation/responses.jsonl", stages.generate, examiner, policy=policy, prompts=held_out, stream="evaluation"
     )  # fmt: skip
-    scores = it.once("evaluation/scores.jsonl", stages.score, recipe.reward, prompts=held_out, responses=answers)
-    made = {"answers": answers, "eval": scores}
+    made = {"answers": answers}
+    if getattr(recipe.reward, "comparable", True):
+        made["eval"] = it.once(
+            "evaluation/scores.jsonl", stages.score, recipe.reward, prompts=held_out, responses=answers
+        )
     if recipe.evaluation.gold is not None:
         made["gold"] = it.once(
             "evaluation/gold.jsonl", stages.score, recipe.evaluation.gold, prompts=held_out, responses=answers
@@ -95,7 +98,9 @@ def likelihoods(
 def due(recipe: Align, it: Place) -> bool:
     """Whether this iteration's policy is evaluated; once evaluated it stays so, also when the run is extended."""
     return (
-        it.number % recipe.evaluation.every == 0 or it.number == recipe.iterations or it.has("evaluation/scores.jsonl")
+        it.number % recipe.evaluation.every == 0
+        or it.number == recipe.iterations
+        or it.has("evaluation/responses.jsonl")
     )
 
 

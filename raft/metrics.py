@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+BETWEEN_PROMPTS = ("reward/mean", "reward/best_of_k")  # figures of rewards that can be compared between prompts
+
 
 def prompt_means(rewards: np.ndarray) -> np.ndarray:
     """The mean reward of each prompt, [N]; NaN for a prompt without rewards."""

@@ -27,9 +27,7 @@ class Narrator:
         """Redraws the curve, prunes policies, and prints the row of the policy that is now complete."""
         assert self.run is not None
         rows = self.run.rebuild_metrics()
-        best = max(
-            (row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default={"iteration": 0}
-        )
+        best = max((row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default=rows[-1])
         self.run.prune(self.recipe.keep, best["iteration"], finished=it.number == self.recipe.iterations)
         draw(self.run.folder, rows)
         say(summary(rows, it.number))
@@ -67,4 +65,6 @@ def summary(rows: list[dict[str, Any]], number: int) -> str:
     if number and "reward/mean" in before:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
         parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")
+    elif number and "selection/examples" in before:
+        parts.append(f"trained on {before['selection/examples']} responses")
     return "  ".join(parts)

@@ -12,11 +12,14 @@ Fields carry marks that the run's keys understand (see `runs.describe`):
 import dataclasses
 import difflib
 import importlib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
+
+NAME = re.compile(r"\w[\w.-]*")
 
 TABLE = {
     "prompts": {
@@ -37,7 +40,10 @@ TABLE = {
     },
     "reward": {
         "model": "raft.rewards.model:RewardModel",
+        "ensemble": "raft.rewards.ensemble:Ensemble",
+        "decision-tree": "raft.rewards.decision_tree:DecisionTree",
         "rule": "raft.rewards.rule:Rule",
+        "judge": "raft.rewards.judge:Judge",
     },
     "selection": {
         "best-of-k": "raft.selection:BestOfK",
@@ -75,6 +81,11 @@ def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
 def section(name: str, default: Any = MISSING, **options: Any) -> Any:
     """A field that holds a component: `kind:` chooses it from the table of that name."""
     return field(default=default, metadata={"section": name}, **options)
+
+
+def sections(name: str, default: Any = MISSING, **options: Any) -> Any:
+    """A field that holds several components of one table, each under a name that the user gives it."""
+    return field(default=default, metadata={"section": name, "named": True}, **options)
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -138,7 +149,10 @@ def build(cls: type, options: Any, where: str, faults: list[Fault]) -> Any:
         if options[name] is None and item.default is None:
             values[name] = None
             continue
-        values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
+        if item.metadata.get("named"):
+            values[name] = _components(item.metadata["section"], options[name], key, faults)
+        else:
+            values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
     if len(faults) > before:
         return None
     instance = cls(**values)
@@ -161,6 +175,17 @@ def component(section: str, options: Any, where: str, faults: list[Fault]) -> An
         faults.append(Fault(_join(where, "kind"), str(fault)))
         return None
     return build(cls, options, where, faults)
+
+
+def _components(section: str, options: Any, where: str, faults: list[Fault]) -> dict[str, Any] | None:
+    """Components by name; the names become names of files and folders."""
+    if not isinstance(options, Mapping) or not options or "kind" in options:
+        faults.append(Fault(where, f"expected a mapping of names to sections with kind:, found {options!r}"))
+        return None
+    for name in options:
+        if not NAME.fullmatch(str(name)):
+            faults.append(Fault(_join(where, str(name)), "is no name; letters, digits, dots, - and _ are allowed"))
+    return {str(name): component(section, one, _join(where, str(name)), faults) for name, one in options.items()}
 
 
 def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fault]) -> Any:

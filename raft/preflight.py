@@ -38,10 +38,11 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
             yield from _model(value, getattr(part, "revision", None), below, fetch)
         elif dataclasses.is_dataclass(value):
             yield from _named(value, below, made, fetch)
-        elif isinstance(value, list):
-            for index, one in enumerate(value):
+        elif isinstance(value, list | dict):
+            places = value.items() if isinstance(value, dict) else ((f"[{at}]", one) for at, one in enumerate(value))
+            for place, one in places:
                 if dataclasses.is_dataclass(one):
-                    yield from _named(one, f"{below}[{index}]", made, fetch)
+                    yield from _named(one, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
 
 
 def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:

@@ -44,12 +44,12 @@ def strengths(wins: np.ndarray) -> np.ndarray:
         chance = 1 / (1 + np.exp(found[None, :] - found[:, None]))
         slope = (won - count * chance).sum(axis=1)
         curve = count * chance * chance.T
-        hessian = np.diag(curve.sum(axis=1)) - curve + 1 / len(wins)  # the last term keeps the mean where it is
+        hessian = np.diag(curve.sum(axis=1)) - curve + 1.0  # the last term keeps the mean where it is
         step = np.linalg.lstsq(hessian, slope, rcond=None)[0]
         found = found + np.clip(step, -1, 1)
-        if np.abs(step).max() < 1e-12:
+        if not (np.abs(step) >= 1e-12).any():
             break
-    return found - found.mean()
+    return found - found.sum() / max(1, len(found))
 
 
 def scores(wins: np.ndarray, order: Sequence[int], parts: Sequence[dict[str, float]]) -> list[Score]:

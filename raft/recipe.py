@@ -98,6 +98,18 @@ class Align(Job):
             )
         if getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
+        if not getattr(self.reward, "comparable", True):
+            yield from self._faults_of_ranks()
+
+    def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
+        """What does not go with a reward that compares only the responses of one prompt."""
+        ranks = "the reward compares the responses of one prompt and says nothing between prompts"
+        if getattr(self.selection, "across_prompts", False):
+            yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
+        if getattr(self.selection, "kl", 0):
+            yield "selection.kl", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
+        if self.evaluation.gold is None:
+            yield "evaluation.gold", f"{ranks}, so it cannot tell policies apart; name a reward that can"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +253,9 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
         if item.metadata.get("speed"):
             yield below
         yield from (f"{below}.{name}" for name in item.metadata.get("speed_keys", ()))
+        for name, one in value.items() if isinstance(value, dict) else ():
+            if dataclasses.is_dataclass(one):
+                yield from speed_keys(one, f"{below}.{name}")
         if dataclasses.is_dataclass(value):
             yield from speed_keys(value, below)
 
@@ -319,23 +334,21 @@ def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dic
 
 
 def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:
-    """Loads each recipe named by a section, and puts the model that it makes in the place of its name.
+    """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
 
     The variables of this recipe go down to those it needs, so that one override reaches them all.
     """
     needs: list[Loaded] = []
     shared = [f"variables.{name}={value}" for name, value in (config.get("variables") or {}).items()]
-    for name, options in config.items():
-        if not (isinstance(options, dict) and options.get("recipe")):
-            continue
+    for key, options in _naming(config):
         if "model" in options:
-            faults.append(Fault(f"{name}.recipe", "give recipe or model, not both"))
+            faults.append(Fault(f"{key}.recipe", "give recipe or model, not both"))
             continue
         needed = load(path.parent / str(options.pop("recipe")), shared)
         if needed.recipe.job not in MAKES:
             faults.append(
                 Fault(
-                    f"{name}.recipe",
+                    f"{key}.recipe",
                     f"{needed.path} is a job: {needed.recipe.job}, which makes no model; allowed: {', '.join(MAKES)}",
                 )
             )
@@ -343,6 +356,16 @@ def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> li
         options["model"] = str(needed.folder / MAKES[needed.recipe.job])
         needs += [*needed.needs, needed]
     return list({str(one.folder): one for one in needs}.values())
+
+
+def _naming(config: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections that name a recipe, each with its dotted key."""
+    for name, options in config.items():
+        if isinstance(options, dict) and name != "variables":
+            below = f"{key}.{name}" if key else str(name)
+            if options.get("recipe"):
+                yield below, options
+            yield from _naming(options, below)
 
 
 def _place(key: str, lines: dict[str, str], path: Path) -> str:

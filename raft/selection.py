@@ -49,21 +49,27 @@ class Selection(ABC):
     max_failed: float = 0.01
 
     makes_pairs: ClassVar[bool] = False
+    by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
+    across_prompts: ClassVar[bool] = False  # rewards of different prompts are compared
     passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(self, kl=(0, math.inf), max_failed=(0, 1))
 
-    def pick(self, rewards: np.ndarray, rng: np.random.Generator) -> Picks:
+    def pick(self, rewards: np.ndarray, rng: np.random.Generator, ranks: np.ndarray | None = None) -> Picks:
         """The picks from rewards [N, K], NaN = not eligible; with `drop: [tied]` tied groups are left out whole.
+
+        Where there are ranks [N, K], 0 for the best of a group, they and not the rewards say which is better.
 
         Selections that draw take exactly `rng.random(N)`, one number for each group: what is drawn from
         a group depends on its own rewards and its place in the batch, and on no other group's rewards.
         """
         assert rewards.ndim == 2 and not np.isinf(rewards).any(), "rewards are finite or NaN, [N, K]"
-        eligible = without_ties(rewards) if "tied" in self.drop else rewards
-        prompts, responses = self.chosen(eligible, rng)
-        rejected = self.rejected(eligible, prompts)
+        ties_go = "tied" in self.drop or (self.makes_pairs and ranks is not None)
+        eligible = without_ties(rewards) if ties_go else rewards
+        ordered = eligible if ranks is None or not self.by_order else np.where(np.isnan(eligible), np.nan, -ranks)
+        prompts, responses = self.chosen(ordered, rng)
+        rejected = self.rejected(ordered, prompts)
         return Picks(prompts, responses, np.ones(len(prompts)), rejected, self._reasons(rewards, eligible, prompts))
 
     @abstractmethod
@@ -86,6 +92,8 @@ class Selection(ABC):
 class BestOfK(Selection):
     """The best response of each group; of equals the one with the lowest index (RAFT, arXiv:2304.06767)."""
 
+    by_order: ClassVar[bool] = True
+
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
         groups = np.flatnonzero(~np.isnan(rewards).all(axis=1))
         return groups, _best(rewards[groups])
@@ -100,6 +108,7 @@ class TopFraction(Selection):
 
     fraction: float
 
+    across_prompts: ClassVar[bool] = True
     passed_over = "no response in the top fraction of the batch"
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -122,6 +131,7 @@ class Threshold(Selection):
 
     minimum: float
 
+    across_prompts: ClassVar[bool] = True
     passed_over = "no reward reaches the threshold"
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -170,6 +180,7 @@ class BestVsWorst(Selection):
     """A pair of each group: its best response, and its worst as rejected; of equals the first (arXiv:2405.07863)."""
 
     makes_pairs: ClassVar[bool] = True
+    by_order: ClassVar[bool] = True
     passed_over = "the best response is no better than the worst"
 
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:

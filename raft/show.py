@@ -25,10 +25,10 @@ def before_and_after(folder: Path) -> str:
 
     By the gold reward where there is one: it is what the run is really for.
     """
-    evaluated = [one for one in iterations(folder) if (one / "evaluation" / "scores.jsonl").exists()]
+    name = "gold.jsonl" if list(folder.glob("iterations/*/evaluation/gold.jsonl")) else "scores.jsonl"
+    evaluated = [one for one in iterations(folder) if (one / "evaluation" / name).exists()]
     if len(evaluated) < 2:
         return "only one policy has been evaluated so far"
-    name = "gold.jsonl" if (evaluated[-1] / "evaluation" / "gold.jsonl").exists() else "scores.jsonl"
     first, last = (dict(_first_rewards(one / "evaluation" / name)) for one in (evaluated[0], evaluated[-1]))
     known = [prompt_id for prompt_id in first if prompt_id in last]
     if not known:
@@ -58,6 +58,8 @@ def _section(
     place: Path, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
 ) -> list[str]:
     responses, scores = place / "responses.jsonl", place / "scores.jsonl"
+    if not scores.exists():  # a reward that compares within a prompt does not score the held-out ones
+        scores = place / "gold.jsonl"
     if not (responses.exists() and scores.exists()):
         return []
     for row, answered, scored in zip(records.read(prompts), records.read(responses), records.read(scores), strict=True):

@@ -211,7 +211,8 @@ def select(
             if reason is not None:
                 output.drop(group.prompt.id, int(index), reason)
                 eligible[row, index] = np.nan
-    picks = selection.pick(eligible, np.random.default_rng(derive(output.seed, "select", output.iteration)))
+    ranks = ranks_of(scores) if reference is None else None
+    picks = selection.pick(eligible, np.random.default_rng(derive(output.seed, "select", output.iteration)), ranks)
     output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
     if output.rows == 0:
         reasons = sorted(set(picks.reasons.values()))
@@ -239,12 +240,15 @@ def measure(section: None, output: Output, **made: Artifact) -> None:
         policy.update(made["policy"].stamp["measured"])
     if "eval" in made:
         policy.update(metrics.evaluated(rewards_of(made["eval"])[0], "reward/eval"))
+    if "answers" in made:
         policy["eval/tokens"] = float(_shape(made["answers"])["token_counts"].mean())
     if "gold" in made:
         policy.update(metrics.evaluated(rewards_of(made["gold"])[0], "gold/eval"))
     previous: dict[str, float] = {}
     if "scores" in made:
         previous = metrics.collected(rewards_of(made["scores"])[0], **_shape(made["responses"]))
+        if ranks_of(made["scores"]) is not None:  # strengths within a prompt have mean 0 whatever the policy
+            previous = {name: value for name, value in previous.items() if name not in metrics.BETWEEN_PROMPTS}
         previous["selection/examples"] = made["selected"].rows
         previous["selection/dropped"] = made["selected"].stamp["dropped"]
     output.path.write_text(json.dumps({"policy": policy, "previous": previous}, indent=1) + "\n", encoding="utf-8")
@@ -269,6 +273,13 @@ def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
                 errors.append(f"prompt {row['prompt_id']}: {one.get('error')}")
         rows.append(np.array([np.nan if one.get("reward") is None else one["reward"] for one in row["scores"]]))
     return np.stack(rows), errors
+
+
+def ranks_of(scores: Artifact) -> np.ndarray | None:
+    """The places of responses in their groups [prompts, K], NaN where there is none; None if no response has one."""
+    rows = [[np.nan if one.get("rank") is None else one["rank"] for one in row["scores"]] for row in scores.read()]
+    ranks = np.array(rows, dtype=float)
+    return None if np.isnan(ranks).all() else ranks
 
 
 def write_card(output: Output, what: str, start: str, examples: int) -> None:

@@ -101,6 +101,25 @@ def test_best_vs_worst_pairs_the_extremes_of_a_group():
     }
 
 
+RANKED = np.array([[0.1, 0.9, 0.5], [0.0, 0.0, 0.0], [np.nan, 0.4, -0.4]])  # strengths of three groups
+RANKS = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [np.nan, 1.0, 0.0]])  # by another rule than the strengths
+
+
+def test_where_there_are_ranks_they_say_which_is_best():
+    rng = np.random.default_rng(0)
+    best = BestOfK().pick(RANKED, rng, RANKS)
+    assert places(best) == [(0, 2), (1, 0), (2, 2)]
+    pairs = BestVsWorst().pick(RANKED, rng, RANKS)
+    assert places(pairs) == [(0, 2), (2, 2)] and pairs.rejected.tolist() == [0, 1]
+    assert pairs.reasons == {1: "tied"}
+    assert places(BestOfK(drop=["tied"]).pick(RANKED, rng, RANKS)) == [(0, 2), (2, 2)]
+
+
+def test_ranks_do_not_touch_selections_that_ask_by_how_much():
+    with_ranks = Softmax().pick(RANKED, np.random.default_rng(0), RANKS)
+    assert places(with_ranks) == places(Softmax().pick(RANKED, np.random.default_rng(0)))
+
+
 def test_only_best_vs_worst_makes_pairs():
     assert [selection.makes_pairs for selection in SELECTIONS] == [False] * 5 + [True]
 
