@@ -1,6 +1,7 @@
 """No test reaches a network; the folder with real weights and text is used where it is there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ SLOW = ("test_loop", "test_bad_input")  # whole runs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first, whole runs next, what needs the engine last."""
     items.sort(key=lambda item: (item.get_closest_marker("engine") is not None, item.path.stem in SLOW))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are trained faster so."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

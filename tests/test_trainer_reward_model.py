@@ -14,6 +14,8 @@ from raft.errors import UserError
 from raft.records import Pair, Prompt, Response
 from raft.trainers.reward_model import HEAD_STD, BradleyTerry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.1}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **SHAPE, "intermediate_size": 96},
@@ -22,15 +24,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", **SHAPE, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
 }
 SGD = {"optim": "sgd", "max_grad_norm": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from raft.records import Example, Response
 from raft.trainers import fitting, packing
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -47,15 +49,6 @@ TEXTS = [
     "Mint tea and a bun for the mole, please!",
 ]
 SGD = {"optim": "sgd", "max_grad_norm": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import chat, probe
+from raft import chat, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.records import Example
@@ -25,7 +25,18 @@ from raft.trainers.packing import Layout, Order, Texts
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(Fitting):
-    """Maximum likelihood of the responses, by tokens, each example counting by its weight."""
+    """Maximum likelihood of the responses, by tokens, each example counting by its weight.
+
+    With `blocks` the examples are one long text, cut into blocks of so many tokens, and every token but the first of a
+    block is learned, prompts as well: plain language modelling. Examples do see each other there, weights do not count,
+    and what is left at the end, less than a block, is left out.
+    """
+
+    blocks: int | None = None
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from plugins.faults_of_range(self, blocks=(2, np.inf))
 
     def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
@@ -35,7 +46,10 @@ class SFT(Fitting):
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.load(self, start, seed)
         corpus = Corpus(out)
-        corpus.read(tokenizer, examples, fitting.longest(self, model), dropped)
+        if self.blocks is None:
+            corpus.read(tokenizer, examples, fitting.longest(self, model), dropped)
+        else:
+            corpus.read_blocks(tokenizer, examples, self.blocks, fitting.longest(self, model))
         texts = corpus.excerpts()
         before = probe.measure(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
@@ -102,6 +116,21 @@ class Corpus:
                 f"there is no example to train on ({'; '.join(sorted(reasons)[:3]) or 'none was given'}); "
                 "raise trainer.max_length, or loosen the selection"
             )
+
+    def read_blocks(self, tokenizer: Any, examples: Iterable[Example], size: int, limit: tuple[int, str]) -> None:
+        """Keeps the tokens of all examples, one after the other, as texts of `size` tokens."""
+        longest, of = limit
+        if size > longest:
+            raise UserError(f"trainer.blocks: {size} tokens are more than {of} ({longest}); lower it")
+        left: list[int] = []
+        for example in examples:
+            left += chat.encode_prompt(tokenizer, example.prompt)
+            left += chat.trained_tokens(tokenizer, example.response)
+            while len(left) >= size:
+                self._add(left[:1], left[1:size], 1.0)
+                left = left[size:]
+        if not len(self):
+            raise UserError(f"all examples together have {len(left)} tokens, less than a block of {size}; lower blocks")
 
     def _add(self, prompt: list[int], response: list[int], weight: float) -> None:
         self.texts.append([*prompt, *response])

@@ -1,0 +1,58 @@
+"""kind: sft with blocks: plain language modelling of all examples as one text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainer_sft import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raft import chat, scratch
+from raft.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    scratch.make(folder, TEXTS, CONFIGS["llama"], 280, seed=3)
+    return folder
+
+
+def blocks(folder: Path, size: int) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stream = [
+        token
+        for one in EXAMPLES
+        for token in [*chat.encode_prompt(tokenizer, one.prompt), *chat.trained_tokens(tokenizer, one.response)]
+    ]
+    whole = len(stream) // size
+    assert whole >= 3 and len(stream) % size
+    return torch.tensor(stream[: whole * size]).view(whole, size)
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": False}, {"tokens_per_forward": 20}])
+def test_one_step_on_blocks_is_the_mean_over_all_their_tokens(start: Path, tmp_path: Path, options: dict[str, Any]):
+    size = 16
+    ids = blocks(start, size)
+    rate = 0.1
+    measured = train(start, tmp_path / "out", blocks=size, batch_size=len(ids), learning_rate=rate, args=SGD, **options)
+    assert measured["train/examples"] == len(ids) and measured["train/tokens"] == ids[:, 1:].numel()
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    logprobs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    loss = -logprobs.gather(-1, ids[:, 1:, None]).mean()
+    assert measured["train/loss"] == pytest.approx(loss.item(), abs=1e-5)
+    loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight -= rate * weight.grad
+    assert difference(weights(tmp_path / "out"), model.state_dict()) < 1e-5
+
+
+def test_blocks_that_cannot_be_are_refused(start: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"less than a block of 200; lower blocks"):
+        train(start, tmp_path / "a", blocks=200)
+    with pytest.raises(UserError, match=r"trainer\.blocks: 4096 tokens are more than"):
+        train(start, tmp_path / "b", blocks=4096)
