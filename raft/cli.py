@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", commands.check, "find every fault of a recipe without loading a model")
     for one in (run, check):
         one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
+    check.add_argument(
+        "--measure", action="store_true", help="load the reward models and examine them with a few of the prompts"
+    )
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(
         "--from-iteration", type=int, metavar="N", help="a new run that makes folder N and those after it anew"

@@ -26,7 +26,7 @@ def resume(options: Namespace) -> None:
 
 
 def check(options: Namespace) -> None:
-    """Says everything that is wrong with a recipe; loads no weights."""
+    """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
     from raft import preflight, recipe
     from raft.terminal import say
 
@@ -34,6 +34,20 @@ def check(options: Namespace) -> None:
     for one in [*loaded.needs, loaded]:
         preflight.check(one)
         say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
+    if options.measure:
+        _measure(loaded)
+
+
+def _measure(loaded: Any) -> None:
+    from raft.rehearsal import rehearse
+    from raft.terminal import say
+
+    faults = 0
+    for found in rehearse(loaded):
+        say(f"  {found.level:7s}  {found.reward}: {found.check.replace('_', ' ')}: {found.message}")
+        faults += found.level == "fault"
+    if faults:
+        raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
 
 
 def status(options: Namespace) -> None:

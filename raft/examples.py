@@ -5,8 +5,8 @@ A row that cannot is dropped and named by its place; more than `max_failed` of t
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from itertools import islice, pairwise
 from typing import Literal, TypeVar
 
@@ -15,11 +15,16 @@ import numpy as np
 from raft import plugins
 from raft.chat import Tokenizer, encode_response
 from raft.errors import UserError
+from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared
 from raft.prompts import Malformed, Reading, identified, words
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row
 
+# options that say where prompts and responses stand, which a layout knows by itself
+PLACES = (
+    "field", "messages", "format", "prefix", "suffix", "take", "id", "response", "chosen", "rejected", "text", "label",
+)  # fmt: skip
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # how the dialogues of Anthropic's HH-RLHF mark their turns
 
 Made = TypeVar("Made")
@@ -32,15 +37,25 @@ class Examples(Reading):
 
     `pairs: given` reads the columns `chosen` and `rejected`; with `field: null` they may be whole dialogues, whose
     prompt is all that they have in common up to the last "Assistant:". `pairs: from_labels` makes pairs out of rows
-    with a `text` and a `label` (a number). `held_out` rows, a seeded choice, are set aside for evaluation.
+    with a `text` and a `label` (a number). Every other name is a layout of `raft.preferences`, which knows its columns
+    and numbers its rows; with `single_turn` and `language` its other rows are left out.
+    `held_out` rows, a seeded choice, are set aside for evaluation, each with all its pairs.
     """
 
     response: str = "response"
-    pairs: Literal["given", "from_labels"] | None = None
+    pairs: (
+        Literal[
+            "given", "from_labels",
+            "hh-rlhf", "hh-rlhf-split", "ultrafeedback", "helpsteer2", "helpsteer3", "arena", "reward-bench",
+        ]
+        | None
+    ) = None  # fmt: skip
     chosen: str = "chosen"
     rejected: str = "rejected"
     text: str = "text"
     label: str = "label"
+    single_turn: bool = False
+    language: str | None = None
     limit: int | None = None
     held_out: int = 0
     max_failed: float = 0.01
@@ -49,10 +64,34 @@ class Examples(Reading):
         """Values out of range, and options without an effect."""
         yield from super().faults()
         yield from plugins.faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_failed=(0, 1))
-        if self.is_chat and (self.pairs == "from_labels" or (self.field is None and self.messages is None)):
+        yield from self._filter_faults()
+        if self.layout is not None:
+            for item in fields(self):
+                if item.name in PLACES and getattr(self, item.name) != item.default:
+                    yield item.name, f"has no effect, pairs: {self.pairs} knows where everything stands; leave it out"
+        elif self.is_chat and (self.pairs == "from_labels" or (self.field is None and self.messages is None)):
             yield "format", "there is no prompt, so there can be no chat; use format: text"
 
+    def _filter_faults(self) -> Iterator[tuple[str, str]]:
+        if self.single_turn and not (self.layout and self.layout.turns):
+            able = ", ".join(name for name, layout in LAYOUTS.items() if layout.turns)
+            yield "single_turn", f"has no effect with pairs: {self.pairs}; leave it out, it is for: {able}"
+        if self.language is not None and not (self.layout and self.layout.language):
+            able = ", ".join(name for name, layout in LAYOUTS.items() if layout.language)
+            yield "language", f"has no effect with pairs: {self.pairs}; leave it out, it is for: {able}"
+
+    @property
+    def layout(self) -> Layout | None:
+        """The published layout that the rows have, None where the recipe says what stands where."""
+        return LAYOUTS.get(self.pairs or "")
+
+    @property
+    def is_chat(self) -> bool:
+        return self.layout is not None or super().is_chat
+
     def columns(self) -> list[str]:
+        if self.layout is not None:
+            return list(self.layout.columns)
         if self.pairs == "from_labels":
             return [self.text, self.label]
         return [*super().columns(), *([self.chosen, self.rejected] if self.pairs else [self.response])]
@@ -74,6 +113,20 @@ class Examples(Reading):
             raise Malformed(f"{self.chosen} and {self.rejected} are equal")
         return prompt, sides
 
+    def compared(self, row: Row, prompt_id: str) -> Iterator[Pair | Drop]:
+        """What a row compares, pair by pair. Malformed, before any pair, if it is broken."""
+        if self.layout is None:
+            yield _pair(*self.answered(row, prompt_id))
+            return
+        for one in compared(self.layout, row, self.single_turn, self.language):
+            yield self._of_layout(one, f"{prompt_id}-{one.part}" if one.part else prompt_id)
+
+    def _of_layout(self, one: Compared | Unused, prompt_id: str) -> Pair | Drop:
+        if isinstance(one, Unused):
+            return Drop(prompt_id, None, "gather", one.reason)
+        prompt = Prompt(prompt_id, messages=self._with_system(one.messages))
+        return replace(_pair(prompt, [one.chosen, one.rejected]), subset=one.subset)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileExamples(Examples, FileRows):
@@ -90,9 +143,13 @@ class InlineExamples(Examples, InlineRows):
     """kind: list."""
 
 
-def read(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool = False) -> Iterator[Example | Pair | Drop]:
-    """What the section asks for: pairs if it says how to get them, else examples."""
-    return (supervised if section.pairs is None else pairs)(section, tokenizer, seed, held_out)
+def read(
+    section: Examples, tokenizer: Tokenizer | None, seed: int, held_out: bool = False
+) -> Iterator[Example | Pair | Drop]:
+    """What the section asks for: pairs if it says how to get them, which needs no tokenizer, else examples."""
+    if section.pairs is None:
+        return supervised(section, tokenizer, seed, held_out)
+    return pairs(section, seed, held_out)
 
 
 def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool = False) -> Iterator[Example | Drop]:
@@ -101,49 +158,63 @@ def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: boo
     UserError if a column is missing, if more than `max_failed` of all rows are dropped, or if too many are set aside.
     """
 
-    def example(row: Row, prompt_id: str) -> Example:
+    def example(row: Row, prompt_id: str) -> list[Example]:
         prompt, (text,) = section.answered(row, prompt_id)
-        return Example(prompt_id, _response(tokenizer, prompt, text), messages=prompt.messages, text=prompt.text)
+        response = Response(text, encode_response(tokenizer, prompt, text), None, "stop")
+        return [Example(prompt_id, response, messages=prompt.messages, text=prompt.text)]
 
     section = replace(section, pairs=None)
     return _made(section, example, seed, held_out)
 
 
-def pairs(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool = False) -> Iterator[Pair | Drop]:
-    """Each row but those set aside (with `held_out`, only those) as a pair, or as a drop; see `supervised`.
+def pairs(section: Examples, seed: int, held_out: bool = False) -> Iterator[Pair | Drop]:
+    """The pairs of each row but those set aside (with `held_out`, only those), or a drop; see `supervised`.
 
-    `from_labels` pairs the rows of each label with those of the next lower one, at random: as many pairs as the
-    larger of the two has rows, and every row of both is used before any is used twice. It holds the texts in memory.
+    Their texts are what matters: a pair has no tokens. A layout may find several pairs in a row, whose ids end in what
+    is compared ("000012-0-3"), and may leave some out, which is no fault of the row. `from_labels` pairs the rows of
+    each label with those of the next lower one, at random: as many pairs as the larger of the two has rows, and every
+    row of both is used before any is used twice. It holds the texts in memory.
     """
-
-    def pair(row: Row, prompt_id: str) -> Pair:
-        return _pair(tokenizer, *section.answered(row, prompt_id))
-
     section = replace(section, pairs=section.pairs or "given")
-    if section.pairs == "given":
-        return _made(section, pair, seed, held_out)
-    return _ranked(section, tokenizer, seed, held_out)
+    if section.pairs == "from_labels":
+        return _ranked(section, seed, held_out)
+    return _made(section, section.compared, seed, held_out)
 
 
 def texts(section: Examples) -> Iterator[str]:
     """Every text of the rows, prompts and responses, for a tokenizer to be made from."""
-    for _, _, prompt_id, row in islice(identified([section]), section.limit):
+    for _, prompt_id, row in _rows(section):
         try:
-            prompt, answers = section.answered(row, prompt_id)
+            if section.layout is None:
+                prompt, answers = section.answered(row, prompt_id)
+                yield from filter(None, [prompt.content, *answers])
+                continue
+            found = list(section.compared(row, prompt_id))
         except Malformed:
             continue
-        yield from filter(None, [prompt.content, *answers])
+        for one in found:
+            if isinstance(one, Pair):
+                yield from (one.prompt.content, one.chosen.text, one.rejected.text)
 
 
-def _made(section: Examples, make: Callable[[Row, str], Made], seed: int, held_out: bool) -> Iterator[Made | Drop]:
+def _rows(section: Examples) -> Iterator[tuple[str, str, Row]]:
+    """The first `limit` rows, each with its place and id. Ids of published data sets are not trusted to differ."""
+    numbered = section if section.layout is None else replace(section, id="")
+    for _, place, prompt_id, row in islice(identified([numbered]), section.limit):
+        yield place, prompt_id, row
+
+
+def _made(
+    section: Examples, make: Callable[[Row, str], Iterable[Made]], seed: int, held_out: bool
+) -> Iterator[Made | Drop]:
     """The rows of one side of the split, each made into something or dropped."""
     aside = _set_aside(section, seed)
     failed = 0
-    for number, (_, place, prompt_id, row) in enumerate(islice(identified([section]), section.limit)):
+    for number, (place, prompt_id, row) in enumerate(_rows(section)):
         if aside[number] != held_out:
             continue
         try:
-            yield make(row, prompt_id)
+            yield from make(row, prompt_id)
         except Malformed as fault:
             failed += 1
             if failed > section.max_failed * len(aside):
@@ -164,9 +235,9 @@ def _set_aside(section: Examples, seed: int) -> np.ndarray:
     return aside
 
 
-def _ranked(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool) -> Iterator[Pair | Drop]:
-    def rated(row: Row, prompt_id: str) -> Rated:
-        return _label(row, section.label), prompt_id, section.answered(row, prompt_id)[1][0]
+def _ranked(section: Examples, seed: int, held_out: bool) -> Iterator[Pair | Drop]:
+    def rated(row: Row, prompt_id: str) -> list[Rated]:
+        return [(_label(row, section.label), prompt_id, section.answered(row, prompt_id)[1][0])]
 
     levels: dict[float, list[Rated]] = {}
     for one in _made(section, rated, seed, held_out):
@@ -179,7 +250,7 @@ def _ranked(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool) 
     for lower, higher in pairwise(sorted(levels)):
         rng = np.random.default_rng(derive(seed, "pairs", str(higher)))
         for better, worse in _matched(levels[higher], levels[lower], rng):
-            yield _compared(tokenizer, better, worse)
+            yield _compared(better, worse)
 
 
 def _matched(higher: list[Rated], lower: list[Rated], rng: np.random.Generator) -> Iterator[tuple[Rated, Rated]]:
@@ -189,20 +260,16 @@ def _matched(higher: list[Rated], lower: list[Rated], rng: np.random.Generator) 
         yield higher[better], lower[worse]
 
 
-def _compared(tokenizer: Tokenizer, better: Rated, worse: Rated) -> Pair | Drop:
+def _compared(better: Rated, worse: Rated) -> Pair | Drop:
     prompt = Prompt(f"{better[1]}-{worse[1]}", text="")
     if better[2] == worse[2]:
         return Drop(prompt.id, None, "gather", f"the same text is labelled {better[0]:g} and {worse[0]:g}")
-    return _pair(tokenizer, prompt, [better[2], worse[2]])
+    return _pair(prompt, [better[2], worse[2]])
 
 
-def _pair(tokenizer: Tokenizer, prompt: Prompt, sides: list[str]) -> Pair:
-    chosen, rejected = (_response(tokenizer, prompt, side) for side in sides)
+def _pair(prompt: Prompt, sides: list[str]) -> Pair:
+    chosen, rejected = (Response(side, [], None, "stop") for side in sides)
     return Pair(prompt.id, chosen, rejected, prompt.messages, prompt.text)
-
-
-def _response(tokenizer: Tokenizer, prompt: Prompt, text: str) -> Response:
-    return Response(text, encode_response(tokenizer, prompt, text), None, "stop")
 
 
 def _filled(row: Row, column: str) -> str:

@@ -57,13 +57,18 @@ def dataset_identity(name: str, revision: str | None = None) -> str:
     return identity(Path(name)) if Path(name).is_dir() else f"commit:{dataset_commit(name, revision)}"
 
 
-def load_dataset(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
-    """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run."""
+def load_dataset(
+    name: str, config: str | None, split: str, revision: str | None = None, folder: str | None = None
+) -> Any:
+    """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run.
+
+    `folder` is the one inside the data set that is read, all of it if None.
+    """
     import datasets
 
     commit = None if Path(name).is_dir() else dataset_commit(name, revision)
     try:
-        rows = datasets.load_dataset(name, config, split=split, revision=commit)
+        rows = datasets.load_dataset(name, config, data_dir=folder, split=split, revision=commit)
     except Stopped:
         raise
     except Exception as fault:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from raft import stages
+from raft import comparison, labelling, stages
 from raft.imports import beside
+from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
 from raft.keys import Artifact
-from raft.recipe import Align, FineTune, Loaded, TrainReward
+from raft.recipe import Loaded
 from raft.runs import Place, Run
 
 
@@ -20,6 +21,9 @@ class Told(Protocol):
 
     def opened(self, run: Run, loaded: Loaded) -> None:
         """A run begins or goes on."""
+
+    def diagnosed(self, artifact: Artifact) -> None:
+        """The rewards have been examined."""
 
     def finished(self, it: Place) -> None:
         """An iteration is complete; 0 is the untouched policy."""
@@ -43,6 +47,9 @@ def align(recipe: Align, run: Run, told: Told) -> None:
         count=recipe.evaluation.count,
     )
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=held_out)
+    rewards = {"reward": recipe.reward, "evaluation.gold": recipe.evaluation.gold}
+    known = {name: reward for name, reward in rewards.items() if reward is not None}
+    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, known, prompts=held_out))
     examiner = replace(recipe.generator, k=recipe.evaluation.k)
     start.once("metrics.json", stages.measure, **evaluate(recipe, start, examiner, first, held_out))
     told.finished(start)
@@ -116,9 +123,51 @@ def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
     """job: reward-model."""
     start = beginning(recipe, run)
     pairs = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
-    held_out = run.once("held_out.jsonl", stages.gather, recipe.examples, start=start, held_out=True)
+    aside, own = (recipe.examples, True) if recipe.evaluation is None else (recipe.evaluation, False)
+    held_out = run.once("held_out.jsonl", stages.set_aside, aside, start=start, held_out=own)
     made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
     told.measured(run.once("metrics.json", stages.examine, recipe.trainer, made=made, pairs=held_out))
+
+
+def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
+    """job: evaluate-reward. Each reward in turn scores both responses of every pair."""
+    sets = {name: run.part("sets", name) for name in recipe.sets}
+    pairs: dict[str, Artifact] = {}
+    groups: dict[str, dict[str, Artifact]] = {}
+    for name, place in sets.items():
+        aside = getattr(recipe.sets[name], "held_out", 0) > 0
+        pairs[name] = place.once("pairs.jsonl", stages.gather, recipe.sets[name], held_out=aside)
+        prompts = place.once("prompts.jsonl", comparison.prompts, pairs=pairs[name])
+        groups[name] = {
+            "prompts": prompts, "responses": place.once("responses.jsonl", comparison.responses, pairs=pairs[name])
+        }  # fmt: skip
+    first = next(iter(groups.values()))["prompts"]
+    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
+    scores: dict[str, dict[str, Artifact]] = {name: {} for name in sets}
+    for title, section in recipe.rewards.items():
+        reward = replace(section)  # its model goes with it when the next one comes
+        for name, place in sets.items():
+            scores[name][title] = place.once(f"scores/{title}.jsonl", stages.score, reward, **groups[name])
+    figures = run.once("accuracy.json", comparison.accuracies, pairs=pairs, scores=scores)
+    run.once("accuracy.md", comparison.tabulate, figures=figures)
+    told.measured(figures)
+
+
+def label(recipe: Label, run: Run, told: Told) -> None:
+    """job: label. Like the first half of an iteration; what is selected are pairs."""
+    if recipe.responses is not None:
+        prompts = run.once("prompts.jsonl", labelling.prompts, recipe.responses)
+        responses = run.once("responses.jsonl", labelling.responses, recipe.responses)
+    else:
+        policy = run.once("start", stages.adopt, recipe.policy, probed=True)
+        pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
+        prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
+        responses = run.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
+    scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
+    selected = run.once(
+        "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
+    )
+    told.measured(run.once("pairs.jsonl", labelling.publish, selected=selected))
 
 
 def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:
@@ -128,7 +177,13 @@ def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:
     return run.once("start", stages.invent, recipe.policy, examples=recipe.examples)
 
 
-JOBS: dict[str, Callable[..., None]] = {"align": align, "sft": fine_tune, "reward-model": train_reward}
+JOBS: dict[str, Callable[..., None]] = {
+    "align": align,
+    "sft": fine_tune,
+    "reward-model": train_reward,
+    "evaluate-reward": evaluate_reward,
+    "label": label,
+}
 
 
 def run(loaded: Loaded, told: Told) -> None:

@@ -1,5 +1,6 @@
 """What a run tells while it works: a line for each iteration, the curve, and one prompt before and after."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from raft import logs
 from raft.keys import Artifact
 from raft.runs import Place, Run
 from raft.show import before_and_after
-from raft.terminal import say
+from raft.terminal import safe, say
 
 
 class Narrator:
@@ -23,6 +24,12 @@ class Narrator:
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
 
+    def diagnosed(self, artifact: Artifact) -> None:
+        """Prints what the doctor warns of."""
+        for row in artifact.read():
+            if row["level"] != "ok":
+                say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
+
     def finished(self, it: Place) -> None:
         """Redraws the curve, prunes policies, and prints the row of the policy that is now complete."""
         assert self.run is not None
@@ -34,6 +41,9 @@ class Narrator:
 
     def measured(self, artifact: Artifact) -> None:
         """Prints what a job without iterations measured."""
+        if self.recipe.job == "evaluate-reward":
+            say(compared(artifact.path))
+            return
         say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
 
     def closed(self, run: Run, loaded: Any) -> None:
@@ -52,6 +62,18 @@ def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
     temporary = folder / ".reward_curve.png"
     reward_curves([(folder.name, rows)], temporary)
     temporary.replace(folder / "reward_curve.png")
+
+
+def compared(figures: Path) -> str:
+    """accuracy.png, replaced whole, and the table of rewards side by side."""
+    from raft.charts import accuracy_bars
+
+    table, picture = figures.with_suffix(".md"), figures.with_suffix(".png")
+    temporary = picture.with_name(f".{picture.name}")
+    accuracy_bars(json.loads(figures.read_text(encoding="utf-8")), temporary)
+    temporary.replace(picture)
+    shown = safe(table.read_text(encoding="utf-8"))
+    return f"\n{shown}\ntable:   {table}\npicture: {picture}\nnumbers: {figures}"
 
 
 def summary(rows: list[dict[str, Any]], number: int) -> str:

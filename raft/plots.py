@@ -7,7 +7,7 @@ seed are one recipe: its line is their mean, its band reaches from the smallest 
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,11 @@ class Curve:
 
 def reward_curves(runs: Sequence[tuple[str, Rows]], out: Path) -> None:
     """Draws runs, each a name and the rows of its metrics.jsonl, into a png, svg or pdf file by the ending of `out`."""
+    save(lambda: reward_figure(runs), out)
+
+
+def save(draw: Callable[[], "Figure"], out: Path) -> None:
+    """Writes the figure that `draw` makes with STYLE in force into a file; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
     ending = out.suffix.lstrip(".").lower()
@@ -89,7 +94,7 @@ def reward_curves(runs: Sequence[tuple[str, Rows]], out: Path) -> None:
         raise UserError(f"{out}: there is no folder {out.parent}; make it first")
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[ending]
     with rc_context(STYLE):
-        reward_figure(runs).savefig(out, format=ending, dpi=200, metadata=undated)
+        draw().savefig(out, format=ending, dpi=200, metadata=undated)
 
 
 def reward_figure(runs: Sequence[tuple[str, Rows]]) -> "Figure":

@@ -52,6 +52,7 @@ TABLE = {
         "softmax": "raft.selection:Softmax",
         "random": "raft.selection:RandomPick",
         "best-vs-worst": "raft.selection:BestVsWorst",
+        "all-pairs": "raft.selection:AllPairs",
     },
     "trainer": {
         "sft": "raft.trainers.sft:SFT",

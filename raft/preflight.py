@@ -32,7 +32,7 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         kind = item.metadata.get("source")
         if value is None:
             continue
-        if kind == "file" and not Path(value).is_file():
+        if kind == "file" and str(Path(value).parent) not in made and not Path(value).is_file():
             yield Fault(below, f"no file at {Path(value).absolute()}")
         elif kind == "model" and str(Path(value).parent) not in made:
             yield from _model(value, getattr(part, "revision", None), below, fetch)

@@ -6,157 +6,15 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raft.errors import UserError
-from raft.plugins import Fault, build, faults_of_range, section, source, suggest
+from raft.jobs import DEFAULTS, JOBS, MAKES
+from raft.plugins import Fault, build, suggest
 
 OUTPUTS = Path("outputs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """The model that a job starts from: a hub id or a folder (`model`), what another recipe makes (`recipe`),
-    or a new one with seeded random weights (`config`, as transformers' AutoConfig takes it, and a byte-level
-    tokenizer of `vocab_size` pieces trained on the job's own texts)."""
-
-    model: str | None = source("model", None)
-    revision: str | None = None
-    config: dict[str, Any] | None = None
-    vocab_size: int = 1024
-    chat_template: str | None = source("file", None)
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if (self.model is None) == (self.config is None):
-            yield (
-                "model",
-                "give exactly one of model (hub id or folder), recipe (another recipe), config (random weights)",
-            )
-        if self.config is not None and "model_type" not in self.config:
-            yield "config", "has no model_type; name the architecture, for instance model_type: llama"
-        if self.chat_template is not None and self.config is None:
-            yield "chat_template", "is for a new model (config); a model that exists brings its own"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`."""
-
-    prompts: Any = section("prompts", None)
-    count: int = 256
-    k: int = 4
-    every: int = 1
-    gold: Any = section("reward", None)
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`."""
-
-    name: str
-    seed: int = 0
-    variables: dict[str, Any] = field(default_factory=dict)
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
-            yield "name", f"{self.name!r} is no folder name; letters, digits, - and _ are safe"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Align(Job):
-    """job: align. The loop: draw prompts, generate, score, select, train; again."""
-
-    job: Literal["align"] = "align"
-    policy: Start
-    iterations: int = 5
-    start_from: Literal["previous", "first"] = "previous"
-    prompts: Any = section("prompts")
-    generator: Any = section("generator")
-    reward: Any = section("reward")
-    selection: Any = section("selection")
-    trainer: Any = section("trainer")
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    keep: Literal["last", "best", "all"] = "last"
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from super().faults()
-        yield from faults_of_range(self, iterations=(1, float("inf")))
-        if self.policy.config is not None:
-            yield (
-                "policy.config",
-                "a policy with random weights has nothing to say; make one with a job: sft recipe and name that",
-            )
-        if getattr(self.selection, "makes_pairs", False) and not getattr(self.trainer, "takes_pairs", False):
-            yield (
-                "selection.kind",
-                "best-vs-worst makes preference pairs, but this trainer learns from single responses",
-            )
-        if getattr(self.trainer, "takes_pairs", False):
-            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
-        if not getattr(self.reward, "comparable", True):
-            yield from self._faults_of_ranks()
-
-    def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
-        """What does not go with a reward that compares only the responses of one prompt."""
-        ranks = "the reward compares the responses of one prompt and says nothing between prompts"
-        if getattr(self.selection, "across_prompts", False):
-            yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
-        if getattr(self.selection, "kl", 0):
-            yield "selection.kl", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
-        if self.evaluation.gold is None:
-            yield "evaluation.gold", f"{ranks}, so it cannot tell policies apart; name a reward that can"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTune(Job):
-    """job: sft. A policy fine-tuned on prompts with given responses."""
-
-    job: Literal["sft"] = "sft"
-    policy: Start
-    examples: Any = section("examples")
-    trainer: Any = section("trainer")
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from super().faults()
-        if getattr(self.trainer, "takes_pairs", False):
-            yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
-        if getattr(self.examples, "pairs", None) is not None:
-            yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainReward(Job):
-    """job: reward-model. A reward model trained on pairs of responses, the better one first."""
-
-    job: Literal["reward-model"] = "reward-model"
-    policy: Start
-    examples: Any = section("examples")
-    trainer: Any = section("trainer")
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from super().faults()
-        if not getattr(self.trainer, "takes_pairs", False):
-            yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
-        if getattr(self.examples, "pairs", "given") is None:
-            yield (
-                "examples.pairs",
-                "say where pairs come from; allowed: given (columns chosen and rejected), from_labels",
-            )
-
-
-JOBS: dict[str, type] = {"align": Align, "sft": FineTune, "reward-model": TrainReward}
-MAKES = {
-    "sft": "policy",
-    "reward-model": "reward-model",
-}  # the folder, inside the run, that a job leaves for other recipes
-DEFAULTS = {"align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}}}
-# what may change when a finished or stopped run goes on: it is in no artifact's key
-FREE = ("iterations", "keep")
 
 
 @dataclass(frozen=True)
@@ -341,19 +199,17 @@ def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> li
     needs: list[Loaded] = []
     shared = [f"variables.{name}={value}" for name, value in (config.get("variables") or {}).items()]
     for key, options in _naming(config):
-        if "model" in options:
-            faults.append(Fault(f"{key}.recipe", "give recipe or model, not both"))
-            continue
         needed = load(path.parent / str(options.pop("recipe")), shared)
-        if needed.recipe.job not in MAKES:
-            faults.append(
-                Fault(
-                    f"{key}.recipe",
-                    f"{needed.path} is a job: {needed.recipe.job}, which makes no model; allowed: {', '.join(MAKES)}",
-                )
-            )
+        job = needed.recipe.job
+        if job not in MAKES:
+            message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
+            faults.append(Fault(f"{key}.recipe", message))
             continue
-        options["model"] = str(needed.folder / MAKES[needed.recipe.job])
+        name, made = MAKES[job]
+        if name in options:
+            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
+            continue
+        options[name] = str(needed.folder / made)
         needs += [*needed.needs, needed]
     return list({str(one.folder): one for one in needs}.values())
 

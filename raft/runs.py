@@ -19,12 +19,13 @@ from typing import Any
 
 from raft import logs, records
 from raft.errors import UserError
+from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
-from raft.recipe import FREE, Loaded, differences, speed_keys
+from raft.recipe import Loaded, differences, speed_keys
 from raft.seeds import derive
 
-FORMAT = 1  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 2  # of artifacts and keys: raised when an older run could no longer be continued
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 
 
@@ -214,6 +215,10 @@ class Run(Place):
     def iteration(self, number: int) -> Place:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
         return Place(self.folder / "iterations" / f"{number:03d}", self.seed, number, self.folder)
+
+    def part(self, *names: str) -> Place:
+        """A folder inside the run that is no iteration."""
+        return Place(self.folder.joinpath(*names), self.seed, 0, self.folder)
 
     def iterations(self, count: int) -> Iterator[Place]:
         """Iterations 1 to `count`."""

@@ -191,6 +191,21 @@ class BestVsWorst(Selection):
         return _best(-rewards[prompts])
 
 
+@dataclass(frozen=True, kw_only=True)
+class AllPairs(Selection):
+    """A pair of every two responses of a group whose rewards differ, as UltraFeedback is made into pairs."""
+
+    makes_pairs: ClassVar[bool] = True
+    passed_over = "no response is better than another"
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups, better, _ = _every_two(rewards)
+        return groups, better
+
+    def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return _every_two(rewards)[2]
+
+
 def filtered(responses: Sequence[Response], drop: Sequence[str]) -> list[str | None]:
     """Why each response of one group is left out before the pick, None where it stays.
 
@@ -225,6 +240,12 @@ def shaped(rewards: np.ndarray, logprob: np.ndarray, reference_logprob: np.ndarr
     distance = logprob - reference_logprob
     assert np.isfinite(distance[~np.isnan(rewards)]).all(), "a response with a reward has both log-probabilities"
     return rewards - beta * distance
+
+
+def _every_two(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Group, better and worse index of every two different rewards, ascending."""
+    groups, better, worse = np.nonzero(rewards[:, :, None] > rewards[:, None, :])
+    return groups, better, worse
 
 
 def _best(rewards: np.ndarray) -> np.ndarray:

@@ -82,15 +82,19 @@ class FileRows(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class HubRows(Source):
-    """A split of a data set of the hub, `name` being its configuration; or of a folder that is laid out like one."""
+    """A split of a data set of the hub, `name` being its configuration; or of a folder that is laid out like one.
+
+    `folder` is one of the data set's own folders, where it has several (harmless-base of Anthropic/hh-rlhf).
+    """
 
     dataset: str
     name: str | None = None
+    folder: str | None = None
     split: str = "train"
     revision: str | None = None
 
     def rows(self) -> Rows:
-        for index, row in enumerate(hub.load_dataset(self.dataset, self.name, self.split, self.revision)):
+        for index, row in enumerate(hub.load_dataset(self.dataset, self.name, self.split, self.revision, self.folder)):
             yield f"{self.dataset}/{self.split}[{index}]", row
 
     def identify(self) -> str:

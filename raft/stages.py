@@ -6,7 +6,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see r
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,19 @@ def invent(start: Any, output: Output, examples: Any) -> None:
     scratch.make(output.path, texts(examples), start.config, start.vocab_size, derive(output.seed, "weights"), template)
 
 
-def gather(examples: Any, output: Output, start: Artifact, held_out: bool = False) -> None:
-    """The rows of a supervised job as records, but for those set aside (or, with `held_out`, only those)."""
+def gather(examples: Any, output: Output, start: Artifact | None = None, held_out: bool = False) -> None:
+    """The rows of a supervised job as records, but for those set aside (or, with `held_out`, only those).
+
+    `start` is the model whose tokens examples become; pairs stay texts.
+    """
     from raft.examples import read
 
+    tokenizer = None if start is None else _tokenizer(start)
     rows_in = 0
 
     def kept() -> Iterator[dict[str, Any]]:
         nonlocal rows_in
-        for one in read(examples, _tokenizer(start), output.seed, held_out):
+        for one in read(examples, tokenizer, output.seed, held_out):
             rows_in += 1
             if isinstance(one, Drop):
                 output.drop(one.prompt_id, None, one.reason)
@@ -88,9 +92,30 @@ def hold_out(source: Any, output: Output, policy: Artifact, count: int) -> None:
     output.write(kept[index].row() for index in sorted(order[:count]))
 
 
-def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact) -> None:
+def set_aside(examples: Any, output: Output, start: Artifact, held_out: bool) -> None:
+    """The pairs that a reward model is evaluated on: those set aside, or all of a section of their own."""
+    gather(examples, output, start, held_out)
+
+
+def diagnose(rewards: Mapping[str, Any], output: Output, prompts: Artifact) -> None:
+    """doctor.jsonl: what the quick checks of each reward model found. UserError if one of them is a fault."""
+    from raft import doctor
+
+    few = [Prompt.of(row) for row in itertools.islice(prompts.read(), 8)]
+    found = []
+    for name, reward in rewards.items():
+        device.take(reward)
+        found += list(doctor.examine(reward, few, name))
+    faults = [f"{one.reward}: {one.check}: {one.message}" for one in found if one.level == "fault"]
+    if faults:
+        raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))
+    output.write(one.row() for one in found)
+
+
+def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact | None = None) -> None:
     """The pool of training prompts: every row of the source, but for those held out, empty or too long."""
-    keys = {prompt_sources.held_out_key(Prompt.of(row)) for row in held_out.read()}
+    aside = [] if held_out is None else held_out.read()
+    keys = {prompt_sources.held_out_key(Prompt.of(row)) for row in aside}
     rows_in = 0
 
     def kept() -> Iterator[dict[str, Any]]:
@@ -115,11 +140,14 @@ def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact) -
 
 
 def draw(source: Any, output: Output, pool: Artifact) -> None:
-    """This iteration's prompts: without replacement, each once before any comes twice."""
+    """This iteration's prompts: without replacement, each once before any comes twice.
+
+    A job without iterations draws those of a first one.
+    """
     weights = [weight for weight, _ in source.parts()]
     counts = [pool.stamp["measured"].get(str(part), 0) for part in range(len(weights))]
     drawn = prompt_sources.draw(
-        list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration
+        list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration or 1
     )
     starts: list[list[int]] = [[] for _ in weights]
     with open(pool.path, "rb") as lines:
@@ -192,8 +220,8 @@ def select(
     from raft import selection as selections
 
     rewards, failures = rewards_of(scores)
-    total = rewards.size
-    failed = int(np.isnan(rewards).sum())
+    total = sum(len(row["scores"]) for row in scores.read())
+    failed = len(failures)
     if failed > selection.max_failed * total:
         raise UserError(
             f"{failed} of {total} responses have no reward, more than selection.max_failed: {selection.max_failed:g} "
@@ -203,7 +231,7 @@ def select(
     eligible = eligible.copy()
     for row, group in enumerate(records.groups(prompts.path, responses.path)):
         scored = np.flatnonzero(~np.isnan(rewards[row]))
-        for index in np.flatnonzero(np.isnan(rewards[row])):
+        for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
             output.drop(group.prompt.id, int(index), "no reward")
         for index, reason in zip(
             scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
@@ -264,22 +292,30 @@ def policy_of(artifact: Artifact) -> Policy:
 
 
 def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
-    """Rewards as an array [prompts, K], NaN where there is none, and the errors of those."""
-    errors: list[str] = []
-    rows = []
-    for row in scores.read():
-        for one in row["scores"]:
-            if one.get("reward") is None:
-                errors.append(f"prompt {row['prompt_id']}: {one.get('error')}")
-        rows.append(np.array([np.nan if one.get("reward") is None else one["reward"] for one in row["scores"]]))
-    return np.stack(rows), errors
+    """Rewards as an array [prompts, K], NaN where there is none, and the errors of those.
+
+    Given groups may differ in size; the places behind the last response of a smaller one are NaN too.
+    """
+    errors = [
+        f"prompt {row['prompt_id']}: {one.get('error')}"
+        for row in scores.read()
+        for one in row["scores"]
+        if one.get("reward") is None
+    ]
+    return _table(scores, "reward"), errors
 
 
 def ranks_of(scores: Artifact) -> np.ndarray | None:
     """The places of responses in their groups [prompts, K], NaN where there is none; None if no response has one."""
-    rows = [[np.nan if one.get("rank") is None else one["rank"] for one in row["scores"]] for row in scores.read()]
-    ranks = np.array(rows, dtype=float)
+    ranks = _table(scores, "rank")
     return None if np.isnan(ranks).all() else ranks
+
+
+def _table(scores: Artifact, name: str) -> np.ndarray:
+    """One number of every score [prompts, K], NaN where there is none."""
+    rows = [[one.get(name) for one in row["scores"]] for row in scores.read()]
+    width = max(map(len, rows), default=0)
+    return np.array([[*row, *[None] * (width - len(row))] for row in rows], dtype=float)
 
 
 def write_card(output: Output, what: str, start: str, examples: int) -> None:

@@ -12,7 +12,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
-SLOW = ("test_loop", "test_bad_input")  # whole runs
+SLOW = ("test_loop", "test_bad_input", "test_comparison", "test_label")  # whole runs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

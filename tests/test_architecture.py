@@ -6,14 +6,15 @@ from pathlib import Path
 RAFT = Path(__file__).parent.parent / "raft"
 # From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
 FLOORS = [
-    {"errors", "seeds", "terminal"},
+    {"errors", "seeds", "terminal", "guard"},
     {"records", "plugins", "imports", "progress", "logs"},
-    {"contracts", "chat", "hub", "metrics", "ranking", "recipe", "checkpoint"},
-    {"keys", "probe", "sources", "selection", "scratch", "plots", "conversation"},
-    {"prompts", "likelihood", "runs", "preflight"},
-    {"examples", "generators", "rewards", "trainers", "device"},
-    {"world", "stages"},
-    {"loop", "scoring", "show", "branch"},
+    {"contracts", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
+    {"keys", "recipe", "given", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
+    {"prompts", "likelihood", "runs", "preflight", "charts"},
+    {"preferences"},
+    {"examples", "generators", "rewards", "trainers", "device", "doctor"},
+    {"labelling", "world", "stages", "comparison"},
+    {"rehearsal", "loop", "scoring", "show", "branch"},
     {"narrator"},
     {"commands"},
     {"cli"},
@@ -27,6 +28,8 @@ INSIDE = {
     ("rewards", "model"),
     ("rewards", "reader"),
     ("rewards", "heads"),
+    ("rewards", "verdicts"),
+    ("rewards", "wording"),
 }
 
 

@@ -4,6 +4,7 @@ The checkpoint has to hold every weight, the head included, and nothing beside: 
 head, or leave a bias out, with no more than a warning. Nothing of it is code; heads are our own (`raft.rewards.heads`).
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,35 @@ class Reader:
         while batch := ordered[len(found) : len(found) + self._fitting(ordered[len(found) :])]:
             found.update(zip(batch, self._read(batch), strict=True))
         return found
+
+    def read_together(self, rows: Sequence[Ids]) -> list[list[float]]:
+        """The outputs of rows as one batch, in their order, whatever `batch_tokens` says."""
+        import torch
+
+        self.move(self.device)
+        with torch.inference_mode():
+            return self._forward(rows).float().tolist()
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether a row can be padded on its left: a decoder that is told the positions of its tokens."""
+        return self.head is not None and "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def read_padded_left(self, rows: Sequence[Ids]) -> list[list[float]]:
+        """The outputs of rows as one batch, padded on the left: only to prove that the side does not matter."""
+        import torch
+
+        self.move(self.device)
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            hidden = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False
+            ).last_hidden_state
+            moved = torch.stack([one.roll(len(row), 0) for one, row in zip(hidden, rows, strict=True)])
+            return self.head(moved, rows).float().tolist()
 
     def fault(self, ids: Ids) -> str | None:
         """Why the head cannot read a conversation, None where it can."""

@@ -1,0 +1,119 @@
+"""Laws of the doctor: a sound reward model passes, and each thing that can be wrong with one has its finding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import worlds
+from reward_models import SIZE, edit, save
+from test_heads import speak_llama
+
+from raft import doctor
+from raft.records import Prompt, read
+from raft.rewards.model import RewardModel
+
+PROMPTS = [Prompt(f"p{n}", messages=[{"role": "user", "content": f"How are you, {n}?"}]) for n in range(3)]
+CHECKS = ["head", "bos", "round_trip", "padding", "same_everywhere", "tells_apart", "room"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    save(folder, "LlamaForSequenceClassification", num_key_value_heads=2, max_position_embeddings=256, **SIZE)
+    return folder
+
+
+def findings(reward: Any, prompts: list[Prompt] = PROMPTS) -> dict[str, doctor.Finding]:
+    return {one.check: one for one in doctor.examine(reward, prompts)}
+
+
+def test_a_sound_reward_model_passes_every_check_but_what_its_tokenizer_cannot_write(llama: Path):
+    found = findings(RewardModel(model=str(llama)))
+    assert list(found) == CHECKS
+    assert found["same_everywhere"].message == "the same alone, in a batch, in a shuffled batch, padded on the left"
+    assert found["bos"].message == "a conversation begins with 1 BOS"
+    assert found["round_trip"].level == "warning" and "吾輩" in found["round_trip"].message  # a tokenizer of ASCII
+    assert {one.level for check, one in found.items() if check not in ("round_trip", "tells_apart")} == {"ok"}
+
+
+def test_a_reward_that_depends_on_its_batch_is_a_fault(llama: Path):
+    reward = RewardModel(model=str(llama))
+
+    def leak(module: Any, args: Any, given: Any, output: Any) -> Any:
+        """As if rows saw each other: what a batch's size is gets into every row."""
+        output.last_hidden_state.add_(0.05 * len(given["input_ids"]))
+        return output
+
+    reward.reader.model.register_forward_hook(leak, with_kwargs=True)
+    found = findings(reward)["same_everywhere"]
+    assert found.level == "fault" and "in a batch differs from the same alone" in found.message
+
+
+def test_a_model_that_reads_its_padding_is_found_by_padding_on_the_other_side(llama: Path):
+    reward = RewardModel(model=str(llama))
+
+    def forget(module: Any, args: Any, given: Any) -> Any:
+        """As if the mask were lost."""
+        return args, {**given, "attention_mask": torch.ones_like(given["attention_mask"])}
+
+    reward.reader.model.register_forward_pre_hook(forget, with_kwargs=True)
+    found = findings(reward)["same_everywhere"]
+    assert found.level == "fault" and "padded on the left" in found.message
+
+
+def test_a_reward_with_the_wrong_sign_is_warned_of(llama: Path):
+    reward = RewardModel(model=str(llama))
+    before = findings(reward)["tells_apart"]
+    right = int(before.message.split(" of 6")[0].split()[-1])
+    reward.reader.head.score_weight.neg_()
+    after = findings(reward)["tells_apart"]
+    assert f" {6 - right} of 6" in after.message
+    assert {before.level, after.level} == ({"ok"} if right == 3 else {"ok", "warning"})
+
+
+def test_prompts_that_leave_no_room_are_counted(llama: Path):
+    found = findings(RewardModel(model=str(llama), max_tokens=60))["room"]
+    assert found.level == "warning" and "of 3 prompts with a short answer 3 are too long" in found.message
+    cut = findings(RewardModel(model=str(llama), max_tokens=110, too_long="cut-prompt"))["room"]
+    assert cut.level == "ok" or "lose their beginning" in cut.message
+
+
+def test_a_tokenizer_that_can_write_everything_passes(tmp_path: Path):
+    worlds.make_policy(tmp_path / "bytes")
+    save(tmp_path / "model", "LlamaForSequenceClassification", vocab_size=400, **SIZE)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_bytes((tmp_path / "bytes" / name).read_bytes())
+    prompts = [Prompt("p", text="the red fox ")]
+    assert findings(RewardModel(model=str(tmp_path / "model"), template="plain"), prompts)["round_trip"].level == "ok"
+
+
+def test_padding_that_is_also_the_end_is_told(tmp_path: Path):
+    save(tmp_path, "LlamaForSequenceClassification", **SIZE)
+    tokenizer = speak_llama(tmp_path)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path)
+    edit(tmp_path, lambda tensors: None)
+    reward = RewardModel(model=str(tmp_path))
+    assert "padding and EOS are the same token" in doctor._padding(reward, PROMPTS)[1]
+
+
+def test_a_run_keeps_what_the_doctor_found_and_tells_its_warnings(llama: Path, tmp_path: Path):
+    reward = {"kind": "ensemble", "members": {"judge": {"kind": "model", "model": str(llama), "template": "plain"}}}
+    worlds.make_recipe(tmp_path, reward=reward, iterations=1)
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    rows = list(read(tmp_path / "outputs/tiny/doctor.jsonl"))
+    assert [row["check"] for row in rows] == CHECKS and {row["reward"] for row in rows} == {"reward.judge"}
+    assert "warning: reward.judge: round trip: the tokenizer changes or loses characters" in done.stdout
+
+
+def test_check_measure_examines_the_rewards_of_a_recipe_and_starts_nothing(llama: Path, tmp_path: Path):
+    worlds.make_recipe(tmp_path, reward={"kind": "model", "model": str(llama), "template": "plain"})
+    done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure")
+    assert done.returncode == 0, done.stderr
+    assert "ok       reward: same everywhere: the same alone, in a batch" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+    worlds.make_recipe(tmp_path, reward={"kind": "model", "model": str(llama), "template": "chat"})
+    done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure")
+    assert done.returncode == 2 and "use template: plain" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,123 @@
+"""job: label. Responses, generated or given, become preference pairs that a reward-model job learns from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+import yaml
+
+from raft.records import read
+
+RULE = "def vowels(prompt, response):\n    return sum(one in 'aeiou' for one in response)\n"
+
+
+def write(folder: Path, file: str, **recipe: Any) -> None:
+    (folder / file).write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+def vowels(text: str) -> int:
+    return sum(one in "aeiou" for one in text)
+
+
+def given(folder: Path, rows: list[tuple[str, list[str]]]) -> None:
+    lines = [
+        {"prompt_id": f"p{number}", "text": prompt, "responses": [{"text": text} for text in texts]}
+        for number, (prompt, texts) in enumerate(rows)
+    ]
+    (folder / "responses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "letters.py").write_text(RULE)
+
+
+ROWS = [("one: ", ["a", "aei", "b"]), ("two: ", ["xyz", "y"]), ("three: ", ["eee", "e", "oo", ""])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("best-vs-worst", [("one: ", "aei", "b"), ("three: ", "eee", "")]),
+        (
+            "all-pairs",
+            [
+                ("one: ", "a", "b"), ("one: ", "aei", "a"), ("one: ", "aei", "b"), ("three: ", "eee", "e"),
+                ("three: ", "eee", "oo"), ("three: ", "eee", ""), ("three: ", "e", ""), ("three: ", "oo", "e"),
+                ("three: ", "oo", ""),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_given_responses_become_pairs_of_better_and_worse(tmp_path: Path, kind: str, expected: Any):
+    given(tmp_path, ROWS)
+    reward = {"kind": "rule", "function": "letters:vowels"}
+    write(
+        tmp_path, "label.yaml", job="label", name="pairs", responses={"path": "responses.jsonl"}, reward=reward,
+        selection={"kind": kind},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "pairs"
+    rows = list(read(run / "pairs.jsonl"))
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == expected
+    assert len({row["id"] for row in rows}) == len(rows)
+    (dropped,) = read(run / "dropped.jsonl")
+    assert dropped["prompt_id"] == "p1" and dropped["stage"] == "select"
+    before = {file: file.read_bytes() for file in run.glob("*.jsonl")}
+    assert worlds.raft(tmp_path, "run", "label.yaml").returncode == 0
+    assert before == {file: file.read_bytes() for file in run.glob("*.jsonl")}
+
+
+def test_a_response_that_cannot_be_judged_is_dropped_with_its_reason_and_the_others_stay(tmp_path: Path):
+    given(tmp_path, [("one: ", ["aa", "!", "a"]), ("two: ", ["e", "ee"])])
+    (tmp_path / "letters.py").write_text(RULE.replace("return", "assert response != '!', 'rude'\n    return"))
+    reward = {"kind": "rule", "function": "letters:vowels"}
+    recipe = {"job": "label", "name": "pairs", "responses": {"path": "responses.jsonl"}, "reward": reward}
+    write(tmp_path, "label.yaml", **recipe, selection={"kind": "best-vs-worst", "max_failed": 0.5})
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 0, done.stderr
+    rows = list(read(tmp_path / "outputs/pairs/pairs.jsonl"))
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("aa", "a"), ("ee", "e")]
+    (dropped,) = read(tmp_path / "outputs/pairs/dropped.jsonl")
+    assert (dropped["prompt_id"], dropped["index"], dropped["reason"]) == ("p0", 1, "no reward")
+    write(tmp_path, "strict.yaml", **{**recipe, "name": "strict"})
+    done = worlds.raft(tmp_path, "run", "strict.yaml")
+    assert done.returncode == 2 and "1 of 5 responses have no reward" in done.stderr and "rude" in done.stderr
+
+
+def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tmp_path: Path):
+    worlds.make_recipe(tmp_path)
+    made = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    label = {name: made[name] for name in ("policy", "prompts", "generator")}
+    label["selection"] = {"kind": "best-vs-worst", "drop": ["empty"]}
+    write(tmp_path, "label.yaml", job="label", name="judged", **label, reward={"kind": "rule", "function": "length"})
+    examples = {"kind": "file", "recipe": "label.yaml", "pairs": "given", "held_out": 4}
+    trainer = {"kind": "reward-model", "learning_rate": 1e-3, "batch_size": 4}
+    write(
+        tmp_path, "reward.yaml", job="reward-model", name="learnt", policy={"model": "base"}, examples=examples,
+        trainer=trainer,
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "reward.yaml")
+    assert done.returncode == 0, done.stderr
+    pairs = list(read(tmp_path / "outputs/judged/pairs.jsonl"))
+    assert pairs and all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in pairs)
+    metrics = json.loads((tmp_path / "outputs/learnt/metrics.json").read_text())
+    assert metrics["eval/pairs"] == 4 and metrics["train/examples"] == len(pairs) - 4
+
+
+def test_a_recipe_that_gives_responses_and_makes_them_is_refused(tmp_path: Path):
+    given(tmp_path, ROWS)
+    rule = {"kind": "rule", "function": "length"}
+    write(
+        tmp_path, "label.yaml", job="label", name="x", responses={"path": "none.jsonl"}, policy={"model": "base"},
+        reward=rule, selection={"kind": "best-of-k"},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "check", "label.yaml")
+    assert done.returncode == 2
+    assert "policy: the responses are given, so none are generated" in done.stderr
+    assert "selection.kind: makes no pairs; allowed: all-pairs, best-vs-worst" in done.stderr
+    write(tmp_path, "label.yaml", job="label", name="x", reward=rule)
+    done = worlds.raft(tmp_path, "check", "label.yaml")
+    assert done.returncode == 2 and done.stderr.count("give policy, prompts and generator, or responses") == 3
+    write(tmp_path, "label.yaml", job="label", name="x", responses={"path": "none.jsonl"}, reward=rule)
+    done = worlds.raft(tmp_path, "check", "label.yaml")
+    assert done.returncode == 2 and "responses.path: no file at" in done.stderr
