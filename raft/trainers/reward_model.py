@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft import chat, conversation, plugins, probe
+from raft import accuracy, chat, conversation, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.records import Pair
@@ -67,7 +67,8 @@ class BradleyTerry(Fitting):
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
         """How well a reward model tells held-out pairs apart: the share in which the chosen response has the higher
-        reward, and the means of loss and margin. Pairs that are too long are left out and counted.
+        reward with its 95 % interval, the means of loss and margin, and the calibration error (see `raft.accuracy`).
+        Pairs that are too long are left out and counted.
         """
         tokenizer = chat.load_tokenizer(str(model_folder))
         model = probe.load_model(model_folder, "SequenceClassification").to(fitting.device())
@@ -77,10 +78,12 @@ class BradleyTerry(Fitting):
         if not len(margins):
             why = "; ".join(skipped[:1]) or "none was given"
             raise UserError(f"there is no pair to evaluate with ({why}); raise trainer.max_length, or give other pairs")
+        shares, fitted = accuracy.accuracy(margins), accuracy.fit(margins)
         return {
-            "eval/accuracy": float((margins > 0).mean()),
-            "eval/loss": float(np.logaddexp(0, -margins).mean()),
-            "eval/margin": float(margins.mean()),
+            "eval/accuracy": shares["accuracy"],
+            "eval/accuracy_low": shares["low"],
+            "eval/accuracy_high": shares["high"],
+            **{f"eval/{name}": value for name, value in fitted.items()},
             "eval/pairs": len(margins),
             "eval/dropped": len(skipped),
         }
