@@ -36,7 +36,8 @@ class Reward(Protocol):
     """Says how good responses are.
 
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
-    numbers say nothing about those of another prompt.
+    numbers say nothing about those of another prompt. One whose scores of a group do not depend on the other groups
+    says `block = 1`: then a run that goes on scores only the missing groups.
     """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:

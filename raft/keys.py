@@ -76,6 +76,8 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
         return None if hasattr(owner, "identify") else hub.identity(Path(value))
     if kind == "model":
         return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
+    if kind == "served":
+        return value if owner.url else None
     return {"name": value, "code": _code_hash(plugins.load(value)) if ":" in value else "built in"}
 
 

@@ -27,11 +27,16 @@ def begin(folder: Path) -> Path:
     return file
 
 
+def current() -> Path | None:
+    """The log of this launch; None where nobody has opened one, and raft is used as a library."""
+    files = (one.baseFilename for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler))
+    return next((Path(file) for file in files if file != os.devnull), None)
+
+
 @contextmanager
 def captured() -> Iterator[None]:
     """What libraries write to the error stream itself, below Python, goes into the log too."""
-    file = next((one.baseFilename for one in logging.getLogger().handlers if hasattr(one, "baseFilename")), None)
-    if file is None:
+    if (file := current()) is None:
         yield
         return
     sys.stderr.flush()
@@ -48,7 +53,7 @@ def captured() -> Iterator[None]:
 def quieten() -> None:
     """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
     if not logging.getLogger().handlers:
-        return  # nobody has opened a log: raft is used as a library
+        return  # raft is used as a library
     from transformers.utils import logging as theirs
 
     theirs.disable_default_handler()

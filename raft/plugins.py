@@ -5,8 +5,9 @@ A kind is a short name from the table below, or `package.module:Name` of the use
 Fields carry marks that the run's keys understand (see `runs.describe`):
 
 - `speed()`: the option changes how fast, never what; it is in no key.
-- `source("file" | "model" | "code" | "template")`: the option names something outside; its content is in the key, its
-  name is not. A template is one of raft's own by its short name, or a file.
+- `source("file" | "model" | "code" | "template" | "served")`: the option names something outside; its content is in the
+  key, its name is not. A template is one of raft's own by its short name, or a file; what is served is a model, or the
+  name of one on a server of which no more is known.
 """
 
 import dataclasses

@@ -36,6 +36,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
             yield Fault(below, f"no file at {Path(value).absolute()}")
         elif kind == "model" and str(Path(value).parent) not in made:
             yield from _model(value, getattr(part, "revision", None), below, fetch)
+        elif kind == "served" and part.url is None and str(Path(value).parent) not in made:
+            yield from _model(value, part.revision, below, fetch)
         elif dataclasses.is_dataclass(value):
             yield from _named(value, below, made, fetch)
         elif isinstance(value, list | dict):

@@ -180,10 +180,11 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
 
 
 def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -> None:
-    """One score for each response, in fixed blocks of groups."""
+    """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again."""
     done = output.resume()
     device.take(reward)
-    for group, scores in scored(reward, _missing_blocks(records.groups(prompts.path, responses.path), done, BLOCK)):
+    size = getattr(reward, "block", BLOCK)
+    for group, scores in scored(reward, _missing_blocks(records.groups(prompts.path, responses.path), done, size)):
         if group.prompt.id not in done:
             output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
         output.advance(len(output.offsets), prompts.rows)

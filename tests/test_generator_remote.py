@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM
 
 from raft.chat import encode_prompt, encode_response
 from raft.errors import Stopped, UserError
-from raft.generators.remote import Remote, pause, retry_after
+from raft.generators.remote import Remote
 from raft.generators.transformers import Drawing, Transformers, load
 from raft.plugins import build
 from raft.records import Policy, Prompt
 from raft.seeds import derive
+from raft.server import pause, retry_after
 
 PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y"])]
 CHAT = Prompt(id="chat", messages=[{"role": "user", "content": "hello"}])

@@ -6,25 +6,21 @@ its last response is there. The engine lives in this process: on a CPU it then u
 policy is 0.1 s away instead of a restart.
 """
 
-import ast
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import chat, logs, probe
+from raft import chat, engines, logs, probe
 from raft.errors import UserError
 from raft.generators.sampling import Sampling
-from raft.plugins import suggest
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
 
-LONGEST = 4096  # the default context in tokens, where the model allows it
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
 OURS = (
     "model",
@@ -35,17 +31,6 @@ OURS = (
     "worker_extension_cls",
     "enable_sleep_mode",
     "trust_remote_code",
-)
-SPEED = (
-    "gpu_memory_utilization",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "enforce_eager",
-    "kv_cache_memory_bytes",
-    "swap_space",
-    "max_parallel_loading_workers",
-    "disable_log_stats",
-    "cpu_offload_gb",
 )
 
 
@@ -60,7 +45,7 @@ class VLLM(Sampling):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context: int | None = None
     batch_invariant: bool = False
-    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": SPEED})
+    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": engines.SPEED})
     block = 1
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -70,11 +55,7 @@ class VLLM(Sampling):
             return
         if self.context is not None and self.context <= self.max_tokens:
             yield "context", f"{self.context} leaves no room for a prompt beside max_tokens: {self.max_tokens}"
-        for name in self.engine:
-            if name in OURS:
-                yield f"engine.{name}", "is decided by the run itself; remove it"
-            elif name not in _engine_options():
-                yield f"engine.{name}", f"vLLM has no such option; {suggest(name, _engine_options())[:200]}"
+        yield from engines.faults(self.engine, OURS)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         engine = _engine(self, policy)
@@ -123,13 +104,13 @@ class Engine:
 
         self.on_gpu = torch.cuda.is_available()
         self.dtype = ("bfloat16" if self.on_gpu else "float32") if options.dtype == "auto" else options.dtype
-        self.context = options.context or min(_model_context(policy.path), LONGEST)
-        if self.context > _model_context(policy.path):
+        self.context = options.context or min(engines.model_context(policy.path), engines.LONGEST)
+        if self.context > engines.model_context(policy.path):
             raise UserError(
                 f"generator.context is {self.context}, but {policy.path} reads "
-                f"{_model_context(policy.path)} tokens; lower it"
+                f"{engines.model_context(policy.path)} tokens; lower it"
             )
-        defaults: dict[str, Any] = {"enable_sleep_mode": True} if self.on_gpu else _cpu_defaults(self.context)
+        defaults: dict[str, Any] = {"enable_sleep_mode": True} if self.on_gpu else engines.cpu_defaults(self.context)
         arguments = EngineArgs(
             model=str(policy.path),
             dtype=self.dtype,
@@ -255,43 +236,6 @@ def _response(output: Any, tokenizer: chat.Tokenizer) -> Response:
 
 def _environment(options: VLLM) -> None:
     """vLLM reads these when it is imported or when the engine is built."""
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: both cores, no pickling, a start in seconds
-        "VLLM_CPU_ATTN_SPLIT_KV": "0",  # with it, a response's floats depend on how full the batch is
-        "VLLM_NO_USAGE_STATS": "1",  # nothing leaves the machine
-        "VLLM_CONFIGURE_LOGGING": "0",
-    }
+    os.environ.update(engines.environment() | engines.IN_PROCESS)
     if options.batch_invariant:
-        settings["VLLM_BATCH_INVARIANT"] = "1"
-    os.environ.update(settings)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, memory // 2**30 // 8)))  # GiB, touched only as it fills
-
-
-def _cpu_defaults(context: int) -> dict[str, Any]:
-    """Seeded sampling crashes on a CPU when a prompt is read in parts, so every prompt is read whole."""
-    return {
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, context),
-        "max_num_seqs": 256,
-    }
-
-
-def _model_context(path: Path) -> int:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    return next(
-        (config[name] for name in ("max_position_embeddings", "n_positions", "max_seq_len") if config.get(name)),
-        LONGEST,
-    )
-
-
-@cache
-def _engine_options() -> list[str]:
-    """The names of vLLM's engine options, read from its source: importing it takes ten seconds."""
-    spec = find_spec("vllm")
-    assert spec is not None and spec.submodule_search_locations
-    tree = ast.parse((Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
-    return [node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"

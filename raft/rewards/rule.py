@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 from raft import plugins
 from raft.errors import Stopped
@@ -33,6 +33,8 @@ class Rule:
 
     function: str = plugins.source("code")
     args: dict[str, Any] = field(default_factory=dict)
+
+    block: ClassVar[int] = 1  # each response stands for itself
 
     def faults(self) -> Iterator[tuple[str, str]]:
         try:

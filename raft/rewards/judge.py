@@ -1,0 +1,267 @@
+"""kind: judge. A language model that reads responses and says in words which is better, or how good each one is.
+
+    reward: {kind: judge, model: some/chat-model}                                    # served here, by vLLM
+    reward: {kind: judge, url: "https://host/v1", model: its-name, api_key_env: HOST_KEY, mode: grade}
+
+What is asked and how often, and which verdicts count, is in docs/judges.md.
+"""
+
+import asyncio
+import hashlib
+import math
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from raft import engines, serving
+from raft.errors import UserError
+from raft.plugins import faults_of_range, source, speed
+from raft.records import Group, Prompt, Score
+from raft.rewards import verdicts, wording
+from raft.rewards.verdicts import Outcome, Verdict
+from raft.seeds import derive
+from raft.server import Connection, Refused, Server, chosen, connected, excerpt, is_vllm, url_faults
+from raft.sources import pattern_faults
+
+UNREADABLE = {400, 413, 422}  # statuses that are about one request, most often that it is too long
+NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # vLLM's; unsaid, the model decides
+
+
+class Asked(NamedTuple):
+    """A server, and the judge's name on it."""
+
+    server: Server
+    model: str
+    is_vllm: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(Connection):
+    """A judge that compares the responses of a group two at a time, or grades each alone.
+
+    With `url`, `model` is the name that the server there has for it; without, it is a folder or a hub id, which raft
+    serves itself by vLLM with the options `engine`. `template` is a Jinja file that writes the question, a message of
+    the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
+    `ranking: challenger` compares each response only with the best one before it. In `mode: grade` the group of the
+    regular expression `verdict` is the grade, where it matches last.
+    """
+
+    model: str = source("served")
+    revision: str | None = None
+    url: str | None = speed(None)
+    mode: Literal["pairwise", "grade"] = "pairwise"
+    ranking: Literal["all-pairs", "challenger"] = "all-pairs"
+    template: str | None = source("file", None)
+    system: str | None = None
+    format: Literal["chat", "text"] = "chat"
+    verdict: str = r"\[\[(-?\d+(?:\.\d+)?)\]\]"
+    lowest: float = 1.0
+    highest: float = 10.0
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    stop: list[str] = field(default_factory=list)
+    seed: int = 0
+    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": engines.SPEED})
+
+    block: ClassVar[int] = 1  # no group's verdicts depend on another group's
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from faults_of_range(self, temperature=(0, 100), max_tokens=(1, math.inf))
+        yield from self._host_faults()
+        yield from self._mode_faults()
+        if "" in self.stop:
+            yield "stop", "holds an empty text, which would match everywhere"
+        if self.format == "text" and self.system is not None:
+            yield "system", "is a message of a chat; with format: text write it into the template"
+        if self.template is not None and Path(self.template).is_file():
+            yield from (("template", f"{self.template}: {one}") for one in wording.faults(self.question, self.mode))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a reward says anything about responses to other prompts."""
+        return self.mode == "grade"
+
+    def identify(self) -> dict[str, str]:
+        """What the judge is and is asked, by content; of a model on a server no more than its name is known."""
+        from raft import hub
+
+        asked = f"sha256:{hashlib.sha256(self.question.encode()).hexdigest()}"
+        return {"template": asked} | ({} if self.url else {"model": hub.identity(self._folder())})
+
+    def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
+        """Scores groups in order, each as soon as it and those before it are judged.
+
+        Requests of all the groups are under way together, `concurrency` of them at a time.
+        """
+        block = list(groups)
+        with asyncio.Runner() as runner:  # leaving it, however that comes, cancels what is under way
+            found = self._scored(block)
+            for _ in block:
+                yield runner.run(_next(found))
+
+    def release(self) -> None:
+        """Ends the server of our own where it holds an accelerator that is another's now; the next score starts it."""
+        import torch
+
+        if torch.cuda.is_available():
+            self.close()
+
+    def close(self) -> None:
+        """Ends the server of our own, if there is one."""
+        if (own := vars(self).pop("own", None)) is not None:
+            own.stop()
+
+    @cached_property
+    def own(self) -> serving.Served:
+        """The server of our own, started when it is first needed."""
+        return serving.Served(self._folder(), self.engine)
+
+    @cached_property
+    def question(self) -> str:
+        """The template."""
+        if self.template is not None:
+            return Path(self.template).read_text(encoding="utf-8")
+        return wording.PAIRWISE if self.mode == "pairwise" else wording.GRADE
+
+    def _folder(self) -> Path:
+        from raft.hub import locate_model
+
+        return locate_model(self.model, self.revision)
+
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[Asked]:
+        """The server, our own or that at `url`, known to have the model."""
+        if self.url is not None:
+            async with connected(self, "reward", self.url, self.key) as server:
+                yield Asked(server, self.model, is_vllm(await server.card(self.model)))
+            return
+        if "own" in vars(self) and not self.own.running:
+            self.close()
+        try:
+            async with connected(self, "reward", self.own.url, self.own.key, proxies=False) as server:
+                yield Asked(server, serving.NAME, True)
+        except UserError:
+            if "own" in vars(self) and not self.own.running:
+                raise self.own.ended() from None
+            raise
+
+    async def _scored(self, block: list[Group]) -> AsyncIterator[list[Score]]:
+        one = self._graded if self.mode == "grade" else self._compared
+        async with self._asked() as asked:
+            tasks = [asyncio.create_task(one(asked, group)) for group in block]
+            try:
+                for task in tasks:
+                    yield await task
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _graded(self, asked: Asked, group: Group) -> list[Score]:
+        texts, places = _texts(group)
+        bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
+        found = await asyncio.gather(
+            *(self._verdict(asked, group.prompt, (k,), {"response": text, **bounds}) for k, text in enumerate(texts))
+        )
+        grades = [Score(None, error=reason) if value is None else Score(float(value)) for value, reason in found]
+        return [grades[place] for place in places]
+
+    async def _compared(self, asked: Asked, group: Group) -> list[Score]:
+        texts, places = _texts(group)
+        if self.ranking == "challenger":
+            return verdicts.scores(places, *await self._challenged(asked, group.prompt, texts))
+        pairs = list(combinations(range(len(texts)), 2))
+        met = await asyncio.gather(*(self._met(asked, group.prompt, texts, *pair) for pair in pairs))
+        return verdicts.scores(places, dict(zip(pairs, met, strict=True)))
+
+    async def _challenged(
+        self, asked: Asked, prompt: Prompt, texts: list[str]
+    ) -> tuple[dict[tuple[int, int], Outcome], int]:
+        """The best text so far meets each of the others in turn, and gives way to one that wins."""
+        met, champion = {}, 0
+        for challenger in range(1, len(texts)):
+            found = await self._met(asked, prompt, texts, challenger, champion)
+            met[challenger, champion] = found
+            champion = challenger if found.kind == "wins" else champion
+        return met, champion
+
+    async def _met(self, asked: Asked, prompt: Prompt, texts: list[str], one: int, other: int) -> Outcome:
+        """How a text fares against another, in both orders."""
+        orders = ((one, other), (other, one))
+        found = await asyncio.gather(
+            *(self._verdict(asked, prompt, order, {"a": texts[order[0]], "b": texts[order[1]]}) for order in orders)
+        )
+        return verdicts.outcome(*found)
+
+    async def _verdict(self, asked: Asked, prompt: Prompt, places: tuple[int, ...], shown: dict[str, str]) -> Verdict:
+        """What the judge says of the texts that it is shown; `places` are theirs in the group."""
+        what, chat = f"prompt {prompt.id}", self.format == "chat"
+        question = wording.write(
+            self.question, what, prompt=prompt.content, messages=prompt.messages or [], **shown
+        )  # fmt: skip
+        body = self._body(asked, question, derive(self.seed, prompt.id, *places))
+        try:
+            answer = await asked.server.ask(what, "chat/completions" if chat else "completions", body)
+        except Refused as fault:
+            if fault.status not in UNREADABLE:
+                raise
+            return Verdict(None, str(fault))
+        _, text, reason = chosen(what, answer, chat)
+        if text is None or reason not in ("stop", "length"):
+            return Verdict(None, f"the judge's answer was withheld (finish_reason {excerpt(str(reason))})")
+        value = self._read(text)
+        return Verdict(value, "" if value is not None else f"no verdict in: {excerpt(text)}")
+
+    def _read(self, text: str) -> str | float | None:
+        if self.mode == "pairwise":
+            return verdicts.preference(text)
+        return verdicts.grade(text, self.verdict, self.lowest, self.highest)
+
+    def _body(self, asked: Asked, question: str, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": asked.model, "n": 1, "seed": seed, "max_tokens": self.max_tokens}
+        body |= {"temperature": self.temperature} | ({"stop": self.stop} if self.stop else {})
+        body |= NEUTRAL if asked.is_vllm else {}
+        if self.format == "text":
+            return body | {"prompt": question}
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return body | {"messages": [*system, {"role": "user", "content": question}]}
+
+    def _host_faults(self) -> Iterator[tuple[str, str]]:
+        if self.url is None:
+            yield from serving.faults(self.engine)
+            return
+        yield from url_faults(self.url)
+        for name in ("engine", "revision"):
+            if getattr(self, name):
+                yield name, "is for a model that raft serves itself; remove it, or url"
+
+    def _mode_faults(self) -> Iterator[tuple[str, str]]:
+        if self.mode == "pairwise":
+            for item in fields(self):
+                if item.name in ("verdict", "lowest", "highest") and getattr(self, item.name) != item.default:
+                    yield item.name, "is for mode: grade; remove it"
+            return
+        if self.ranking != "all-pairs":
+            yield "ranking", "is for mode: pairwise; each grade stands for itself"
+        if not -math.inf < self.lowest < self.highest < math.inf:
+            yield "highest", f"{self.highest:g} is not above lowest: {self.lowest:g}"
+        faults = list(pattern_faults("verdict", self.verdict, r"one group that holds the grade, such as Score: (\d+)"))
+        yield from faults
+        if not faults and (count := re.compile(self.verdict).groups) > 1:
+            yield "verdict", f"has {count} groups, but the grade is one; write the others as (?:...)"
+
+
+async def _next(found: AsyncIterator[list[Score]]) -> list[Score]:
+    return await anext(found)
+
+
+def _texts(group: Group) -> tuple[list[str], list[int]]:
+    """The different texts of a group, and which of them each response is: equal ones need not be told apart."""
+    texts = list(dict.fromkeys(response.text for response in group.responses))
+    return texts, [texts.index(response.text) for response in group.responses]

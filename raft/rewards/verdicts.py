@@ -1,0 +1,124 @@
+"""What a judge's words come to: pure functions from texts to verdicts, and from verdicts to the scores of a group.
+
+Every pair is shown in both orders, and only a judge that says the same both times has a preference: one that prefers
+a place rather than a response is told by that (as in RLHFlow's collection of preferences of language models).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from raft import ranking
+from raft.records import Score
+
+MARKS = re.compile(r"\[\[([ABC])\]\]")
+Kind = Literal["wins", "losses", "no_preference", "no_verdict", "biased"]
+KINDS: tuple[Kind, ...] = ("wins", "losses", "no_preference", "no_verdict", "biased")
+VALUE = {"wins": 1.0, "losses": 0.0}  # of the one against the other; without a preference 0.5
+
+
+class Verdict(NamedTuple):
+    """What a judge decided: "A", "B", "C" (neither), or a grade; None with a reason where it did not."""
+
+    value: str | float | None
+    reason: str = ""
+
+
+class Outcome(NamedTuple):
+    """How one response fared against another, in both orders."""
+
+    kind: Kind
+    reason: str = ""
+
+    @property
+    def turned(self) -> "Outcome":
+        """The same, seen from the other."""
+        turned: dict[Kind, Kind] = {"wins": "losses", "losses": "wins"}
+        return Outcome(turned.get(self.kind, self.kind), self.reason)
+
+
+def preference(text: str) -> str | None:
+    """The last of [[A]], [[B]] and [[C]] in a text: whoever reasons may name them all before."""
+    found = MARKS.findall(text)
+    return found[-1] if found else None
+
+
+def grade(text: str, pattern: str, lowest: float, highest: float) -> float | None:
+    """The number of the last match of a pattern with one group, if it is one from `lowest` to `highest`."""
+    found = re.findall(pattern, text)
+    try:
+        number = float(found[-1])
+    except (IndexError, ValueError):
+        return None
+    return number if lowest <= number <= highest else None
+
+
+def outcome(first: Verdict, second: Verdict) -> Outcome:
+    """How a response fared that was A the first time, and B the second."""
+    for verdict in (first, second):
+        if verdict.value is None:
+            return Outcome("no_verdict", verdict.reason)
+    if first.value == second.value != "C":
+        return Outcome("biased")
+    kinds: dict[tuple[str | float | None, str | float | None], Kind] = {("A", "B"): "wins", ("B", "A"): "losses"}
+    return Outcome(kinds.get((first.value, second.value), "no_preference"))
+
+
+Met = Mapping[tuple[int, int], Outcome]  # by the numbers of two different texts, in either order
+
+
+def scores(places: Sequence[int], met: Met, champion: int | None = None) -> list[Score]:
+    """The scores of a group in which response i has the text `places[i]`; a `champion` is the text that comes first.
+
+    Responses with the same text have no preference between them. A response that was compared with others and got
+    no verdict at all is not scored; the others are ranked among themselves.
+    """
+    count = len(places)
+    table = [[_between(places[i], places[j], met) if i != j else None for j in range(count)] for i in range(count)]
+    parts: list[dict[str, float]] = [
+        {kind: float(sum(one is not None and one.kind == kind for one in row)) for kind in KINDS} for row in table
+    ]
+    faults = [_fault(row, places, index) for index, row in enumerate(table)]
+    kept = [index for index, fault in enumerate(faults) if fault is None]
+    wins = np.array([[_value(table[i][j]) for j in kept] for i in kept])
+    found = [Score(None, parts[index], error=fault) for index, fault in enumerate(faults)]
+    if kept:
+        first = None if champion is None else [places[index] for index in kept].index(champion)
+        order = ranking.ranked(wins) if first is None else _behind(first, wins)
+        ranked = ranking.scores(wins, order, [parts[index] for index in kept])
+        for index, score in zip(kept, ranked, strict=True):
+            found[index] = score
+    return found
+
+
+def _between(one: int, other: int, met: Met) -> Outcome | None:
+    """How a text fared against another; None where they never met."""
+    if one == other:
+        return Outcome("no_preference")
+    if (one, other) in met:
+        return met[one, other]
+    return met[other, one].turned if (other, one) in met else None
+
+
+def _fault(row: Sequence[Outcome | None], places: Sequence[int], index: int) -> str | None:
+    """Why a response has no reward, None where it has one."""
+    if len(row) == 1:
+        return "one response alone has nothing to be compared with"
+    asked = [one for one, place in zip(row, places, strict=True) if one is not None and place != places[index]]
+    if not asked or any(one.kind != "no_verdict" for one in asked):
+        return None
+    return f"no verdict in any of its {len(asked)} comparisons; the first: {asked[0].reason}"
+
+
+def _value(met: Outcome | None) -> float:
+    return math.nan if met is None else VALUE.get(met.kind, 0.5)
+
+
+def _behind(first: int, wins: np.ndarray) -> list[int]:
+    """The champion, then the others by their strength: who met whom is a tree, which orders more than it shows."""
+    strengths = ranking.strengths(wins).round(6)
+    others = [index for index in range(len(wins)) if index != first]
+    return [first, *sorted(others, key=lambda index: (-strengths[index], index))]
