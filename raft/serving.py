@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,9 @@ class Served:
             start_new_session=True,  # Ctrl-C is for the run, which then ends the server in order
             env=_environment(self.key),
         )
+        self.end = weakref.finalize(
+            self, _end, self.process, self.output
+        )  # at exit too
         try:
             self._wait()
         except BaseException:
@@ -87,10 +91,7 @@ class Served:
 
     def stop(self) -> None:
         """Ends the server and all its processes, so that the accelerator's memory is free again."""
-        if self.running:
-            self.process.terminate()
-        self.process.wait()
-        self.output.close()
+        self.end()
 
     def ended(self) -> UserError:
         """The error of a server that ended by itself."""
@@ -115,6 +116,13 @@ class Served:
                     pass
                 time.sleep(0.2)
         raise self.ended()
+
+
+def _end(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    process.wait()
+    output.close()
 
 
 def _arguments(folder: Path, port: int, engine: Mapping[str, Any]) -> list[str]:
