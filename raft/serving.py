@@ -70,9 +70,7 @@ class Served:
             start_new_session=True,  # Ctrl-C is for the run, which then ends the server in order
             env=_environment(self.key),
         )
-        self.end = weakref.finalize(
-            self, _end, self.process, self.output
-        )  # at exit too
+        self.end = weakref.finalize(self, _end, self.process, self.output)  # at exit too
         try:
             self._wait()
         except BaseException:
