@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft.accuracy import Figures, rows
-from raft.plots import COLOURS, HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save
+from raft.drawing import COLOURS, HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,13 @@ left out, and so is a prompt that has nothing but NaN; a prompt counts once, how
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-BETWEEN_PROMPTS = ("reward/mean", "reward/best_of_k")  # figures of rewards that can be compared between prompts
+# figures of rewards that can be compared between prompts
+BETWEEN_PROMPTS = ("reward/mean", "reward/best_of_k", "reward/headroom", "reward/absorbed")
 
 
 def prompt_means(rewards: np.ndarray) -> np.ndarray:
@@ -52,14 +55,30 @@ def reward_at_n(rewards: np.ndarray, n: int) -> np.ndarray:
     fewer than n rewards). With R_1 <= ... <= R_k this is sum_i C(i-1, n-1) R_i / C(k, n), the average of the
     maximum over all subsets of size n: the mean for n = 1, the maximum for n = k.
     """
-    places = rewards.shape[-1]
-    assert 1 <= n <= places, f"best of {n} cannot be estimated from {places} responses"
-    counts = (~np.isnan(rewards)).sum(axis=-1)
-    ascending = np.sort(rewards, axis=-1)  # NaN goes last
-    estimates = np.full(counts.shape, np.nan)
-    for k in np.unique(counts[counts >= n]):
-        estimates[counts == k] = ascending[counts == k, :k] @ _maximum_weights(k, n)
-    return estimates
+    return _selected_at_n(np.sort(rewards, axis=-1), (~np.isnan(rewards)).sum(axis=-1), n)  # NaN goes last
+
+
+def gold_at_n(gold: np.ndarray, proxy: np.ndarray, n: int) -> np.ndarray:
+    """The expected gold reward of the best of n responses by the proxy reward, estimated without bias for each prompt.
+
+    `gold` and `proxy` are [K] or [N, K], of the same responses; the last axis goes. A response counts if both of its
+    rewards are known; NaN where there are fewer than n. The gold rewards take the places of reward_at_n in the
+    order of the proxy, and responses that tie by the proxy share the mean of their gold (Nakano et al. 2021,
+    arXiv:2112.09332).
+    """
+    known = ~(np.isnan(gold) | np.isnan(proxy))
+    return _selected_at_n(_by_proxy(np.where(known, gold, np.nan), np.where(known, proxy, np.nan)), known.sum(-1), n)
+
+
+def _by_proxy(gold: np.ndarray, proxy: np.ndarray) -> np.ndarray:
+    """Gold rewards in ascending order of the proxy, [..., K], the unknown last; those that tie have their mean."""
+    order = np.argsort(proxy, axis=-1, kind="stable")
+    gold, proxy = (np.take_along_axis(values, order, axis=-1) for values in (gold, proxy))
+    begins = np.ones(proxy.shape, dtype=bool)
+    begins[..., 1:] = proxy[..., 1:] != proxy[..., :-1]  # NaN differs from NaN
+    block = np.cumsum(begins) - 1
+    means = np.bincount(block, weights=gold.ravel()) / np.bincount(block)
+    return means[block].reshape(gold.shape)
 
 
 def best_of_n_distribution(probabilities: np.ndarray, rewards: np.ndarray, n: int) -> np.ndarray:
@@ -107,17 +126,34 @@ def bootstrap_band(
     its K is biased downwards. Both ends are NaN if no value [N] is known.
     """
     known = per_prompt[~np.isnan(per_prompt)]
-    if len(known) == 0:
-        return math.nan, math.nan
-    means = [known[rng.integers(len(known), size=len(known))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = bootstrap_bands(known[:, None], rng, draws, level)
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_bands(
+    per_prompt: np.ndarray, rng: np.random.Generator, draws: int = 1000, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper ends [Q] of such intervals for several quantities [N, Q] of the same prompts.
+
+    Each draw is of the same prompts for all quantities. NaN where no value of a quantity is known.
+    """
+    known = ~np.isnan(per_prompt)
+    values = np.where(known, per_prompt, 0.0)
+    prompts, quantities = per_prompt.shape
+    means = np.full((draws, quantities), np.nan)
+    for draw in range(draws if prompts else 0):
+        times = np.bincount(rng.integers(prompts, size=prompts), minlength=prompts).astype(float)
+        means[draw] = _ratio(times @ values, times @ known)
+    ends = np.full((2, quantities), np.nan)
+    some = ~np.isnan(means).all(axis=0)
+    ends[:, some] = np.nanquantile(means[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends[0], ends[1]
 
 
 def collected(
-    rewards: np.ndarray, token_counts: np.ndarray, truncated: np.ndarray, empty: np.ndarray
+    rewards: np.ndarray, token_counts: np.ndarray, truncated: np.ndarray, empty: np.ndarray, duplicate: np.ndarray
 ) -> dict[str, float]:
-    """The figures of one iteration's responses; all arrays are [N, K], the last two of bool.
+    """The figures of one iteration's responses; all arrays are [N, K], the last three of bool.
 
     Shares are of all responses, `reward/tied` of all prompts. A figure that nothing was measured for (the mean
     of no reward, the spread of single responses) is left out.
@@ -125,12 +161,14 @@ def collected(
     figures = {
         "reward/mean": mean_reward(rewards),
         "reward/best_of_k": best_of_k(rewards),
+        "reward/headroom": best_of_k(rewards) - mean_reward(rewards),
         "reward/std_within": _mean(spread(rewards)),
         "reward/failed": _mean(np.isnan(rewards)),
         "reward/tied": _mean(tied(rewards)),
         "response/tokens": _mean(token_counts),
         "response/truncated": _mean(truncated),
         "response/empty": _mean(empty),
+        "response/duplicate": _mean(duplicate),
     }
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
@@ -139,6 +177,29 @@ def evaluated(rewards: np.ndarray, name: str) -> dict[str, float]:
     """The mean of held-out rewards [N, K] as `name`, and its standard error over prompts; the unknown is left out."""
     figures = {name: mean_reward(rewards), f"{name}_se": standard_error(prompt_means(rewards))}
     return {key: value for key, value in figures.items() if not math.isnan(value)}
+
+
+def merged(contents: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl out of the metrics.json of each iteration: row i holds what is known of policy i.
+
+    Its evaluation comes from folder i; its training reward comes from the responses in folder i + 1.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for number, content in sorted(contents.items()):
+        rows.setdefault(number, {"iteration": number}).update(content["policy"])
+        if content["previous"]:
+            rows.setdefault(number - 1, {"iteration": number - 1}).update(content["previous"])
+    return [rows[number] for number in sorted(rows)]
+
+
+def _selected_at_n(ascending: np.ndarray, counts: np.ndarray, n: int) -> np.ndarray:
+    """The average, over all subsets of size n, of the last in the order; the first `counts` places are known."""
+    places = ascending.shape[-1]
+    assert 1 <= n <= places, f"best of {n} cannot be estimated from {places} responses"
+    estimates = np.full(counts.shape, np.nan)
+    for k in np.unique(counts[counts >= n]):
+        estimates[counts == k] = ascending[counts == k, :k] @ _maximum_weights(k, n)
+    return estimates
 
 
 def _maximum_weights(k: int, n: int) -> np.ndarray:

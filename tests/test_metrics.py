@@ -80,6 +80,52 @@ def test_reward_at_n_survives_many_responses():
     assert metrics.reward_at_n(numbers, 1000) == pytest.approx(1000 * 2001 / 1001)  # the mean maximum of n of 1..K
 
 
+def test_gold_at_n_by_hand():
+    gold, proxy = np.array([10.0, 0.0, 4.0]), np.array([1.0, 3.0, 2.0])
+    # of the pairs {1, 3}, {1, 2}, {3, 2} the proxy picks gold 0, 4, 0; of all three 0; of single ones any
+    assert [float(metrics.gold_at_n(gold, proxy, n)) for n in (1, 2, 3)] == pytest.approx([14 / 3, 4 / 3, 0.0])
+
+
+def picked_gold(gold: tuple[float, ...], proxy: tuple[float, ...], n: int) -> float:
+    """The mean over all subsets of the gold of what the proxy picks; of several that tie, of any of them equally."""
+    found = []
+    for subset in itertools.combinations(range(len(gold)), n):
+        best = max(proxy[one] for one in subset)
+        tie = [gold[one] for one in subset if proxy[one] == best]
+        found.append(sum(tie) / len(tie))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_gold_at_n_is_the_average_over_all_subsets_and_ways_to_break_a_tie(n):
+    gold = [(0.3, -1.0, 2.5, 2.5, 0.0, 7.0), (5.0, 1.0, 2.0, 3.0, -4.0, 0.5), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+    proxy = [(1.0, 5.0, 5.0, 2.0, 2.0, 2.0), (0.0, -1.0, 3.0, 2.0, 9.0, 4.0), (7.0,) * 6]
+    expected = [picked_gold(one, by, n) for one, by in zip(gold, proxy, strict=True)]
+    assert metrics.gold_at_n(np.array(gold), np.array(proxy), n) == pytest.approx(expected)
+
+
+def test_gold_at_n_under_the_gold_itself_is_reward_at_n():
+    for n in (1, 2, 3):
+        assert metrics.gold_at_n(REWARDS, REWARDS, n) == pytest.approx(metrics.reward_at_n(REWARDS, n), nan_ok=True)
+
+
+def test_gold_at_n_leaves_out_a_response_that_lacks_either_reward_and_needs_n_others():
+    gold = np.array([[1.0, NAN, 3.0], [1.0, 2.0, NAN], [NAN, NAN, 1.0]])
+    proxy = np.array([[0.0, 9.0, 1.0], [NAN, 1.0, 2.0], [1.0, 2.0, NAN]])
+    assert metrics.gold_at_n(gold, proxy, 1) == pytest.approx([2.0, 2.0, NAN], nan_ok=True)
+    assert metrics.gold_at_n(gold, proxy, 2) == pytest.approx([3.0, NAN, NAN], nan_ok=True)
+
+
+def test_gold_at_n_is_unbiased():
+    rng = np.random.default_rng(5)
+    probabilities, gold, proxy = np.array([0.5, 0.3, 0.2]), np.array([1.0, 4.0, -2.0]), np.array([0.0, 1.0, 1.0])
+    drawn = rng.choice(3, p=probabilities, size=(40_000, 6))
+    for n in (1, 3, 6):
+        values = metrics.gold_at_n(gold[drawn], proxy[drawn], n)
+        exact = float(metrics.best_of_n_distribution(probabilities, proxy, n) @ gold)
+        assert abs(values.mean() - exact) < 4 * metrics.standard_error(values)
+
+
 @pytest.mark.parametrize("rewards", [[3.0, 1.0, 2.0, 0.0], [1.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0]])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_the_winner_of_n_draws_is_distributed_as_all_outcomes_say(rewards, n):
@@ -126,25 +172,64 @@ def test_the_bootstrap_band_is_keyed_widens_with_its_level_and_collapses_on_one_
     assert all(map(math.isnan, metrics.bootstrap_band(np.array([NAN]), np.random.default_rng(0))))
 
 
+def test_bootstrap_bands_are_those_of_each_quantity_by_itself_on_the_same_prompts():
+    values = np.random.default_rng(4).normal(size=(50, 3))
+    lows, highs = metrics.bootstrap_bands(values, np.random.default_rng(6))
+    alone = np.array([metrics.bootstrap_band(column, np.random.default_rng(6)) for column in values.T])
+    assert np.stack([lows, highs], axis=-1) == pytest.approx(alone)
+
+
+def test_bootstrap_bands_leave_out_what_is_unknown():
+    values = np.array([[1.0, NAN, NAN], [1.0, 5.0, NAN], [1.0, NAN, NAN]])
+    lows, highs = metrics.bootstrap_bands(values, np.random.default_rng(0))
+    assert lows == pytest.approx([1.0, 5.0, NAN], nan_ok=True)
+    assert highs == pytest.approx([1.0, 5.0, NAN], nan_ok=True)
+
+
+def test_the_bootstrap_interval_holds_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(200):
+        low, high = metrics.bootstrap_band(rng.exponential(1.0, 100), rng, draws=200)
+        held += low <= 1.0 <= high
+    assert 0.88 <= held / 200 <= 0.98
+
+
 def test_the_figures_of_an_iteration_by_hand():
     lengths = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
-    figures = metrics.collected(REWARDS, lengths, truncated=lengths > 9, empty=lengths == 1)
+    figures = metrics.collected(REWARDS, lengths, truncated=lengths > 9, empty=lengths == 1, duplicate=lengths == 2)
     assert figures == pytest.approx(
         {
             "reward/mean": 10 / 3,
             "reward/best_of_k": 5.0,
+            "reward/headroom": 5.0 - 10 / 3,
             "reward/std_within": (math.sqrt(7) + math.sqrt(8)) / 3,
             "reward/failed": 5 / 12,
             "reward/tied": 1 / 4,
             "response/tokens": 6.5,
             "response/truncated": 3 / 12,
             "response/empty": 1 / 12,
+            "response/duplicate": 1 / 12,
         }
     )
 
 
 def test_a_figure_without_a_measurement_is_left_out():
     nothing, no = np.full((2, 1), NAN), np.zeros((2, 1), bool)
-    figures = metrics.collected(nothing, np.ones((2, 1)), no, no)
-    assert list(figures) == ["reward/failed", "reward/tied", "response/tokens", "response/truncated", "response/empty"]
+    figures = metrics.collected(nothing, np.ones((2, 1)), no, no, no)
+    assert list(figures) == [
+        "reward/failed", "reward/tied",
+        "response/tokens", "response/truncated", "response/empty", "response/duplicate",
+    ]  # fmt: skip
     assert figures["reward/failed"] == 1.0
+
+
+def test_a_row_is_of_one_policy_its_training_reward_from_the_folder_that_it_answered_in():
+    contents = {
+        1: {"policy": {"reward/eval": 2.0}, "previous": {"reward/mean": 0.5}},
+        0: {"policy": {"reward/eval": 1.0}, "previous": {}},
+    }
+    assert metrics.merged(contents) == [
+        {"iteration": 0, "reward/eval": 1.0, "reward/mean": 0.5},
+        {"iteration": 1, "reward/eval": 2.0},
+    ]

@@ -1,10 +1,21 @@
 """The pictures: what is drawn is read back from the figure, and each kind of file from its first bytes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
+from raft import drawing
+from raft.curves import Measured, recipes
 from raft.errors import UserError
-from raft.plots import CURVES, reward_curves, reward_figure
+from raft.plots import REWARDS, figure, numbers
+
+
+def reward_curves(runs, out):
+    """The figure of runs, each a name and its rows, as a file."""
+    found = recipes([Measured(name, numbers(rows, REWARDS)) for name, rows in runs], REWARDS.missing)
+    drawing.save(lambda: figure(found, REWARDS), out)
 
 
 def rows(shift: float = 0.0, iterations: int = 3, **more: float) -> list[dict]:
@@ -16,6 +27,13 @@ def rows(shift: float = 0.0, iterations: int = 3, **more: float) -> list[dict]:
             row |= {"reward/mean": iteration + 0.1 + shift, "reward/best_of_k": iteration + 2.0 + shift}
         made.append(row)
     return made
+
+
+def reward_figure(runs: Sequence[tuple[str, list[dict]]]) -> Any:
+    """The figure that reward_curves saves."""
+    return figure(
+        recipes([Measured(name, numbers(of_run, REWARDS)) for name, of_run in runs], REWARDS.missing), REWARDS
+    )
 
 
 def lines(panel) -> dict[str, list[tuple[float, float]]]:
@@ -54,7 +72,7 @@ def test_gold_has_a_panel_below_on_the_same_iterations():
 def test_the_band_of_one_run_is_1_96_standard_errors():
     figure = reward_figure([("raft", rows(**{"reward/eval_se": 0.5}))])
     assert band(figure.axes[0]) == pytest.approx(np.array([[i - 0.98, i + 0.98] for i in (0, 1, 2)]))
-    assert legend(figure)[-1] == "band: 95 % interval"
+    assert legend(figure)[-1] == "band: 95 % interval over prompts"
 
 
 def test_a_run_without_standard_errors_has_no_band():
@@ -79,7 +97,9 @@ def test_a_seed_that_is_behind_shortens_the_mean_instead_of_bending_it():
 
 def test_several_recipes_have_a_panel_for_each_figure_and_one_look_each():
     figure = reward_figure([("a", rows()), ("b-s1", rows(1.0)), ("sft-s", rows(2.0))])
-    assert [panel.get_title(loc="left") or panel.get_title() for panel in figure.axes] == list(CURVES.values())[:3]
+    assert [panel.get_title(loc="left") or panel.get_title() for panel in figure.axes] == list(REWARDS.labels.values())[
+        :3
+    ]
     looks = {
         (line.get_label(), line.get_color(), line.get_marker()) for panel in figure.axes for line in panel.get_lines()
     }
@@ -142,6 +162,13 @@ def test_seeds_without_a_common_iteration_are_named():
         reward_figure([("b", rows()), ("a-s0", rows()[:1]), ("a-s1", rows()[2:])])
 
 
+def test_a_run_beside_several_seeds_shares_the_entry_that_says_what_the_bands_are():
+    figure = reward_figure([("a-s0", rows()), ("a-s1", rows(1.0)), ("b", rows(**{"reward/eval_se": 0.5}))])
+    assert legend(figure) == [
+        "a (mean of 2 seeds)", "b", "band: min to max of the seeds; of a single run 95 % interval over prompts",
+    ]  # fmt: skip
+
+
 def test_no_run_at_all_is_refused():
     with pytest.raises(UserError, match="at least one run"):
         reward_figure([])
@@ -158,7 +185,7 @@ def test_the_settings_of_matplotlib_stay_as_they_were(tmp_path):
 def test_long_and_odd_names_are_shown_whole(tmp_path):
     from matplotlib import rc_context
 
-    from raft.plots import STYLE
+    from raft.drawing import STYLE
 
     with rc_context(STYLE):
         figure = reward_figure([(f"_costs-$-and-{60 * letter}", rows()) for letter in "abcde"])

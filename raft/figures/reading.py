@@ -1,0 +1,70 @@
+"""The rewards of a run by policy, from the artifacts that are finished; so it works while the run is live."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from raft import metrics
+from raft.curves import Number
+from raft.keys import Artifact
+from raft.measuring import ranks_of, rewards_of
+from raft.runs import stamp_path
+
+
+def training(folder: Path) -> dict[int, np.ndarray]:
+    """The rewards of each policy's training responses, [N, K] by iteration; folder i + 1 holds those of policy i.
+
+    Without those that only compare the responses of one prompt: they say nothing between prompts.
+    """
+    found = {number - 1: scores for number, scores in _finished(folder, "scores.jsonl")}
+    return {iteration: rewards_of(scores)[0] for iteration, scores in found.items() if ranks_of(scores) is None}
+
+
+def winners(folder: Path) -> dict[int, np.ndarray]:
+    """The rewards of what was selected out of each policy's responses, [M] by iteration; none for pairs."""
+    found = {
+        number - 1: np.array([row["reward"] for row in selected.read() if row.get("reward") is not None], dtype=float)
+        for number, selected in _finished(folder, "selected.jsonl")
+    }
+    return {iteration: rewards for iteration, rewards in found.items() if len(rewards)}
+
+
+def held_out(folder: Path, name: str) -> dict[int, np.ndarray]:
+    """The rewards of each policy's held-out responses, [N, K] by iteration; `name` is "scores" or "gold"."""
+    return {iteration: rewards_of(scores)[0] for iteration, scores in _finished(folder, f"evaluation/{name}.jsonl")}
+
+
+def k_of(folder: Path) -> int | None:
+    """How many responses a training prompt has; None if there are none yet, or not equally many in all iterations."""
+    firsts = (next(scores.read(), None) for _, scores in _finished(folder, "scores.jsonl"))
+    widths = {len(first["scores"]) for first in firsts if first is not None}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def number(iteration: int, quantity: str, per_prompt: np.ndarray) -> list[Number]:
+    """The mean over prompts of values [N] with its bootstrap interval; none if no value is known."""
+    return numbers(iteration, [quantity], per_prompt[:, None])
+
+
+def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray) -> list[Number]:
+    """The means over prompts of several quantities, [N, Q], with their bootstrap intervals; the unknown are left out.
+
+    The same prompts are drawn for all of them, and at every call.
+    """
+    lows, highs = metrics.bootstrap_bands(per_prompt, np.random.default_rng(0))
+    known = ~np.isnan(per_prompt)
+    return [
+        Number(iteration, quantity, float(column[there].mean()), float(low), float(high))
+        for quantity, column, there, low, high in zip(quantities, per_prompt.T, known.T, lows, highs, strict=True)
+        if there.any()
+    ]
+
+
+def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
+    """An artifact of every iteration that has finished it."""
+    for iteration in sorted(folder.glob("iterations/[0-9]*")):
+        stamp = stamp_path(iteration / name)
+        if stamp.exists():
+            yield int(iteration.name), Artifact(iteration / name, json.loads(stamp.read_text(encoding="utf-8")))
