@@ -1,11 +1,14 @@
 """What a recipe of each job says: dataclasses, whose fields are the keys, and their faults."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.plugins import faults_of_range, section, sections, source
+from raft.plugins import faults_of_range, section, sections, source, suggest
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +37,45 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`."""
+    """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`.
+
+    `kl` measures how far each policy has come from the first one. `references` are responses that somebody wrote, and
+    whose perplexity each policy is asked for.
+    """
 
     prompts: Any = section("prompts", None)
     count: int = 256
     k: int = 4
     every: int = 1
     gold: Any = section("reward", None)
+    kl: bool = True
+    references: Any = section("examples", None)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
+        if getattr(self.references, "pairs", None) is not None:
+            yield "references.pairs", "perplexity is of single responses; remove it, and name their column in response"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
+
+    `stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may pass without
+    a gain of held-out reward. `ignore` names rules that are not asked.
+    """
+
+    on_warning: Literal["warn", "stop"] = "warn"
+    patience: int = 3
+    ignore: list[
+        Literal[
+            "gain", "gold", "agreement", "length", "length-reward", "n-grams",
+            "diversity", "entropy", "duplicates", "ties", "truncated", "empty",
+        ]
+    ] = field(default_factory=list)  # fmt: skip
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, patience=(1, float("inf")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +105,14 @@ class Align(Job):
     selection: Any = section("selection")
     trainer: Any = section("trainer")
     evaluation: Evaluation = field(default_factory=Evaluation)
+    advice: Advice = field(default_factory=Advice)
     keep: Literal["last", "best", "all"] = "last"
+    track: list[Any] = field(default_factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         yield from faults_of_range(self, iterations=(1, float("inf")))
+        yield from self._faults_of_trackers()
         if self.policy.config is not None:
             yield (
                 "policy.config",
@@ -92,6 +127,14 @@ class Align(Job):
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
         if not getattr(self.reward, "comparable", True):
             yield from self._faults_of_ranks()
+
+    def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
+        for index, one in enumerate(self.track):
+            name = one.get("name") if isinstance(one, dict) else one
+            if name not in TRACKERS:
+                yield f"track[{index}]", f"{name!r} is no tracker; {suggest(str(name), list(TRACKERS))}"
+            elif find_spec(str(name)) is None:
+                yield f"track[{index}]", f"{name} is not installed here: pip install {name}"
 
     def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
         """What does not go with a reward that compares only the responses of one prompt."""
@@ -212,4 +255,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-FREE = ("iterations", "keep")
+FREE = ("iterations", "keep", "track", "advice", *(f"advice.{item.name}" for item in fields(Advice)))

@@ -6,91 +6,36 @@ made it already. That is why a killed run goes on by the same command: everythin
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
 
 from raft import comparison, labelling, stages
+from raft.evaluation import Evaluation
 from raft.imports import beside
 from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
 from raft.keys import Artifact
 from raft.recipe import Loaded
 from raft.runs import Place, Run
-
-
-class Told(Protocol):
-    """Who is told of the run's steps: the command line prints them, a notebook may draw them."""
-
-    def opened(self, run: Run, loaded: Loaded) -> None:
-        """A run begins or goes on."""
-
-    def diagnosed(self, artifact: Artifact) -> None:
-        """The rewards have been examined."""
-
-    def finished(self, it: Place) -> None:
-        """An iteration is complete; 0 is the untouched policy."""
-
-    def measured(self, artifact: Artifact) -> None:
-        """A job without iterations has its result."""
-
-    def closed(self, run: Run, loaded: Loaded) -> None:
-        """A run is complete."""
+from raft.told import Told
 
 
 def align(recipe: Align, run: Run, told: Told) -> None:
     """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
     start = run.iteration(0)
     first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
-    held_out = run.once(
-        "evaluation.jsonl",
-        stages.hold_out,
-        recipe.evaluation.prompts or recipe.prompts,
-        policy=first,
-        count=recipe.evaluation.count,
-    )
-    pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=held_out)
-    rewards = {"reward": recipe.reward, "evaluation.gold": recipe.evaluation.gold}
-    known = {name: reward for name, reward in rewards.items() if reward is not None}
-    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, known, prompts=held_out))
-    examiner = replace(recipe.generator, k=recipe.evaluation.k)
-    start.once("metrics.json", stages.measure, **evaluate(recipe, start, examiner, first, held_out))
-    told.finished(start)
+    evaluation = Evaluation(recipe, run, first, told)
+    pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
+    evaluation.look(start, policy)
     for it in run.iterations(recipe.iterations):
+        if evaluation.stopped:
+            return
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
         scores = it.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
+        made = {"prompts": prompts, "responses": responses, "scores": scores}
         reference = likelihoods(recipe, it, first, policy, prompts, responses)
-        selected = it.once(
-            "selected.jsonl",
-            stages.select,
-            recipe.selection,
-            prompts=prompts,
-            responses=responses,
-            scores=scores,
-            reference=reference,
-        )
-        before = policy if recipe.start_from == "previous" else first
-        policy = it.once("policy", stages.train, recipe.trainer, start=before, selected=selected)
-        made = evaluate(recipe, it, examiner, policy, held_out) if due(recipe, it) else {}
-        it.once(
-            "metrics.json", stages.measure, scores=scores, responses=responses, selected=selected, policy=policy, **made
-        )
-        told.finished(it)
-
-
-def evaluate(recipe: Align, it: Place, examiner: Any, policy: Artifact, held_out: Artifact) -> dict[str, Artifact]:
-    """The held-out prompts answered by a policy, and both rewards of the answers."""
-    answers = it.once(
-        "evaluation/responses.jsonl", stages.generate, examiner, policy=policy, prompts=held_out, stream="evaluation"
-    )  # fmt: skip
-    made = {"answers": answers}
-    if getattr(recipe.reward, "comparable", True):
-        made["eval"] = it.once(
-            "evaluation/scores.jsonl", stages.score, recipe.reward, prompts=held_out, responses=answers
-        )
-    if recipe.evaluation.gold is not None:
-        made["gold"] = it.once(
-            "evaluation/gold.jsonl", stages.score, recipe.evaluation.gold, prompts=held_out, responses=answers
-        )
-    return made
+        selected = it.once("selected.jsonl", stages.select, recipe.selection, **made, reference=reference)
+        origin = policy if recipe.start_from == "previous" else first
+        policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
+        evaluation.look(it, policy, scores=scores, responses=responses, selected=selected)
 
 
 def likelihoods(
@@ -100,15 +45,6 @@ def likelihoods(
     if recipe.selection.kl == 0:
         return None
     return it.once("reference.jsonl", stages.reference, first, policy=policy, prompts=prompts, responses=responses)
-
-
-def due(recipe: Align, it: Place) -> bool:
-    """Whether this iteration's policy is evaluated; once evaluated it stays so, also when the run is extended."""
-    return (
-        it.number % recipe.evaluation.every == 0
-        or it.number == recipe.iterations
-        or it.has("evaluation/responses.jsonl")
-    )
 
 
 def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:

@@ -1,10 +1,12 @@
 """What a run tells while it works: a line for each iteration, the curve, and one prompt before and after."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft import logs
+from raft import forecast, logs
+from raft.advice import Finding, Level, stops, warnings, worse
 from raft.keys import Artifact
 from raft.runs import Place, Run
 from raft.show import before_and_after
@@ -17,6 +19,7 @@ class Narrator:
     def __init__(self) -> None:
         self.run: Run | None = None
         self.recipe: Any = None
+        self.told: dict[str, Level] = {}
 
     def opened(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
@@ -30,14 +33,25 @@ class Narrator:
             if row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
-    def finished(self, it: Place) -> None:
-        """Redraws the curve, prunes policies, and prints the row of the policy that is now complete."""
+    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+        """Redraws the curve, prunes policies, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
+        stopped = stops(findings, self.recipe.advice)
+        ends = stopped or it.number == self.recipe.iterations
         rows = self.run.rebuild_metrics()
         best = max((row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default=rows[-1])
-        self.run.prune(self.recipe.keep, best["iteration"], finished=it.number == self.recipe.iterations)
-        draw(self.run.folder, rows)
+        self.run.prune(self.recipe.keep, best["iteration"], finished=ends)
+        draw(self.run.folder)
         say(summary(rows, it.number))
+        for one in worse(findings, self.told):
+            say(f"{one.level}: {one.name}: {safe(one.message)}")
+        self.told = {one.name: one.level for one in findings}
+        if stopped:
+            names = ", ".join(one.name for one in warnings(findings))
+            say(
+                f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
+                f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
+            )
 
     def measured(self, artifact: Artifact) -> None:
         """Prints what a job without iterations measured."""
@@ -52,16 +66,22 @@ class Narrator:
             return
         say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
         say(before_and_after(run.folder))
-        say(f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf")
+        if (said := forecast.compare(run.folder)) is not None:
+            say(f"\n{said}")
+        say(
+            f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf\n"
+            f"      raft report {run.folder}    (one page of HTML with everything)"
+        )
 
 
-def draw(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """reward_curve.png, replaced whole."""
-    from raft.plots import reward_curves
+def draw(folder: Path) -> None:
+    """reward_curve.png and the numbers behind it, each replaced whole."""
+    from raft.figures import picture
 
     temporary = folder / ".reward_curve.png"
-    reward_curves([(folder.name, rows)], temporary)
+    table = picture.plot("reward", [folder], temporary)
     temporary.replace(folder / "reward_curve.png")
+    table.replace(folder / "reward_curve.csv")
 
 
 def compared(figures: Path) -> str:

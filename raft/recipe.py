@@ -25,11 +25,12 @@ class Loaded:
     config: dict[str, Any]
     path: Path
     needs: list["Loaded"]
+    outputs: Path = OUTPUTS
 
     @property
     def folder(self) -> Path:
         """Where its run lives."""
-        return OUTPUTS / self.recipe.name
+        return self.outputs / self.recipe.name
 
 
 class RecipeError(UserError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft import logs, records
+from raft import logs, metrics, records
 from raft.errors import UserError
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
@@ -26,6 +26,7 @@ from raft.recipe import Loaded, differences, speed_keys
 from raft.seeds import derive
 
 FORMAT = 2  # of artifacts and keys: raised when an older run could no longer be continued
+PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 
 
@@ -161,7 +162,7 @@ class Place:
             digest(key),
             self.seed,
             self.number,
-            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts"),
+            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.root / PROGRESS),
             stage=stage.__name__,
         )
         began = time.time()
@@ -255,17 +256,9 @@ class Run(Place):
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl: row i holds what is known of policy i.
-
-    Its evaluation comes from folder i; its training reward comes from the responses in folder i + 1.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for file in sorted(folder.glob("iterations/*/metrics.json")):
-        number, content = int(file.parent.name), json.loads(file.read_text())
-        rows.setdefault(number, {"iteration": number}).update(content["policy"])
-        if content["previous"]:
-            rows.setdefault(number - 1, {"iteration": number - 1}).update(content["previous"])
-    return [rows[number] for number in sorted(rows)]
+    """The rows of metrics.jsonl: row i holds what is known of policy i."""
+    files = folder.glob("iterations/*/metrics.json")
+    return metrics.merged({int(file.parent.name): json.loads(file.read_text(encoding="utf-8")) for file in files})
 
 
 def stamp_path(path: Path) -> Path:
@@ -323,6 +316,7 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
     begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
+    begun |= {"forecast.json"}  # of one that was only forecast
     if folder.is_dir() and not (folder / "run.json").exists() and {one.name for one in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from raft import device, metrics, records
+from raft import device, records
 from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.keys import Artifact
-from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Response, Score
+from raft.measuring import ranks_of, rewards_of
+from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.runs import Output, stream_seed
 from raft.seeds import derive
 
@@ -209,6 +210,20 @@ def reference(first: Artifact, output: Output, prompts: Artifact, responses: Art
     output.rows_in = responses.rows
 
 
+def recite(section: None, output: Output, policy: Artifact, references: Artifact) -> None:
+    """Log-probability of each reference response under a policy, and how many tokens it has."""
+    from raft.likelihood import response_likelihoods
+
+    device.take(None)
+    examples = [Example.of(row) for row in references.read()]
+    groups = (Group(one.prompt, [one.response]) for one in examples)
+    output.write(
+        {"prompt_id": one.prompt_id, "logprob": logprob, "tokens": len(one.response.token_ids)}
+        for one, (logprob,) in zip(examples, response_likelihoods(policy_of(policy).path, groups), strict=True)
+    )
+    output.rows_in = references.rows
+
+
 def select(
     selection: Any,
     output: Output,
@@ -262,27 +277,6 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     device.take(None)
 
 
-def measure(section: None, output: Output, **made: Artifact) -> None:
-    """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
-    policy: dict[str, float] = {}
-    if "policy" in made:
-        policy.update(made["policy"].stamp["measured"])
-    if "eval" in made:
-        policy.update(metrics.evaluated(rewards_of(made["eval"])[0], "reward/eval"))
-    if "answers" in made:
-        policy["eval/tokens"] = float(_shape(made["answers"])["token_counts"].mean())
-    if "gold" in made:
-        policy.update(metrics.evaluated(rewards_of(made["gold"])[0], "gold/eval"))
-    previous: dict[str, float] = {}
-    if "scores" in made:
-        previous = metrics.collected(rewards_of(made["scores"])[0], **_shape(made["responses"]))
-        if ranks_of(made["scores"]) is not None:  # strengths within a prompt have mean 0 whatever the policy
-            previous = {name: value for name, value in previous.items() if name not in metrics.BETWEEN_PROMPTS}
-        previous["selection/examples"] = made["selected"].rows
-        previous["selection/dropped"] = made["selected"].stamp["dropped"]
-    output.path.write_text(json.dumps({"policy": policy, "previous": previous}, indent=1) + "\n", encoding="utf-8")
-
-
 def policy_of(artifact: Artifact) -> Policy:
     """A policy's folder; UserError if it has been pruned."""
     if not artifact.path.exists():
@@ -290,33 +284,6 @@ def policy_of(artifact: Artifact) -> Policy:
             f"{artifact.path} was deleted to save room (keep:); a new run with keep: all has every policy to go back to"
         )
     return Policy(artifact.path, artifact.path / "probe.json")
-
-
-def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
-    """Rewards as an array [prompts, K], NaN where there is none, and the errors of those.
-
-    Given groups may differ in size; the places behind the last response of a smaller one are NaN too.
-    """
-    errors = [
-        f"prompt {row['prompt_id']}: {one.get('error')}"
-        for row in scores.read()
-        for one in row["scores"]
-        if one.get("reward") is None
-    ]
-    return _table(scores, "reward"), errors
-
-
-def ranks_of(scores: Artifact) -> np.ndarray | None:
-    """The places of responses in their groups [prompts, K], NaN where there is none; None if no response has one."""
-    ranks = _table(scores, "rank")
-    return None if np.isnan(ranks).all() else ranks
-
-
-def _table(scores: Artifact, name: str) -> np.ndarray:
-    """One number of every score [prompts, K], NaN where there is none."""
-    rows = [[one.get(name) for one in row["scores"]] for row in scores.read()]
-    width = max(map(len, rows), default=0)
-    return np.array([[*row, *[None] * (width - len(row))] for row in rows], dtype=float)
 
 
 def write_card(output: Output, what: str, start: str, examples: int) -> None:
@@ -381,14 +348,3 @@ def _row(picks: Any, pick: int, group: Group, rewards: np.ndarray) -> dict[str, 
     return Example(
         prompt.id, best, index, float(rewards[index]), float(picks.weights[pick]), prompt.messages, prompt.text
     ).row()  # fmt: skip
-
-
-def _shape(responses: Artifact) -> dict[str, np.ndarray]:
-    """Length in tokens, and which were cut or empty, as arrays [prompts, K]."""
-    tokens, truncated, empty = [], [], []
-    for row in responses.read():
-        group = [Response(**one) for one in row["responses"]]
-        tokens.append([len(one.token_ids) for one in group])
-        truncated.append([one.finish_reason == "length" for one in group])
-        empty.append([not one.text.strip() for one in group])
-    return {"token_counts": np.array(tokens), "truncated": np.array(truncated), "empty": np.array(empty)}

@@ -12,7 +12,10 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
-SLOW = ("test_loop", "test_bad_input", "test_comparison", "test_label")  # whole runs
+SLOW = {  # whole runs
+    "test_loop", "test_bad_input", "test_comparison", "test_label", "test_advice", "test_forecast", "test_tracking",
+    "test_watch",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

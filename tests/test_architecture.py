@@ -7,15 +7,18 @@ RAFT = Path(__file__).parent.parent / "raft"
 # From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
 FLOORS = [
     {"errors", "seeds", "terminal", "guard"},
-    {"records", "plugins", "imports", "progress", "logs"},
+    {"records", "plugins", "imports", "progress", "logs", "curves"},
     {"contracts", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
+    {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "given", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
-    {"prompts", "likelihood", "runs", "preflight", "charts"},
-    {"preferences"},
+    {"prompts", "likelihood", "runs", "preflight", "charts", "report_groups"},
+    {"preferences", "measuring", "report_facts", "told"},
     {"examples", "generators", "rewards", "trainers", "device", "doctor"},
     {"labelling", "world", "stages", "comparison"},
-    {"rehearsal", "loop", "scoring", "show", "branch"},
-    {"narrator"},
+    {"evaluation"},
+    {"rehearsal", "loop", "scoring", "show", "branch", "report", "figures"},
+    {"forecast", "watch"},
+    {"narrator", "tracking"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -30,6 +33,9 @@ INSIDE = {
     ("rewards", "heads"),
     ("rewards", "verdicts"),
     ("rewards", "wording"),
+    ("figures", "reading"),
+    ("figures", "over_n"),
+    ("figures", "paths"),
 }
 
 

@@ -18,6 +18,7 @@ iterations/000/evaluation/responses.jsonl iterations/000/evaluation/scores.jsonl
 iterations/000/metrics.json iterations/001/prompts.jsonl iterations/001/responses.jsonl iterations/001/scores.jsonl
 iterations/001/selected.jsonl iterations/002/policy/model.safetensors iterations/002/policy/README.md
 iterations/002/policy/probe.json iterations/002/policy.stamp.json iterations/002/evaluation/gold.jsonl
+iterations/002/evaluation/likelihoods.jsonl
 """
 
 

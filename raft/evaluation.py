@@ -1,0 +1,82 @@
+"""What every policy is asked, and what its figures say: the part of the loop that looks and does not learn."""
+
+from dataclasses import replace
+
+from raft import measuring, stages
+from raft.advice import advise, stops
+from raft.jobs import Align
+from raft.keys import Artifact
+from raft.runs import Place, Run
+from raft.told import Told
+
+
+class Evaluation:
+    """The held-out prompts of a run, its examined rewards, and the figures of its policies so far.
+
+    `stopped` says whether they end the run (`advice.on_warning: stop`). They are those up to the policy that was looked
+    at last, so a run that is walked through again stops where it stopped.
+    """
+
+    def __init__(self, recipe: Align, run: Run, first: Artifact, told: Told):
+        self.recipe, self.first, self.told = recipe, first, told
+        options = recipe.evaluation
+        self.prompts = run.once(
+            "evaluation.jsonl", stages.hold_out, options.prompts or recipe.prompts, policy=first, count=options.count
+        )
+        rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
+        known = {name: reward for name, reward in rewards.items() if reward is not None}
+        told.diagnosed(run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts))
+        self.references: Artifact | None = None
+        if options.references is not None:
+            self.references = run.once("references.jsonl", stages.gather, options.references, start=first)
+        self.examiner = replace(recipe.generator, k=options.k)
+        self.first_answers: Artifact | None = None
+        self.scores_before: Artifact | None = None
+        self.figures: list[Artifact] = []
+        self.stopped = False
+
+    def look(self, it: Place, policy: Artifact, **training: Artifact) -> None:
+        """Measures a policy, and the responses that it was trained on (scores, responses, selected)."""
+        made = self._asked(it, policy) if self._due(it) else {}
+        more: dict[str, Artifact | None] = {}
+        if training:
+            more = {"policy": policy, "first_answers": self.first_answers, "before": self.scores_before, **training}
+        else:
+            self.first_answers = made["answers"]
+        self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
+        self.scores_before = training.get("scores")
+        findings = advise(measuring.rows_of(self.figures), self.recipe.advice)
+        self.told.finished(it, findings)
+        self.stopped = stops(findings, self.recipe.advice)
+
+    def _asked(self, it: Place, policy: Artifact) -> dict[str, Artifact]:
+        """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""
+        options, prompts = self.recipe.evaluation, self.prompts
+        answers = it.once(
+            "evaluation/responses.jsonl", stages.generate, self.examiner, policy=policy, prompts=prompts,
+            stream="evaluation",
+        )  # fmt: skip
+        made = {"answers": answers}
+        if getattr(self.recipe.reward, "comparable", True):
+            made["eval"] = it.once(
+                "evaluation/scores.jsonl", stages.score, self.recipe.reward, prompts=prompts, responses=answers
+            )
+        if options.gold is not None:
+            made["gold"] = it.once(
+                "evaluation/gold.jsonl", stages.score, options.gold, prompts=prompts, responses=answers
+            )
+        if options.kl and policy is not self.first:
+            made["likelihoods"] = it.once(
+                "evaluation/likelihoods.jsonl", stages.reference, self.first, policy=policy, prompts=prompts,
+                responses=answers,
+            )  # fmt: skip
+        if self.references is not None:
+            made["references"] = it.once(
+                "evaluation/references.jsonl", stages.recite, policy=policy, references=self.references
+            )
+        return made
+
+    def _due(self, it: Place) -> bool:
+        """Whether a policy is evaluated; once evaluated it stays so, also when the run is extended."""
+        last = it.number == self.recipe.iterations
+        return it.number % self.recipe.evaluation.every == 0 or last or it.has("evaluation/responses.jsonl")
