@@ -72,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", commands.check, "find every fault of a recipe without loading a model")
     for one in (run, check):
         one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
-    check.add_argument(
-        "--measure", action="store_true", help="load the reward models and examine them with a few of the prompts"
-    )
+    check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(
         "--from-iteration", type=int, metavar="N", help="a new run that makes folder N and those after it anew"
@@ -83,12 +81,21 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
     status = verb("status", commands.status, "which artifacts exist, what is running")
     status.add_argument("run", type=Path)
-    plot = verb("plot", commands.plot, "draw reward over iterations, several runs overlaid")
+    status.add_argument("--watch", action="store_true", help="go on showing it while the run is at work")
+    plot = verb("plot", commands.plot, "draw a figure of runs, and write its numbers as CSV")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    plot.add_argument("-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png in the first run")
+    plot.add_argument(
+        "--figure", default="reward", metavar="NAME", help="reward (default), distribution, best-of-n, gold, kl, length"
+    )
+    plot.add_argument(
+        "-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png or NAME.png in the first run"
+    )
     show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
     show.add_argument("run", type=Path)
     show.add_argument("prompt_id", nargs="?", help="default: the held-out prompt that gained most")
+    report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")
+    report.add_argument("run", type=Path)
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run")
     score = verb("score", commands.score, "score existing responses with any reward")
     score.add_argument("reward", help="a recipe, or a YAML file that is just a reward section")
     score.add_argument("responses", type=Path, metavar="IN.jsonl")

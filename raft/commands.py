@@ -35,10 +35,11 @@ def check(options: Namespace) -> None:
         preflight.check(one)
         say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
     if options.measure:
-        _measure(loaded)
+        _measure(loaded, options.overrides)
 
 
-def _measure(loaded: Any) -> None:
+def _measure(loaded: Any, overrides: list[str]) -> None:
+    from raft import forecast
     from raft.rehearsal import rehearse
     from raft.terminal import say
 
@@ -48,32 +49,38 @@ def _measure(loaded: Any) -> None:
         faults += found.level == "fault"
     if faults:
         raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
+    if loaded.recipe.job != "align":
+        return
+    if missing := [one.path for one in loaded.needs if not (one.folder / "run.json").exists()]:
+        say(f"no forecast: {missing[0]} makes what this recipe needs; run that first")
+        return
+    expected = forecast.forecast(loaded, overrides)
+    say("\n".join(forecast.lines(expected)))
+    say(f"  kept in {forecast.write(loaded, expected)}")
 
 
 def status(options: Namespace) -> None:
-    """Lists what a run has made."""
-    from raft import branch, runs, show
+    """Lists what a run has made, and what it is at; with --watch again and again."""
+    from raft import branch, watch
     from raft.terminal import say
 
     folder = branch.existing(options.run)
-    say(show.status(folder, runs.is_running(folder)))
+    if options.watch:
+        watch.watch(folder)
+    else:
+        say(watch.status(folder))
 
 
 def plot(options: Namespace) -> None:
-    """Draws the reward curves of one or more runs."""
-    from raft import branch, runs
-    from raft.plots import reward_curves
+    """Draws a figure of one or more runs, and writes its numbers."""
+    from raft import branch
+    from raft.figures import picture
     from raft.terminal import say
 
-    drawn = []
-    for folder in map(branch.existing, options.runs):
-        rows = runs.metrics_rows(folder)
-        if not rows:
-            raise UserError(f"{folder} has no finished iteration to draw yet; see raft status {folder}")
-        drawn.append((folder.name, rows))
-    output = options.output or options.runs[0] / "reward_curve.png"
-    reward_curves(drawn, output)
-    say(str(output))
+    folders = [branch.existing(folder) for folder in options.runs]
+    output = options.output or folders[0] / picture.file_name(options.figure)
+    table = picture.plot(options.figure, folders, output)
+    say(f"{output}\n{table}")
 
 
 def show(options: Namespace) -> None:
@@ -84,6 +91,15 @@ def show(options: Namespace) -> None:
 
     folder = branch.existing(options.run)
     say(shown.prompt(folder, options.prompt_id) if options.prompt_id else shown.before_and_after(folder))
+
+
+def report(options: Namespace) -> None:
+    """Writes one page of HTML on a run."""
+    from raft import branch
+    from raft import report as page
+    from raft.terminal import say
+
+    say(str(page.write(branch.existing(options.run), options.output)))
 
 
 def score(options: Namespace) -> None:
@@ -97,9 +113,10 @@ def score(options: Namespace) -> None:
 def _start(loaded: Any) -> None:
     from raft import loop, preflight
     from raft.narrator import Narrator
+    from raft.tracking import Tracked
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for one in [*loaded.needs, loaded]:
         preflight.check(one, fetch=True)
-    loop.run(loaded, Narrator())
+    loop.run(loaded, Tracked(Narrator()))

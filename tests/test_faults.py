@@ -39,7 +39,7 @@ def state(run: Path) -> frozenset[tuple[str, int]]:
     found = set()
     for place, _, names in os.walk(run):
         for name in names:
-            if name.endswith((".log", ".lock", "resolved.yaml", "resolved.yaml.tmp")):
+            if name.endswith((".log", ".lock", "resolved.yaml", "resolved.yaml.tmp", "progress.json")):
                 continue  # every launch writes these before it gets on
             try:
                 found.add((os.path.join(place, name), os.stat(os.path.join(place, name)).st_size))  # noqa: PTH116, PTH118

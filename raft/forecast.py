@@ -1,0 +1,187 @@
+"""How long a run will take, and how much room: two small iterations of it on this machine, and a line through both.
+
+`raft check --measure` makes the forecast, with the real models, in a temporary folder; it stands in the run's folder as
+forecast.json, and the run writes what it really took beside it.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raft import logs, loop, recipe, runs
+from raft.keys import Artifact
+from raft.recipe import Loaded
+
+SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
+FILE = "forecast.json"
+STAGES = {  # artifact of an iteration -> what a person calls it
+    "responses.jsonl": "generate", "scores.jsonl": "score", "reference.jsonl": "reference", "selected.jsonl": "select",
+    "policy": "train", "evaluation/responses.jsonl": "evaluate", "evaluation/scores.jsonl": "evaluate",
+    "evaluation/gold.jsonl": "evaluate", "evaluation/likelihoods.jsonl": "evaluate", "metrics.json": "measure",
+}  # fmt: skip
+
+Seconds = dict[str, float]  # by artifact
+
+
+class Quiet:
+    """Told of a rehearsal, and tells nobody."""
+
+    def opened(self, run: runs.Run, loaded: Loaded) -> None:
+        logs.begin(run.folder)
+
+    def diagnosed(self, artifact: Artifact) -> None: ...
+
+    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None: ...
+
+    def measured(self, artifact: Artifact) -> None: ...
+
+    def closed(self, run: runs.Run, loaded: Loaded) -> None: ...
+
+
+def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the run of a recipe of job: align will need. Its policy and rewards have to be there."""
+    whole = loaded.recipe
+    large = min(LARGE, whole.prompts.per_iteration)
+    small = max(1, min(SMALL, large // 4))
+    with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
+        began = time.monotonic()
+        first = _rehearsed(loaded, overrides, small, Path(folder))
+        start_up = time.monotonic() - began - sum(_seconds(first).values())
+        second = _rehearsed(loaded, overrides, large, Path(folder))
+        one, other = _seconds(first), _seconds(second)
+        sizes = {name: _rows(second, name) for name in other}
+        found: dict[str, Any] = {
+            "seconds": _by_stage(
+                {
+                    name: line(_rows(first, name), one[name], sizes[name], other[name], _wanted(whole, name))
+                    for name in other
+                }
+            ),
+            "start_up": round(start_up, 1),
+            "memory_gb": round(_peak_gb(), 3),
+            "disk_gb": round(_disk(whole, second, large) / 1e9, 6),
+            "truncated": _truncated(second),
+            "measured_with": [small, large],
+        }
+    found["iteration"] = round(sum(found["seconds"].values()), 1)
+    found["run"] = round(found["start_up"] + found["iteration"] * whole.iterations, 1)
+    return found
+
+
+def write(loaded: Loaded, found: dict[str, Any]) -> Path:
+    """Keeps a forecast where its run will be."""
+    loaded.folder.mkdir(parents=True, exist_ok=True)
+    runs.write_json(loaded.folder / FILE, found)
+    return loaded.folder / FILE
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A forecast in words."""
+    stages = ", ".join(f"{name} {_time(seconds)}" for name, seconds in found["seconds"].items())
+    small, large = found["measured_with"]
+    yield f"forecast, from iterations of {small} and {large} prompts:"
+    yield f"  an iteration: {_time(found['iteration'])} ({stages})"
+    yield f"  the run: {_time(found['run'])}, of which {_time(found['start_up'])} to start"
+    yield f"  memory: at least {found['memory_gb']:.3g} GB; disk: about {found['disk_gb']:.3g} GB"
+    yield f"  responses cut by the limit: {found['truncated']:.0%} (generator.max_tokens)"
+
+
+def compare(folder: Path) -> str | None:
+    """How good the forecast of a finished run was, as a sentence, also kept in its file; None if it had none."""
+    file = folder / FILE
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    made = sorted(folder.glob("iterations/[0-9]*/policy.stamp.json"))
+    actual = [sum(_seconds(stamp.parent).values()) for stamp in made if stamp.parent.name != "000"]
+    found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
+    runs.write_json(file, found)
+    return (
+        f"forecast: an iteration was to take {_time(found['iteration'])}, "
+        f"and took {_time(found['actual']['iteration'])} on average"
+    )
+
+
+def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float:
+    """The value at `at` of the line through two points; where they have the same place, the second of them.
+
+    Nothing takes less than no time, nor less for more: a slope below 0 is noise, and taken for 0.
+    """
+    if other_x <= x:
+        return other_y
+    slope = max(0.0, (other_y - y) / (other_x - x))
+    return max(0.0, other_y + slope * (at - other_x))
+
+
+def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: Path) -> Path:
+    """The folder of an iteration with so many prompts."""
+    count = min(prompts, loaded.recipe.evaluation.count)
+    smaller = [
+        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
+        "iterations=1", "keep=last",
+    ]  # fmt: skip
+    small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
+    loop.run(small, Quiet())
+    return small.folder / "iterations" / "001"
+
+
+def _seconds(iteration: Path) -> Seconds:
+    """What each artifact of an iteration took, by its stamp."""
+    stamps = {name: runs.stamp_path(iteration / name) for name in STAGES}
+    return {
+        name: json.loads(file.read_text(encoding="utf-8"))["seconds"] for name, file in stamps.items() if file.exists()
+    }
+
+
+def _rows(iteration: Path, name: str) -> float:
+    """How many prompts an artifact of an iteration was made of."""
+    evaluated = name.startswith("evaluation/")
+    counted = iteration / ("evaluation/responses.jsonl" if evaluated else "responses.jsonl")
+    return json.loads(runs.stamp_path(counted).read_text(encoding="utf-8"))["rows"]
+
+
+def _wanted(whole: Any, name: str) -> float:
+    return whole.evaluation.count if name.startswith("evaluation/") else whole.prompts.per_iteration
+
+
+def _by_stage(seconds: Seconds) -> Seconds:
+    found: Seconds = {}
+    for name, value in seconds.items():
+        found[STAGES[name]] = found.get(STAGES[name], 0.0) + value
+    return {name: round(value, 1) for name, value in found.items()}
+
+
+def _peak_gb() -> float:
+    """The most memory that this process has had, of the host and of the accelerator."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    device = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    return (host + device) / 1e9
+
+
+def _disk(whole: Any, iteration: Path, prompts: int) -> float:
+    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
+    rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
+    policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
+    kept = whole.iterations if whole.keep == "all" else 3  # the best, the current, and the one being written
+    return rows * whole.iterations + policy * kept
+
+
+def _truncated(iteration: Path) -> float:
+    """The share of responses that the limit cut."""
+    made = json.loads((iteration / "metrics.json").read_text(encoding="utf-8"))
+    return round(made["previous"]["response/truncated"], 4)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

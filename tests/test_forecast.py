@@ -1,0 +1,43 @@
+"""The forecast: a line through two small iterations, kept where the run will be, and what the run makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import worlds
+
+from raft import forecast
+
+
+def test_a_line_goes_through_both_points_and_never_below_nothing():
+    assert forecast.line(10, 3.0, 30, 7.0, 100) == pytest.approx(21.0)
+    assert forecast.line(10, 3.0, 30, 7.0, 30) == 7.0
+    assert forecast.line(10, 5.0, 30, 4.0, 1000) == 4.0  # more cannot take less
+    assert forecast.line(10, 0.1, 30, 9.0, 10) == pytest.approx(0.1)
+    assert forecast.line(8, 1.0, 8, 2.0, 100) == 2.0
+
+
+def test_times_are_told_in_units_that_a_person_reads():
+    assert [forecast._time(seconds) for seconds in (1.25, 90, 600, 36000)] == ["1.2 s", "90.0 s", "10.0 min", "10.0 h"]
+
+
+def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path):
+    worlds.make_recipe(tmp_path, prompts={"per_iteration": 24})
+    done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure", "iterations=2")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "tiny"
+    assert [file.name for file in run.iterdir()] == ["forecast.json"]
+    found = json.loads((run / "forecast.json").read_text())
+    assert found["measured_with"] == [6, 24]
+    assert set(found["seconds"]) == {"generate", "score", "select", "train", "evaluate", "measure"}
+    assert found["iteration"] == pytest.approx(sum(found["seconds"].values()), abs=0.11)
+    assert found["run"] >= 2 * found["iteration"] and 0 <= found["truncated"] <= 1 and found["memory_gb"] > 0.1
+    policy = sum(file.stat().st_size for file in (tmp_path / "base").iterdir())
+    assert found["disk_gb"] * 1e9 >= 3 * 0.9 * policy
+    assert "forecast, from iterations of 6 and 24 prompts:" in done.stdout
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=2")
+    assert done.returncode == 0, done.stderr
+    assert "forecast: an iteration was to take" in done.stdout
+    stamps = [json.loads(file.read_text()) for n in (1, 2) for file in run.glob(f"iterations/00{n}/**/*.stamp.json")]
+    actual = json.loads((run / "forecast.json").read_text())["actual"]["iteration"]
+    assert actual == pytest.approx(sum(stamp["seconds"] for stamp in stamps) / 2, abs=0.06)

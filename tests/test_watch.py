@@ -1,0 +1,59 @@
+"""raft status, from the files of a run alone, also while it works."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import worlds
+
+from raft import progress, watch
+
+
+def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
+    file = tmp_path / "progress.json"
+    told = progress.Progress("iterations/001/responses.jsonl", "prompts", file)
+    assert progress.read(file)["done"] == 0
+    told.written = 0.0
+    told.advance(3, 12)
+    state = progress.read(file)
+    assert (state["artifact"], state["done"], state["total"]) == ("iterations/001/responses.jsonl", 3, 12)
+    size = file.stat().st_size
+    told.written = 0.0
+    told.advance(12, 12)
+    assert file.stat().st_size == size and progress.read(file)["done"] == 12
+    assert progress.read(tmp_path / "none.json") is None
+
+
+def test_time_left_is_that_of_the_rate_so_far(tmp_path: Path):
+    (tmp_path / "progress.json").write_text(
+        '{"artifact": "a", "unit": "prompts", "done": 30, "total": 90, "seconds": 10.0}'
+    )
+    assert progress.remaining(30, 90, 10.0) == 20.0
+    assert watch.at_work(tmp_path) == "now: a: 30 of 90 prompts, 3 a second, about 20 s left"
+
+
+def test_a_curve_is_drawn_between_its_least_and_its_greatest_value():
+    assert watch.shape([0.0, 1.0, 0.5]) == "▁█▅"
+    assert watch.shape([2.0, 2.0]) == "▁▁"
+    rows = [{"reward/eval": 0.0}, {"reward/eval": 1.0, "gold/eval": 3.0}, {"reward/eval": 7.0}]
+    assert watch.curves(rows) == [
+        "held-out reward  ▁▂█  0.000 to 7.000 (3 policies)",
+        "gold reward      ▁  3.000 to 3.000 (1 policies)",
+    ]
+
+
+def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
+    worlds.make_recipe(tmp_path, iterations=2, prompts={"per_iteration": 40})
+    command = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "outputs" / "tiny"
+    while not (folder / "run.json").exists():
+        time.sleep(0.01)
+        assert run.poll() is None
+    watched = worlds.raft(tmp_path, "status", "outputs/tiny", "--watch")
+    assert run.wait() == 0
+    assert watched.returncode == 0, watched.stderr
+    assert "now: " in watched.stdout and "at work" not in watched.stdout
+    assert watched.stdout.rstrip().splitlines()[-1].startswith("training reward")
+    assert "not running" in watched.stdout and "held-out reward" in watched.stdout
