@@ -121,8 +121,9 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     if right * 2 >= len(scores) and scores:
         return "ok", f"prefers the better answer in {right} of {len(scores)} plain pairs"
     return "warning", (
-        f"prefers the better answer in only {right} of {len(scores)} plain pairs; look at template, label and head, or "
-        "measure it on pairs of its own kind (job: evaluate-reward)"
+        f"prefers the better answer in only {right} of {len(scores)} plain pairs; that is to be expected of a model "
+        "trained on other matters (measure it on pairs of its own kind, job: evaluate-reward), else look at template, "
+        "label and head"
     )
 
 

@@ -113,7 +113,7 @@ def test_check_measure_examines_the_rewards_of_a_recipe_and_starts_nothing(llama
     done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure")
     assert done.returncode == 0, done.stderr
     assert "ok       reward: same everywhere: the same alone, in a batch" in done.stdout
-    assert not (tmp_path / "outputs").exists()
+    assert [file.name for file in (tmp_path / "outputs" / "tiny").iterdir()] == ["forecast.json"]
     worlds.make_recipe(tmp_path, reward={"kind": "model", "model": str(llama), "template": "chat"})
     done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure")
     assert done.returncode == 2 and "use template: plain" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,413 @@
+// The views of the page, and which of them is shown: the part of the address behind the # says it.
+
+function standing() {
+  const { made, wanted } = facts.iterations;
+  if (facts.running) return facts.job === "align" ? `at work: ${made} of ${wanted ?? "?"} iterations` : "at work";
+  if (facts.job !== "align") return "not running";
+  return wanted !== null && made >= wanted ? "finished" : `stopped: ${made} of ${wanted ?? "?"} iterations`;
+}
+
+// ---------------------------------------------------------------- sheets and tables
+
+const sheet = (title, note, ...content) =>
+  h("section", { class: "card" }, h("h2", {}, title), note && h("p", { class: "quiet" }, note), content);
+const grid = (label, kind, ...rows) =>
+  h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", { class: kind }, rows));
+const heads = (names) => names.map((name) => h("th", { scope: "col" }, name));
+const line = (name, ...cells) => h("tr", {}, h("th", { scope: "row" }, name), cells);
+const cells = (values) => values.map((value) => h("td", {}, value));
+const quiet = (...text) => h("p", { class: "quiet" }, text);
+const pairs = (entries) =>
+  h(
+    "dl",
+    { class: "pairs" },
+    entries.map(([name, value]) => [h("dt", {}, inline(name)), h("dd", {}, inline(value))]),
+  );
+
+// ---------------------------------------------------------------- overview
+
+const MOST_LISTED = 60; // words of a list of figures
+
+function tile(label, value, note, tone) {
+  return h(
+    "div",
+    { class: tone ? `tile ${tone}` : "tile" },
+    quiet(label),
+    h("p", { class: "value" }, value),
+    note && quiet(note),
+  );
+}
+
+function rise(key, label) {
+  const rows = facts.rows.filter((row) => Number.isFinite(row[key]));
+  if (!rows.length) return null;
+  const [from, to] = [rows[0], rows[rows.length - 1]];
+  if (from === to) return tile(label, show(to[key]), `policy ${to.iteration}`);
+  const error = Math.hypot(from[`${key}_se`] ?? 0, to[`${key}_se`] ?? 0);
+  const note = `${gained(to[key] - from[key])} since policy ${from.iteration}${error ? `, ± ${show(NORMAL_95 * error)}` : ""}`;
+  return tile(label, h("span", {}, h("span", { class: "from" }, `${show(from[key])} → `), show(to[key])), note);
+}
+
+function tiles() {
+  const sum = (rows, of) => rows.reduce((total, one) => total + of(one), 0);
+  const seconds = sum(facts.stages, (one) => one.seconds);
+  const made = sum(facts.batches, (one) => one.responses);
+  const training = sum(
+    facts.batches.filter((one) => one.kind !== "held-out"),
+    (one) => one.responses,
+  );
+  const failed = sum(facts.batches, (one) => (one.rewards ? one.responses - one.rewards.count : 0));
+  const checks = facts.findings.length;
+  const alarms = facts.findings.filter((one) => one.level !== "ok").length;
+  return h(
+    "div",
+    { class: "tiles" },
+    rise("reward/eval", "Held-out reward"),
+    rise("gold/eval", "Gold reward, held-out"),
+    made > 0 &&
+      tile("Responses", counts.format(made), training > 0 && `${counts.format(training)} to training prompts`),
+    failed > 0 && tile("Without a reward", counts.format(failed), `${show(failed / made, "share")} of all`, "alarm"),
+    checks > 0 &&
+      tile(
+        "Checks",
+        alarms ? named(alarms, "warning") : "all well",
+        `of ${named(checks, "check")}`,
+        alarms ? "alarm" : "",
+      ),
+    seconds > 0 && tile("Time", duration(seconds), `for ${named(facts.stages.length, "artifact")}`),
+  );
+}
+
+const interval = (row, key, form) => {
+  const error = row[`${key}_se`];
+  return Number.isFinite(error) && h("small", {}, ` ±${show(NORMAL_95 * error, form)}`);
+};
+
+function iterationTable() {
+  if (!facts.rows.length) return null;
+  const columns = facts.columns.flatMap((one) => one.columns);
+  const edge = (column) => facts.columns.some((one) => one.columns[0] === column);
+  const best = Math.max(...facts.rows.map((row) => row["reward/eval"]).filter((one) => Number.isFinite(one)));
+  const cell = (row, column) => {
+    const top = column.key === "reward/eval" && row[column.key] === best;
+    const kind = [edge(column) && "edge", top && "top"].filter(Boolean).join(" ");
+    const title = top ? "the best policy by held-out reward" : null;
+    return h("td", { class: kind || null, title }, show(row[column.key], column.form), interval(row, column.key));
+  };
+  const group = (one) => h("th", { colspan: one.columns.length, scope: "colgroup", class: "edge" }, one.title);
+  const head = (one) => h("th", { scope: "col", title: one.tip, class: edge(one) ? "edge" : null }, one.label);
+  return sheet(
+    "Iterations",
+    "A row is a policy; training figures are of the responses it gave. ± is 1.96 standard errors over prompts. " +
+      "Every heading explains itself under the pointer.",
+    grid(
+      "Table of iterations",
+      "iterations",
+      h("thead", {}, h("tr", {}, h("td"), facts.columns.map(group)), h("tr", {}, heads(["policy"]), columns.map(head))),
+      h(
+        "tbody",
+        {},
+        facts.rows.map((row) =>
+          line(
+            row.iteration,
+            columns.map((column) => cell(row, column)),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+// Figures without a column of their own, a row for each: numbers by policy, and lists such as words that have risen.
+function otherFigures() {
+  if (!facts.others.length) return null;
+  const listed = facts.others.filter((key) => facts.rows.some((row) => Array.isArray(row[key])));
+  const numbers = facts.others.filter((key) => !listed.includes(key));
+  const cell = (row, key) => h("td", {}, show(row[key], "number"), interval(row, key, "number"));
+  const table = () =>
+    grid(
+      "More figures",
+      "iterations narrow",
+      h("thead", {}, h("tr", {}, heads(["policy", ...facts.rows.map((row) => row.iteration)]))),
+      h(
+        "tbody",
+        {},
+        numbers.map((key) =>
+          line(
+            key,
+            facts.rows.map((row) => cell(row, key)),
+          ),
+        ),
+      ),
+    );
+  return sheet(
+    "More figures",
+    "By policy, under their names in metrics.jsonl.",
+    numbers.length > 0 && table(),
+    listed.map(list),
+  );
+}
+
+function list(key) {
+  const row = facts.rows.findLast((one) => Array.isArray(one[key]));
+  const item = (one) => {
+    if (!one || one.text === undefined) return h("span", {}, inline(JSON.stringify(one)));
+    return h("span", {}, inline(one.text), h("small", {}, ` ${show(one.before, "share")} → ${show(one.now, "share")}`));
+  };
+  return [
+    h("h3", { class: "list" }, key, h("span", { class: "quiet" }, ` of policy ${row.iteration}`)),
+    row[key].length ? h("p", { class: "risen" }, row[key].slice(0, MOST_LISTED).map(item)) : quiet("none"),
+  ];
+}
+
+function figures() {
+  const drawn = [
+    curves({
+      title: "Reward",
+      note: "Held-out prompts are answered by every policy with the same seeds.",
+      series: SERIES.slice(0, 3),
+      yLabel: "reward (own units)",
+    }),
+    curves({
+      title: "Gold reward",
+      note: "A second reward that selection never sees: does the first one measure progress?",
+      series: SERIES.slice(3),
+      yLabel: "gold reward (own units)",
+    }),
+    distributions(),
+    bestOfN(),
+    lengths(),
+  ].filter(Boolean);
+  if (drawn.length % 2) drawn[0].classList.add("whole");
+  return drawn.length > 0 && h("div", { class: "figures" }, drawn);
+}
+
+function overview() {
+  const told = [
+    `job: ${facts.job}`,
+    facts.seed !== null && `seed ${facts.seed}`,
+    standing(),
+    facts.as_of && `as of ${moment(facts.as_of)}`,
+  ];
+  const alarms = facts.findings.filter((one) => one.level !== "ok");
+  const alarm = (one) =>
+    h(
+      "p",
+      {},
+      h("b", {}, `${one.level}: `),
+      inline(`${one.reward}: ${one.check.replaceAll("_", " ")}: ${one.message}`),
+    );
+  const half = facts.half_made.map((one) => `${one.artifact} (${named(one.groups, "group")})`).join(", ");
+  const measured = Object.entries(facts.measured).map(([name, value]) => [
+    name,
+    typeof value === "number" ? show(value, "number") : String(value),
+  ]);
+  return [
+    h("div", { class: "title" }, h("h1", {}, h("bdi", {}, seen(facts.name))), quiet(told.filter(Boolean).join(" · "))),
+    half && h("p", { class: "notice" }, `Half-made: ${half}`),
+    alarms.length > 0 && h("div", { class: "notice" }, alarms.map(alarm)),
+    tiles(),
+    figures(),
+    iterationTable(),
+    otherFigures(),
+    facts.table && sheet("Accuracy", null, h("div", { class: "scroll" }, h("pre", {}, seen(facts.table)))),
+    measured.length > 0 && sheet("Measured", null, pairs(measured)),
+  ].filter(Boolean);
+}
+
+// ---------------------------------------------------------------- the run
+
+const STAGES = ["draw", "generate", "score", "reference", "select", "train", "evaluate", "measure"];
+const PAINTS = {
+  generate: "var(--c0)",
+  score: "var(--c4)",
+  train: "var(--c2)",
+  evaluate: "var(--c3)",
+  other: "var(--c5)",
+};
+
+// Seconds of each stage by iteration; null is what was made before the first.
+function seconds() {
+  const stages = STAGES.filter((name) => facts.stages.some((one) => one.iteration !== null && one.stage === name));
+  const iterations = [...new Set(facts.stages.map((one) => one.iteration))].sort((a, b) => (a ?? -1) - (b ?? -1));
+  const rows = iterations.map((iteration) => {
+    const by = Object.fromEntries([...stages, "other"].map((name) => [name, 0]));
+    for (const one of facts.stages.filter((own) => own.iteration === iteration)) {
+      by[one.stage in by ? one.stage : "other"] += one.seconds;
+    }
+    return { name: iteration ?? "before", by, all: Object.values(by).reduce((sum, one) => sum + one, 0) };
+  });
+  return { names: [...stages, "other"], rows };
+}
+
+function timings() {
+  if (!facts.stages.length) return null;
+  const { names, rows } = seconds();
+  const longest = Math.max(...rows.map((one) => one.all));
+  const time = (value) => (value ? duration(value) : "–");
+  const part = (name, value) =>
+    h("span", {
+      title: `${name}: ${duration(value)}`,
+      style: { "flex-grow": value, background: PAINTS[name] || PAINTS.other },
+    });
+  const bar = ({ by, all }) =>
+    h(
+      "span",
+      { class: "stack", style: { width: `${(100 * all) / longest}%` }, "aria-hidden": "true" },
+      names.filter((name) => by[name] > 0).map((name) => part(name, by[name])),
+    );
+  const row = (one, drawn) =>
+    line(
+      one.name,
+      h("td", { class: "bars" }, drawn),
+      cells(names.map((name) => time(one.by[name]))),
+      h("td", {}, h("b", {}, time(one.all))),
+    );
+  const sum = (of) => rows.reduce((total, one) => total + of(one), 0);
+  const whole = {
+    name: "all",
+    by: Object.fromEntries(names.map((name) => [name, sum((one) => one.by[name])])),
+    all: sum((one) => one.all),
+  };
+  const painted = Object.entries(PAINTS).filter(([name]) => names.includes(name));
+  return sheet(
+    "Time by stage",
+    null,
+    h(
+      "p",
+      { class: "legend" },
+      painted.map(([name, paint]) => h("span", {}, patch(paint), name)),
+    ),
+    grid(
+      "Time by stage",
+      null,
+      h("thead", {}, h("tr", {}, heads(["iteration"]), h("th", { class: "bars" }), heads([...names, "all"]))),
+      h(
+        "tbody",
+        {},
+        rows.map((one) => row(one, bar(one))),
+      ),
+      h("tfoot", {}, row(whole, null)),
+    ),
+  );
+}
+
+function drops() {
+  if (!facts.dropped.length) return sheet("Dropped, and why", "Nothing was dropped.");
+  const count = ({ prompts, responses, stage }) =>
+    [prompts && named(prompts, stage === "gather" ? "row" : "prompt"), responses && named(responses, "response")]
+      .filter(Boolean)
+      .join(", ");
+  const where = (one) => one.where.replace("iterations/", "iteration ") || "the sources";
+  return sheet(
+    "Dropped, and why",
+    null,
+    grid(
+      "Dropped, and why",
+      "texts",
+      h("thead", {}, h("tr", {}, heads(["where", "stage", "how many", "reason"]))),
+      h(
+        "tbody",
+        {},
+        facts.dropped.map((one) => h("tr", {}, cells([where(one), one.stage, count(one), inline(one.reason)]))),
+      ),
+    ),
+    quiet("Reasons that differ only in their numbers are counted together, with the first as the example."),
+  );
+}
+
+function findings() {
+  if (!facts.findings.length) return null;
+  const level = (one) => h("span", { class: one.level === "ok" ? "level" : "level alarm" }, one.level);
+  const row = (one) =>
+    h("tr", {}, cells([level(one), inline(one.reward), one.check.replaceAll("_", " "), inline(one.message)]));
+  return sheet(
+    "Checks",
+    null,
+    grid(
+      "Checks",
+      "texts",
+      h("thead", {}, h("tr", {}, heads(["", "of", "check", "found"]))),
+      h("tbody", {}, facts.findings.map(row)),
+    ),
+  );
+}
+
+function about() {
+  const machine = Object.entries(facts.machine).map(([name, value]) => [name, String(value)]);
+  return [
+    timings(),
+    findings(),
+    drops(),
+    sheet(
+      "Recipe",
+      "As it was resolved: resolved.yaml of the run.",
+      h("pre", { class: "recipe", tabindex: 0, "aria-label": "The recipe" }, seen(facts.recipe)),
+    ),
+    h(
+      "div",
+      { class: "figures" },
+      sheet("Versions", null, pairs([["raft, of this report", facts.raft], ...Object.entries(facts.versions)])),
+      sheet("Machine", null, pairs(machine)),
+    ),
+  ].filter(Boolean);
+}
+
+// ---------------------------------------------------------------- which view
+
+const VIEWS = { overview, prompts: browser, run: about };
+const built = new Set();
+
+async function go(name) {
+  history.replaceState(null, "", `#${name}`);
+  await arrive();
+}
+
+function build(name) {
+  if (!built.has(name)) $(`view-${name}`).replaceChildren(...VIEWS[name]());
+  built.add(name);
+}
+
+const PRINTED = 520; // width of a figure on paper
+
+async function arrive() {
+  const [wanted, address] = location.hash.slice(1).split("?");
+  const name = wanted in VIEWS ? wanted : "overview";
+  build(name);
+  if ($(`view-${name}`).hidden) scrollTo(0, 0);
+  for (const view of Object.keys(VIEWS)) $(`view-${view}`).hidden = view !== name;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  drawings.forEach((draw) => draw());
+  if (name === "prompts" && SCOPES.length) {
+    if (address !== undefined || !items.length) recall(address || "");
+    await rescope();
+  }
+  document.documentElement.dataset.ready = name;
+}
+
+function trouble(fault) {
+  $("trouble").hidden = false;
+  $("trouble").textContent = `Something went wrong: ${fault && fault.message ? fault.message : fault}`;
+}
+
+function forPaper() {
+  for (const view of ["overview", "run"]) {
+    build(view);
+    $(`view-${view}`).hidden = false;
+  }
+  drawings.forEach((draw) => draw(PRINTED));
+}
+
+document.title = `${facts.name} · raft report`;
+$("name").append(...seen(facts.name));
+$("state").textContent = standing();
+$("state").dataset.running = facts.running;
+window.addEventListener("unhandledrejection", (event) => trouble(event.reason));
+window.addEventListener("error", (event) => trouble(event.error || event.message));
+window.addEventListener("hashchange", arrive);
+window.addEventListener("beforeprint", forPaper);
+window.addEventListener("afterprint", arrive);
+arrive();
