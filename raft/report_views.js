@@ -70,7 +70,7 @@ function tiles() {
     checks > 0 &&
       tile(
         "Checks",
-        alarms ? named(alarms, "warning") : "all well",
+        alarms ? `${alarms} to look at` : "all well",
         `of ${named(checks, "check")}`,
         alarms ? "alarm" : "",
       ),
