@@ -1,14 +1,15 @@
 """The tensors of a model folder by name, without a model class: safetensors, or old weights read as tensors alone."""
 
 import json
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raft.errors import UserError
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Checkpoint:
@@ -38,9 +39,7 @@ class Checkpoint:
         file = self.files[name]
         if file.suffix != ".safetensors":
             return _read(file, [name])[name][index : index + 1].float()
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             return opened.get_slice(name)[index : index + 1].float()
 
     def shape(self, name: str) -> list[int]:
@@ -48,48 +47,51 @@ class Checkpoint:
         file = self.files[name]
         if file.suffix != ".safetensors":
             return list(_read(file, [name])[name].shape)
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             return opened.get_slice(name).get_shape()
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    for name in INDEXES:
-        if (folder / name).is_file():
-            table = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-            missing = sorted({file for file in table.values() if not (folder / file).is_file()})
-            if missing:
-                raise UserError(
-                    f"{folder}: {name} names files that are not there ({missing[0]}); fetch the model again"
-                )
-            return {tensor: folder / file for tensor, file in table.items()}
-    for name in SINGLE:
-        if (folder / name).is_file():
-            return dict.fromkeys(_names(folder / name), folder / name)
-    raise UserError(f"{folder} holds no weights ({', '.join(SINGLE)}); give what save_pretrained wrote")
+    """Which file holds which tensor; of several kinds of weights the one that transformers would load."""
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} holds no weights ({', '.join(WEIGHTS)}); give what save_pretrained wrote")
+    if file.suffix != ".json":
+        return dict.fromkeys(_names(file), file)
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{file}: no index of weights ({fault}); fetch the model again") from None
+    missing = sorted({name for name in table.values() if not (folder / name).is_file()})
+    if missing:
+        raise UserError(f"{file} names files that are not there ({missing[0]}); fetch the model again")
+    return {tensor: folder / name for tensor, name in table.items()}
 
 
 def _names(file: Path) -> list[str]:
     if file.suffix != ".safetensors":
         return list(_unpickled(file))
-    from safetensors import safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except Exception as fault:
-        raise UserError(f"{file}: no safetensors file ({fault}); fetch the model again") from fault
+    with _opened(file) as opened:
+        return list(opened.keys())
 
 
 def _read(file: Path, names: list[str]) -> dict[str, Any]:
     if file.suffix != ".safetensors":
         whole = _unpickled(file)
         return {name: whole[name] for name in names}
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
+    with _opened(file) as opened:
         return {name: opened.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except SafetensorError as fault:
+        raise UserError(f"{file}: no whole safetensors file ({fault}); fetch the model again") from fault
 
 
 def _unpickled(file: Path) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as fault:
         said = str(fault).splitlines()[0][:200]
         raise UserError(f"{file} cannot be read as tensors alone ({said}); nothing else of it is read") from fault

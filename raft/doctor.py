@@ -106,7 +106,7 @@ def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str
         if not apart <= limit * max(1.0, *(abs(a) for a, _ in pairs)):
             return (
                 "fault",
-                f"a reward {way} differs from the same alone by {apart:.2g}; set batch_tokens: 1, or dtype: float32",
+                f"a reward {way} differs from the same alone by {apart:.2g}; set dtype: float32, or use another model",
             )
     return "ok", f"the same alone, {', '.join(ways)}"
 

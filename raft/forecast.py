@@ -23,7 +23,8 @@ FILE = "forecast.json"
 STAGES = {  # artifact of an iteration -> what a person calls it
     "responses.jsonl": "generate", "scores.jsonl": "score", "reference.jsonl": "reference", "selected.jsonl": "select",
     "policy": "train", "evaluation/responses.jsonl": "evaluate", "evaluation/scores.jsonl": "evaluate",
-    "evaluation/gold.jsonl": "evaluate", "evaluation/likelihoods.jsonl": "evaluate", "metrics.json": "measure",
+    "evaluation/gold.jsonl": "evaluate", "evaluation/references.jsonl": "evaluate",
+    "evaluation/likelihoods.jsonl": "evaluate", "metrics.json": "measure",
 }  # fmt: skip
 
 Seconds = dict[str, float]  # by artifact
@@ -124,7 +125,7 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     count = min(prompts, loaded.recipe.evaluation.count)
     smaller = [
         *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
-        "iterations=1", "keep=last",
+        "iterations=1", "keep=last", "advice.on_warning=warn", "track=[]",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
     loop.run(small, Quiet())

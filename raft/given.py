@@ -17,6 +17,7 @@ def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
     if prompts is not None:
         yield from records.groups(prompts, responses)
         return
+    seen: set[str] = set()
     for number, row in enumerate(records.read(responses), start=1):
         if (
             "prompt_id" not in row
@@ -28,6 +29,9 @@ def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
                 f"found the keys "
                 f"{', '.join(row)}; for a run's responses.jsonl name its prompts too: --prompts prompts.jsonl"
             )
+        if str(row["prompt_id"]) in seen:
+            raise UserError(f"{responses}:{number}: a second row has prompt_id {row['prompt_id']}; give each its own")
+        seen.add(str(row["prompt_id"]))
         prompt = Prompt(str(row["prompt_id"]), row.get("messages"), row.get("text"), row.get("meta") or {})
         yield Group(prompt, [_response(one, responses, number) for one in row["responses"]])
 

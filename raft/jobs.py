@@ -189,6 +189,10 @@ class TrainReward(Job):
             )
         if self.evaluation is not None and getattr(self.examples, "held_out", False):
             yield "evaluation", "give evaluation or examples.held_out, not both"
+        if self.evaluation is not None and getattr(self.evaluation, "pairs", None) is None:
+            yield "evaluation.pairs", "say where pairs come from, as in examples"
+        if getattr(self.evaluation, "held_out", False):
+            yield "evaluation.held_out", "all of evaluation is evaluated on; remove it, or use examples.held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +243,10 @@ class Label(Job):
                 yield name, "missing; give policy, prompts and generator, or responses that exist"
         if not self.selection.makes_pairs:
             yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
+        if self.selection.kl:
+            yield "selection.kl", "there is no first policy to keep near to; remove it"
+        if self.policy is not None and self.policy.config is not None:
+            yield "policy.config", "a policy with random weights has nothing to say; name one that exists"
 
 
 JOBS: dict[str, type] = {

@@ -40,7 +40,7 @@ class Narrator:
         ends = stopped or it.number == self.recipe.iterations
         rows = self.run.rebuild_metrics()
         best = max((row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default=rows[-1])
-        self.run.prune(self.recipe.keep, best["iteration"], finished=ends)
+        self.run.prune(self.recipe.keep, best["iteration"], finished=ends and not stopped)
         draw(self.run.folder)
         say(summary(rows, it.number))
         for one in worse(findings, self.told):

@@ -211,7 +211,14 @@ def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> li
             faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
             continue
         options[name] = str(needed.folder / made)
-        needs += [*needed.needs, needed]
+        for one in [*needed.needs, needed]:
+            same = [
+                other for other in needs if other.folder == one.folder and other.path.resolve() != one.path.resolve()
+            ]
+            if same or one.recipe.name == config.get("name"):
+                message = f"{one.path} and {same[0].path if same else path} have the same name: {one.recipe.name}"
+                faults.append(Fault(f"{key}.recipe", f"{message}; give each its own"))
+            needs.append(one)
     return list({str(one.folder): one for one in needs}.values())
 
 

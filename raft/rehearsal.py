@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft import doctor, examples, hub, prompts
+from raft import doctor, examples, given, hub, prompts
 from raft.chat import load_tokenizer
 from raft.imports import beside
 from raft.recipe import Loaded
@@ -20,7 +20,8 @@ def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
     recipe = loaded.recipe
     with beside(loaded.path):
         for name, reward in _rewards(recipe):
-            waits = [model for model in _models(reward) if not Path(model).exists() and str(Path(model).parent) in made]
+            models = [*_models(reward), *_models(getattr(recipe, "policy", None))]
+            waits = [model for model in models if not Path(model).exists() and str(Path(model).parent) in made]
             if waits:
                 yield doctor.Finding(
                     name, "head", "warning", f"{waits[0]} is not made yet; run the recipe that makes it"
@@ -51,6 +52,11 @@ def _prompts(recipe: Any) -> Iterator[Prompt]:
         for section in recipe.sets.values():
             pairs = examples.read(section, None, recipe.seed)
             yield from (one.prompt for one in pairs if isinstance(one, Pair))
+        return
+    if recipe.policy is None:
+        named = recipe.responses
+        groups = given.groups(Path(named.path), named.prompts and Path(named.prompts))
+        yield from (group.prompt for group in groups)
         return
     policy = hub.locate_model(recipe.policy.model, recipe.policy.revision)
     yield from (one for one in prompts.read(recipe.prompts, load_tokenizer(str(policy))) if isinstance(one, Prompt))

@@ -246,7 +246,10 @@ class Run(Place):
 
     def prune(self, keep: str, best: int, finished: bool) -> None:
         """Deletes policies that `keep` does not ask for; the first, the best and, while running, the current stay."""
-        numbers = sorted(int(path.parent.name) for path in self.folder.glob("iterations/*/policy"))
+        made = (int(path.parent.name) for path in self.folder.glob("iterations/*/policy"))
+        numbers = sorted(
+            number for number in made if self.iteration(number).has("policy")
+        )  # without a stamp it is none
         stay = {0, best, *numbers[-1:]} if not (finished and keep == "best") else {0, best}
         for number in numbers if keep != "all" else []:
             path = self.iteration(number).folder / "policy"

@@ -7,15 +7,18 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import re
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 from raft.plugins import faults_of_range, speed, suggest
 from raft.terminal import safe
 
@@ -41,6 +44,8 @@ class Connection:
         yield from faults_of_range(self, concurrency=(1, 4096), retries=(0, 1000))
         if not 0 < self.timeout < float("inf"):
             yield "timeout", f"{self.timeout!r} is out of range; it must be above 0 seconds"
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, re.ASCII):
+            yield "api_key_env", "is no name of an environment variable; the key itself belongs in none of these files"
 
     @property
     def key(self) -> str:
@@ -55,8 +60,8 @@ def url_faults(url: str) -> Iterator[tuple[str, str]]:
     """Why an option `url` is no address up to a server's version, or holds a secret."""
     if not _is_address(url):
         yield "url", f"{url!r} is no address; it must be like http://127.0.0.1:8000/v1"
-    elif urlsplit(url).password is not None:
-        yield "url", "holds a password; put it into an environment variable and name that in api_key_env"
+    elif urlsplit(url).username is not None or urlsplit(url).query:
+        yield "url", "holds a name, a password or a query; a key belongs into an environment variable (api_key_env)"
 
 
 class Refused(UserError):
@@ -65,6 +70,55 @@ class Refused(UserError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+@contextmanager
+def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
+    """A function that runs coroutines. A signal that stops the run cancels what is under way, and raises Stopped.
+
+    Raised by Python in the middle of a callback of asyncio, Stopped would be logged there and lost.
+    """
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        state: dict[str, Any] = {"stopped": False, "task": None}
+
+        async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            state["task"] = asyncio.current_task()
+            if state["stopped"]:
+                coroutine.close()
+                raise Stopped
+            return await coroutine
+
+        def stop() -> None:
+            state["stopped"] = True
+            if state["task"] is not None:
+                state["task"].cancel()
+
+        def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            try:
+                return runner.run(guarded(coroutine))
+            except asyncio.CancelledError:
+                if state["stopped"]:
+                    raise Stopped from None
+                raise
+
+        before = _handled_signals()
+        for one in before:
+            loop.add_signal_handler(one, stop)
+        try:
+            yield run
+        finally:
+            for one, handler in before.items():
+                loop.remove_signal_handler(one)
+                signal.signal(one, handler)
+
+
+def _handled_signals() -> dict[int, Any]:
+    """The signals that stop the run, where somebody in this thread has said how."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    return {one: how for one, how in found.items() if callable(how) and how is not signal.default_int_handler}
 
 
 @asynccontextmanager

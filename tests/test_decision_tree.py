@@ -183,6 +183,12 @@ def test_preferences_of_both_orders_add_up_to_one(pickled: Any):
     assert np.isnan(np.diag(wins)).all()
 
 
+@pytest.mark.parametrize("chance", [0.4, 2 / 3, 0.1, 0.95])
+def test_responses_with_equal_attributes_tie_whatever_the_leaf(chance: float):
+    wins = preferences(Tree(2, [-2], [0.0], [-1], [-1], [chance]), np.ones((3, 2)))
+    assert (wins[~np.eye(3, dtype=bool)] == 0.5).all()
+
+
 def test_what_cannot_be_scored_stays_beside_the_ranked(folder: Path):
     long = "x" * 300
     (scores,) = DecisionTree(model=str(folder)).score(groups(["Hi.", long, "No"])[:1])

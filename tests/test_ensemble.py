@@ -95,7 +95,9 @@ def test_faults_name_the_option_and_what_is_allowed():
     assert "is no member; did you mean a?" in faults_of(weights={"aa": 1})["reward.weights.aa"]
     assert "expected a number" in faults_of(weights={"a": "much"})["reward.weights.a"]
     assert "combine: min weighs nothing" in faults_of(combine="min", weights={"a": 2})["reward.weights"]
-    assert "sum to 0" in faults_of(weights={"a": 1, "b": -1})["reward.weights"]
+    for weights in ({"a": 1, "b": -1}, {"a": -2}, {"a": 0.1, "b": -0.1000000000000001}):
+        assert "sum to 0 or less" in faults_of(weights=weights)["reward.weights"]
+    assert faults_of(combine="sum", weights={"a": -2}) == {}
     assert "expected [low, high]" in faults_of(ranges={"a": [2, 1]})["reward.ranges.a"]
     assert "expected a mapping of names" in faults_of(members=[LENGTH])["reward.members"]
     assert "is no name" in faults_of(members={"../x": LENGTH})["reward.members.../x"]

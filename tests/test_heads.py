@@ -455,6 +455,34 @@ def test_a_head_of_more_outputs_than_the_config_says_is_refused(tmp_path: Path):
         load(tmp_path, label=0)
 
 
+def test_a_head_with_more_than_is_read_or_other_outputs_is_refused(tmp_path: Path):
+    head = {f"v_head.summary.{at}.{part}": rand(*shape) for at, part, shape in [
+        (0, "weight", (16, WIDTH)), (0, "bias", (16,)), (2, "weight", (1, 16)), (2, "bias", (1,)),
+        (4, "weight", (1, 1)), (4, "bias", (1,)),
+    ]}  # fmt: skip
+    make(tmp_path / "a", head, "GRewardModel")
+    with pytest.raises(UserError, match=r"does not read v_head\.summary\.4"):
+        load(tmp_path / "a")
+    make(tmp_path / "b", {"regression_head.weight": rand(2, WIDTH)}, "LlamaRewardModel")
+    with pytest.raises(UserError, match="has 2 outputs, where 1 belongs"):
+        load(tmp_path / "b")
+    save(tmp_path / "c", "LlamaForCausalLM", **SIZE)
+    with pytest.raises(UserError, match=r"reward\.label: 1000000 is no token"):
+        load(tmp_path / "c", head="token", label=1000000)
+
+
+def test_of_several_kinds_of_weights_the_one_is_read_that_transformers_loads(tmp_path: Path):
+    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
+    expected = rewards(RewardModel(model=str(tmp_path)), groups())
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "gone.bin"}}')
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "stale.safetensors"}}')
+    assert rewards(RewardModel(model=str(tmp_path)), groups()) == expected
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight')
+    with pytest.raises(UserError, match="no index of weights"):
+        load(tmp_path)
+
+
 def test_a_gate_of_other_layers_than_its_config_says_is_refused(tmp_path: Path):
     head = {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)}
     make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=3)

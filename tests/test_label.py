@@ -121,3 +121,39 @@ def test_a_recipe_that_gives_responses_and_makes_them_is_refused(tmp_path: Path)
     write(tmp_path, "label.yaml", job="label", name="x", responses={"path": "none.jsonl"}, reward=rule)
     done = worlds.raft(tmp_path, "check", "label.yaml")
     assert done.returncode == 2 and "responses.path: no file at" in done.stderr
+
+
+def test_two_rows_of_one_prompt_id_are_refused(tmp_path: Path):
+    given(tmp_path, ROWS)
+    file = tmp_path / "responses.jsonl"
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+    rule = {"kind": "rule", "function": "length"}
+    write(tmp_path, "label.yaml", job="label", name="x", responses={"path": "responses.jsonl"}, reward=rule)
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 2 and "responses.jsonl:4: a second row has prompt_id p0" in done.stderr
+
+
+def test_needed_recipes_of_one_name_are_refused(tmp_path: Path):
+    worlds.make_recipe(tmp_path)
+    trainer, policy = {"kind": "reward-model"}, {"model": "base"}
+    for number in (1, 2):
+        examples = {
+            "kind": "list",
+            "items": [{"prompt": "a", "chosen": "b", "rejected": str(number)}],
+            "pairs": "given",
+        }
+        write(
+            tmp_path,
+            f"rm{number}.yaml",
+            job="reward-model",
+            name="rm",
+            policy=policy,
+            examples=examples,
+            trainer=trainer,
+        )
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["reward"] = {"kind": "model", "recipe": "rm1.yaml", "template": "plain"}
+    recipe["evaluation"]["gold"] = {"kind": "model", "recipe": "rm2.yaml", "template": "plain"}
+    write(tmp_path, "both.yaml", **recipe)
+    done = worlds.raft(tmp_path, "check", "both.yaml")
+    assert done.returncode == 2 and "have the same name: rm; give each its own" in done.stderr

@@ -19,7 +19,7 @@ from raft.errors import UserError
 from raft.generators.sampling import Sampling
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
-from raft.server import Connection, Server, chosen, connected, excerpt, foreign, is_vllm, url_faults
+from raft.server import Connection, Server, chosen, connected, excerpt, foreign, is_vllm, stoppable, url_faults
 
 TOLERANCE = 0.5  # mean difference of log-probabilities: a number format moves them by hundredths, others by units
 USUAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # what a server does that knows no such options
@@ -48,9 +48,9 @@ class Remote(Sampling, Connection):
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group for each prompt as it is finished; at most `concurrency` prompts are under way."""
-        with asyncio.Runner() as runner:  # leaving it, however that comes, cancels and closes what is under way
+        with stoppable() as run:  # leaving it, however that comes, cancels and closes what is under way
             groups = self._groups(policy, prompts, seed)
-            while (group := runner.run(_next(groups))) is not None:
+            while (group := run(_next(groups))) is not None:
                 yield group
 
     def release(self) -> None:

@@ -67,9 +67,10 @@ class DecisionTree(RewardModel):
 
     def _ranked(self, scores: list[Score]) -> list[Score]:
         """The scores of a group ranked; what has no attributes stays as it is, beside the others."""
+        tree = self._tree  # first: it names a model that has no attributes
         known = [index for index, score in enumerate(scores) if score.reward is not None]
         attributes = np.array([[scores[index].parts[name] for name in self.reader.names] for index in known])
-        wins = preferences(self._tree, attributes)
+        wins = preferences(tree, attributes)
         liked = [scores[index].reward or 0.0 for index in known]
         order = ranking.ranked(wins, liked)
         found = dict(zip(known, ranking.scores(wins, order, [scores[index].parts for index in known]), strict=True))
@@ -91,6 +92,8 @@ class Tree:
     first: list[float]
 
     def __post_init__(self) -> None:
+        if len({len(self.feature), len(self.threshold), len(self.left), len(self.right), len(self.first)}) != 1:
+            raise UserError("the lists of the decision tree are not of one length; the file is damaged")
         for at, left in enumerate(self.left):
             if left == LEAF:
                 continue
@@ -123,7 +126,7 @@ def preferences(tree: Tree, attributes: np.ndarray) -> np.ndarray:
         for j in range(count):
             if i != j:
                 first[i, j] = tree.chance(attributes[i] - attributes[j])
-    return (first + 1 - first.T) / 2
+    return 0.5 + (first - first.T) / 2  # exactly one half where both orders agree, which is a tie
 
 
 def load(path: Path) -> Tree:

@@ -45,15 +45,17 @@ class Ensemble:
         yield from plugins.faults_of_range(self, deviations=(0, math.inf))
         for option in ("weights", "ranges"):
             for name in getattr(self, option):
-                if name not in self.members:
+                if str(name) not in self.members:
                     yield f"{option}.{name}", f"is no member; {plugins.suggest(str(name), list(self.members))}"
         for name, weight in self.weights.items():
             if not _is_number(weight):
                 yield f"weights.{name}", f"expected a number, found {weight!r}"
         if self.weights and self.combine not in ("sum", "mean"):
             yield "weights", f"combine: {self.combine} weighs nothing; remove them, or use sum or mean"
-        elif self.combine == "mean" and all(map(_is_number, self.weights.values())) and sum(self._weights()) == 0:
-            yield "weights", "sum to 0, so there is no mean; use combine: sum"
+        elif self.combine == "mean" and all(map(_is_number, self.weights.values())):
+            weights = self._weights()
+            if sum(weights) <= 1e-9 * sum(map(abs, weights)):
+                yield "weights", "sum to 0 or less, which is no mean and would turn rewards round; use combine: sum"
         for name, pair in self.ranges.items():
             if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
                 yield f"ranges.{name}", f"expected [low, high], found {pair!r}"

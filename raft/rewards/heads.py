@@ -62,10 +62,12 @@ class Head(torch.nn.Module):
     """Hidden states to outputs; `names` are the outputs' names, `tensors` what of the checkpoint is the head's."""
 
     names: Sequence[str] = ("reward",)
+    width: int = 0  # how many outputs the tensors give
 
     def __init__(self, tensors: Tensors):
         super().__init__()
         self.tensors = sorted(tensors)
+        self.used: set[str] = set()  # what was asked for by `present`
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor)
 
@@ -73,6 +75,7 @@ class Head(torch.nn.Module):
         """The name, if the head has a tensor of it; else KeyError."""
         if name not in self.tensors:
             raise KeyError(name)
+        self.used.add(name)
         return name
 
     def of(self, name: str) -> torch.Tensor:
@@ -100,6 +103,7 @@ class Linear(Head):
         super().__init__(tensors)
         self.names = names
         self.weight, self.bias = self.present(f"{prefix}.weight"), self.present(f"{prefix}.bias") if bias else None
+        self.width = len(tensors[self.weight])
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
         return linear(last, self.of(self.weight), None if self.bias is None else self.of(self.bias))
@@ -115,6 +119,7 @@ class Layers(Head):
             [self.present(f"{prefix}.{place}.{part}") for part in ("weight", "bias")]
             for place in range(0, 2 * count, 2)
         ]
+        self.width = len(tensors[self.layers[-1][0]])
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
         for number, (weight, bias) in enumerate(self.layers):
@@ -251,6 +256,7 @@ def build(kind: str, name: str, config: Any, checkpoint: Checkpoint, tokenizer: 
         head = _built(kind, config, checkpoint, tokenizer, label)
     except KeyError as fault:
         raise UserError(f"{name}: head: {kind} lacks the tensor {fault}; its rewards would be made up") from None
+    _check_whole(kind, name, head)
     bad = [one for one, tensor in head.named_buffers() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(
@@ -259,10 +265,23 @@ def build(kind: str, name: str, config: Any, checkpoint: Checkpoint, tokenizer: 
     return head.float()
 
 
+def _check_whole(kind: str, name: str, head: Head) -> None:
+    """UserError if the head leaves out a tensor of its own, or has other outputs than it should."""
+    if isinstance(head, Quantile):
+        return  # checks its layers itself
+    left_over = sorted(set(head.tensors) - head.used)
+    if left_over:
+        raise UserError(f"{name}: head: {kind} does not read {left_over[0]}; its config.json says fewer layers")
+    if head.width != len(head.names):
+        raise UserError(f"{name}: head: {kind} has {head.width} outputs, where {len(head.names)} belongs")
+
+
 def _built(kind: str, config: Any, checkpoint: Checkpoint, tokenizer: Any, label: Any) -> Head:
     if kind == "token":
         tied = next((one for one in checkpoint.names if one.endswith("embed_tokens.weight")), "")
         name = "lm_head.weight" if "lm_head.weight" in checkpoint.names else tied
+        if int(label or 0) >= (known := checkpoint.shape(name)[0]):
+            raise UserError(f"reward.label: {label} is no token; the vocabulary has 0 to {known - 1}")
         return Linear({"token.weight": checkpoint.row(name, int(label or 0))}, "token")
     tensors = checkpoint.tensors(one for one in checkpoint.names if re.fullmatch(TENSORS[kind], one))
     if kind == "quantile":

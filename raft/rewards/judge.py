@@ -25,7 +25,7 @@ from raft.records import Group, Prompt, Score
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
 from raft.seeds import derive
-from raft.server import Connection, Refused, Server, chosen, connected, excerpt, is_vllm, url_faults
+from raft.server import Connection, Refused, Server, chosen, connected, excerpt, is_vllm, stoppable, url_faults
 from raft.sources import pattern_faults
 
 UNREADABLE = {400, 413, 422}  # statuses that are about one request, most often that it is too long
@@ -100,10 +100,10 @@ class Judge(Connection):
         Requests of all the groups are under way together, `concurrency` of them at a time.
         """
         block = list(groups)
-        with asyncio.Runner() as runner:  # leaving it, however that comes, cancels what is under way
+        with stoppable() as run:  # leaving it, however that comes, cancels what is under way
             found = self._scored(block)
             for _ in block:
-                yield runner.run(_next(found))
+                yield run(_next(found))
 
     def release(self) -> None:
         """Ends the server of our own where it holds an accelerator that is another's now; the next score starts it."""

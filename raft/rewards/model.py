@@ -86,6 +86,8 @@ class RewardModel(Options):
             return Score(None, error=fault)
         found, names = outputs[ids], self.reader.names
         if not all(map(math.isfinite, found)):
-            return Score(None, error=f"the reward model gave {found[self.reader.chosen]}, not a finite number")
-        parts = {name: value for name, value in zip(names, found, strict=True) if name != "reward"}
+            name, value = next((n, v) for n, v in zip(names, found, strict=True) if not math.isfinite(v))
+            return Score(None, error=f"the reward model gave {value} as {name}, not a finite number")
+        chosen = self.reader.chosen if names[self.reader.chosen] == "reward" else None
+        parts = {name: value for at, (name, value) in enumerate(zip(names, found, strict=True)) if at != chosen}
         return Score(found[self.reader.chosen], {**parts, "cut_tokens": float(cut)} if cut else parts)
