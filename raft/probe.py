@@ -142,7 +142,7 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
 
     try:
         options.setdefault(
-            "attn_implementation", _attention(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            "attn_implementation", attention(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
         )
         with quiet():
             model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
@@ -158,14 +158,18 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
             "weights (*.safetensors), of an architecture that transformers knows"
         ) from fault
     _complete(folder, {str(key) for key in info["missing_keys"]} - set(may_lack), "missing")
-    left_over = {key for key in map(str, info["unexpected_keys"]) if not OLD_BUFFERS.search(key)}
-    _complete(folder, left_over - set(may_lack), "left over")
+    _complete(folder, left_over(info) - set(may_lack), "left over")
     return model
 
 
-def _attention(config: Any) -> str | None:
+def attention(config: Any) -> str | None:
     """The fast kernels of transformers ignore Gemma 2's soft capping without a word; only the plain one has it."""
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def left_over(info: dict[str, Any]) -> set[str]:
+    """The tensors of a checkpoint that its model did not take, by what `from_pretrained` reports of the loading."""
+    return {key for key in map(str, info["unexpected_keys"]) if not OLD_BUFFERS.search(key)}
 
 
 def _complete(folder: Path, keys: set[str], what: str) -> None:

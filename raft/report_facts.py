@@ -62,7 +62,8 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     """All that the page tells at once, as JSON-able data; `packed` is what is known of the batches of groups."""
     about = _json(folder / "run.json")
     stamps = sorted(_stamps(folder), key=lambda one: one["began"])
-    rows = _finite(metrics_rows(folder))
+    measured = metrics_rows(folder)
+    rows = _finite(measured)
     recipe = folder / "resolved.yaml"
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     return {
@@ -83,19 +84,19 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "stages": [{name: value for name, value in one.items() if name != "measured"} for one in stamps],
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
-        "findings": findings(folder, text),
+        "findings": findings(folder, measured, text),
         "table": _text(folder / "accuracy.md"),
         "recipe": text,
     }
 
 
-def findings(folder: Path, recipe: str) -> list[dict[str, Any]]:
+def findings(folder: Path, rows: list[dict[str, Any]], recipe: str) -> list[dict[str, Any]]:
     """What was found when the rewards were examined, and what the figures say now (raft/advice.py)."""
     import yaml
 
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
-    rows, options = metrics_rows(folder), (yaml.safe_load(recipe) or {}).get("advice") or {}
+    options = (yaml.safe_load(recipe) or {}).get("advice") or {}
     said = advice.advise(rows, Advice(**options)) if rows else []
     told = [{"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in said]
     return [*examined, *told]

@@ -272,21 +272,27 @@ def test_a_quantile_head_on_gemma_2_has_its_own_mark_and_places(tmp_path: Path):
     assert rewards(RewardModel(model=str(tmp_path)), groups()) == pytest.approx(expected * 2, abs=1e-4)
 
 
-def test_a_deberta_reads_question_and_answer_as_a_pair(tmp_path: Path):
-    """classifier(gelu(pooler(h of [CLS]))); the encoder itself is transformers' own."""
+def frame_pairs(folder: Path) -> Any:
+    """Gives a folder a tokenizer that frames a question and its answer as two segments."""
     from tokenizers import processors
 
-    sizes = {
-        "type_vocab_size": 0, "position_biased_input": False, "pooler_hidden_size": WIDTH, "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 128, "max_position_embeddings": 128,
-    }  # fmt: skip
-    model = save(tmp_path, "DebertaV2ForSequenceClassification", **sizes, **SIZE)
     tokenizer = make_tokenizer(cls_token="<s>", sep_token="</s>")
     tokenizer.bos_token = tokenizer.chat_template = None
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_deberta_reads_question_and_answer_as_a_pair(tmp_path: Path):
+    """classifier(gelu(pooler(h of [CLS]))); the encoder itself is transformers' own."""
+    sizes = {
+        "type_vocab_size": 0, "position_biased_input": False, "pooler_hidden_size": WIDTH, "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 128, "max_position_embeddings": 128,
+    }  # fmt: skip
+    model = save(tmp_path, "DebertaV2ForSequenceClassification", **sizes, **SIZE)
+    tokenizer = frame_pairs(tmp_path)
     expected = []
     for text in TEXTS:
         ids = [1, *tokenizer("How are you?", add_special_tokens=False)["input_ids"], 2]
@@ -302,15 +308,8 @@ def test_a_deberta_reads_question_and_answer_as_a_pair(tmp_path: Path):
 
 
 def test_an_encoder_with_token_types_is_told_the_segments(tmp_path: Path):
-    from tokenizers import processors
-
     model = save(tmp_path, "BertForSequenceClassification", max_position_embeddings=128, **SIZE)
-    tokenizer = make_tokenizer(cls_token="<s>", sep_token="</s>")
-    tokenizer.bos_token = tokenizer.chat_template = None
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer = frame_pairs(tmp_path)
     expected = []
     for text in TEXTS:
         question = [1, *tokenizer("How are you?", add_special_tokens=False)["input_ids"], 2]

@@ -15,7 +15,7 @@ from raft import chat
 from raft.checkpoint import Checkpoint
 from raft.errors import Stopped, UserError
 from raft.plugins import faults_of_range, source
-from raft.probe import OLD_BUFFERS, quiet
+from raft.probe import attention, left_over, quiet
 
 Ids = tuple[int, ...]
 
@@ -195,19 +195,18 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = ("bfloat16" if device == "cuda" else "float32") if options.dtype == "auto" else options.dtype
-    attention = _attention(options, config)
+    chosen = _attention(options, config)
     try:
         with quiet():
             model, report = getattr(transformers, f"AutoModel{kind and 'For'}{kind}").from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), attn_implementation=attention,
+                folder, config=config, dtype=getattr(torch, dtype), attn_implementation=chosen,
                 output_loading_info=True, trust_remote_code=False, weights_only=True,
             )  # fmt: skip
     except (Stopped, UserError):
         raise
     except Exception as fault:
         raise UserError(f"{options.model} cannot be loaded as a reward model: {fault}") from fault
-    left_over = {one for one in map(str, report["unexpected_keys"]) if not OLD_BUFFERS.search(one)}
-    _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over - head})
+    _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over(report) - head})
     model = model.eval().requires_grad_(False).to(device)
     _check_finite(options.model, model)
     return model
@@ -215,12 +214,12 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 
 def _attention(options: Options, config: Any) -> str | None:
     """The attention that transformers is asked for; None is its own choice."""
-    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
+    if (needed := attention(config)) is None:
         return options.attention
     if options.attention == "sdpa":
         allowed = "allowed: eager, flash_attention_2"
         raise UserError(f"reward.attention: sdpa leaves out the soft cap of {options.model}; {allowed}")
-    return options.attention or "eager"
+    return options.attention or needed
 
 
 def _check_complete(name: str, report: dict[str, set[str]]) -> None:
