@@ -14,7 +14,7 @@ import pytest
 from raft.errors import UserError
 from raft.keys import describe
 from raft.plugins import source, speed
-from raft.runs import Output, Run, metrics_rows, stamp_path
+from raft.runs import Output, Run, metrics_rows, stamp_path, write_json
 
 
 @dataclass(frozen=True)
@@ -196,3 +196,15 @@ def test_a_kill_between_the_stamp_and_the_clearing_up_leaves_nothing_behind(tmp_
     (tmp_path / "g.jsonl.partial").write_text("left by a kill")
     run(tmp_path).once("g.jsonl", stage)
     assert not (tmp_path / "g.jsonl.partial").exists()
+
+
+def test_a_policy_without_its_stamp_is_not_the_current_one(tmp_path):
+    """A kill between the two must not let the policy before it be deleted: the next is made out of that one."""
+    run = Run(tmp_path, 0)
+    for number in range(4):
+        policy = run.iteration(number).folder / "policy"
+        policy.mkdir(parents=True)
+        if number < 3:
+            write_json(stamp_path(policy), {"key": {}})
+    run.prune("last", best=0, finished=False)
+    assert [(run.iteration(number).folder / "policy").exists() for number in range(4)] == [True, False, True, True]
