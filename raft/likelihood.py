@@ -1,17 +1,19 @@
 """How likely responses are under a policy, computed by transformers: one and the same arithmetic for every policy."""
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from raft import chat, probe
+import numpy as np
+
+from raft import attention, chat, layout, probe
 from raft.records import Group
+from raft.timing import part
 
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
-BATCH_TOKENS = 8192  # positions of one forward pass, padding included
-
-Row = tuple[list[int], int]  # the tokens of prompt and response, and how many of them are the prompt's
+FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass
 
 
 def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
@@ -19,45 +21,53 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = probe.load_model(folder).to(device), chat.load_tokenizer(str(folder))
+    with part("load"):
+        model, tokenizer = probe.load_model(folder).to(device), chat.load_tokenizer(str(folder))
+        packed = attention.adopt(model, _hidden)
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, BLOCK)):
-        rows = [row for group in block for row in _rows(tokenizer, group)]
-        found = iter(_measured(model, rows))
-        yield from ([next(found) for _ in group.responses] for group in block)
+        prompts = [chat.encode_prompt(tokenizer, group.prompt) for group in block]
+        families = [
+            [prompt + response.token_ids for response in group.responses]
+            for prompt, group in zip(prompts, block, strict=True)
+        ]
+        sums = [[0.0] * len(family) for family in families]
+        for batch in layout.batches(families, FORWARD[device], packed):
+            texts = [[families[number][at] for number, at in part] for part in batch]
+            places = [place for part in batch for place in part]
+            laid = layout.pack(texts) if packed else layout.pad([text for part in texts for text in part])
+            found = _likely(model, laid, [len(prompts[number]) for number, _ in places])
+            for (number, at), total in zip(places, found, strict=True):
+                sums[number][at] = total
+        yield from sums
 
 
-def _rows(tokenizer: Any, group: Group) -> Iterator[Row]:
-    prompt = chat.encode_prompt(tokenizer, group.prompt)
-    return ((prompt + response.token_ids, len(prompt)) for response in group.responses)
-
-
-def _measured(model: Any, rows: list[Row]) -> list[float]:
-    """The sums in the order of the rows; batches are of rows of like length."""
-    sums = [0.0] * len(rows)
-    batch: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True):
-        if batch and (len(batch) + 1) * len(rows[batch[0]][0]) > BATCH_TOKENS:
-            _fill(model, rows, batch, sums)
-            batch = []
-        batch.append(place)
-    _fill(model, rows, batch, sums)
-    return sums
-
-
-def _fill(model: Any, rows: list[Row], batch: list[int], sums: list[float]) -> None:
+def _likely(model: Any, laid: layout.Layout, begins: list[int]) -> list[float]:
+    """For each text, the sum of the log-probabilities of its tokens from `begins` on."""
     import torch
 
-    longest = max(len(rows[place][0]) for place in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long, device=model.device)
-    attended, counted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.float32)
-    for at, place in enumerate(batch):
-        tokens, start = rows[place]
-        ids[at, : len(tokens)] = torch.tensor(tokens)
-        attended[at, : len(tokens)] = 1
-        counted[at, start : len(tokens)] = 1
+    # Token t is predicted one place before its own.
+    asked = [places[begin - 1 : -1] for places, begin in zip(laid.places, begins, strict=True)]
+    targets = np.concatenate(
+        [
+            laid.inputs["input_ids"][row, places[begin:]]
+            for row, places, begin in zip(laid.row, laid.places, begins, strict=True)
+        ]
+    )
+    counts = [len(one) for one in asked]
+    rows, columns = np.repeat(laid.row, counts), np.concatenate(asked)
+    keep, at = np.unique(columns, return_inverse=True)
+    inputs = attention.inputs(laid.inputs, model.device)
     with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
-    likely = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * counted[:, 1:]
-    for place, total in zip(batch, likely.sum(-1).tolist(), strict=True):
-        sums[place] = total
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            kept = torch.as_tensor(keep, device=model.device)
+            logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        else:
+            logits = model(**inputs, use_cache=False).logits[:, keep]
+        likely = logits[rows, at].float().log_softmax(-1)
+        found = likely.gather(-1, torch.as_tensor(targets, device=model.device)[:, None])[:, 0].cpu()
+    return [float(part.sum()) for part in found.split(counts)]
+
+
+def _hidden(model: Any, **inputs: Any) -> Any:
+    return model.base_model(**inputs, use_cache=False).last_hidden_state

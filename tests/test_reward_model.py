@@ -200,12 +200,12 @@ def test_a_reward_that_is_not_finite_is_an_error(tmp_path: Path):
 
 @pytest.fixture
 def crowded(llama: Path) -> Iterator[tuple[RewardModel, list[int]]]:
-    """A reward model whose memory holds two rows, and the sizes of the batches that it tried."""
+    """A reward model whose memory holds 100 tokens, and the sizes of the batches that it tried."""
     reward, tried = RewardModel(model=str(llama)), []
 
     def admit(module: Any, args: Any, given: dict[str, Any]) -> None:
-        tried.append(len(given["input_ids"]))
-        if tried[-1] > 2:
+        tried.append(given["input_ids"].numel())
+        if tried[-1] > 100:
             raise torch.cuda.OutOfMemoryError("no room")
 
     hook = reward.reader.model.register_forward_pre_hook(admit, with_kwargs=True)
@@ -216,7 +216,7 @@ def crowded(llama: Path) -> Iterator[tuple[RewardModel, list[int]]]:
 def test_a_batch_that_does_not_fit_is_halved(llama: Path, crowded: tuple[RewardModel, list[int]]):
     reward, tried = crowded
     assert rewards(reward, groups()) == pytest.approx(rewards(RewardModel(model=str(llama)), groups()), abs=1e-5)
-    assert tried == [5, 2, 3, 1, 2]
+    assert tried[0] > 100 >= max(tried[1:])
 
 
 def test_a_row_that_does_not_fit_is_told(llama: Path):
@@ -226,7 +226,7 @@ def test_a_row_that_does_not_fit_is_told(llama: Path):
         raise torch.cuda.OutOfMemoryError("no room")
 
     reward.reader.model.register_forward_pre_hook(refuse)
-    with pytest.raises(UserError, match="one conversation of 62 tokens does not fit"):
+    with pytest.raises(UserError, match=r"one conversation of \d+ tokens does not fit"):
         list(reward.score(groups()))
 
 
@@ -238,8 +238,7 @@ def test_batches_keep_to_the_token_budget(llama: Path):
 
     reward.reader.model.register_forward_pre_hook(watch, with_kwargs=True)
     rewards(reward, groups())
-    assert shapes[0] == (1, 62) and sum(rows for rows, _ in shapes) == 5
-    assert all(rows * longest <= 64 for rows, longest in shapes)
+    assert shapes and all(rows == 1 and tokens <= 64 for rows, tokens in shapes)
 
 
 def test_a_released_model_comes_back(llama: Path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ def training(folder: Path) -> dict[int, np.ndarray]:
 
     Without those that only compare the responses of one prompt: they say nothing between prompts.
     """
-    found = {number - 1: scores for number, scores in _finished(folder, "scores.jsonl")}
-    return {iteration: rewards_of(scores)[0] for iteration, scores in found.items() if ranks_of(scores) is None}
+    found = {number - 1: _rewards(scores) for number, scores in _finished(folder, "scores.jsonl")}
+    return {iteration: rewards for iteration, (rewards, comparable) in found.items() if comparable}
 
 
 def winners(folder: Path) -> dict[int, np.ndarray]:
@@ -33,7 +34,7 @@ def winners(folder: Path) -> dict[int, np.ndarray]:
 
 def held_out(folder: Path, name: str) -> dict[int, np.ndarray]:
     """The rewards of each policy's held-out responses, [N, K] by iteration; `name` is "scores" or "gold"."""
-    return {iteration: rewards_of(scores)[0] for iteration, scores in _finished(folder, f"evaluation/{name}.jsonl")}
+    return {iteration: _rewards(scores)[0] for iteration, scores in _finished(folder, f"evaluation/{name}.jsonl")}
 
 
 def k_of(folder: Path) -> int | None:
@@ -53,13 +54,29 @@ def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray) -> li
 
     The same prompts are drawn for all of them, and at every call.
     """
-    lows, highs = metrics.bootstrap_bands(per_prompt, np.random.default_rng(0))
+    lows, highs = _bands(per_prompt.astype(float).tobytes(), len(quantities))
     known = ~np.isnan(per_prompt)
     return [
         Number(iteration, quantity, float(column[there].mean()), float(low), float(high))
         for quantity, column, there, low, high in zip(quantities, per_prompt.T, known.T, lows, highs, strict=True)
         if there.any()
     ]
+
+
+@lru_cache(maxsize=512)  # the curve is drawn again after each iteration, and what was measured once stays as it is
+def _bands(per_prompt: bytes, quantities: int) -> tuple[np.ndarray, np.ndarray]:
+    return metrics.bootstrap_bands(np.frombuffer(per_prompt).reshape(-1, quantities), np.random.default_rng(0))
+
+
+def _rewards(scores: Artifact) -> tuple[np.ndarray, bool]:
+    """The rewards [N, K], and whether they can be compared between prompts."""
+    return _read(scores.path, scores.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=128)
+def _read(path: Path, written: int) -> tuple[np.ndarray, bool]:
+    scores = Artifact(path, {})
+    return rewards_of(scores)[0], ranks_of(scores) is None
 
 
 def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:

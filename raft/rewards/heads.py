@@ -86,10 +86,13 @@ class Head(torch.nn.Module):
         """Why this head cannot read a conversation, None where it can."""
         return None
 
-    def forward(self, hidden: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The outputs [rows, names] of hidden states [rows, tokens, width], whose rows hold these tokens first."""
-        last = torch.tensor([len(ids) - 1 for ids in rows], device=hidden.device)
-        return self.read(hidden[torch.arange(len(rows), device=hidden.device), last].float())
+    def places(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a conversation whose hidden states are read, the last one at the end."""
+        return [len(ids) - 1]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The outputs [rows, names] of the hidden states at these places [rows, places, width]."""
+        return self.read(hidden[:, -1].float())
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
         """The outputs of the hidden states of the last tokens [rows, width]."""
@@ -166,10 +169,14 @@ class Quantile(Head):
             None if self._gate_at(ids) is not None else "nowhere in it does a question end, so the gate reads nothing"
         )
 
-    def forward(self, hidden: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        at = torch.tensor([self._gate_at(ids) for ids in rows], device=hidden.device)
-        gate = self._gate(hidden[torch.arange(len(rows), device=hidden.device), at].float())
-        found = super().forward(hidden, rows)
+    def places(self, ids: Sequence[int]) -> list[int]:
+        at = self._gate_at(ids)
+        assert at is not None, "what cannot be read was asked for by `fault`"
+        return [at, *super().places(ids)]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate = self._gate(hidden[:, 0].float())
+        found = super().forward(hidden)
         return torch.cat([(gate * found).sum(1, keepdim=True), found], 1)
 
     def read(self, last: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Literal
 
 from raft import conversation
 from raft.plugins import faults_of_range, source
 from raft.records import Group, Prompt, Score
 from raft.rewards.reader import Ids, Options, Reader
+from raft.timing import part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,10 @@ class RewardModel(Options):
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores all the groups as one block: the rewards of a block do not depend on the order within it."""
         block = list(groups)
-        rows = [self.encode(group.prompt, response.text) for group in block for response in group.responses]
-        outputs = self.reader.outputs({ids for ids, _ in rows if self.fault(ids) is None})
-        scores = iter([self._score(ids, cut, outputs) for ids, cut in rows])
-        for group in block:
-            yield list(islice(scores, len(group.responses)))
+        families = [[self.encode(group.prompt, response.text) for response in group.responses] for group in block]
+        outputs = self.reader.outputs([ids for ids, _ in family if self.fault(ids) is None] for family in families)
+        for family in families:
+            yield [self._score(ids, cut, outputs) for ids, cut in family]
 
     def release(self) -> None:
         if "reader" in vars(self):
@@ -55,7 +54,8 @@ class RewardModel(Options):
     @cached_property
     def reader(self) -> Reader:
         """The living model, loaded when it is first needed."""
-        return Reader(self, pairs=self.template == "pair")
+        with part("load"):
+            return Reader(self, pairs=self.template == "pair")
 
     @property
     def limit(self) -> int:

@@ -1,4 +1,7 @@
-"""The living reward model: a backbone, its head, and conversations as tokens to outputs, in batches of similar length.
+"""The living reward model: a backbone, its head, and conversations as tokens to outputs.
+
+A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`raft.attention`, which
+proves on the model that this makes no difference); other models read batches of similar length, padded.
 
 The checkpoint has to hold every weight, the head included, and nothing beside: transformers would go on with a random
 head, or leave a bias out, with no more than a warning. Nothing of it is code; heads are our own (`raft.rewards.heads`).
@@ -11,11 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import chat
+import numpy as np
+
+from raft import attention, chat, layout, probe
 from raft.checkpoint import Checkpoint
 from raft.errors import Stopped, UserError
+from raft.layout import Layout
 from raft.plugins import faults_of_range, source
-from raft.probe import attention, left_over, quiet
+from raft.probe import left_over, quiet
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 Ids = tuple[int, ...]
 
@@ -26,7 +34,8 @@ class Options:
 
     `head: auto` finds the head; `label` chooses among several outputs, by name or number (for `head: token` it is the
     id whose logit is the reward). `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a
-    decoder always works in float32. A forward pass reads at most `batch_tokens` tokens, padding included.
+    decoder always works in float32. A forward pass reads at most `batch_tokens` tokens, padding included; if it is not
+    given, 2048 on a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
     model: str = source("model")
@@ -35,11 +44,12 @@ class Options:
     label: int | str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str | None = None
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
-        yield from faults_of_range(self, batch_tokens=(1, math.inf))
+        if self.batch_tokens is not None:
+            yield from faults_of_range(self, batch_tokens=(1, math.inf))
         if isinstance(self.label, int):
             yield from faults_of_range(self, label=(0, math.inf))
         elif self.label is not None and self.head == "token":
@@ -58,9 +68,10 @@ class Reader:
         from raft.hub import locate_model
         from raft.rewards import heads
 
-        self.name, self.batch_tokens, self.pairs = options.model, options.batch_tokens, pairs
+        self.name, self.pairs = options.model, pairs
         folder = locate_model(options.model, options.revision)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch_tokens = options.batch_tokens or BATCH_TOKENS[self.device]
         self.tokenizer = chat.load_tokenizer(str(folder))
         self.config = _config(options.model, folder)
         checkpoint = Checkpoint(folder)
@@ -77,23 +88,27 @@ class Reader:
             self.names = list(self.head.names)
         self.chosen = 0 if kind == "token" else _chosen(options, self.names)
         self.longest = self._longest()
+        self.packs = self.head is not None and options.attention is None and attention.adopt(self.model, _hidden)
 
-    def outputs(self, rows: Iterable[Ids]) -> dict[Ids, list[float]]:
-        """The outputs of each row of tokens. Longest first: memory that does not suffice shows at once."""
+    def outputs(self, families: Iterable[Iterable[Ids]]) -> dict[Ids, list[float]]:
+        """The outputs of rows of tokens, by families: what the rows of one begin with is read once.
+
+        Largest first: memory that does not suffice shows at once.
+        """
         self.move(self.device)
-        ordered = sorted(rows, key=lambda ids: (-len(ids), ids))
+        ordered = [sorted(set(family)) for family in families]
         found: dict[Ids, list[float]] = {}
-        while batch := ordered[len(found) : len(found) + self._fitting(ordered[len(found) :])]:
-            found.update(zip(batch, self._read(batch), strict=True))
+        for batch in layout.batches(ordered, self.batch_tokens, self.packs):
+            found.update(self._read([[ordered[number][at] for number, at in part] for part in batch]))
         return found
 
     def read_together(self, rows: Sequence[Ids]) -> list[list[float]]:
-        """The outputs of rows as one batch, in their order, whatever `batch_tokens` says."""
+        """The outputs of rows as one padded batch, in their order, whatever `batch_tokens` says."""
         import torch
 
         self.move(self.device)
         with torch.inference_mode():
-            return self._forward(rows).float().tolist()
+            return self._forward(rows, self._padded(rows)).float().tolist()
 
     @property
     def takes_positions(self) -> bool:
@@ -113,8 +128,9 @@ class Reader:
             hidden = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False
             ).last_hidden_state
-            moved = torch.stack([one.roll(len(row), 0) for one, row in zip(hidden, rows, strict=True)])
-            return self.head(moved, rows).float().tolist()
+            behind = [longest - len(row) for row in rows]
+            read = [[start + at for at in self.head.places(row)] for start, row in zip(behind, rows, strict=True)]
+            return self.head(hidden[torch.arange(len(rows))[:, None], torch.tensor(read)]).float().tolist()
 
     def fault(self, ids: Ids) -> str | None:
         """Why the head cannot read a conversation, None where it can."""
@@ -130,40 +146,42 @@ class Reader:
         if device == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _fitting(self, rows: Sequence[Ids]) -> int:
-        return max(1, self.batch_tokens // len(rows[0])) if rows else 0
-
-    def _read(self, batch: Sequence[Ids]) -> list[list[float]]:
+    def _read(self, batch: list[list[Ids]]) -> dict[Ids, list[float]]:
         """One forward pass, or two of half the size where the accelerator's memory does not suffice for one."""
         import torch
 
+        rows = [row for family in batch for row in family]
         try:
             with torch.inference_mode():
-                return self._forward(batch).float().tolist()
+                outputs = self._forward(rows, layout.pack(batch) if self.packs else self._padded(rows))
+                return dict(zip(rows, outputs.float().tolist(), strict=True))
         except torch.OutOfMemoryError as fault:
-            if len(batch) == 1:
+            if len(rows) == 1:
                 raise UserError(
-                    f"{self.name}: one conversation of {len(batch[0])} tokens does not fit the accelerator's memory; "
+                    f"{self.name}: one conversation of {len(rows[0])} tokens does not fit the accelerator's memory; "
                     "lower reward.max_tokens, or use a smaller model"
                 ) from fault
         torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self._read(batch[:half]) + self._read(batch[half:])
+        larger = batch if len(batch) > 1 else [[row] for row in rows]
+        half = len(larger) // 2
+        return self._read(larger[:half]) | self._read(larger[half:])
 
-    def _forward(self, batch: Sequence[Ids]) -> Any:
-        """The outputs of a batch, padded on the right. Shape (rows, names)."""
+    def _padded(self, rows: Sequence[Ids]) -> Layout:
+        return layout.pad(rows, 0 if self.head is not None else self.tokenizer.pad_token_id or 0)
+
+    def _forward(self, rows: Sequence[Ids], laid: Layout) -> Any:
+        """The outputs [rows, names] of rows that are laid out so."""
         import torch
 
-        rows = [torch.tensor(ids) for ids in batch]
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        pad = self.tokenizer.pad_token_id or 0 if self.head is None else 0  # of a decoder no later token is seen
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        inputs = attention.inputs(laid.inputs, self.device)
         if self.head is not None:
-            return self.head(self.model(**inputs, use_cache=False).last_hidden_state, batch)
+            read = np.stack([places[self.head.places(row)] for places, row in zip(laid.places, rows, strict=True)])
+            hidden = _hidden(self.model, **inputs)
+            return self.head(hidden[torch.as_tensor(laid.row)[:, None], torch.as_tensor(read)])
         if self.pairs and getattr(self.config, "type_vocab_size", 0) > 1:
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
             behind = (ids == self.tokenizer.sep_token_id).cumsum(1) - (ids == self.tokenizer.sep_token_id).int()
-            inputs["token_type_ids"] = ((behind >= 1) & (mask == 1)).long().to(self.device)
+            inputs["token_type_ids"] = ((behind >= 1) & (mask == 1)).long()
         return self.model(**inputs).logits
 
     def _longest(self) -> int:
@@ -172,6 +190,10 @@ class Reader:
         if self.head is None:
             positions = min(positions, self.tokenizer.model_max_length)
         return int(min(positions, 1 << 30))
+
+
+def _hidden(model: Any, **inputs: Any) -> Any:
+    return model(**inputs, use_cache=False).last_hidden_state
 
 
 def _config(name: str, folder: Path) -> Any:
@@ -214,7 +236,7 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 
 def _attention(options: Options, config: Any) -> str | None:
     """The attention that transformers is asked for; None is its own choice."""
-    if (needed := attention(config)) is None:
+    if (needed := probe.attention(config)) is None:
         return options.attention
     if options.attention == "sdpa":
         allowed = "allowed: eager, flash_attention_2"

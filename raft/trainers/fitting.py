@@ -7,10 +7,11 @@ clipping, mixed precision, checkpointed activations, compilation.
 
 import ast
 import importlib.util
+import itertools
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,12 +20,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from raft import plugins, probe
+from raft import attention, layout, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
+from raft.layout import Layout
 from raft.seeds import derive
-from raft.trainers import packing
+from raft.timing import part
+from raft.trainers.steps import Order
 
+FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass: what a cache holds, and what fills a GPU
+Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
 Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
 
@@ -63,7 +68,7 @@ class Fitting:
     weight_decay: float = 0.0
     max_length: int = 2048  # in tokens; what is longer is dropped, never cut
     packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
-    tokens_per_forward: int = 8192  # in the key: how floats are summed depends on it
+    tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
     gradient_checkpointing: bool = plugins.speed(False)
@@ -90,9 +95,9 @@ class Fitting:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
         yield from plugins.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
-        yield from plugins.faults_of_range(
-            self, epochs=(1, many), batch_size=(1, many), max_length=(2, many), tokens_per_forward=(1, many)
-        )
+        yield from plugins.faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
+        if self.tokens_per_forward is not None:
+            yield from plugins.faults_of_range(self, tokens_per_forward=(1, many))
         if self.schedule == "constant" and self.warmup:
             yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
         known = options_of("transformers", "training_args.py", "TrainingArguments")
@@ -128,7 +133,21 @@ def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **mor
     set_seed(torch_seed(seed))
     if options.attention != "auto":
         more["attn_implementation"] = options.attention
-    return probe.load_model(start, kind, **more).to(device())
+    with part("load"):
+        return ready(options, probe.load_model(start, kind, **more))
+
+
+def ready(options: Fitting, model: Any) -> Any:
+    """The model on its device, with our attention if it is to read packed rows and can."""
+    model.to(device())
+    if options.packing and options.attention == "auto":
+        attention.adopt(model, hidden)
+    return model
+
+
+def hidden(model: Any, **inputs: Any) -> Any:
+    """The states after the last layer [rows, tokens, width]."""
+    return plain(model).base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def adapt(options: Fitting, model: Any, task: str) -> Any:
@@ -154,35 +173,51 @@ def longest(options: Fitting, model: Any) -> tuple[int, str]:
     return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 
-def lay(options: Fitting, texts: list[np.ndarray]) -> packing.Layout:
-    """Texts as one input of the model."""
-    return packing.pack(texts) if options.packing else packing.pad(texts)
+def lay(options: Fitting, model: Any, families: Families) -> Layout:
+    """Texts as one input of the model, in their order."""
+    if options.packing and attention.adopted(plain(model)):
+        return layout.pack(families)
+    texts = list(itertools.chain.from_iterable(families))
+    if not options.packing:
+        return layout.pad(texts)
+    laid = layout.pack([[text] for text in texts])
+    del laid.inputs["attention_mask"]  # attention that is not ours tells texts apart by their positions
+    return laid
 
 
-def split(options: Fitting, lengths: list[int]) -> list[list[int]]:
-    """The texts of a step, by forward pass."""
-    return (packing.bins if options.packing else packing.rows)(lengths, options.tokens_per_forward)
+def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
+    """The families of a step, by forward pass."""
+    capacity = options.tokens_per_forward or FORWARD[device().type]
+    if not options.packing:
+        return layout.rows([len(family) * max(map(len, family)) for family in families], capacity)
+    size = layout.size if attention.adopted(plain(model)) else _tokens
+    return layout.bins([size(family) for family in families], capacity)
 
 
-def prove(options: Fitting, model: Any, texts: list[np.ndarray], see: Callable[[Any, dict[str, Any]], Any]) -> None:
+def _tokens(family: Sequence[np.ndarray]) -> int:
+    return sum(map(len, family))
+
+
+def prove(options: Fitting, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
     """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
 
     `see` gives the model's output [1, tokens, ...] for its inputs.
     """
-    import torch
 
-    def outputs(*chosen: np.ndarray) -> Any:
-        return see(model, tensors(packing.pack(chosen).inputs, device()))[0].float()
+    def outputs(*chosen: Sequence[np.ndarray]) -> list[Any]:
+        laid = lay(options, model, chosen)
+        seen = see(model, attention.inputs(laid.inputs, device()))[0].float()
+        return [seen[places] for places in laid.places]
 
     model.eval()
     with looking(options):
-        together = outputs(*texts)
-        alone = torch.cat([outputs(text) for text in texts])
-    difference = (together - alone).abs().max() / alone.abs().max()
+        together = outputs(*families)
+        alone = [outputs([text])[0] for family in families for text in family]
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(together, alone, strict=True))
     if not difference <= (0.05 if mixed(options) else 1e-3):
         raise UserError(
-            f"this architecture mixes packed examples: the outputs of {type(plain(model)).__name__} for two texts in "
-            f"one row differ from those for each alone by {float(difference):.2g} of the largest; "
+            f"this architecture mixes packed examples: the outputs of {type(plain(model)).__name__} for texts in "
+            f"one row differ from those for each alone by {difference:.2g} of the largest; "
             "set trainer.packing: false"
         )
 
@@ -199,7 +234,7 @@ def looking(options: Fitting) -> Iterator[None]:
 class Steps:
     """What Trainer takes for a data set: item i is optimiser step i, as the batches of its forward passes."""
 
-    def __init__(self, order: packing.Order, batches: Callable[[np.ndarray], list[Batch]]):
+    def __init__(self, order: Order, batches: Callable[[np.ndarray], list[Batch]]):
         self.order, self.batches = order, batches
 
     def __len__(self) -> int:
@@ -305,7 +340,7 @@ def _finite(loss: float, step: int) -> None:
         raise UserError(f"the loss is {loss} at step {step}; lower trainer.learning_rate, or raise trainer.warmup")
 
 
-def summary(measured: list[dict[str, float]], order: packing.Order) -> dict[str, float]:
+def summary(measured: list[dict[str, float]], order: Order) -> dict[str, float]:
     """Each number's mean over the steps of the last epoch, and the loss over the first tenth of the first epoch."""
     last, first = measured[-order.per_epoch :], measured[: -(-order.per_epoch // 10)]
     means = {f"train/{name}": float(np.mean([step[name] for step in last])) for name in last[0]}
@@ -326,6 +361,7 @@ def cast(model: Any, dtype: str) -> None:
         parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
+@part("save")
 def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None:
     """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter."""
     cast(model, dtype)

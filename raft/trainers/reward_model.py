@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft import accuracy, chat, conversation, plugins, probe
+from raft import accuracy, attention, chat, conversation, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.records import Pair
 from raft.seeds import derive
 from raft.trainers import fitting
 from raft.trainers.fitting import Batch, Fitting
-from raft.trainers.packing import Order, Texts
+from raft.trainers.steps import Order, Texts
 
 Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
 
@@ -58,9 +58,9 @@ class BradleyTerry(Fitting):
         if not len(texts):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
         if self.packing:
-            fitting.prove(self, model, [texts[0], texts[1]], _hidden)
+            fitting.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
         order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
-        steps = fitting.Steps(order, lambda members: self._batches([_pair(texts, number) for number in members]))
+        steps = fitting.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
         measured = fitting.fit(self, model, steps, _comparison, out, seed, advance)
         fitting.save(fitting.merged(model), tokenizer, start, out, self.save_dtype)
         return fitting.summary(measured, order)
@@ -71,7 +71,7 @@ class BradleyTerry(Fitting):
         Pairs that are too long are left out and counted.
         """
         tokenizer = chat.load_tokenizer(str(model_folder))
-        model = probe.load_model(model_folder, "SequenceClassification").to(fitting.device())
+        model = fitting.ready(self, probe.load_model(model_folder, "SequenceClassification"))
         skipped: list[str] = []
         encoded = self._encoded(model, tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
         margins = np.array(list(self._margins(model, encoded)))
@@ -93,9 +93,9 @@ class BradleyTerry(Fitting):
         proved = not self.packing
         while some := list(itertools.islice(pairs, self.batch_size)):
             if not proved:
-                fitting.prove(self, model, list(some[0]), _hidden)
+                fitting.prove(self, model, [some[0], some[-1]], _hidden)
                 proved = True
-            for batch in self._batches(some):
+            for batch in self._batches(model, some):
                 with fitting.looking(self):
                     yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
 
@@ -113,16 +113,15 @@ class BradleyTerry(Fitting):
             else:
                 yield chosen, rejected
 
-    def _batches(self, pairs: list[Sides]) -> list[Batch]:
+    def _batches(self, model: Any, pairs: list[Sides]) -> list[Batch]:
         """The forward passes of a step, each with whole pairs; their losses add up to the step's."""
-        sizes = [sum(map(len, pair)) if self.packing else 2 * max(map(len, pair)) for pair in pairs]
-        return [self._batch([pairs[place] for place in places], len(pairs)) for places in fitting.split(self, sizes)]
+        split = fitting.split(self, model, pairs)
+        return [self._batch(model, [pairs[place] for place in places], len(pairs)) for places in split]
 
-    def _batch(self, pairs: list[Sides], total: int) -> Batch:
-        texts = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-        layout = fitting.lay(self, texts)
-        last = layout.start + [len(text) - 1 for text in texts]
-        return {"inputs": layout.inputs, "rows": layout.row, "last": last, "share": np.float32(1 / total)}
+    def _batch(self, model: Any, pairs: list[Sides], total: int) -> Batch:
+        laid = fitting.lay(self, model, pairs)
+        last = np.array([places[-1] for places in laid.places])
+        return {"inputs": laid.inputs, "rows": laid.row, "last": last, "share": np.float32(1 / total)}
 
 
 def _pair(texts: Texts, number: int) -> Sides:
@@ -144,12 +143,12 @@ def _margin(model: Any, batch: Batch) -> Any:
 
     ends = _hidden(model, batch["inputs"])[batch["rows"], batch["last"]].float()
     with torch.autocast(ends.device.type, enabled=False):
-        chosen, rejected = fitting.plain(model).score(ends)[:, 0].chunk(2)
-    return chosen - rejected
+        rewards = fitting.plain(model).score(ends)[:, 0]
+    return rewards[0::2] - rewards[1::2]
 
 
 def _hidden(model: Any, inputs: dict[str, Any]) -> Any:
-    return fitting.plain(model).base_model(**inputs, use_cache=False).last_hidden_state
+    return fitting.hidden(model, **attention.inputs(inputs, fitting.device()))
 
 
 def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any:

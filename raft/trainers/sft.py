@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from raft import chat, plugins, probe
+from raft import attention, chat, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
+from raft.layout import Layout
 from raft.records import Example
 from raft.trainers import fitting
 from raft.trainers.fitting import Batch, Fitting
-from raft.trainers.packing import Layout, Order, Texts
+from raft.trainers.steps import Order, Texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,39 +54,39 @@ class SFT(Fitting):
         texts = corpus.excerpts()
         before = probe.measure(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
-        steps = self._steps(corpus, seed)
+        steps = self._steps(model, corpus, seed)
         if self.packing:
-            fitting.prove(self, model, corpus.two(), _logits)
+            fitting.prove(self, model, [[text] for text in corpus.two()], _logits)
         measured = fitting.fit(self, model, steps, Likelihood(model), out, seed, advance)
         model = fitting.merged(model)
         fitting.cast(model, self.save_dtype)
         fitting.cast(model, "float32")  # the probe is of the rounded weights, which are those that the engine will read
         probe.write(out / "probe.json", texts, probe.measure(model, texts), before)
         fitting.save(model, tokenizer, start, out, self.save_dtype)
-        more = {"train/tokens": corpus.learned, "train/padding": self._padding(corpus, steps.order)}
+        more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
         return {**fitting.summary(measured, steps.order), **more}
 
-    def _steps(self, corpus: "Corpus", seed: int) -> fitting.Steps:
+    def _steps(self, model: Any, corpus: "Corpus", seed: int) -> fitting.Steps:
         order = Order(len(corpus), self.batch_size, self.epochs, seed)
-        return fitting.Steps(order, lambda members: self._batches(corpus, members))
+        return fitting.Steps(order, lambda members: self._batches(model, corpus, members))
 
-    def _batches(self, corpus: "Corpus", members: np.ndarray) -> list[Batch]:
+    def _batches(self, model: Any, corpus: "Corpus", members: np.ndarray) -> list[Batch]:
         """The forward passes of a step; their losses add up to the step's."""
         total = corpus.weight(members)
-        parts = (members[places] for places in fitting.split(self, corpus.texts.lengths(members)))
-        return [corpus.batch(part, fitting.lay(self, corpus.chosen(part)), total) for part in parts]
+        texts = [[text] for text in corpus.chosen(members)]
+        return [
+            corpus.batch(members[places], fitting.lay(self, model, [texts[place] for place in places]), total)
+            for places in fitting.split(self, model, texts)
+        ]
 
-    def _padding(self, corpus: "Corpus", order: Order) -> float:
+    def _padding(self, model: Any, corpus: "Corpus", order: Order) -> float:
         """Share of the positions of the first epoch that are padding."""
-        if self.packing:
-            return 0.0
         area = used = 0
-        for number in range(order.per_epoch):
-            lengths = corpus.texts.lengths(order.step(number))
-            used += sum(lengths)
-            for places in fitting.split(self, lengths):
-                area += len(places) * max(lengths[place] for place in places)
-        return 1 - used / area
+        for number in range(order.per_epoch if not self.packing else 0):
+            members = order.step(number)
+            used += sum(corpus.texts.lengths(members))
+            area += sum(batch["inputs"]["input_ids"].size for batch in self._batches(model, corpus, members))
+        return 1 - used / area if area else 0.0
 
 
 class Corpus:
@@ -151,13 +152,12 @@ class Corpus:
 
     def batch(self, members: np.ndarray, layout: Layout, total: float) -> Batch:
         """One forward pass: the positions that predict a response token, what they predict, and how much it counts."""
-        texts = self.chosen(members)
         begins = [self.begins[index] for index in members]
-        responses = [text[begin:] for text, begin in zip(texts, begins, strict=True)]
+        responses = [text[begin:] for text, begin in zip(self.chosen(members), begins, strict=True)]
         counts = [len(response) for response in responses]
-        firsts = np.repeat(layout.start + begins - 1, counts)  # a token is predicted one column before its own
-        columns = firsts + np.concatenate([np.arange(count) for count in counts])
-        keep, places = np.unique(columns, return_inverse=True)
+        # A token is predicted one column before its own.
+        columns = [places[begin - 1 : -1] for places, begin in zip(layout.places, begins, strict=True)]
+        keep, places = np.unique(np.concatenate(columns), return_inverse=True)
         return {
             "inputs": layout.inputs,
             "keep": keep,
@@ -209,9 +209,10 @@ class Likelihood:
 
     def _logits(self, model: Any, batch: Batch) -> Any:
         if self.selects:
-            return model(**batch["inputs"], logits_to_keep=batch["keep"], use_cache=False).logits
+            inputs = attention.inputs(batch["inputs"], batch["keep"].device)
+            return model(**inputs, logits_to_keep=batch["keep"], use_cache=False).logits
         return _logits(model, batch["inputs"])[:, batch["keep"]]
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:
-    return model(**inputs, use_cache=False).logits
+    return model(**attention.inputs(inputs, fitting.device()), use_cache=False).logits

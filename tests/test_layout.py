@@ -1,12 +1,11 @@
-"""The order of examples and where their tokens lie: numpy alone."""
+"""Where texts lie in one input of a model: numpy alone."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from raft.trainers.packing import Order, Texts, bins, pack, pad, rows
+from raft.layout import bins, common, pack, pad, rows, size
 
 
 def arrays(*lengths: int) -> list[np.ndarray]:
@@ -15,24 +14,6 @@ def arrays(*lengths: int) -> list[np.ndarray]:
 
 def lengths(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(1, 100, count).tolist()
-
-
-def test_each_epoch_learns_every_example_once_in_an_order_of_its_own():
-    order = Order(count=10, batch_size=4, epochs=3, seed=1)
-    epochs = [np.concatenate([order.step(3 * epoch + place) for place in range(3)]) for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_a_step_is_exactly_the_batch_size_and_the_last_of_an_epoch_is_what_is_left():
-    order = Order(count=10, batch_size=4, epochs=2, seed=1)
-    assert [len(order.step(number)) for number in range(len(order))] == [4, 4, 2, 4, 4, 2]
-
-
-def test_the_order_depends_on_the_seed_and_on_nothing_else():
-    one, same, other = (Order(50, 50, 1, seed).step(0).tolist() for seed in (1, 1, 2))
-    assert one == same
-    assert one != other
 
 
 @pytest.mark.parametrize("split", [bins, rows])
@@ -68,36 +49,50 @@ def test_padded_batches_cover_no_more_positions_than_the_capacity(capacity):
         assert len(places) * max(sizes[place] for place in places) <= capacity or len(places) == 1
 
 
+FAMILIES = [[(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 9)], [(7, 8)], [(4, 4), (4, 4, 4)], [(1, 2), (3, 4)]]
+
+
 def test_positions_start_again_with_each_packed_text():
-    inputs, row, start = pack(arrays(3, 1, 1, 2))
+    inputs, row, places = pack([[text] for text in arrays(3, 1, 1, 2)])
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 1, 1, 1, 2]]
     assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 0, 0, 1]]
+    assert inputs["attention_mask"].tolist() == [[[[0, 3, 0, 0], [3, 1, 0, 0], [4, 1, 0, 0], [5, 2, 0, 0]]]]
     assert row.tolist() == [0, 0, 0, 0]
-    assert start.tolist() == [0, 3, 4, 5]
-    assert "attention_mask" not in inputs
+    assert [place.tolist() for place in places] == [[0, 1, 2], [3], [4], [5, 6]]
+
+
+def test_what_the_texts_of_a_family_begin_with_stands_once():
+    inputs, _, places = pack(FAMILIES)
+    assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 3, 5, 6, 9, 7, 8, 4, 4, 4, 4, 1, 2, 3, 4]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4, 2, 0, 1, 0, 1, 1, 2, 0, 1, 0, 1]]
+    assert inputs["attention_mask"][0, 0].tolist() == [
+        [0, 2, 0, 0], [2, 2, 0, 2], [4, 3, 0, 2], [7, 1, 0, 2], [8, 2, 0, 0],
+        [10, 1, 0, 0], [11, 1, 10, 1], [12, 2, 10, 1], [14, 2, 0, 0], [16, 2, 0, 0],
+    ]  # fmt: skip
+    assert places[1].tolist() == [0, 1, 4, 5, 6]
+
+
+def test_the_size_of_a_family_is_what_it_takes_in_a_row():
+    assert [size(family) for family in FAMILIES] == [8, 2, 4, 4]
+    assert sum(map(size, FAMILIES)) == pack(FAMILIES).inputs["input_ids"].size
+
+
+def test_every_text_keeps_a_token_of_its_own():
+    assert common([(1, 2, 3), (1, 2, 3)]) == common([(1, 2, 3), (1, 2, 3, 4)]) == 2
+    assert common([(1,), (1, 2)]) == common([(1, 2), (3, 2)]) == common([(1, 2)]) == 0
 
 
 def test_padding_is_on_the_right_and_masked():
-    inputs, row, start = pad(arrays(3, 1))
-    assert inputs["input_ids"].tolist() == [[1, 2, 3], [1, 0, 0]]
+    inputs, row, places = pad(arrays(3, 1), padding=9)
+    assert inputs["input_ids"].tolist() == [[1, 2, 3], [1, 9, 9]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert row.tolist() == [0, 1]
-    assert start.tolist() == [0, 0]
+    assert [place.tolist() for place in places] == [[0, 1, 2], [0]]
 
 
-@pytest.mark.parametrize("lay", [pack, pad])
+@pytest.mark.parametrize("lay", [lambda texts: pack([texts]), lambda texts: pack([[one] for one in texts]), pad])
 def test_a_layout_says_where_each_token_lies(lay):
     texts = arrays(3, 1, 5, 2)
-    inputs, row, start = lay(texts)
-    for place, text in enumerate(texts):
-        assert inputs["input_ids"][row[place], start[place] : start[place] + len(text)].tolist() == text.tolist()
-
-
-def test_texts_come_back_as_they_were_and_leave_no_file(tmp_path: Path):
-    texts = Texts(tmp_path)
-    written = [[1, 2, 3], [], [2**31 - 1], list(range(1000))]
-    for ids in written:
-        texts.append(ids)
-    assert [texts[index].tolist() for index in range(len(texts))] == written
-    assert texts.lengths([3, 0]) == [1000, 3]
-    assert list(tmp_path.iterdir()) == []
+    inputs, row, places = lay(texts)
+    for number, text in enumerate(texts):
+        assert inputs["input_ids"][row[number], places[number]].tolist() == text.tolist()

@@ -1,0 +1,206 @@
+"""Where the time of an iteration goes, beside the floor under it, and beside loops written by hand.
+
+    python benchmarks/iteration.py recipes/tinystories.yaml variables.data=FOLDER iterations=3
+    python benchmarks/iteration.py --by-hand recipes/tinystories.yaml variables.data=FOLDER iterations=3
+
+The recipe is run anew; it needs kind: vllm, kind: model and kind: sft. Then, in the same process, the floor of its last
+iteration is measured, which is what the arithmetic alone costs:
+
+    generate   the same requests with the same seeds, submitted at once, with vLLM's own sampler, no log-probabilities
+    score      as many tokens through the reward model, in rows of 128 without padding, nothing shared
+    train      as many tokens forward, backward and through AdamW, in rows of 128
+
+With --by-hand the loops of benchmarks/by_hand.py then do the same work, each in a process of its own.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raft import chat, loop, probe, recipe, records
+from raft.generators import vllm
+from raft.narrator import Narrator
+from raft.records import Policy, Prompt
+from raft.seeds import derive
+from raft.trainers.steps import Order
+
+ROW, ROWS = 128, 16  # of the forward passes by which a model's rate is measured
+
+
+def main() -> None:
+    """Prints the tables."""
+    arguments = [one for one in sys.argv[1:] if one != "--by-hand"]
+    loaded = recipe.load(Path(arguments[0]), [*arguments[1:], "name=iteration-benchmark", "keep=all"])
+    shutil.rmtree(loaded.folder, ignore_errors=True)
+    began = time.perf_counter()
+    loop.run(loaded, Narrator())
+    print(f"\nthe whole run: {time.perf_counter() - began:.1f} s")
+    for number in range(1, loaded.recipe.iterations + 1):
+        print(f"iteration {number}: {whole(loaded, number):.1f} s  {parts(loaded, number)}")
+    floor = floors(loaded)
+    print(
+        "floor:",
+        "  ".join(f"{name} {seconds:.1f}" for name, seconds in floor.items()),
+        f" sum {sum(floor.values()):.1f} s",
+    )
+    print(f"floor / last iteration: {sum(floor.values()) / whole(loaded, loaded.recipe.iterations):.0%}")
+    if "--by-hand" in sys.argv:
+        with tempfile.TemporaryDirectory() as out:
+            work = Path(out) / "work.json"
+            work.write_text(json.dumps({**by_hand(loaded), "out": out}))
+            for kind in ("engine", "generate"):
+                print(f"\nby hand: {kind}", flush=True)
+                subprocess.run(
+                    [sys.executable, str(Path(__file__).with_name("by_hand.py")), kind, str(work)], check=True
+                )
+
+
+def stamps(loaded: recipe.Loaded, number: int) -> list[dict[str, Any]]:
+    """The stamps of one iteration, in the order in which they were made."""
+    files = (loaded.folder / "iterations" / f"{number:03d}").rglob("*.stamp.json")
+    return sorted((json.loads(file.read_text()) for file in files), key=lambda stamp: stamp["began"])
+
+
+def whole(loaded: recipe.Loaded, number: int) -> float:
+    """Seconds from the end of the iteration before to the end of this one."""
+    ends = [max(stamp["began"] + stamp["seconds"] for stamp in stamps(loaded, one)) for one in (number - 1, number)]
+    return ends[1] - ends[0]
+
+
+def parts(loaded: recipe.Loaded, number: int) -> str:
+    """Seconds by stage, and by what else a stage did; `between` is what belongs to none."""
+    found: dict[str, float] = {}
+    for stamp in stamps(loaded, number):
+        found[stamp["key"]["stage"]] = (
+            found.get(stamp["key"]["stage"], 0.0) + stamp["seconds"] - sum(stamp["parts"].values())
+        )
+        for name, seconds in stamp["parts"].items():
+            found[name] = found.get(name, 0.0) + seconds
+    found["between"] = whole(loaded, number) - sum(found.values())
+    return "  ".join(
+        f"{name} {seconds:.2f}" for name, seconds in sorted(found.items(), key=lambda one: -one[1]) if seconds > 0.005
+    )
+
+
+def floors(loaded: recipe.Loaded) -> dict[str, float]:
+    """Seconds that the arithmetic of the last iteration takes by itself."""
+    last = loaded.folder / "iterations" / f"{loaded.recipe.iterations:03d}"
+    before = loaded.folder / "iterations" / f"{loaded.recipe.iterations - 1:03d}" / "policy"
+    tokenizer = chat.load_tokenizer(str(before))
+    asked = [
+        (last, loaded.folder / "evaluation.jsonl", "evaluation/responses.jsonl"),
+        (last, last / "prompts.jsonl", "responses.jsonl"),
+    ]
+    read = 0
+    for folder, prompts, responses in asked:
+        for group in records.groups(prompts, folder / responses):
+            length = len(chat.encode_prompt(tokenizer, group.prompt))
+            read += sum(length + len(one.token_ids) for one in group.responses)
+    learned = 0
+    for row in records.read(last / "selected.jsonl"):
+        example = records.Example.of(row)
+        learned += len(chat.encode_prompt(tokenizer, example.prompt)) + len(
+            chat.trained_tokens(tokenizer, example.response)
+        )
+    trainer = loaded.recipe.trainer
+    steps = len(Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.epochs, 0))
+    rate = forward_rate(loaded.recipe.reward.reader.model)
+    return {
+        "generate": decode(loaded, before, last),
+        "score": read / rate,
+        "train": learned * trainer.epochs / training_rate(before, learned * trainer.epochs / steps),
+    }
+
+
+def decode(loaded: recipe.Loaded, before: Path, last: Path) -> float:
+    """Seconds in which the warm engine generates the same responses: training prompts and held-out ones."""
+    from vllm import SamplingParams
+
+    (engine,) = vllm._engines.values()
+    engine.hold(Policy(before, before / "probe.json"))
+    drawn = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
+    drawn.forward = drawn.forward_cpu
+    options = loaded.recipe.generator
+
+    def requests() -> Iterator[tuple[str, list[int], int]]:
+        for path, k, stream in (
+            (last / "prompts.jsonl", options.k, f"iteration {loaded.recipe.iterations}"),
+            (loaded.folder / "evaluation.jsonl", loaded.recipe.evaluation.k, "evaluation"),
+        ):
+            for row in records.read(path):
+                ids = chat.encode_prompt(engine.tokenizer, prompt := Prompt.of(row))
+                for place in range(k):
+                    yield (
+                        f"{stream}/{place}/{prompt.id}",
+                        ids,
+                        derive(derive(loaded.recipe.seed, stream), prompt.id, place),
+                    )
+
+    wanted = list(requests())
+    began = time.perf_counter()
+    for name, ids, seed in wanted:
+        params = SamplingParams(temperature=options.temperature, max_tokens=options.max_tokens, seed=seed)
+        engine.llm.add_request(name, {"prompt_token_ids": ids}, params)
+    while engine.llm.has_unfinished_requests():
+        engine.llm.step()
+    return time.perf_counter() - began
+
+
+def forward_rate(model: Any) -> float:
+    """Tokens a second through a model without gradients, the better of three."""
+    ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
+    with torch.inference_mode():
+        return ids.numel() / min(timed(lambda: model(input_ids=ids, use_cache=False)) for _ in range(20))
+
+
+def training_rate(folder: Path, tokens_a_step: float) -> float:
+    """Tokens a second forward, backward and through AdamW in steps of so many tokens, the best of three steps."""
+    model = probe.load_model(folder).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
+    passes = max(1, round(tokens_a_step / ids.numel()))
+
+    def step() -> None:
+        for _ in range(passes):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return passes * ids.numel() / min(timed(step) for _ in range(4))
+
+
+def timed(work: Any) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def by_hand(loaded: recipe.Loaded) -> dict[str, Any]:
+    """The same work for benchmarks/by_hand.py."""
+    made, options = loaded.recipe, loaded.recipe.generator
+
+    def texts(path: Path) -> list[str]:
+        return [Prompt.of(row).text for row in records.read(path)]
+
+    return {
+        "policy": str(loaded.folder / "iterations" / "000" / "policy"),
+        "reward": made.reward.model,
+        "prompts": texts(loaded.folder / "iterations" / "001" / "prompts.jsonl"),
+        "held_out": texts(loaded.folder / "evaluation.jsonl"),
+        "k": options.k, "held_out_k": made.evaluation.k, "max_tokens": options.max_tokens,
+        **{name: getattr(made.trainer, name) for name in ("epochs", "learning_rate", "batch_size")},
+        "context": 512, "iterations": 2,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Attention over packed rows (`raft.layout.pack`), for every decoder of transformers whose attention can be replaced.
+
+Which spans a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
+is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers
+makes a mask of tokens x tokens, of which most is thrown away; here a span is computed by itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from raft import layout
+
+NAME = "raft_packed"  # in the registers of transformers
+CANNOT = (NotImplementedError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
+Span = tuple[int, int, int, int]
+
+
+def inputs(laid: Mapping[str, Any], device: Any = None) -> dict[str, Any]:
+    """What the model's forward takes, on its device; but spans stay in host memory, for they are read in Python."""
+    import torch
+
+    return {name: torch.as_tensor(one, device="cpu" if one.ndim == 4 else device) for name, one in laid.items()}
+
+
+def adopt(model: Any, see: Callable[..., Any]) -> bool:
+    """Gives the model this attention if it then computes for packed texts what it computes for each alone.
+
+    `see(model, **inputs)` is what the model computes [1, tokens, ...]. Decided on made-up texts, so by the model alone;
+    a model that cannot keeps the attention that it had.
+    """
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    with suppress(*CANNOT):
+        model.set_attn_implementation(_register())
+        if config._attn_implementation == NAME and _agrees(model, see, config.vocab_size):
+            return True
+    if config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    return False
+
+
+def adopted(model: Any) -> bool:
+    """Whether the model has this attention."""
+    return model.config.get_text_config()._attn_implementation == NAME
+
+
+def _agrees(model: Any, see: Callable[..., Any], vocabulary: int) -> bool:
+    import torch
+
+    random = np.random.default_rng(0)
+    pieces = [random.integers(vocabulary, size=length) for length in (9, 3, 6, 4)]
+    families = [[np.concatenate([pieces[0], rest]) for rest in pieces[1:3]], [pieces[3]]]
+    laid = layout.pack(families)
+    some = next(model.parameters())
+    trains = model.training
+    model.eval()
+    with torch.no_grad():
+        together = see(model, **inputs(laid.inputs, some.device))[0].float()
+        texts = (torch.as_tensor(text, device=some.device)[None] for family in families for text in family)
+        alone = [see(model, input_ids=text)[0].float() for text in texts]
+    model.train(trains)
+    apart = max(
+        float((together[places] - one).abs().max() / one.abs().max())
+        for places, one in zip(laid.places, alone, strict=True)
+    )
+    return apart < (1e-3 if some.dtype == torch.float32 else 0.05)
+
+
+@lru_cache
+def _register() -> str:
+    """Makes the attention known to transformers, and returns its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float | None = None,
+    dropout: float = 0.0, sliding_window: int | None = None, **more: Any,
+) -> tuple[Any, None]:  # fmt: skip
+    """The attention function; shapes as in transformers: [1, heads, tokens, width], out [1, tokens, heads, width]."""
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is None or attention_mask.dtype != torch.int64:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, **more,
+        )  # fmt: skip
+    for option in ("softcap", "s_aux", "position_bias"):
+        if more.get(option) is not None:
+            raise NotImplementedError(f"packed attention has no {option}")
+    groups = getattr(module, "num_key_value_groups", 1)
+    options = {"scale": scaling, "dropout_p": dropout}
+    spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
+    pieces = [tile.see(q, k, v, groups, options) for tile in _tiles(spans, query.device, sliding_window)]
+    return torch.cat(pieces)[None], None
+
+
+class Tile(NamedTuple):
+    """Spans that are attended to together: one that stands alone, or all that go on from the same one."""
+
+    start: int
+    length: int
+    mask: Any = None  # of queries and keys, where plain causality is not all
+    queries: Any = None  # [spans, longest]: which token each query is
+    keys: Any = None  # [spans, shared + longest]
+    kept: Any = None  # which of the queries, as one line, are tokens and not padding
+
+    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
+        """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
+        from torch.nn.functional import scaled_dot_product_attention as attend
+        from transformers.integrations.sdpa_attention import repeat_kv
+
+        def chosen(one: Any, which: Any) -> Any:
+            if which is None:
+                return one[None, self.start : self.start + self.length].transpose(1, 2)
+            return one.index_select(0, which.view(-1)).view(*which.shape, *one.shape[1:]).transpose(1, 2)
+
+        q, k, v = chosen(query, self.queries), chosen(key, self.keys), chosen(value, self.keys)
+        causal = self.mask is None and self.length > 1
+        seen = attend(q, repeat_kv(k, groups), repeat_kv(v, groups), attn_mask=self.mask, is_causal=causal, **options)
+        seen = seen.transpose(1, 2).flatten(0, 1)
+        return seen if self.kept is None else seen.index_select(0, self.kept)
+
+
+@lru_cache(maxsize=16)
+def _tiles(spans: tuple[Span, ...], device: Any, window: int | None) -> list[Tile]:
+    import torch
+
+    with torch.inference_mode(False):  # what is kept here may be used in training next
+        return list(_tiled(spans, device, window))
+
+
+def _tiled(spans: tuple[Span, ...], device: Any, window: int | None) -> Iterator[Tile]:
+    import torch
+
+    at = 0
+    while at < len(spans):
+        start, length, origin, shared = spans[at]
+        if not shared:
+            mask = None if window is None or length <= window else _mask(0, length, window, device)
+            yield Tile(start, length, mask)
+            at += 1
+            continue
+        family = []
+        while at < len(spans) and spans[at][2:] == (origin, shared):
+            family.append(spans[at])
+            at += 1
+        longest = max(one[1] for one in family)
+        steps = np.arange(longest)
+        # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
+        queries = np.stack([one[0] + np.minimum(steps, one[1] - 1) for one in family])
+        keys = np.concatenate([np.tile(np.arange(origin, origin + shared), (len(family), 1)), queries], 1)
+        kept = np.flatnonzero((steps < np.array([[one[1]] for one in family])).ravel())
+        indices = (torch.as_tensor(one, device=device) for one in (queries, keys, kept))
+        yield Tile(start, sum(one[1] for one in family), _mask(shared, longest, window, device), *indices)
+
+
+def _mask(shared: int, length: int, window: int | None, device: Any) -> Any:
+    """Which keys [shared + length] each query [length] sees: all up to its own place, or the last `window` of them."""
+    import torch
+
+    behind = torch.arange(shared, shared + length, device=device)[:, None] - torch.arange(
+        shared + length, device=device
+    )
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)

@@ -1,0 +1,68 @@
+"""What an optimiser step reads: texts as tokens on the disk, and the keyed order of the examples."""
+
+import tempfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from raft.seeds import derive
+
+
+class Texts:
+    """Token sequences in a nameless mapped file; memory holds eight bytes for each. First write all, then read."""
+
+    def __init__(self, folder: Path):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (gone when this object is)
+        self._ends = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Adds one text."""
+        self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
+        self._ends.append(self._ends[-1] + len(ids))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._tokens[self._ends[index] : self._ends[index + 1]]
+
+    def lengths(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        """Tokens of each of these texts."""
+        return [self._ends[index + 1] - self._ends[index] for index in indices]
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        self._file.flush()
+        return np.memmap(self._file, dtype=np.int32, mode="r")
+
+
+@dataclass(frozen=True)
+class Order:
+    """The examples of each optimiser step: a keyed shuffle for each epoch, cut into steps; the last may be smaller."""
+
+    count: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in one epoch."""
+        return -(-self.count // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.per_epoch * self.epochs
+
+    def step(self, number: int) -> np.ndarray:
+        """Indices of the examples that step `number` (from 0) learns."""
+        epoch, place = divmod(number, self.per_epoch)
+        return _shuffled(self.count, derive(self.seed, "order", epoch))[place * self.batch_size :][: self.batch_size]
+
+
+@lru_cache(maxsize=1)
+def _shuffled(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)
