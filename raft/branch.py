@@ -1,19 +1,29 @@
-"""A new run that shares the first iterations of another by reference: `raft resume RUN --from-iteration N`."""
+"""A new run that shares the first iterations of another by reference: `raft resume RUN --from-iteration N`.
+
+What is shared are links into the other run. Nothing is ever made behind them (`runs.Place.once`): what a shared
+iteration has is what its metrics tell, also where the branch evaluates more.
+"""
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from raft import recipe
+from raft import preflight, recipe
 from raft.errors import UserError
-from raft.runs import stamp_path
+from raft.recipe import Loaded
+from raft.runs import stamp_path, sync
 
-SHARED = ("evaluation.jsonl", "pool.jsonl")
+FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
+KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
+OWN = "prompts.per_iteration"  # each iteration draws its own
 
 
 def existing(folder: Path) -> Path:
-    """The folder of a run; UserError if it is none."""
+    """The folder of a run, by its own name; UserError if it is none."""
+    folder = folder.resolve() if folder.name in ("", "..") else folder
     if not (folder / "run.json").exists():
         near = sorted(str(file.parent) for file in folder.parent.glob("*/run.json"))[:5]
         raise UserError(
@@ -22,34 +32,88 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def off(folder: Path, number: int, overrides: Sequence[str]) -> recipe.Loaded:
-    """The recipe of a new run whose folders before `number` are those of the old one."""
+def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
+    """The recipe of a new run whose folders before `number` are those of the old one, which is set up here.
+
+    The same call goes on with it. UserError if the overrides change what is shared, or if it cannot be set up.
+    """
     named = any(one.startswith("name=") for one in overrides)
+    old = recipe.load_run(folder)
     loaded = recipe.load_run(folder, overrides if named else [f"name={folder.name}-from-{number}", *overrides])
-    new = loaded.folder
-    if new.absolute() == folder.absolute():
+    if loaded.folder == folder:
         raise UserError("a branch needs a name of its own; give name=... that differs from the run it branches off")
-    if (new / "run.json").exists():
-        return loaded  # the branch was made by an earlier call, and goes on
-    _refuse_unfinished(folder, number)
-    (new / "iterations").mkdir(parents=True)
-    for earlier in range(number):
-        _link(folder / "iterations" / f"{earlier:03d}", new / "iterations" / f"{earlier:03d}")
-    for name in SHARED:
-        _link(folder / name, new / name)
-        _link(stamp_path(folder / name), stamp_path(new / name))
-    (new / "run.json").write_text((folder / "run.json").read_text(encoding="utf-8"), encoding="utf-8")
-    (new / "recipe.yaml").write_text((folder / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    _refuse_number(folder, number)
+    _refuse_changes(old, loaded)
+    if loaded.folder.exists():
+        _refuse_other(loaded.folder, folder, number)
+        return loaded
+    _refuse_pruned(folder, number)
+    preflight.check(loaded, fetch=True)  # one that cannot start would only stand in the way of its name
+    _set_up(folder, number, loaded)
     return loaded
 
 
-def _refuse_unfinished(folder: Path, number: int) -> None:
-    made = [int(file.parent.name) for file in folder.glob("iterations/*/metrics.json.stamp.json")]
-    last = max(made, default=-1)
+def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
+    """The folder of the branch, whole or not at all."""
+    new = loaded.folder.with_name(f".{loaded.folder.name}.tmp")
+    if new.exists():
+        shutil.rmtree(new)
+    (new / "iterations").mkdir(parents=True)
+    for earlier in range(number):
+        _link(folder / "iterations" / f"{earlier:03d}", new / "iterations")
+    for file in (folder / name for name in FILES):
+        if file.exists():
+            _link(file, new)
+            _link(stamp_path(file), new)
+    for name in ("run.json", "recipe.yaml"):
+        shutil.copyfile(folder / name, new / name)
+    (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
+    sync(new)
+    os.replace(new, loaded.folder)
+    sync(new.parent)
+
+
+def _refuse_number(folder: Path, number: int) -> None:
+    last = max((int(file.parent.name) for file in folder.glob("iterations/*/metrics.json.stamp.json")), default=None)
+    if last is None:
+        raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
     if not 1 <= number <= last + 1:
         raise UserError(
             f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: 1 to {last + 1}"
         )
+
+
+def _refuse_changes(old: Loaded, new: Loaded) -> None:
+    keys = [*KEYS, *(["evaluation.references"] if (old.folder / "references.jsonl").exists() else [])]
+    own = {OWN, *recipe.speed_keys(new.recipe)}
+    changed = [
+        one
+        for key in keys
+        for one in recipe.differences(_at(old.config, key), _at(new.config, key), key)
+        if one.split(":", 1)[0] not in own
+    ]
+    if changed:
+        raise UserError(
+            f"a branch shares its policy 0 and its prompts with {old.folder}, so these keys cannot differ:\n"
+            + "".join(f"  {one}\n" for one in changed)
+            + "nothing was made. Leave them out, or start a new run with them: raft run RECIPE name=... key=value"
+        )
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """What a recipe says of a key, or of that of a section, which may be missing."""
+    section, _, option = key.rpartition(".")
+    return ((config.get(section) or {}) if section else config).get(option)
+
+
+def _refuse_other(new: Path, folder: Path, number: int) -> None:
+    shared = {link.name: link.resolve() for link in new.glob("iterations/*") if link.is_symlink()}
+    wanted = (folder / "iterations" / f"{earlier:03d}" for earlier in range(number))
+    if shared != {one.name: one.resolve() for one in wanted}:
+        raise UserError(f"{new} exists and is no branch of {folder} from iteration {number}; choose another name=...")
+
+
+def _refuse_pruned(folder: Path, number: int) -> None:
     stamp = json.loads(stamp_path(folder / "iterations" / f"{number - 1:03d}" / "policy").read_text(encoding="utf-8"))
     if stamp.get("pruned"):
         raise UserError(
@@ -58,5 +122,5 @@ def _refuse_unfinished(folder: Path, number: int) -> None:
         )
 
 
-def _link(target: Path, link: Path) -> None:
-    link.symlink_to(os.path.relpath(target.absolute(), link.parent.absolute()))
+def _link(target: Path, place: Path) -> None:
+    (place / target.name).symlink_to(os.path.relpath(target.absolute(), place.absolute()))

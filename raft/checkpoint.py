@@ -1,6 +1,7 @@
 """The tensors of a model folder by name, without a model class: safetensors, or old weights read as tensors alone."""
 
 import json
+import pickle
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -94,6 +95,17 @@ def _opened(file: Path) -> Iterator[Any]:
         raise UserError(f"{file}: no whole safetensors file ({fault}); fetch the model again") from fault
 
 
+def unreadable(weights: Path, fault: Exception) -> UserError:
+    """The error of old weights that are not tensors alone, without torch's words on those: it advises to run them."""
+    said = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    if isinstance(fault, pickle.UnpicklingError):
+        said = "damaged, or more than tensors"
+    return UserError(
+        f"{weights} cannot be read as tensors alone ({said}); nothing else of it is read. Fetch the model again, or "
+        "name one that has *.safetensors"
+    )
+
+
 def _unpickled(file: Path) -> dict[str, Any]:
     """Old weights: torch reads tensors and nothing that runs."""
     import torch
@@ -101,5 +113,4 @@ def _unpickled(file: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as fault:
-        said = str(fault).splitlines()[0][:200]
-        raise UserError(f"{file} cannot be read as tensors alone ({said}); nothing else of it is read") from fault
+        raise unreadable(file, fault) from fault

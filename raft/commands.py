@@ -19,10 +19,16 @@ def resume(options: Namespace) -> None:
     from raft import branch, recipe
 
     folder = branch.existing(options.run)
-    if options.from_iteration is None:
-        _start(recipe.load_run(folder, options.overrides))
+    if options.from_iteration is not None:
+        _start(branch.off(folder, options.from_iteration, options.overrides))
         return
-    _start(branch.off(folder, options.from_iteration, options.overrides))
+    loaded = recipe.load_run(folder, options.overrides)
+    if loaded.folder != folder:
+        raise UserError(
+            f"name: {loaded.recipe.name}: raft resume goes on in {folder} itself, whose name is its folder's; leave it "
+            f"out, or make another run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
+        )
+    _start(loaded)
 
 
 def check(options: Namespace) -> None:
@@ -43,16 +49,17 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
     from raft.rehearsal import rehearse
     from raft.terminal import say
 
-    faults = 0
+    levels = []
     for found in rehearse(loaded):
         say(f"  {found.level:7s}  {found.reward}: {found.check.replace('_', ' ')}: {found.message}")
-        faults += found.level == "fault"
-    if faults:
+        levels.append(found.level)
+    if faults := levels.count("fault"):
         raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
     if loaded.recipe.job != "align":
-        return
-    if missing := [one.path for one in loaded.needs if not (one.folder / "run.json").exists()]:
-        say(f"no forecast: {missing[0]} makes what this recipe needs; run that first")
+        if not levels:
+            say(
+                f"nothing to measure: job: {loaded.recipe.job} is not forecast, and here has no reward model to examine"
+            )
         return
     expected = forecast.forecast(loaded, overrides)
     say("\n".join(forecast.lines(expected)))

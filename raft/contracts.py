@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from raft.records import Example, Group, Pair, Policy, Prompt, Score
 
@@ -36,8 +36,8 @@ class Reward(Protocol):
     """Says how good responses are.
 
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
-    numbers say nothing about those of another prompt. One whose scores of a group do not depend on the other groups
-    says `block = 1`: then a run that goes on scores only the missing groups.
+    numbers say nothing about those of another prompt (`comparable` below). One whose scores of a group do not depend
+    on the other groups says `block = 1`: then a run that goes on scores only the missing groups.
     """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -48,6 +48,11 @@ class Reward(Protocol):
 
     def release(self) -> None:
         """Gives the accelerator's memory back; the next call takes it again."""
+
+
+def comparable(reward: Any) -> bool:
+    """Whether the numbers of a reward say which of two responses to different prompts is better, as most do."""
+    return getattr(reward, "comparable", True)
 
 
 class Trainer(Protocol):

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 from typing import Literal
 
 from raft.chat import Tokenizer, render
 from raft.errors import UserError
-from raft.plugins import suggest
+from raft.plugins import faults_of_text, suggest, text_of
 from raft.records import Prompt
 
 Bos = Literal["auto", "one", "none"]
@@ -36,11 +35,11 @@ BETWEEN = {"hh": " ", "ultrarm": "\n\n"}
 
 
 def template_faults(template: str) -> Iterator[tuple[str, str]]:
-    """The fault of an option `template` that names none."""
+    """The fault of an option `template` that names none, or a file that is no text."""
     if template not in TEMPLATES and not template.endswith(FILE):
         yield "template", f"{template!r} is no template; {suggest(template, list(TEMPLATES))}, or a file *{FILE}"
-    elif template.endswith(FILE) and not Path(template).is_file():
-        yield "template", f"no file at {Path(template).absolute()}"
+    elif template.endswith(FILE):
+        yield from faults_of_text("template", template)
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, bos: Bos = "auto") -> list[int]:
@@ -116,7 +115,7 @@ def _spoken(prompt: Prompt, messages: Messages, template: str) -> str:
 
 @cache
 def _file(template: str) -> str:
-    return Path(template).read_text(encoding="utf-8")
+    return text_of(template)
 
 
 def _with_bos(tokenizer: Tokenizer, text: str, bos: Bos) -> list[int]:

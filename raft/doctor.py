@@ -93,8 +93,13 @@ def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str
     rows = sorted({row for row in rows if reward.fault(row) is None})
     if len(rows) < 2:
         return "warning", "fewer than two of the first prompts can be read at all; see the check room"
-    alone = {row: reader.outputs([row])[row] for row in rows}
-    ways = {"in a batch": reader.read_together(rows), "in a shuffled batch": reader.read_together(rows[::-1])[::-1]}
+    alone = {row: reader.read_together([row])[0] for row in rows}
+    packed = reader.outputs([rows])
+    ways = {
+        "in a batch": reader.read_together(rows),
+        "in a shuffled batch": reader.read_together(rows[::-1])[::-1],
+        "as it is scored": [packed[row] for row in rows],
+    }
     if reader.takes_positions:
         ways["padded on the left"] = reader.read_padded_left(rows)
     limit = TOLERANCE[str(reader.model.dtype).removeprefix("torch.")]
@@ -129,11 +134,14 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 
 def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     found = [reward.encode(prompt, ANSWERS[1]) for prompt in prompts]
-    long = sum(reward.fault(ids) is not None for ids, _ in found)
+    long = sum(len(ids) > reward.limit for ids, _ in found)
     cut = sum(gone > 0 for _, gone in found)
+    others = [fault for ids, _ in found if len(ids) <= reward.limit and (fault := reward.fault(ids)) is not None]
     told = f"of {len(found)} prompts with a short answer {long} are too long to be scored, {cut} lose their beginning"
+    if others:
+        told += f", {len(others)} cannot be scored for another reason (the first: {others[0]})"
     if not long and not cut:
-        return "ok", told
+        return "warning" if others else "ok", told
     return "warning", f"{told}; raise max_tokens (the model reads {reward.reader.longest}), or lower prompts.max_tokens"
 
 

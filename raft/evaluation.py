@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from raft import measuring, stages
 from raft.advice import advise, stops
+from raft.contracts import comparable
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.runs import Place, Run
@@ -42,7 +43,7 @@ class Evaluation:
         if training:
             more = {"policy": policy, "first_answers": self.first_answers, "before": self.scores_before, **training}
         else:
-            self.first_answers = made["answers"]
+            self.first_answers = it.made("evaluation/responses.jsonl")
         self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
         self.scores_before = training.get("scores")
         findings = advise(measuring.rows_of(self.figures), self.recipe.advice)
@@ -57,7 +58,7 @@ class Evaluation:
             stream="evaluation",
         )  # fmt: skip
         made = {"answers": answers}
-        if getattr(self.recipe.reward, "comparable", True):
+        if comparable(self.recipe.reward):
             made["eval"] = it.once(
                 "evaluation/scores.jsonl", stages.score, self.recipe.reward, prompts=prompts, responses=answers
             )
@@ -77,6 +78,10 @@ class Evaluation:
         return made
 
     def _due(self, it: Place) -> bool:
-        """Whether a policy is evaluated; once evaluated it stays so, also when the run is extended."""
+        """Whether a policy is evaluated; once measured it stays as it was, whatever `iterations` has become since."""
+        if it.shared:
+            return False
+        if it.has("metrics.json"):
+            return "answers" in it.made("metrics.json").stamp["key"]["inputs"]
         last = it.number == self.recipe.iterations
         return it.number % self.recipe.evaluation.every == 0 or last or it.has("evaluation/responses.jsonl")

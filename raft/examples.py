@@ -15,7 +15,7 @@ import numpy as np
 from raft import plugins
 from raft.chat import Tokenizer, encode_response
 from raft.errors import UserError
-from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared
+from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, require_pair
 from raft.prompts import Malformed, Reading, identified, words
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
@@ -106,11 +106,7 @@ class Examples(Reading):
         sides = [words(row, self.chosen), words(row, self.rejected)]
         if self.field is None and self.messages is None:
             prompt, sides = _dialogues(prompt_id, sides)
-        for name, side in zip((self.chosen, self.rejected), sides, strict=True):
-            if not side.strip():
-                raise Malformed(f"{name} is empty")
-        if sides[0] == sides[1]:
-            raise Malformed(f"{self.chosen} and {self.rejected} are equal")
+        require_pair(sides[0], sides[1], (self.chosen, self.rejected))
         return prompt, sides
 
     def compared(self, row: Row, prompt_id: str) -> Iterator[Pair | Drop]:

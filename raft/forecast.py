@@ -36,6 +36,8 @@ class Quiet:
     def opened(self, run: runs.Run, loaded: Loaded) -> None:
         logs.begin(run.folder)
 
+    def noticed(self, message: str) -> None: ...
+
     def diagnosed(self, artifact: Artifact) -> None: ...
 
     def finished(self, it: runs.Place, findings: Sequence[Any]) -> None: ...
@@ -172,7 +174,7 @@ def _disk(whole: Any, iteration: Path, prompts: int) -> float:
     """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
     rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
     policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
-    kept = whole.iterations if whole.keep == "all" else 3  # the best, the current, and the one being written
+    kept = {"last": 2, "best": 3, "all": whole.iterations}[whole.keep]  # the current, and the one being written
     return rows * whole.iterations + policy * kept
 
 

@@ -1,42 +1,92 @@
 """Responses that somebody else made, one group in a row of a JSON Lines file.
 
 {"prompt_id": "7", "messages": [...] or "text": "...", "meta": {...}, "responses": [{"text": "..."}, ...]}
+
+Every fault of a row is a UserError with its file and line.
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from raft import records
 from raft.errors import UserError
+from raft.prompts import Malformed, turns, words
 from raft.records import Group, Prompt, Response
+
+SHAPE = (
+    '{"prompt_id", "messages" or "text", "responses": [{"text"}]}; '
+    "a run's responses.jsonl needs its prompts.jsonl too (--prompts, or responses.prompts)"
+)
+IN_TWO = '{"id", "messages" or "text"} in the one file, {"prompt_id", "responses": [{"text"}]} in the other'
 
 
 def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
-    """The groups of a file of responses."""
-    if prompts is not None:
-        yield from records.groups(prompts, responses)
-        return
+    """The groups of a file of responses; where their prompts are in another file, the two go in step."""
     seen: set[str] = set()
-    for number, row in enumerate(records.read(responses), start=1):
-        if (
-            "prompt_id" not in row
-            or not isinstance(row.get("responses"), list)
-            or ("text" in row) == ("messages" in row)
-        ):
+    for place, asked, answered in _in_step(responses, prompts):
+        try:
+            group = Group(_prompt(asked, "prompt_id" if prompts is None else "id"), _responses(answered))
+            records.dump({**group.row(), **group.prompt.row()})
+        except Malformed as fault:
+            raise UserError(f"{place}: {fault}; a row is {SHAPE if prompts is None else IN_TWO}") from None
+        except ValueError as fault:  # NaN, or half a character
+            raise UserError(f"{place}: holds what no JSON can say ({fault})") from None
+        if group.prompt.id in seen:
+            raise UserError(f"{place}: a second row has prompt_id {group.prompt.id}; give each its own")
+        seen.add(group.prompt.id)
+        yield group
+    if not seen:
+        raise UserError(f"{responses}: no rows; give at least one prompt with its responses")
+
+
+def _in_step(responses: Path, prompts: Path | None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The place of each row, the row with the prompt, and the row with the responses."""
+    if prompts is None:
+        yield from ((place, row, row) for place, row in records.placed(responses))
+        return
+    rule = "each line of the one belongs to the same line of the other"
+    for asked, answered in zip_longest(records.placed(prompts), records.placed(responses)):
+        if answered is None:
+            raise UserError(f"{asked[0]}: {responses} has no responses to this prompt; {rule}")
+        if asked is None:
+            raise UserError(f"{answered[0]}: {prompts} has no prompt for these responses; {rule}")
+        (there, prompt), (place, row) = asked, answered
+        if prompt.get("id") != row.get("prompt_id"):
             raise UserError(
-                f'{responses}:{number}: expected {{"prompt_id", "messages" or "text", "responses": [{{"text"}}]}}, '
-                f"found the keys "
-                f"{', '.join(row)}; for a run's responses.jsonl name its prompts too: --prompts prompts.jsonl"
+                f"{place}: prompt_id is {row.get('prompt_id')!r}, but at {there} id is {prompt.get('id')!r}; {rule}"
             )
-        if str(row["prompt_id"]) in seen:
-            raise UserError(f"{responses}:{number}: a second row has prompt_id {row['prompt_id']}; give each its own")
-        seen.add(str(row["prompt_id"]))
-        prompt = Prompt(str(row["prompt_id"]), row.get("messages"), row.get("text"), row.get("meta") or {})
-        yield Group(prompt, [_response(one, responses, number) for one in row["responses"]])
+        yield f"{place} and {there}", prompt, row
 
 
-def _response(row: Any, file: Path, number: int) -> Response:
-    if not (isinstance(row, dict) and isinstance(row.get("text"), str)):
-        raise UserError(f'{file}:{number}: each response needs a "text"')
-    return Response(row["text"], row.get("token_ids") or [], row.get("logprobs"), row.get("finish_reason") or "stop")
+def _prompt(row: dict[str, Any], column: str) -> Prompt:
+    name, meta = row.get(column), row.get("meta")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise Malformed(f"{column} is neither text nor a whole number but {name!r}")
+    if not isinstance(meta, dict | None):
+        raise Malformed(f"meta is not a mapping but {meta!r}")
+    there = [one for one in ("messages", "text") if row.get(one) is not None]
+    if len(there) != 1:
+        raise Malformed(f"has {' and '.join(there) or 'neither messages nor text'}; its keys are {', '.join(row)}")
+    if there == ["text"]:
+        return Prompt(str(name), text=words(row, "text"), meta=meta or {})
+    return Prompt(str(name), turns(row, "messages"), meta=meta or {})
+
+
+def _responses(row: dict[str, Any]) -> list[Response]:
+    found = row.get("responses")
+    if not isinstance(found, list) or not found:
+        raise Malformed('responses is not a list of at least one response such as {"text": ...}')
+    return [_response(one, f"responses[{at}]") for at, one in enumerate(found)]
+
+
+def _response(one: Any, where: str) -> Response:
+    if not (isinstance(one, dict) and isinstance(one.get("text"), str)):
+        raise Malformed(f'{where} is no response with a "text" that is text')
+    for name, kind, called in (
+        ("token_ids", list, "a list"), ("logprobs", list, "a list"), ("finish_reason", str, "text"),
+    ):  # fmt: skip
+        if not isinstance(one.get(name), kind | None):
+            raise Malformed(f"{where}.{name} is not {called} but {one[name]!r}")
+    return Response(one["text"], one.get("token_ids") or [], one.get("logprobs"), one.get("finish_reason") or "stop")

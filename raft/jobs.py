@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.plugins import faults_of_range, section, sections, source, suggest
+from raft.contracts import comparable
+from raft.plugins import faults_of_range, faults_of_text, section, sections, source, suggest
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -33,6 +34,8 @@ class Start:
             yield "config", "has no model_type; name the architecture, for instance model_type: llama"
         if self.chat_template is not None and self.config is None:
             yield "chat_template", "is for a new model (config); a model that exists brings its own"
+        if self.chat_template is not None:
+            yield from faults_of_text("chat_template", self.chat_template)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class Evaluation:
         yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
         if getattr(self.references, "pairs", None) is not None:
             yield "references.pairs", "perplexity is of single responses; remove it, and name their column in response"
+        if getattr(self.references, "held_out", 0):
+            yield "references.held_out", "all of references is measured; remove it, and name a file of those rows alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Align(Job):
-    """job: align. The loop: draw prompts, generate, score, select, train; again."""
+    """job: align. The loop: draw prompts, generate, score, select, train; again.
+
+    `keep` says which policies stay on disk beside the first: the `last`, the last and the `best`, or `all`.
+    """
 
     job: Literal["align"] = "align"
     policy: Start
@@ -106,7 +114,7 @@ class Align(Job):
     trainer: Any = section("trainer")
     evaluation: Evaluation = field(default_factory=Evaluation)
     advice: Advice = field(default_factory=Advice)
-    keep: Literal["last", "best", "all"] = "last"
+    keep: Literal["last", "best", "all"] = "best"
     track: list[Any] = field(default_factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -125,7 +133,7 @@ class Align(Job):
             )
         if getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
-        if not getattr(self.reward, "comparable", True):
+        if not comparable(self.reward):
             yield from self._faults_of_ranks()
 
     def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
@@ -247,6 +255,12 @@ class Label(Job):
             yield "selection.kl", "there is no first policy to keep near to; remove it"
         if self.policy is not None and self.policy.config is not None:
             yield "policy.config", "a policy with random weights has nothing to say; name one that exists"
+        parts = [] if self.prompts is None else self.prompts.parts()
+        if len({part.is_chat for _, part in parts}) == 2:
+            yield (
+                "prompts",
+                "some parts are chats and some texts, which no reader of pairs takes in one file; part them",
+            )
 
 
 JOBS: dict[str, type] = {
@@ -263,4 +277,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-FREE = ("iterations", "keep", "track", "advice", *(f"advice.{item.name}" for item in fields(Advice)))
+FREE = ("name", "iterations", "keep", "track", "advice", *(f"advice.{item.name}" for item in fields(Advice)))

@@ -5,14 +5,29 @@ from pathlib import Path
 from typing import Any
 
 from raft import given
+from raft.errors import UserError
 from raft.keys import Artifact
+from raft.preferences import require_pair
+from raft.prompts import Malformed
 from raft.records import Group, Pair
 from raft.runs import Output
 
 
 def prompts(section: Any, output: Output) -> None:
-    """The prompts of given responses."""
-    output.write(group.prompt.row() for group in _groups(section))
+    """The prompts of given responses. UserError if some are messages and some texts: no reader of pairs takes both."""
+    kinds = set()
+
+    def alike() -> Iterator[dict[str, Any]]:
+        for prompt in (group.prompt for group in _groups(section)):
+            kinds.add(prompt.messages is None)
+            if len(kinds) == 2:
+                raise UserError(
+                    f"{section.path}: prompt {prompt.id} is {'messages' if prompt.messages else 'a text'}, and those "
+                    "before it are not; give each kind in a file and a job of its own"
+                )
+            yield prompt.row()
+
+    output.write(alike())
 
 
 def responses(section: Any, output: Output) -> None:
@@ -21,13 +36,39 @@ def responses(section: Any, output: Output) -> None:
 
 
 def publish(section: None, output: Output, selected: Artifact) -> None:
-    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: given}` reads them."""
-    output.write(_plain(Pair.of(row), number) for number, row in enumerate(selected.read()))
-    output.measured = {"pairs": output.rows, "prompts": len({row["prompt_id"] for row in selected.read()})}
+    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: given}` reads all of them.
+
+    What it could not read is dropped. UserError if that is all.
+    """
+    prompts = set()
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(selected.read()):
+            pair = Pair.of(row)
+            try:
+                _require_readable(pair)
+            except Malformed as fault:
+                output.drop(f"{pair.prompt_id}-{number}", None, str(fault))
+                continue
+            prompts.add(pair.prompt_id)
+            yield _plain(pair, number)
+
+    output.write(kept())
+    output.rows_in = selected.rows
+    output.measured = {"pairs": output.rows, "prompts": len(prompts)}
+    if not output.rows:
+        reasons = sorted({drop.reason for drop in output.drops})
+        raise UserError(f"none of the {selected.rows} pairs can be learned from ({'; '.join(reasons)})")
 
 
 def _groups(section: Any) -> Iterator[Group]:
     return given.groups(Path(section.path), section.prompts and Path(section.prompts))
+
+
+def _require_readable(pair: Pair) -> None:
+    if pair.text is not None and not pair.text.strip():
+        raise Malformed("the prompt is empty")
+    require_pair(pair.chosen.text, pair.rejected.text)
 
 
 def _plain(pair: Pair, number: int) -> dict[str, Any]:

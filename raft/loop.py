@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from raft import comparison, labelling, stages
 from raft.evaluation import Evaluation
+from raft.fallback import able
 from raft.imports import beside
 from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
 from raft.keys import Artifact
@@ -21,6 +22,7 @@ def align(recipe: Align, run: Run, told: Told) -> None:
     """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
     start = run.iteration(0)
     first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
+    recipe = replace(recipe, generator=able(recipe.generator, first, told))
     evaluation = Evaluation(recipe, run, first, told)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     evaluation.look(start, policy)
@@ -41,8 +43,11 @@ def align(recipe: Align, run: Run, told: Told) -> None:
 def likelihoods(
     recipe: Align, it: Place, first: Artifact, policy: Artifact, prompts: Artifact, responses: Artifact
 ) -> Artifact | None:
-    """The reference stage, only if the selection shapes its reward by the distance from the first policy."""
-    if recipe.selection.kl == 0:
+    """The reference stage, only if the selection shapes its reward by the distance from the first policy.
+
+    A shared iteration has been selected already, perhaps without it.
+    """
+    if recipe.selection.kl == 0 or it.shared:
         return None
     return it.once("reference.jsonl", stages.reference, first, policy=policy, prompts=prompts, responses=responses)
 
@@ -96,9 +101,10 @@ def label(recipe: Label, run: Run, told: Told) -> None:
         responses = run.once("responses.jsonl", labelling.responses, recipe.responses)
     else:
         policy = run.once("start", stages.adopt, recipe.policy, probed=True)
+        generator = able(recipe.generator, policy, told)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        responses = run.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
+        responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
     scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
     selected = run.once(
         "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores

@@ -23,9 +23,12 @@ Figures = dict[str, Any]  # numbers by name; what was not measured is left out
 
 @dataclass(frozen=True)
 class Responses:
-    """A file of responses as arrays [prompts, K]: tokens generated, those cut, empty, those that repeat an earlier one
-    of their group, those with the text of any other, and minus their log-probability in nats (NaN if unknown)."""
+    """A file of responses, read once: ids of the prompts, texts of each group, and arrays [prompts, K]: tokens
+    generated, those cut, empty, those that repeat an earlier one of their group, those with the text of any other, and
+    minus their log-probability in nats (NaN if unknown). Tokens themselves are not kept."""
 
+    ids: list[str]
+    texts: list[list[str]]
     tokens: np.ndarray
     truncated: np.ndarray
     empty: np.ndarray
@@ -70,8 +73,8 @@ def _agreement(rewards: np.ndarray, gold: np.ndarray) -> Figures:
 
 def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
     """The held-out answers by themselves, and against those of the first policy."""
-    shape, groups = shape_of(answers), _texts(answers)
-    texts = _in_turn(groups)
+    shape = responses_of(answers)
+    texts = _in_turn(shape.texts)
     entropy, error = diagnostics.ratio(shape.surprise, shape.tokens)
     figures: Figures = {
         "eval/tokens": shape.tokens.mean(),
@@ -81,19 +84,19 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
         "eval/duplicate": shape.duplicate.mean(),
         "entropy/token": entropy,
         "entropy/token_se": error,
-        "diversity/same_text": diagnostics.same_text(groups),
+        "diversity/same_text": diagnostics.same_text(shape.texts),
         **{f"diversity/{name}": value for name, value in diagnostics.diversity(texts).items()},
     }
     if first is not None:
-        before = _in_turn(_texts(first))
+        before = _in_turn([[one["text"] for one in row["responses"]] for row in first.read()])
         figures["diversity/distinct_2_kept"] = diagnostics.distinct_kept(texts, before)
-        figures["ngrams/rising"] = [asdict(rise) for rise in diagnostics.rising(texts, before, len(groups))]
+        figures["ngrams/rising"] = [asdict(rise) for rise in diagnostics.rising(texts, before, len(shape.ids))]
     return {name: value if isinstance(value, list) else float(value) for name, value in figures.items()}
 
 
 def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
-    rewards, shape = rewards_of(made["scores"])[0], shape_of(made["responses"])
+    rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
     figures: Figures = metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
     if "before" in made:
         figures["reward/absorbed"] = diagnostics.absorbed(rewards_of(made["before"])[0], rewards)
@@ -111,10 +114,10 @@ def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
 
 def _of_selection(made: dict[str, Artifact], shape: Responses, rng: np.random.Generator) -> Figures:
     """The winners beside a random response of the same group."""
-    rows, picks = _places(made["selected"], made["responses"])
+    rows, picks = _places(made["selected"], shape.ids)
     longest = diagnostics.longest(shape.tokens, rows, picks)
     control = rng.integers(shape.tokens.shape[1], size=len(rows))
-    winners, others = _picked(made["responses"], rows, picks), _picked(made["responses"], rows, control)
+    winners, others = ([shape.texts[row][k] for row, k in zip(rows, ks, strict=True)] for ks in (picks, control))
     figures: Figures = {
         "length/winner_longest": longest.share,
         "length/winner_longest_chance": longest.chance,
@@ -148,16 +151,19 @@ def ranks_of(scores: Artifact) -> np.ndarray | None:
     return None if np.isnan(ranks).all() else ranks
 
 
-def shape_of(responses: Artifact) -> Responses:
-    """What can be counted of responses without judging them; all groups have the same size."""
-    groups = [_counted([Response(**one) for one in row["responses"]]) for row in responses.read()]
-    return Responses(*(np.array(values) for values in zip(*groups, strict=True)))
+def responses_of(artifact: Artifact) -> Responses:
+    """What can be said of responses without judging them; all groups have the same size."""
+    read = [_counted(row["prompt_id"], [Response(**one) for one in row["responses"]]) for row in artifact.read()]
+    ids, texts, *counts = zip(*read, strict=True)
+    return Responses(list(ids), list(texts), *map(np.array, counts))
 
 
-def _counted(group: list[Response]) -> tuple[list[Any], ...]:
-    """The rows of the arrays of `Responses` for one group."""
+def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:
+    """What `Responses` holds of one group."""
     texts = [one.text for one in group]
     return (
+        prompt_id,
+        texts,
         [len(one.token_ids) for one in group],
         [one.finish_reason == "length" for one in group],
         [not text.strip() for text in texts],
@@ -186,30 +192,16 @@ def _table(scores: Artifact, name: str) -> np.ndarray:
     return np.array([[*row, *[None] * (width - len(row))] for row in rows], dtype=float)
 
 
-def _texts(responses: Artifact) -> list[list[str]]:
-    return [[one["text"] for one in row["responses"]] for row in responses.read()]
-
-
 def _in_turn(groups: list[list[str]]) -> list[str]:
     """Everybody's first answer, then everybody's second: what stands side by side answers different prompts."""
     return [text for column in zip(*groups, strict=True) for text in column]
 
 
-def _places(selected: Artifact, responses: Artifact) -> tuple[np.ndarray, np.ndarray]:
-    """Where the winners stand in the responses: rows [M] and indices in their groups [M]."""
-    rows = {row["prompt_id"]: number for number, row in enumerate(responses.read())}
+def _places(selected: Artifact, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the winners stand in the responses to these prompts: rows [M] and indices in their groups [M]."""
+    rows = {prompt_id: number for number, prompt_id in enumerate(ids)}
     places = [(rows[row["prompt_id"]], row["index"]) for row in selected.read()]
     return np.array([row for row, _ in places], dtype=int), np.array([index for _, index in places], dtype=int)
-
-
-def _picked(responses: Artifact, rows: np.ndarray, picks: np.ndarray) -> list[str]:
-    """The texts at these places, in the order of the rows."""
-    wanted: dict[int, list[int]] = {}
-    for row, pick in zip(rows.tolist(), picks.tolist(), strict=True):
-        wanted.setdefault(row, []).append(pick)
-    return [
-        row["responses"][pick]["text"] for number, row in enumerate(responses.read()) for pick in wanted.get(number, ())
-    ]
 
 
 def _known(figure: Any) -> bool:

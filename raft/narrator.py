@@ -7,6 +7,7 @@ from typing import Any
 
 from raft import forecast, logs
 from raft.advice import Finding, Level, stops, warnings, worse
+from raft.contracts import comparable
 from raft.keys import Artifact
 from raft.runs import Place, Run
 from raft.show import before_and_after
@@ -27,6 +28,10 @@ class Narrator:
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
 
+    def noticed(self, message: str) -> None:
+        """Prints it."""
+        say(f"notice: {safe(message)}")
+
     def diagnosed(self, artifact: Artifact) -> None:
         """Prints what the doctor warns of."""
         for row in artifact.read():
@@ -37,10 +42,8 @@ class Narrator:
         """Redraws the curve, prunes policies, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = stops(findings, self.recipe.advice)
-        ends = stopped or it.number == self.recipe.iterations
         rows = self.run.rebuild_metrics()
-        best = max((row for row in rows if "reward/eval" in row), key=lambda row: row["reward/eval"], default=rows[-1])
-        self.run.prune(self.recipe.keep, best["iteration"], finished=ends and not stopped)
+        self.run.prune(self.recipe.keep, self._best(rows))
         draw(self.run.folder)
         say(summary(rows, it.number))
         for one in worse(findings, self.told):
@@ -52,6 +55,16 @@ class Narrator:
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
                 f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
             )
+
+    def _best(self, rows: Sequence[dict[str, Any]]) -> int:
+        """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
+
+        Those of a run that this one branched off had perhaps another reward, and are not this run's to delete.
+        """
+        assert self.run is not None
+        key = "reward/eval" if comparable(self.recipe.reward) else "gold/eval"
+        own = [row for row in rows if key in row and not self.run.iteration(row["iteration"]).shared]
+        return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
 
     def measured(self, artifact: Artifact) -> None:
         """Prints what a job without iterations measured."""

@@ -18,7 +18,10 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from raft.errors import UserError
 
 NAME = re.compile(r"\w[\w.-]*")
 
@@ -78,6 +81,18 @@ def speed(default: Any = MISSING, **options: Any) -> Any:
 def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
     """A field that names a file, a model or code; what it names is identified by content."""
     return field(default=default, metadata={"source": kind}, **options)
+
+
+def text_of(file: str) -> str:
+    """The text of a file that an option names. UserError: it cannot be read, or is not UTF-8."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as fault:
+        raise UserError(f"{file}: not UTF-8 (byte {fault.start}: {fault.reason}); save the file as UTF-8") from None
+    except OSError as fault:
+        if Path(file).exists():
+            raise UserError(f"{file} cannot be read ({fault.strerror})") from None
+        raise UserError(f"no file at {Path(file).absolute()}") from None
 
 
 def section(name: str, default: Any = MISSING, **options: Any) -> Any:
@@ -247,6 +262,14 @@ def _choices(item: dataclasses.Field) -> str:
 
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
+
+
+def faults_of_text(name: str, file: str) -> Iterator[tuple[str, str]]:
+    """The pair of option and message for an option that names a file which is not there or no text."""
+    try:
+        text_of(file)
+    except UserError as fault:
+        yield name, str(fault)
 
 
 def faults_of_range(options: Any, **bounds: tuple[float, float]) -> Iterator[tuple[str, str]]:

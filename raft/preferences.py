@@ -73,12 +73,17 @@ def _kept(one: Compared | Unused, single_turn: bool) -> Compared | Unused:
         return one
     if single_turn and sum(message["role"] != "system" for message in one.messages) > 1:
         return Unused("more than one turn", one.part)
-    for name, text in (("chosen", one.chosen), ("rejected", one.rejected)):
+    require_pair(one.chosen, one.rejected)
+    return one
+
+
+def require_pair(chosen: str, rejected: str, names: tuple[str, str] = ("chosen", "rejected")) -> None:
+    """Malformed if two texts are no pair: one is empty, or they are equal. `names` are their columns."""
+    for name, text in zip(names, (chosen, rejected), strict=True):
         if not text.strip():
             raise Malformed(f"{name} is empty")
-    if one.chosen == one.rejected:
-        raise Malformed("chosen and rejected are equal")
-    return one
+    if chosen == rejected:
+        raise Malformed(f"{names[0]} and {names[1]} are equal")
 
 
 def _hh(row: Row) -> Iterator[Compared | Unused]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from raft import hub
 from raft.errors import UserError
-from raft.plugins import Fault
+from raft.plugins import Fault, text_of
 from raft.recipe import Loaded, RecipeError
 
 
@@ -61,13 +61,17 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
     folder = Path(recipe.policy.model)
     if str(folder.parent) in made or not folder.is_dir():
         return
-    if _is_chat(recipe.prompts) and not _has_template(folder):
+    try:
+        config, has_template = _read(folder / "config.json"), _has_template(folder)
+    except UserError as fault:
+        yield Fault("policy.model", str(fault))
+        return
+    if _is_chat(recipe.prompts) and not has_template:
         yield Fault(
             "prompts.format",
             f"the prompts are chat messages, but {folder} has no chat template; use format: text, or a model with one",
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    context = config.get("text_config", config).get("max_position_embeddings") or config.get("n_positions")
+    context = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
     needed = recipe.prompts.max_tokens + recipe.generator.max_tokens
     if context and needed > context:
         yield Fault(
@@ -85,4 +89,16 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     config = folder / "tokenizer_config.json"
-    return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    return config.exists() and bool(_read(config).get("chat_template"))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file of a model folder. UserError if it is damaged."""
+    text, damaged = text_of(str(file)), "so the model folder is damaged; make it again, or name another"
+    try:
+        found = json.loads(text)
+    except ValueError as fault:
+        raise UserError(f"{file} is not JSON ({fault}), {damaged}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no mapping but {type(found).__name__}, {damaged}")
+    return found

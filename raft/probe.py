@@ -13,6 +13,7 @@ the policy that training started from, so that weights that were never replaced 
 import itertools
 import json
 import math
+import pickle
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.chat import load_tokenizer
+from raft.checkpoint import unreadable
 from raft.errors import UserError
 
 # Constants that older versions of transformers saved beside the weights; they are computed now.
@@ -152,6 +154,8 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
                 output_loading_info=True,
                 **options,
             )
+    except pickle.UnpicklingError as fault:
+        raise unreadable(folder, fault) from fault
     except Exception as fault:
         raise UserError(
             f"{folder}: transformers cannot load a model from here ({fault}); the folder needs config.json, and "

@@ -258,7 +258,7 @@ def turns(row: Row, column: str) -> list[dict[str, str]]:
     if messages[-1]["role"] == "assistant":
         raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
     if not messages[-1]["content"].strip():
-        raise Malformed("empty")
+        raise Malformed("the last message is empty")
     return messages
 
 

@@ -5,7 +5,8 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ class Loaded:
         """Where its run lives."""
         return self.outputs / self.recipe.name
 
+    @property
+    def resolved(self) -> str:
+        """Its resolved text."""
+        import yaml
+
+        return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+
 
 class RecipeError(UserError):
     """Everything that is wrong with a recipe, one line each."""
@@ -57,11 +65,14 @@ def find(name: str) -> Path:
     )
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """The recipe of a file with `key=value` overrides. RecipeError lists every fault."""
+def load(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any] | None = None) -> Loaded:
+    """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
+
+    `variables` are those of the recipe that needs it; each takes the place of the one of its name.
+    """
     from raft.imports import beside
 
-    config, lines = read_one(path, overrides)
+    config, lines = read_one(path, overrides, variables)
     faults: list[Fault] = []
     needs = _dependencies(config, path, faults)
     job = config.get("job", "align")
@@ -77,22 +88,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(recipe, config, path, needs)
 
 
-def read_one(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def read_one(
+    path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The resolved content of a YAML file, and where each of its keys stands."""
     lines: dict[str, str] = {}
-    return _merged(path, list(overrides), lines), lines
+    return _merged(path, list(overrides), variables or {}, lines), lines
 
 
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """The recipe that a run is made by, as it was resolved when the run began; its needs are already made."""
+    """The recipe that a run is made by, as it was resolved when the run began; its needs are already made.
+
+    The name of a run is that of its folder, which may have been moved or renamed since.
+    """
     import json
 
     from raft.imports import beside
 
     origin = Path(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
     with beside(origin):
-        loaded = load(folder / "resolved.yaml", overrides)
-    return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml")
+        loaded = load(folder / "resolved.yaml", [f"name={json.dumps(folder.name, ensure_ascii=False)}", *overrides])
+    return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -119,8 +135,8 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
             yield from speed_keys(value, below)
 
 
-def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
+def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str]) -> dict[str, Any]:
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
@@ -142,6 +158,11 @@ def _merged(path: Path, overrides: list[str], lines: dict[str, str]) -> dict[str
         lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], "command line")
     try:
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(overrides))
+        assert isinstance(merged, DictConfig)
+        if variables and "variables" not in merged:
+            merged.variables = {}
+        for name, value in variables.items() if OmegaConf.is_dict(merged.get("variables")) else ():
+            merged.variables[name] = _literal(value)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as fault:
         raise UserError(f"{path}: {str(fault).splitlines()[0]} (key {getattr(fault, 'full_key', None)})") from None
@@ -198,9 +219,10 @@ def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> li
     The variables of this recipe go down to those it needs, so that one override reaches them all.
     """
     needs: list[Loaded] = []
-    shared = [f"variables.{name}={value}" for name, value in (config.get("variables") or {}).items()]
+    variables = config.get("variables")
+    shared = variables if isinstance(variables, Mapping) else {}
     for key, options in _naming(config):
-        needed = load(path.parent / str(options.pop("recipe")), shared)
+        needed = load(path.parent / str(options.pop("recipe")), variables=shared)
         job = needed.recipe.job
         if job not in MAKES:
             message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
@@ -220,6 +242,15 @@ def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> li
                 faults.append(Fault(f"{key}.recipe", f"{message}; give each its own"))
             needs.append(one)
     return list({str(one.folder): one for one in needs}.values())
+
+
+def _literal(value: Any) -> Any:
+    """A resolved value so that resolving it once more gives the same one: no text in it is an interpolation."""
+    if isinstance(value, dict):
+        return {name: _literal(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_literal(one) for one in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _naming(config: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

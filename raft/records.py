@@ -166,6 +166,11 @@ def parse(line: bytes) -> dict[str, Any]:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSON Lines file, one at a time; a bad line is named by file and number."""
+    return (row for _, row in placed(path))
+
+
+def placed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSON Lines file, each with its place, such as "prompts.jsonl:7"; blank lines are no rows."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -176,7 +181,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}:{number}: not a line of JSON ({fault})") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: expected an object such as {{...}}, found {type(row).__name__}")
-            yield row
+            yield f"{path}:{number}", row
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:

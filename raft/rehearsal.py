@@ -1,32 +1,31 @@
 """`raft check --measure`: the real reward models of a recipe, examined with a few of its own prompts."""
 
-from collections.abc import Iterator
+import json
+import shlex
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from raft import doctor, examples, given, hub, prompts
 from raft.chat import load_tokenizer
+from raft.errors import UserError
 from raft.imports import beside
+from raft.jobs import MAKES
 from raft.recipe import Loaded
 from raft.records import Pair, Prompt
+from raft.runs import stamp_path
 
 FEW = 8  # prompts that the checks are made with
 
 
 def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
-    """The doctor's findings on every reward of a recipe; one that another recipe has yet to make is only named."""
-    made = {str(one.folder) for one in loaded.needs}
-    recipe = loaded.recipe
+    """The doctor's findings on every reward of a recipe. UserError while a recipe that it needs has yet to be run."""
+    recipe, rewards = loaded.recipe, dict(_rewards(loaded.recipe))
+    if rewards:
+        _require(loaded.needs)
     with beside(loaded.path):
-        for name, reward in _rewards(recipe):
-            models = [*_models(reward), *_models(getattr(recipe, "policy", None))]
-            waits = [model for model in models if not Path(model).exists() and str(Path(model).parent) in made]
-            if waits:
-                yield doctor.Finding(
-                    name, "head", "warning", f"{waits[0]} is not made yet; run the recipe that makes it"
-                )
-                continue
+        for name, reward in rewards.items():
             yield from doctor.examine(reward, list(islice(_prompts(recipe), FEW)), name)
             reward.release()
 
@@ -39,12 +38,13 @@ def _rewards(recipe: Any) -> Iterator[tuple[str, Any]]:
             yield name if name == "reward" else "evaluation.gold", getattr(owner, name)
 
 
-def _models(reward: Any) -> Iterator[str]:
-    """The models that a reward and its members read."""
-    if isinstance(model := getattr(reward, "model", None), str):
-        yield model
-    for member in getattr(reward, "members", {}).values():
-        yield from _models(member)
+def _require(needs: Sequence[Loaded]) -> None:
+    for one in needs:
+        made = one.folder / MAKES[one.recipe.job][1]
+        if not stamp_path(made).exists():
+            variables = [f"variables.{name}={json.dumps(value)}" for name, value in one.recipe.variables.items()]
+            command = shlex.join(["raft", "run", str(one.path), *variables])
+            raise UserError(f"{made} is not made yet, so nothing can be measured with it; run this first: {command}")
 
 
 def _prompts(recipe: Any) -> Iterator[Prompt]:

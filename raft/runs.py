@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft import logs, metrics, records
+from raft import logs, metrics, records, timing
 from raft.errors import UserError
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
 from raft.recipe import Loaded, differences, speed_keys
-from raft.seeds import derive
 
 FORMAT = 2  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
@@ -120,8 +119,12 @@ class Place:
     def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
         """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
 
-        UserError if it was made from something else: the message names what changed; nothing is overwritten.
+        What is shared with the run that this one branched off stands as it is, whatever made it. UserError if the
+        artifact was made from something else: the message names what changed; nothing is overwritten.
         """
+        path = self.folder / name
+        if self.shared or path.is_symlink():
+            return self.made(name)
         key = plain(
             {
                 "format": FORMAT,
@@ -132,18 +135,24 @@ class Place:
                 "inputs": {name: describe(value) for name, value in inputs.items()},
             }
         )
-        path = self.folder / name
         if (stamp := _stamp(path)) is not None:
-            if not self._shared(path):
-                _refuse_other(path, stamp["key"], key)
-                _partial(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
+            _refuse_other(path, stamp["key"], key)
+            _partial(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
             if path.exists() or stamp.get("pruned"):
                 return Artifact(path, stamp)
         return self._make(path, stage, section, inputs, key)
 
-    def _shared(self, path: Path) -> bool:
-        """Whether it belongs to the run that this one branched off: it stands as it is, whatever made it."""
-        return self.folder.is_symlink() or path.is_symlink()
+    @property
+    def shared(self) -> bool:
+        """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
+        return self.folder != self.root and self.folder.is_symlink()
+
+    def made(self, name: str) -> Artifact:
+        """A finished artifact as it stands. UserError if it is not there."""
+        path = self.folder / name
+        if (stamp := _stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
+            raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
+        return Artifact(path, stamp)
 
     def has(self, name: str) -> bool:
         """Whether an artifact is finished."""
@@ -166,18 +175,19 @@ class Place:
             stage=stage.__name__,
         )
         began = time.time()
+        timing.taken()
         logs.quieten()
         try:
             stage(section, output, **inputs)
         finally:
             output.progress.close()
-        assert output.rows_in is None or output.rows_in == output.rows + _whole(output.drops), (
-            f"{stage.__name__} lost rows"
-        )
-        sync(temporary)
-        _remove(path)
-        os.replace(temporary, path)
-        sync(path.parent)
+        whole = sum(drop.index is None for drop in output.drops)
+        assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
+        with timing.part("sync"):
+            sync(temporary)
+            _remove(path)
+            os.replace(temporary, path)
+            sync(path.parent)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -188,6 +198,7 @@ class Place:
             "measured": output.measured,
             "began": round(began, 3),
             "seconds": round(time.time() - began, 3),
+            "parts": timing.taken(),
             "speed": speed_options(section),
             "versions": versions(),
         }
@@ -244,17 +255,14 @@ class Run(Place):
         os.replace(temporary, self.folder / "metrics.jsonl")
         return rows
 
-    def prune(self, keep: str, best: int, finished: bool) -> None:
-        """Deletes policies that `keep` does not ask for; the first, the best and, while running, the current stay."""
-        made = (int(path.parent.name) for path in self.folder.glob("iterations/*/policy"))
-        numbers = sorted(
-            number for number in made if self.iteration(number).has("policy")
-        )  # without a stamp it is none
-        stay = {0, best, *numbers[-1:]} if not (finished and keep == "best") else {0, best}
-        for number in numbers if keep != "all" else []:
-            path = self.iteration(number).folder / "policy"
-            if number not in stay and not path.parent.is_symlink() and (stamp := _stamp(path)) is not None:
-                write_json(stamp_path(path), {**stamp, "pruned": True})
+    def prune(self, keep: str, best: int) -> None:
+        """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
+        made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
+        stay = {0, *made[-1:], *([best] if keep == "best" else [])}
+        for place in map(self.iteration, made if keep != "all" else []):
+            path = place.folder / "policy"
+            if place.number not in stay and not place.shared and path.exists():
+                write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
                 _remove(path)
 
 
@@ -345,7 +353,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             )
     else:
         shutil.copyfile(loaded.path, folder / "recipe.yaml")
-    write_text(resolved, yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True))
+    write_text(resolved, loaded.resolved)
     if not (folder / "run.json").exists():
         write_json(
             folder / "run.json",
@@ -388,12 +396,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _whole(drops: list[records.Drop]) -> int:
-    return sum(drop.index is None for drop in drops)
-
-
-def stream_seed(output: Output, stream: str | None) -> int:
-    """The seed of a stage's responses: its iteration's, or that of a named stream which every iteration shares."""
-    return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")

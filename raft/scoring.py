@@ -1,69 +1,100 @@
-"""`raft score`: any reward on responses that somebody else made, row by row, resumable."""
+"""`raft score`: any reward on responses that somebody else made; it goes on where it was stopped, as a run does.
 
-from collections.abc import Iterator
+OUT is written whole, out of OUT.partial; then OUT.stamp.json says what made it, and that it is done.
+"""
+
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from raft import given, records, stages
 from raft.errors import UserError
 from raft.imports import beside
+from raft.jobs import Given
+from raft.keys import describe, digest, plain, speed_options, versions
 from raft.plugins import component
-from raft.recipe import RecipeError, find
-from raft.records import Group
+from raft.progress import Progress
+from raft.recipe import RecipeError, differences, find, read_one
+from raft.runs import FORMAT, Output, stamp_path, sync, write_json
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
     """Scores every group of `responses` into `scores`, in order; returns a sentence on what was done.
 
     A row is {"prompt_id", "messages" or "text", "meta", "responses": [{"text"}]}, or a row of a run's
-    responses.jsonl if its prompts.jsonl is given. Blocks that an earlier call finished are kept.
+    responses.jsonl if its prompts.jsonl is given. UserError if `scores` was made of something else.
     """
-    if not responses.is_file():
-        raise UserError(f"no file at {responses.absolute()}")
-    made = _finished(scores)
-    count = failed = 0
-    with open(scores, "ab") as out:
-        for group, found in stages.scored(_reward(reward), _behind(given.groups(responses, prompts), made)):
-            out.write(records.dump({"prompt_id": group.prompt.id, "scores": [one.row() for one in found]}))
-            out.flush()
-            count += 1
-            failed += sum(one.reward is None for one in found)
-    kept = f" ({made} were there already)" if made else ""
-    return f"{scores}: {made + count} groups scored{kept}, {failed} responses without a reward"
+    for file in filter(None, (responses, prompts)):
+        if not file.is_file():
+            raise UserError(f"no file at {file.absolute()}")
+    path = find(reward)
+    with beside(path):
+        section, asked = _reward(path), Given(path=str(responses), prompts=str(prompts) if prompts else None)
+        key = plain({"format": FORMAT, "reward": describe(section), "responses": describe(asked)})
+        stamp = _finished(scores, key)
+        if stamp is None:
+            stamp = _score(section, responses, prompts, scores, key)
+    return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
 
 
-def _reward(name: str) -> Any:
+def _reward(path: Path) -> Any:
     """The reward of a recipe, or of a YAML file that is just a reward section."""
-    from raft import recipe
-
-    path = find(name)
-    options, lines = recipe.read_one(path)
+    options, lines = read_one(path)
     options = options.get("reward", options) if "kind" not in options else options
     faults: list[Any] = []
-    with beside(path):
-        found = component("reward", options, "reward", faults)
+    found = component("reward", options, "reward", faults)
     if faults:
         raise RecipeError(path, faults, lines)
     return found
 
 
-def _finished(scores: Path) -> int:
-    """How many whole blocks of scores an earlier call left; what is behind them is cut away."""
+def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The stamp of an earlier call that made the same, None if there is yet something to do."""
     if not scores.exists():
-        return 0
-    ends = [0]
-    with open(scores, "rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            ends.append(ends[-1] + len(line))
-    whole = (len(ends) - 1) // stages.BLOCK * stages.BLOCK
-    with open(scores, "ab") as out:
-        out.truncate(ends[whole])
-    return whole
+        return None
+    if not stamp_path(scores).exists():
+        if _partial(scores).exists():
+            return None  # a kill came before the stamp
+        raise UserError(f"{scores} has no stamp, so raft score did not make it; delete it, or choose another OUT.jsonl")
+    stamp = json.loads(stamp_path(scores).read_text(encoding="utf-8"))
+    if changed := list(differences(stamp["key"], key)):
+        raise UserError(
+            f"{scores} was made by another reward, or of other responses; what differs:\n"
+            + "".join(f"  {one}\n" for one in changed[:12])
+            + "nothing was overwritten. Delete it, or choose another OUT.jsonl"
+        )
+    _partial(scores).unlink(missing_ok=True)  # a kill can come between the stamp and this
+    return stamp
 
 
-def _behind(items: Iterator[Group], count: int) -> Iterator[Group]:
-    for index, item in enumerate(items):
-        if index >= count:
-            yield item
+def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """Makes the scores and their stamp. Every row is looked at before the first is scored."""
+    ids = [group.prompt.id for group in given.groups(responses, prompts)]
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
+    temporary = scores.with_name(f".{scores.name}.tmp")
+    output = Output(temporary, _partial(scores), digest(key), 0, 0, Progress(scores.name, "prompts"))
+    try:
+        stages.score_groups(reward, output, given.groups(responses, prompts), ids)
+    finally:
+        output.progress.close()
+    failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
+    sync(temporary)
+    os.replace(temporary, scores)
+    sync(scores.parent)
+    stamp = {
+        "hash": output.hash,
+        "key": key,
+        "rows": output.rows,
+        "measured": {"failed": failed},
+        "speed": speed_options(reward),
+        "versions": versions(),
+    }
+    write_json(stamp_path(scores), stamp)
+    output.partial.unlink(missing_ok=True)
+    return stamp
+
+
+def _partial(scores: Path) -> Path:
+    return scores.with_name(f"{scores.name}.partial")

@@ -6,7 +6,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see r
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from raft.errors import UserError
 from raft.keys import Artifact
 from raft.measuring import ranks_of, rewards_of
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
-from raft.runs import Output, stream_seed
+from raft.runs import Output
 from raft.seeds import derive
 
 BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
@@ -172,7 +172,7 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, generator.block)
-    for group in generator.generate(policy_of(policy), missing, stream_seed(output, stream)):
+    for group in generator.generate(policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id not in done:
             output.append(group.row())
         output.advance(len(output.offsets), prompts.rows)
@@ -180,17 +180,29 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     output.gather(row["id"] for row in prompts.read())
 
 
+def _stream_seed(output: Output, stream: str | None) -> int:
+    """The seed of responses: that of their iteration, or of a named stream which every iteration shares."""
+    return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
+
+
 def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -> None:
-    """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again."""
+    """One score for each response."""
+    score_groups(reward, output, records.groups(prompts.path, responses.path), [row["id"] for row in prompts.read()])
+
+
+def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequence[str]) -> None:
+    """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again.
+
+    `ids` are those of the groups' prompts, in order.
+    """
     done = output.resume()
     device.take(reward)
-    size = getattr(reward, "block", BLOCK)
-    for group, scores in scored(reward, _missing_blocks(records.groups(prompts.path, responses.path), done, size)):
+    for group, scores in _scored(reward, _missing_blocks(groups, done, getattr(reward, "block", BLOCK))):
         if group.prompt.id not in done:
             output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
-        output.advance(len(output.offsets), prompts.rows)
-    output.rows_in = responses.rows
-    output.gather(row["id"] for row in prompts.read())
+        output.advance(len(output.offsets), len(ids))
+    output.rows_in = len(ids)
+    output.gather(ids)
 
 
 def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
@@ -311,7 +323,7 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
             yield from block
 
 
-def scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
+def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """The groups with their scores, block by block."""
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, BLOCK)):

@@ -15,6 +15,9 @@ class Told(Protocol):
     def opened(self, run: Run, loaded: Loaded) -> None:
         """A run begins or goes on."""
 
+    def noticed(self, message: str) -> None:
+        """Something is done in another way than one would expect."""
+
     def diagnosed(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 

@@ -38,6 +38,9 @@ class Tracked:
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
+    def noticed(self, message: str) -> None:
+        self.told.noticed(message)
+
     def diagnosed(self, artifact: Artifact) -> None:
         self.told.diagnosed(artifact)
 

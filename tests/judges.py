@@ -73,7 +73,7 @@ def make(folder: Path) -> Path:
 def forgotten(folder: Path) -> list[str]:
     """The questions of a chat that the judge does not answer as it has learnt to, by transformers' own generation."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer()
-    options = {"max_new_tokens": 16, "do_sample": False, "repetition_penalty": 1.0, "pad_token_id": 0}
+    options = {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": 1.0, "pad_token_id": 0}
     wrong = []
     for question, answer in says().items():
         ids = tokenizer(render(tokenizer, [{"role": "user", "content": question}], ask=True), return_tensors="pt")

@@ -127,12 +127,15 @@ def test_a_template_of_a_file_is_rendered_in_the_sandbox(tmp_path: Path):
         conversation.encode(make(), ASKED, ANSWER, str(tmp_path / "evil.jinja"))
 
 
-def test_an_unknown_template_is_named_with_those_that_there_are(tmp_path: Path):
+def test_a_template_that_is_unknown_or_no_text_is_named_with_the_way_out(tmp_path: Path):
     assert list(conversation.template_faults("chat")) == []
     ((_, message),) = conversation.template_faults("ultram")
     assert "did you mean ultrarm?" in message
     ((_, message),) = conversation.template_faults(str(tmp_path / "none.jinja"))
     assert "no file at" in message
+    (tmp_path / "latin.jinja").write_bytes("{{ messages }} schön".encode("latin-1"))
+    ((key, message),) = conversation.template_faults(str(tmp_path / "latin.jinja"))
+    assert key == "template" and "latin.jinja: not UTF-8" in message and "save the file as UTF-8" in message
 
 
 def test_the_rule_for_the_bos_can_be_given():

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import worlds
+from heads import labels, make, rand
 from reward_models import TEXTS, chat_ids, groups, llama_hidden, make_tokenizer, rewards
-from test_heads import labels, make, rand
 
+from raft.contracts import comparable
 from raft.errors import UserError
 from raft.records import Group, Prompt, Response, read
 from raft.rewards import decision_tree
@@ -211,7 +212,7 @@ def test_the_tree_of_another_model_is_refused(folder: Path, pickled: Any):
 def test_the_attributes_alone_are_a_reward_between_prompts(folder: Path):
     found = rewards(RewardModel(model=str(folder), label="helpfulness"), groups())
     assert found[:5] == pytest.approx(attributes(folder, TEXTS)[:, 0].tolist(), abs=1e-4)
-    assert not DecisionTree.comparable and getattr(RewardModel, "comparable", True)
+    assert not comparable(DecisionTree) and comparable(RewardModel)
 
 
 def test_a_tree_as_json_is_checked_too():

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import worlds
+from heads import LLAMA_GATE, gate, make, rand, speak_llama
 from reward_models import SIZE, edit, save
-from test_heads import speak_llama
 
 from raft import doctor
 from raft.records import Prompt, read
@@ -31,7 +31,9 @@ def findings(reward: Any, prompts: list[Prompt] = PROMPTS) -> dict[str, doctor.F
 def test_a_sound_reward_model_passes_every_check_but_what_its_tokenizer_cannot_write(llama: Path):
     found = findings(RewardModel(model=str(llama)))
     assert list(found) == CHECKS
-    assert found["same_everywhere"].message == "the same alone, in a batch, in a shuffled batch, padded on the left"
+    assert found["same_everywhere"].message == (
+        "the same alone, in a batch, in a shuffled batch, as it is scored, padded on the left"
+    )
     assert found["bos"].message == "a conversation begins with 1 BOS"
     assert found["round_trip"].level == "warning" and "吾輩" in found["round_trip"].message  # a tokenizer of ASCII
     assert {one.level for check, one in found.items() if check not in ("round_trip", "tells_apart")} == {"ok"}
@@ -55,7 +57,8 @@ def test_a_model_that_reads_its_padding_is_found_by_padding_on_the_other_side(ll
 
     def forget(module: Any, args: Any, given: Any) -> Any:
         """As if the mask were lost."""
-        return args, {**given, "attention_mask": torch.ones_like(given["attention_mask"])}
+        mask = given["attention_mask"]
+        return args, {**given, "attention_mask": torch.ones_like(mask) if mask.ndim == 2 else mask}
 
     reward.reader.model.register_forward_pre_hook(forget, with_kwargs=True)
     found = findings(reward)["same_everywhere"]
@@ -77,6 +80,21 @@ def test_prompts_that_leave_no_room_are_counted(llama: Path):
     assert found.level == "warning" and "of 3 prompts with a short answer 3 are too long" in found.message
     cut = findings(RewardModel(model=str(llama), max_tokens=110, too_long="cut-prompt"))["room"]
     assert cut.level == "ok" or "lose their beginning" in cut.message
+
+
+def test_only_what_is_too_long_is_told_as_too_long(tmp_path: Path):
+    """A quantile head cannot read what holds no question, and no limit of tokens would change that."""
+    head = {"regression_layer.weight": rand(8, SIZE["hidden_size"]), **gate(LLAMA_GATE, 4, SIZE["hidden_size"])}
+    make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=2)
+    speak_llama(tmp_path)
+    reward = RewardModel(model=str(tmp_path), template="plain", max_tokens=120)
+    short, long = Prompt("short", text="no marks"), Prompt("long", text="on and on " * 12)
+    level, message = doctor._room(reward, [short])
+    assert level == "warning" and "0 are too long" in message and "raise max_tokens" not in message
+    assert "1 cannot be scored for another reason (the first: " in message and "does a question end" in message
+    level, message = doctor._room(reward, [short, long])
+    assert level == "warning" and "1 are too long" in message and "raise max_tokens" in message
+    assert "1 cannot be scored for another reason" in message
 
 
 def test_a_tokenizer_that_can_write_everything_passes(tmp_path: Path):

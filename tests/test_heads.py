@@ -4,50 +4,21 @@ The backbone is a Llama whose hidden states come from `reward_models.llama_hidde
 Gemmas) transformers' own backbone without any of raft's code; the heads are written out here once more.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from heads import LLAMA_GATE, LLAMA_MARK, WIDTH, configure, gate, labels, make, rand, speak_llama
 from reward_models import SIZE, TEXTS, chat_ids, edit, groups, llama_hidden, load, make_tokenizer, rewards, save
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from raft.errors import UserError
 from raft.records import Group, Prompt, Response
 from raft.rewards.model import RewardModel
 
-WIDTH = SIZE["hidden_size"]
 Formula = Callable[[torch.Tensor, list[int]], Any]  # hidden states [tokens, width] and ids -> outputs
-
-
-def rand(*shape: int, seed: int = 7, scale: float = 0.4) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * scale
-
-
-def make(folder: Path, head: dict[str, torch.Tensor], architecture: str, **config: Any) -> Path:
-    """A tiny Llama whose head is replaced by another, with the config of a published model."""
-    save(folder, "LlamaForSequenceClassification", num_key_value_heads=2, max_position_embeddings=256, **SIZE)
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors["score.weight"]
-        tensors.update(head)
-
-    edit(folder, change)
-    configure(folder, architectures=[architecture], **config)
-    return folder
-
-
-def configure(folder: Path, **changes: Any) -> None:
-    file = folder / "config.json"
-    given = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in given.items() if value is not None}))
-
-
-def labels(count: int) -> dict[str, Any]:
-    """How config.json says that there are so many outputs."""
-    return {"id2label": {str(at): f"LABEL_{at}" for at in range(count)}, "label2id": None}
 
 
 def check(folder: Path, formula: Formula, **options: Any) -> None:
@@ -137,23 +108,6 @@ def test_a_token_head_is_the_logit_of_one_token_of_a_language_model(tmp_path: Pa
     check(tmp_path, lambda h, ids: h[-1] @ row, head="token", label=token)
 
 
-def gate(places: tuple[list[int], list[int]], outputs: int, width: int) -> dict[str, torch.Tensor]:
-    """The tensors of a gate: linear maps and normalisations at these places of its list of layers."""
-    maps, norms = places
-    found = {"gating.logit_scale": torch.tensor([1.7])}
-    for number, place in enumerate(maps):
-        last = number == len(maps) - 1
-        found[f"gating.layers.{place}.weight"] = rand(outputs if last else 12, 12 if number else width, seed=place)
-        if last:
-            found[f"gating.layers.{place}.bias"] = rand(outputs)
-    for place in norms:
-        name = f"gating.layers.{place}"
-        found |= {f"{name}.weight": 1 + rand(12, seed=place), f"{name}.bias": rand(12, seed=place + 1)}
-        found |= {f"{name}.running_mean": rand(12, seed=place + 2), f"{name}.running_var": 1 + rand(12).abs()}
-        found[f"{name}.num_batches_tracked"] = torch.tensor(3)
-    return found
-
-
 def gated(
     w: dict[str, torch.Tensor], places: tuple[list[int], list[int]], h: torch.Tensor, heat: float
 ) -> torch.Tensor:
@@ -169,26 +123,7 @@ def gated(
     return odds / odds.sum() * w["gating.logit_scale"]
 
 
-LLAMA_GATE = ([0, 3, 6, 9], [2, 5, 8])  # linear, ReLU, norm
 GEMMA_GATE = ([0, 4, 8, 11], [2, 6, 10])  # linear, ReLU, norm, dropout, but none after the last norm
-LLAMA_MARK = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
-    "+ m['content'] + '<|eot_id|>' }}{% endfor %}"
-)
-
-
-def speak_llama(folder: Path) -> Any:
-    """Gives a folder a tokenizer that writes Llama 3's turns, each mark a token."""
-    from tokenizers import AddedToken
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    marks = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "\n\n"]
-    tokenizer.add_tokens([AddedToken(one, special=one != "\n\n", normalized=False) for one in marks])
-    tokenizer.chat_template = LLAMA_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 @pytest.mark.parametrize("transform", [False, True])
@@ -317,176 +252,3 @@ def test_an_encoder_with_token_types_is_told_the_segments(tmp_path: Path):
         types = torch.tensor([[0] * len(question) + [1] * len(answer)])
         expected.append(model(torch.tensor([question + answer]), token_type_ids=types).logits[0, 0].item())
     assert rewards(RewardModel(model=str(tmp_path), template="pair"), groups()) == pytest.approx(expected * 2, abs=1e-4)
-
-
-def test_old_weights_are_read_as_tensors_alone(tmp_path: Path):
-    weight = rand(1, WIDTH)
-    make(tmp_path, {"regression_head.weight": weight}, "LlamaRewardModel")
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as checkpoints of 2023 have it
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").rename(tmp_path / "kept")
-    found = rewards(RewardModel(model=str(tmp_path)), groups())
-    (tmp_path / "kept").rename(tmp_path / "model.safetensors")
-    assert found == pytest.approx(rewards(RewardModel(model=str(tmp_path)), groups()), abs=1e-6)
-
-
-def test_shards_are_read_by_their_index(tmp_path: Path):
-    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
-    whole = rewards(RewardModel(model=str(tmp_path)), groups())
-    tensors = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    table = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
-    for file in set(table.values()):
-        part = {name: tensor for name, tensor in tensors.items() if table[name] == file}
-        save_file(part, tmp_path / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": table}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert rewards(RewardModel(model=str(tmp_path)), groups()) == whole
-    (tmp_path / file).unlink()
-    with pytest.raises(UserError, match="names files that are not there"):
-        load(tmp_path)
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return (print, ("this must never run",))
-
-
-def test_weights_that_are_a_program_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
-    (tmp_path / "model.safetensors").unlink()
-    torch.save({"regression_head.weight": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be read as tensors alone"):
-        load(tmp_path)
-    assert "never" not in capsys.readouterr().out
-
-
-HEADS = {
-    "regression": ({"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel", {}),
-    "mlp": (
-        {
-            "score.0.weight": rand(WIDTH, WIDTH), "score.0.bias": rand(WIDTH),
-            "score.2.weight": rand(1, WIDTH), "score.2.bias": rand(1),
-        },
-        "INFORMForSequenceClassification", {},
-    ),
-    "attributes": (
-        {"score.weight": rand(5, WIDTH), "score.bias": rand(5)}, "LlamaForDecisionTreeRewardModel", labels(5),
-    ),
-    "value": ({"v_head.summary.weight": rand(1, WIDTH), "v_head.summary.bias": rand(1)}, "GRewardModel", {}),
-    "quantile": (
-        {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)},
-        "LlamaForRewardModelWithGating", {"num_quantiles": 2},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("kind", "lost"),
-    [(kind, name) for kind, (head, _, _) in HEADS.items() for name in head if "num_batches" not in name],
-)
-def test_a_head_that_lacks_any_of_its_tensors_is_refused(tmp_path: Path, kind: str, lost: str):
-    head, architecture, config = HEADS[kind]
-    options = {"label": 0} if kind == "attributes" else {}
-    make(tmp_path, head, architecture, **config)
-    load(tmp_path, **options)
-    edit(tmp_path, lambda tensors: tensors.pop(lost))
-    with pytest.raises(UserError):
-        load(tmp_path, **options)
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_tensor_that_no_head_reads_is_refused(tmp_path: Path, kind: str):
-    head, architecture, config = HEADS[kind]
-    make(tmp_path, {**head, "extra_head.bias": rand(1)}, architecture, **config)
-    with pytest.raises(UserError, match=r"unexpected extra_head\.bias"):
-        load(tmp_path, label=0)
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_head_whose_weights_are_not_numbers_is_refused(tmp_path: Path, kind: str):
-    head, architecture, config = HEADS[kind]
-    make(tmp_path, head, architecture, **config)
-    edit(tmp_path, lambda tensors: tensors[next(iter(head))][0].fill_(torch.nan))
-    with pytest.raises(UserError, match="NaN or infinite"):
-        load(tmp_path, label=0)
-
-
-def test_tensors_and_architecture_that_disagree_are_refused_until_the_recipe_decides(tmp_path: Path):
-    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaForSequenceClassification")
-    with pytest.raises(UserError, match=r"reads head: classifier, but its checkpoint holds .*regression_head\.weight"):
-        load(tmp_path)
-    load(tmp_path, head="regression")
-    with pytest.raises(UserError, match="holds the tensors of head: regression"):
-        load(tmp_path, head="mlp")
-
-
-def test_an_unknown_architecture_is_refused_until_the_recipe_decides(tmp_path: Path):
-    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "SomebodysRewardModel")
-    with pytest.raises(UserError, match=r"say so with reward\.head: regression"):
-        load(tmp_path)
-    load(tmp_path, head="regression")
-
-
-def test_a_language_model_is_no_reward_model_unless_a_token_is_read(tmp_path: Path):
-    save(tmp_path, "LlamaForCausalLM", **SIZE)
-    with pytest.raises(UserError, match=r"without the head of a reward model.*reward\.head: token"):
-        load(tmp_path)
-    with pytest.raises(UserError, match=r"without the head of a reward model"):
-        load(tmp_path, head="classifier")
-    load(tmp_path, head="token")
-
-
-def test_an_internlm2_is_refused_with_the_reason(tmp_path: Path):
-    make(tmp_path, {"v_head.weight": rand(1, WIDTH)}, "InternLM2ForRewardModel")
-    with pytest.raises(UserError, match="neither its architecture nor its tokenizer is in transformers"):
-        load(tmp_path)
-    configure(tmp_path, model_type="internlm2")
-    with pytest.raises(UserError, match="runs no code from elsewhere"):
-        load(tmp_path)
-
-
-def test_a_head_of_more_outputs_than_the_config_says_is_refused(tmp_path: Path):
-    head = {"score.weight": rand(4, WIDTH), "score.bias": rand(4)}
-    make(tmp_path, head, "LlamaForDecisionTreeRewardModel", **labels(5))
-    with pytest.raises(UserError, match=r"the head has 4 outputs, but config\.json says num_labels: 5"):
-        load(tmp_path, label=0)
-
-
-def test_a_head_with_more_than_is_read_or_other_outputs_is_refused(tmp_path: Path):
-    head = {f"v_head.summary.{at}.{part}": rand(*shape) for at, part, shape in [
-        (0, "weight", (16, WIDTH)), (0, "bias", (16,)), (2, "weight", (1, 16)), (2, "bias", (1,)),
-        (4, "weight", (1, 1)), (4, "bias", (1,)),
-    ]}  # fmt: skip
-    make(tmp_path / "a", head, "GRewardModel")
-    with pytest.raises(UserError, match=r"does not read v_head\.summary\.4"):
-        load(tmp_path / "a")
-    make(tmp_path / "b", {"regression_head.weight": rand(2, WIDTH)}, "LlamaRewardModel")
-    with pytest.raises(UserError, match="has 2 outputs, where 1 belongs"):
-        load(tmp_path / "b")
-    save(tmp_path / "c", "LlamaForCausalLM", **SIZE)
-    with pytest.raises(UserError, match=r"reward\.label: 1000000 is no token"):
-        load(tmp_path / "c", head="token", label=1000000)
-
-
-def test_of_several_kinds_of_weights_the_one_is_read_that_transformers_loads(tmp_path: Path):
-    make(tmp_path, {"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel")
-    expected = rewards(RewardModel(model=str(tmp_path)), groups())
-    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "gone.bin"}}')
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "stale.safetensors"}}')
-    assert rewards(RewardModel(model=str(tmp_path)), groups()) == expected
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight')
-    with pytest.raises(UserError, match="no index of weights"):
-        load(tmp_path)
-
-
-def test_a_gate_of_other_layers_than_its_config_says_is_refused(tmp_path: Path):
-    head = {"regression_layer.weight": rand(8, WIDTH), **gate(LLAMA_GATE, 4, WIDTH)}
-    make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=3)
-    with pytest.raises(UserError, match="8 rows, no multiple of 3 quantiles"):
-        load(tmp_path)
-    configure(tmp_path, num_quantiles=2, gating_n_hidden=2)
-    with pytest.raises(UserError, match="the gate has 4 linear maps and 3 norms; its config says 2"):
-        load(tmp_path)

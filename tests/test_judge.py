@@ -132,7 +132,7 @@ def ask(proxy, tmp_path):
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.jinja"
         file.write_text(template)
         where = {"url": proxy.url, "model": "served", "api_key_env": "JUDGE_KEY", "template": str(file)}
-        return Judge(**{"max_tokens": 16, "timeout": 20.0, **where, **options})
+        return Judge(**{"max_tokens": 20, "timeout": 20.0, **where, **options})
 
     return made
 
@@ -141,7 +141,7 @@ def scores(judge: Judge, *groups: Group):
     return list(judge.score(groups))
 
 
-def spoiled(words: str):
+def spoiled(words: str | None):
     """The server's answer with other words in it."""
 
     def replaced(content: bytes) -> tuple[int, bytes]:
@@ -228,7 +228,7 @@ def test_each_request_says_all_that_decides_its_answer(ask, proxy):
     by_seed = {one["seed"]: one for one in proxy.requests}
     assert by_seed.keys() == {derive(5, "q", 0, 1), derive(5, "q", 1, 0)}
     assert by_seed[derive(5, "q", 1, 0)] == {
-        "model": "served", "n": 1, "seed": derive(5, "q", 1, 0), "max_tokens": 16, "temperature": 0.0, "stop": ["!"],
+        "model": "served", "n": 1, "seed": derive(5, "q", 1, 0), "max_tokens": 20, "temperature": 0.0, "stop": ["!"],
         "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "messages": [{"role": "system", "content": "Judge."}, {"role": "user", "content": "bee or ape"}],
     }  # fmt: skip
@@ -308,6 +308,23 @@ def test_a_withheld_answer_is_no_verdict(ask, proxy):
     proxy.spoil = spoil
     (found,) = scores(ask(), group("ape", "bee"))
     assert found[0].reward is None and "withheld (finish_reason content_filter)" in found[0].error
+
+
+@pytest.mark.engine
+def test_an_answer_that_was_cut_is_no_verdict_whatever_it_has_said_so_far(ask, proxy):
+    """Of "[[3]] no [[2.5]]" eight tokens leave the grade that the judge was about to take back."""
+    (found,) = scores(ask(GRADE, mode="grade", max_tokens=8), group("bee", "ape"))
+    assert [score.reward for score in found] == [None, 10.0]
+    told = "the judge's answer was cut at max_tokens: 8; raise reward.max_tokens"
+    assert found[0].error == told
+
+    def spoil(asked: dict, content: bytes) -> tuple[int, bytes]:
+        """As servers answer whose judge is cut while it still thinks."""
+        return 200, spoiled(None)(content)[1].replace(b'"finish_reason": "stop"', b'"finish_reason": "length"')
+
+    proxy.spoil = spoil
+    (found,) = scores(ask(max_tokens=8), group("ape", "bee"))
+    assert [score.error for score in found] == [f"no verdict in any of its 1 comparisons; the first: {told}"] * 2
 
 
 @pytest.mark.engine

@@ -1,11 +1,16 @@
 """The options of kind: judge, without an engine: faults, and what of them is in a run's key."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from judges import BIASED, FAIR
 
+from raft.errors import UserError
 from raft.keys import describe
 from raft.plugins import build, component
 from raft.rewards.judge import Judge
+from raft.scoring import score_file
 
 WRONG = {
     "url": ({"url": "host:1"}, "no address"),
@@ -40,6 +45,23 @@ def test_more_faults_of_options(tmp_path):
     faults.clear()
     build(Judge, {"model": "m", "template": str(tmp_path / "t.jinja")}, "reward", faults)
     assert "does not use b" in faults[0].message
+
+
+NO_TEMPLATE = {"gone.jinja": "no file at .*gone.jinja", "latin.jinja": "latin.jinja: not UTF-8 .*; save the file as"}
+
+
+@pytest.mark.parametrize("file", NO_TEMPLATE)
+def test_a_template_that_cannot_be_read_is_told_with_its_key_and_file(tmp_path: Path, file: str):
+    """raft score looks at no files beforehand, so the judge does it by itself."""
+    (tmp_path / "latin.jinja").write_bytes("{{ a }} oder {{ b }}, schön".encode("latin-1"))
+    (tmp_path / "responses.jsonl").write_text('{"prompt_id": "p", "text": "x", "responses": [{"text": "y"}]}\n')
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "template": str(tmp_path / file)}
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(judge))
+    with pytest.raises(UserError, match=rf"reward\.template: .*{NO_TEMPLATE[file]}"):
+        score_file(str(tmp_path / "judge.yaml"), tmp_path / "responses.jsonl", tmp_path / "scores.jsonl", None)
+    faults = []
+    build(Judge, judge, "evaluation.gold", faults)
+    assert [fault.key for fault in faults] == ["evaluation.gold.template"]
 
 
 def test_a_recipe_names_it_and_only_grades_compare_prompts():

@@ -8,6 +8,7 @@ import pytest
 import worlds
 import yaml
 
+from raft.examples import FileExamples, pairs
 from raft.records import read
 
 RULE = "def vowels(prompt, response):\n    return sum(one in 'aeiou' for one in response)\n"
@@ -30,19 +31,19 @@ def given(folder: Path, rows: list[tuple[str, list[str]]]) -> None:
     (folder / "letters.py").write_text(RULE)
 
 
-ROWS = [("one: ", ["a", "aei", "b"]), ("two: ", ["xyz", "y"]), ("three: ", ["eee", "e", "oo", ""])]
+ROWS = [("one: ", ["a", "aei", "b"]), ("two: ", ["xyz", "y"]), ("three: ", ["eee", "e", "oo", "k"])]
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("best-vs-worst", [("one: ", "aei", "b"), ("three: ", "eee", "")]),
+        ("best-vs-worst", [("one: ", "aei", "b"), ("three: ", "eee", "k")]),
         (
             "all-pairs",
             [
                 ("one: ", "a", "b"), ("one: ", "aei", "a"), ("one: ", "aei", "b"), ("three: ", "eee", "e"),
-                ("three: ", "eee", "oo"), ("three: ", "eee", ""), ("three: ", "e", ""), ("three: ", "oo", "e"),
-                ("three: ", "oo", ""),
+                ("three: ", "eee", "oo"), ("three: ", "eee", "k"), ("three: ", "e", "k"), ("three: ", "oo", "e"),
+                ("three: ", "oo", "k"),
             ],
         ),
     ],
@@ -102,6 +103,75 @@ def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tm
     assert pairs and all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in pairs)
     metrics = json.loads((tmp_path / "outputs/learnt/metrics.json").read_text())
     assert metrics["eval/pairs"] == 4 and metrics["train/examples"] == len(pairs) - 4
+
+
+CHAT = [{"role": "user", "content": "why?"}]
+TEXTS = ["aei", "", " \n", "aei", "b", 'a:\n- "b"', "\x85e\u2028", "\U0001f600i"]
+
+
+@pytest.mark.parametrize("ask", [{"text": "one: "}, {"messages": CHAT}], ids=["text", "chat"])
+@pytest.mark.parametrize("kind", ["best-vs-worst", "all-pairs"])
+def test_whatever_is_published_the_reader_of_pairs_reads(tmp_path: Path, ask: dict[str, Any], kind: str):
+    """The reward falls from call to call, so even two responses of one text differ in it."""
+    groups = [TEXTS, ["", " ", "\t"], ["e", "e"], ["a", "b"], ["", "b", "a"]]
+    rows = [
+        {"prompt_id": f"p-{number}", **ask, "responses": [{"text": text} for text in texts]}
+        for number, texts in enumerate(groups)
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "falling.py").write_text(
+        "from itertools import count\ncalls = count()\ndef f(prompt, response):\n    return -next(calls)\n"
+    )
+    reward = {"kind": "rule", "function": "falling:f"}
+    write(
+        tmp_path, "label.yaml", job="label", name="pairs", responses={"path": "responses.jsonl"}, reward=reward,
+        selection={"kind": kind},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "pairs"
+    published, selected = list(read(run / "pairs.jsonl")), list(read(run / "selected.jsonl"))
+    dropped = [row for row in read(run / "dropped.jsonl") if row["stage"] == "publish"]
+    assert len(selected) == len(published) + len(dropped) and published and dropped
+    reasons = {row["reason"] for row in dropped}
+    assert reasons <= {"chosen is empty", "rejected is empty", "chosen and rejected are equal"}
+    ids = [row["id"] for row in published] + [row["prompt_id"] for row in dropped]
+    assert len(set(ids)) == len(ids)
+    where = {} if "text" in ask else {"messages": "messages", "field": None}
+    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="given", max_failed=0.0, **where)
+    found = list(pairs(section, seed=0))
+    assert [(one.chosen.text, one.rejected.text) for one in found] == [
+        (row["chosen"], row["rejected"]) for row in published
+    ]
+
+
+def test_a_job_of_which_no_pair_can_be_learned_from_says_why(tmp_path: Path):
+    given(tmp_path, [("", ["a", "b b"]), ("one: ", ["", "e"]), ("two: ", ["e", "o"])])
+    write(
+        tmp_path, "label.yaml", job="label", name="x", responses={"path": "responses.jsonl"},
+        reward={"kind": "rule", "function": "length"},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "none of the 2 pairs can be learned from (rejected is empty; the prompt is empty)" in done.stderr
+
+
+def test_messages_and_texts_in_one_job_are_refused(tmp_path: Path):
+    rows = [{"prompt_id": "p", "text": "one: "}, {"prompt_id": "q", "messages": CHAT}]
+    (tmp_path / "responses.jsonl").write_text(
+        "".join(json.dumps({**r, "responses": [{"text": "a"}]}) + "\n" for r in rows)
+    )
+    rule = {"kind": "rule", "function": "length"}
+    write(tmp_path, "label.yaml", job="label", name="x", responses={"path": "responses.jsonl"}, reward=rule)
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 2 and "prompt q is messages, and those before it are not" in done.stderr
+    sources = [{"kind": "list", "items": ["a"], "format": one, "weight": 1.0} for one in ("text", "chat")]
+    write(
+        tmp_path, "label.yaml", job="label", name="y", policy={"model": "base"}, reward=rule,
+        prompts={"kind": "mixture", "sources": sources}, generator={"kind": "transformers"},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "check", "label.yaml")
+    assert done.returncode == 2 and "prompts: some parts are chats and some texts" in done.stderr
 
 
 def test_a_recipe_that_gives_responses_and_makes_them_is_refused(tmp_path: Path):

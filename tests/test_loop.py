@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft.records import read
+from raft.records import dump, read
 
 PROMISED = """
 recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log
@@ -203,6 +203,10 @@ def test_raft_score_gives_the_scores_of_the_run_and_goes_on_where_it_was_cut(fin
     )
     assert worlds.raft(finished, *arguments).returncode == 0
     assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()
-    (finished / "scores.jsonl").write_bytes((place / "scores.jsonl").read_bytes()[:-20])
+    stamp = finished / "scores.jsonl.stamp.json"
+    key = dump({"hash": json.loads(stamp.read_text())["hash"]})
+    (finished / "scores.jsonl.partial").write_bytes(key + (place / "scores.jsonl").read_bytes()[:-20])
+    for one in (stamp, finished / "scores.jsonl"):
+        one.unlink()
     assert worlds.raft(finished, *arguments).returncode == 0
     assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()

@@ -127,7 +127,7 @@ def test_messages_are_taken_as_they_are_and_a_system_message_of_their_own_stays(
         ({"messages": []}, {"messages": "messages"}, NO_MESSAGES),
         ({"messages": MESSAGES[:2]}, {"messages": "messages"}, NOTHING_LEFT),
         ({"messages": [{"role": "user"}]}, {"messages": "messages"}, "no column content"),
-        ({"messages": [{"role": "user", "content": " "}]}, {"messages": "messages"}, "empty"),
+        ({"messages": [{"role": "user", "content": " "}]}, {"messages": "messages"}, "the last message is empty"),
         ({"prompt": "x", "when": object()}, {"meta": ["when"]}, "column when cannot be written as JSON"),
     ],
 )  # fmt: skip

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from raft.errors import UserError
 from raft.recipe import RecipeError, differences, find, load
@@ -66,6 +68,10 @@ def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
         ("trainer.args.max_grad_nrm=1", "trainer.args.max_grad_nrm", "did you mean max_grad_norm"),
         ("name=../x", "name", "folder name"),
         ("reward.function=lenght", "reward.function", "did you mean length"),
+        (
+            "evaluation.references={kind: list, items: [{prompt: a, response: b}], held_out: 1}",
+            "evaluation.references.held_out", "all of references is measured; remove it",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(tmp_path, override, key, words):
@@ -111,6 +117,15 @@ def test_interpolation_resolves_and_an_unknown_name_is_refused(tmp_path):
         load(write(tmp_path, GOOD + "seed: ${nothing}\n"))
 
 
+FIRST = """
+job: sft
+name: first
+policy: {config: {model_type: llama}}
+examples: {kind: list, items: [{prompt: a, response: b}]}
+trainer: {kind: sft}
+"""
+
+
 def test_a_needed_recipe_becomes_the_model_that_it_makes_and_gets_the_variables(tmp_path):
     write(
         tmp_path,
@@ -124,6 +139,45 @@ def test_a_needed_recipe_becomes_the_model_that_it_makes_and_gets_the_variables(
     assert loaded.recipe.policy.model == "outputs/first/policy"
     assert [need.recipe.name for need in loaded.needs] == ["first"]
     assert loaded.needs[0].recipe.policy.vocab_size == 300
+
+
+def chain(folder: Path, variables: str) -> list[dict[str, Any]]:
+    """The variables of a recipe, and of the two that it needs, one through the other."""
+    write(folder, FIRST + "variables: {given: {one: 1}, more: '${variables.given}'}\n", "first.yaml")
+    needs_it = FIRST.replace("first", "second").replace("{config: {model_type: llama}}", "{recipe: first.yaml}")
+    write(folder, needs_it, "second.yaml")
+    loaded = load(write(folder, GOOD.replace("{model: some/model}", "{recipe: second.yaml}") + variables))
+    assert [need.recipe.name for need in loaded.needs] == ["first", "second"]
+    return [one.recipe.variables for one in (loaded, *loaded.needs)]
+
+
+VALUES = {
+    "digits": "007", "null": None, "true": True, "the word true": "true", "a colon": "a: b #c", "quotes": "it's \"so\"",
+    "lines": "a\n- b\n", "a list": ["007", 1, None, {"k": "a: b"}], "a mapping": {"two": "2"}, "empty": "",
+    "a float": 0.5, "an emoji": "\U0001f600", "control characters": "\x85\x7f\t", "equals": "a=b",
+    "a date": "2026-01-01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_variable_comes_to_a_needed_recipe_with_exactly_its_value_and_type(tmp_path, name):
+    found = chain(tmp_path, yaml.safe_dump({"variables": {"given": VALUES[name]}}))
+    assert [repr(one["given"]) for one in found] == [repr(VALUES[name])] * 3
+    assert found[1]["more"] == VALUES[name]
+
+
+def test_a_variable_that_looks_like_an_interpolation_comes_to_a_needed_recipe_as_it_is(tmp_path):
+    found = chain(tmp_path, r"variables: {given: '\${x} \\\${y} \z', more: '${variables.given}'}")
+    assert found[0]["given"] == r"${x} \${y} \z"
+    assert [one[name] for one in found for name in ("given", "more")] == [found[0]["given"]] * 6
+
+
+def test_variables_that_are_no_mapping_are_a_fault(tmp_path):
+    assert "expected a mapping" in faults(tmp_path, GOOD + "variables: [1]\n")["variables"]
+    write(tmp_path, FIRST + "variables: [1]\n", "first.yaml")
+    with pytest.raises(RecipeError, match=r"first\.yaml: 1 fault"):
+        text = GOOD.replace("{model: some/model}", "{recipe: first.yaml}")
+        load(write(tmp_path, text + "variables: {a: 1}\n"))
 
 
 def test_a_missing_file_and_a_broken_one_are_named(tmp_path):

@@ -198,6 +198,13 @@ def test_a_kill_between_the_stamp_and_the_clearing_up_leaves_nothing_behind(tmp_
     assert not (tmp_path / "g.jsonl.partial").exists()
 
 
+def test_a_run_whose_folder_is_a_link_is_worked_on_where_it_points_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    run(tmp_path / "link").once("a.jsonl", multiply, Doubling(), count=3)
+    assert (tmp_path / "disk" / "a.jsonl").exists()
+
+
 def test_a_policy_without_its_stamp_is_not_the_current_one(tmp_path):
     """A kill between the two must not let the policy before it be deleted: the next is made out of that one."""
     run = Run(tmp_path, 0)
@@ -206,5 +213,5 @@ def test_a_policy_without_its_stamp_is_not_the_current_one(tmp_path):
         policy.mkdir(parents=True)
         if number < 3:
             write_json(stamp_path(policy), {"key": {}})
-    run.prune("last", best=0, finished=False)
+    run.prune("last", best=0)
     assert [(run.iteration(number).folder / "policy").exists() for number in range(4)] == [True, False, True, True]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raft import scratch
+from raft import plugins, scratch
 from raft.errors import UserError
+from raft.jobs import Start
 
 CONFIG = {
     "model_type": "llama",
@@ -90,6 +91,14 @@ def test_a_template_of_ones_own_brings_its_markers(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.chat_template == template
     assert len(tokenizer("<|im_start|>", add_special_tokens=False)["input_ids"]) == 1
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.jinja").write_bytes("{{ eos_token }} schön".encode("latin-1"))
+    for name, words in {"latin.jinja": "latin.jinja: not UTF-8", "gone.jinja": "no file at"}.items():
+        faults = []
+        plugins.build(Start, {"config": CONFIG, "chat_template": str(tmp_path / name)}, "policy", faults)
+        assert [fault.key for fault in faults] == ["policy.chat_template"] and words in faults[0].message
 
 
 def test_what_cannot_work_is_refused(tmp_path):

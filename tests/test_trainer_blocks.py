@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer_sft import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuning import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 
 from raft import chat, scratch
 from raft.errors import UserError

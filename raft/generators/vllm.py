@@ -20,6 +20,7 @@ from raft.errors import UserError
 from raft.generators.sampling import Sampling
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
+from raft.timing import part
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
 OURS = (
@@ -58,8 +59,10 @@ class VLLM(Sampling):
         yield from engines.faults(self.engine, OURS)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
-        engine = _engine(self, policy)
-        engine.hold(policy)
+        with part("start"):
+            engine = _engine(self, policy)
+        with part("reload"):
+            engine.hold(policy)
         yield from engine.answer(self, prompts, seed)
 
     def release(self) -> None:
@@ -116,13 +119,15 @@ class Engine:
             dtype=self.dtype,
             max_model_len=self.context,
             seed=0,
-            worker_extension_cls="raft.generators.reload.Reload",
+            worker_extension_cls="raft.generators.worker.Worker",
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **{**defaults, **options.engine},
         )
         with logs.captured():
             self.llm: Any = LLMEngine.from_engine_args(arguments)
+            if not self.on_gpu:
+                self.llm.collective_rpc("draw_ahead")
         self.tokenizer = chat.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.asleep = False

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raft import plugins
+from raft.contracts import comparable
 from raft.records import Group, Score
 
 
@@ -63,7 +64,7 @@ class Ensemble:
     @property
     def comparable(self) -> bool:
         """Whether the rewards of different prompts can be compared: only if those of all members can."""
-        return all(getattr(member, "comparable", True) for member in self.members.values())
+        return all(map(comparable, self.members.values()))
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         block = list(groups)

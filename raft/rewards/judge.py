@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from raft import engines, serving
 from raft.errors import UserError
-from raft.plugins import faults_of_range, source, speed
+from raft.plugins import faults_of_range, faults_of_text, source, speed, text_of
 from raft.records import Group, Prompt, Score
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
@@ -79,8 +79,8 @@ class Judge(Connection):
             yield "stop", "holds an empty text, which would match everywhere"
         if self.format == "text" and self.system is not None:
             yield "system", "is a message of a chat; with format: text write it into the template"
-        if self.template is not None and Path(self.template).is_file():
-            yield from (("template", f"{self.template}: {one}") for one in wording.faults(self.question, self.mode))
+        if self.template is not None:
+            yield from self._template_faults(self.template)
 
     @property
     def comparable(self) -> bool:
@@ -126,7 +126,7 @@ class Judge(Connection):
     def question(self) -> str:
         """The template."""
         if self.template is not None:
-            return Path(self.template).read_text(encoding="utf-8")
+            return text_of(self.template)
         return wording.PAIRWISE if self.mode == "pairwise" else wording.GRADE
 
     def _folder(self) -> Path:
@@ -213,7 +213,11 @@ class Judge(Connection):
                 raise
             return Verdict(None, str(fault))
         _, text, reason = chosen(what, answer, chat)
-        if text is None or reason not in ("stop", "length"):
+        if reason == "length":  # of what is cut nobody can say whether its last verdict was to be the last
+            return Verdict(
+                None, f"the judge's answer was cut at max_tokens: {self.max_tokens}; raise reward.max_tokens"
+            )
+        if text is None or reason != "stop":
             return Verdict(None, f"the judge's answer was withheld (finish_reason {excerpt(str(reason))})")
         value = self._read(text)
         return Verdict(value, "" if value is not None else f"no verdict in: {excerpt(text)}")
@@ -240,6 +244,12 @@ class Judge(Connection):
         for name in ("engine", "revision"):
             if getattr(self, name):
                 yield name, "is for a model that raft serves itself; remove it, or url"
+
+    def _template_faults(self, template: str) -> Iterator[tuple[str, str]]:
+        unread = list(faults_of_text("template", template))
+        yield from unread
+        if not unread:
+            yield from (("template", f"{template}: {one}") for one in wording.faults(self.question, self.mode))
 
     def _mode_faults(self) -> Iterator[tuple[str, str]]:
         if self.mode == "pairwise":

@@ -1,0 +1,230 @@
+"""A branch shares the first iterations of another run, and leaves that run as it is; a run goes on where it stands."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+import yaml
+from folders import write_run
+
+from raft import branch
+from raft.errors import UserError
+from raft.jobs import Align, Start
+from raft.narrator import Narrator
+from raft.records import read
+from raft.rewards.decision_tree import DecisionTree
+from raft.rewards.rule import Rule
+from raft.runs import Run
+
+SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
+CHANGES = ("open", "os.mkdir", "os.symlink", "os.rename", "shutil.copyfile")  # audit events of what a set-up does
+
+
+def everything(run: Path) -> dict[str, Any]:
+    """What a run holds, by name, with the content of its files."""
+    return {str(one.relative_to(run)): one.read_bytes() if one.is_file() else None for one in run.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory) -> Path:
+    """The folder of a run of three iterations, of which the first and the last policy alone were evaluated."""
+    folder = tmp_path_factory.mktemp("parent")
+    plain = {"count": 4, "k": 2, "every": 3, "kl": False, "gold": None}
+    worlds.make_recipe(folder, iterations=3, keep="all", evaluation=plain, **SMALL)
+    done = worlds.raft(folder, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def world(parent, tmp_path, monkeypatch) -> Path:
+    """A copy of it, which is the current folder."""
+    shutil.copytree(parent, tmp_path / "world", symlinks=True)
+    monkeypatch.chdir(tmp_path / "world")
+    return tmp_path / "world"
+
+
+def test_nothing_is_ever_made_in_what_a_branch_shares(world):
+    before = everything(world / "outputs" / "tiny")
+    (world / "references.jsonl").write_text('{"prompt": "the red fox ", "response": "runs"}\n')
+    done = worlds.raft(
+        world, "resume", "outputs/tiny", "--from-iteration", "3", "name=branch", "evaluation.every=1",
+        "evaluation.kl=true", "evaluation.gold={kind: rule, function: length}", "selection.kl=0.01",
+        "evaluation.references={kind: file, path: references.jsonl}", "iterations=4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert everything(world / "outputs" / "tiny") == before
+    rows = list(read(world / "outputs" / "branch" / "metrics.jsonl"))
+    assert ["reward/eval" in row for row in rows] == [True, False, False, True, True]
+    for name in ("gold/eval", "kl/first", "perplexity/references"):
+        assert [name in row for row in rows] == [False, False, False, True, True]
+    extended = worlds.raft(world, "resume", "outputs/tiny", "iterations=4")
+    assert extended.returncode == 0, extended.stderr
+    for command in ("show", "status", "report", "plot"):
+        assert worlds.raft(world, command, "outputs/branch").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("seed=1", "seed: was None, is 1"),
+        ("policy.model=other", "policy.model: was 'base', is 'other'"),
+        ("prompts.max_tokens=32", "prompts.max_tokens: was 64, is 32"),
+        ("evaluation.count=8", "evaluation.count: was 4, is 8"),
+        ("evaluation.prompts={kind: file, path: prompts.jsonl}", "evaluation.prompts: was None, is {'kind'"),
+        ("variables.data=elsewhere", "variables: was None, is {'data'"),
+    ],
+)
+def test_what_made_the_shared_part_cannot_be_changed(world, override, named):
+    with pytest.raises(UserError, match=named) as refused:
+        branch.off(Path("outputs/tiny"), 2, [override, "generator.k=3", "prompts.per_iteration=2"])
+    assert "shares" in str(refused.value) and "raft run RECIPE name=" in str(refused.value)
+    assert "generator" not in str(refused.value) and "per_iteration" not in str(refused.value)
+    assert [one.name for one in (world / "outputs").iterdir()] == ["tiny"]
+
+
+def test_references_are_shared_where_there_are_some(world):
+    (world / "outputs" / "tiny" / "references.jsonl").touch()
+    (world / "outputs" / "tiny" / "references.jsonl.stamp.json").write_text("{}")
+    override = "evaluation.references={kind: file, path: other.jsonl}"
+    with pytest.raises(UserError, match=r"evaluation\.references: was None, is {'kind'"):
+        branch.off(Path("outputs/tiny"), 2, [override])
+    made = branch.off(Path("outputs/tiny"), 2, [])
+    assert (made.folder / "references.jsonl").is_symlink() and (made.folder / "references.jsonl.stamp.json").exists()
+
+
+def killed_at(number: int, overrides: list[str]) -> bool:
+    """Whether a process that makes a branch was killed just before so many changes of the disk."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            changes = event in CHANGES and (event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            if changes and seen == number:
+                os._exit(1)
+            seen += bool(changes)
+
+        sys.addaudithook(hook)
+        branch.off(Path("outputs/tiny"), 2, overrides)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_branch_that_was_killed_while_it_was_set_up_is_set_up_by_the_same_command(world):
+    overrides = ["name=branch", "generator.k=3"]
+    branch.off(Path("outputs/tiny"), 2, ["name=whole", "generator.k=3"])
+    kills = 0
+    while killed_at(kills, overrides):
+        kills += 1
+        made = branch.off(Path("outputs/tiny"), 2, overrides).folder
+        whole = world / "outputs" / "whole"
+        assert {one.relative_to(made) for one in made.rglob("*")} == {
+            one.relative_to(whole) for one in whole.rglob("*")
+        }
+        assert yaml.safe_load((made / "resolved.yaml").read_text())["name"] == "branch"
+        shutil.rmtree(made)
+    assert kills > 8
+    assert sorted(one.name for one in (world / "outputs").iterdir()) == ["branch", "tiny", "whole"]
+
+
+def test_a_branch_that_is_there_goes_on_and_no_other_folder_is_taken_for_it(world):
+    made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
+    assert branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder == made
+    with pytest.raises(UserError, match="no branch of outputs/tiny from iteration 1"):
+        branch.off(Path("outputs/tiny"), 1, ["name=branch"])
+    (world / "outputs" / "mine").mkdir()
+    (world / "outputs" / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="no branch of outputs/tiny from iteration 2"):
+        branch.off(Path("outputs/tiny"), 2, ["name=mine"])
+    with pytest.raises(UserError, match="nowhere"):
+        branch.off(Path("outputs/tiny"), 2, ["name=bad", "evaluation.gold={kind: model, model: nowhere}"])
+    assert not (world / "outputs" / "bad").exists()  # the same command with a better model can make it
+
+
+def test_a_branch_whose_origin_is_gone_says_so(world):
+    made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
+    (world / "outputs" / "tiny").rename(world / "outputs" / "renamed")
+    done = worlds.raft(world, "resume", made)
+    assert done.returncode == 2 and "of the run that this one branched off, is gone" in done.stderr
+
+
+def test_a_run_that_was_renamed_moved_or_called_from_elsewhere_goes_on_in_its_own_folder(tmp_path):
+    files = {"policy": {"model": str(tmp_path / "base")}, "generator": SMALL["generator"]}
+    files["prompts"] = {**SMALL["prompts"], "path": str(tmp_path / "prompts.jsonl")}
+    worlds.make_recipe(tmp_path, iterations=1, evaluation={"count": 4, "gold": None, "kl": False}, **files)
+    run, moved = tmp_path / "outputs" / "tiny", tmp_path / "kept" / "07"  # a name that YAML takes for a number
+    assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+    moved.parent.mkdir()
+    run.rename(moved)
+    for count, called_from, named in ((2, tmp_path / "base", "../kept/07"), (3, moved, ".")):
+        done = worlds.raft(called_from, "resume", named, f"iterations={count}")
+        assert done.returncode == 0, done.stderr
+        assert (moved / "iterations" / f"{count:03d}" / "metrics.json").exists()
+        assert [one.parent for one in tmp_path.rglob("run.json")] == [moved]
+    done = worlds.raft(tmp_path, "resume", "kept/07", "name=new")
+    assert done.returncode == 2 and "name: new: raft resume goes on in kept/07 itself" in done.stderr
+
+
+def test_a_measured_policy_stays_evaluated_or_not_whatever_iterations_becomes(tmp_path):
+    evaluation = {"count": 4, "every": 2, "gold": None, "kl": False}
+    worlds.make_recipe(tmp_path, evaluation=evaluation, keep="all", **SMALL)
+    run = tmp_path / "outputs" / "tiny"
+    for iterations in (3, 1, 4):
+        done = worlds.raft(tmp_path, "run", "recipe.yaml", f"iterations={iterations}")
+        assert done.returncode == 0, done.stderr
+    rows = list(read(run / "metrics.jsonl"))
+    assert ["reward/eval" in row for row in rows] == [True, False, True, True, True]  # the third was once the last
+    shutil.copytree(run / "iterations/003/evaluation", run / "iterations/001/evaluation")  # of nobody's asking
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=4").returncode == 0
+
+
+def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_prompts(tmp_path):
+    run = write_run(tmp_path / "run", 2, 2, 4, text=lambda *place: "words", reward=lambda *place: 1.0)
+    for number, gold in enumerate((0.0, 1.0, 3.0, 2.0, 2.5)):
+        folder = run / "iterations" / f"{number:03d}"
+        (folder / "policy").mkdir()
+        (folder / "policy.stamp.json").write_text("{}")
+        (folder / "metrics.json").write_text(json.dumps({"policy": {"gold/eval": gold}, "previous": {}}))
+    narrator = Narrator()
+    narrator.run = Run(run, 0)
+    narrator.recipe = Align(
+        name="run", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
+        reward=DecisionTree(model="compares"), iterations=4,
+    )  # fmt: skip
+    narrator.finished(narrator.run.iteration(4), [])
+    assert [number for number in range(5) if (run / "iterations" / f"{number:03d}" / "policy").exists()] == [0, 2, 4]
+
+
+def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
+    """Those that it shares had perhaps another reward."""
+    narrator = Narrator()
+    narrator.run = Run(tmp_path / "branch", 0)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "branch" / "iterations").mkdir(parents=True)
+    (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
+    narrator.recipe = Align(
+        name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
+        reward=Rule(function="length"),
+    )  # fmt: skip
+    rows = [{"iteration": number, "reward/eval": reward} for number, reward in enumerate((9.0, 1.0, 3.0, 2.0))]
+    assert narrator._best(rows) == 2 and narrator._best(rows[:1]) == 0
+
+
+def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(tmp_path):
+    kept = {}
+    for keep in ("last", "best", "all"):
+        run = Run(tmp_path / keep, 0)
+        for number in range(5):
+            policy = run.iteration(number).folder / "policy"
+            policy.mkdir(parents=True)
+            policy.with_name("policy.stamp.json").write_text("{}")
+        run.prune(keep, best=2)
+        kept[keep] = [number for number in range(5) if (run.iteration(number).folder / "policy").exists()]
+    assert kept == {"last": [0, 4], "best": [0, 2, 4], "all": [0, 1, 2, 3, 4]}

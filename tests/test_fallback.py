@@ -1,0 +1,61 @@
+"""transformers answers where vLLM lacks the architecture: always, said aloud, and as if it had been asked for."""
+
+import json
+import shutil
+
+import pytest
+from worlds import fingerprint, make_recipe, prompts, raft
+
+from raft import scratch
+from raft.generators import architectures
+
+CODEGEN = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "rotary_dim": 8}
+
+
+def folder_of(path, *names: str):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"architectures": list(names)}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "GPTNeoForCausalLM"])
+def test_vllm_runs_its_own_architectures_those_of_transformers_and_those_of_raft(tmp_path, name):
+    assert architectures.lacking(folder_of(tmp_path, name)) is None
+
+
+@pytest.mark.parametrize("name", ["CodeGenForCausalLM", "XGLMForCausalLM", "logging", "Nonsense"])
+def test_vllm_lacks_what_neither_has_code_for_it(tmp_path, name):
+    assert architectures.lacking(folder_of(tmp_path, name)) == name
+
+
+def test_a_folder_that_names_no_architecture_is_left_to_vllm(tmp_path):
+    assert architectures.lacking(folder_of(tmp_path)) is None
+
+
+def test_an_architecture_that_another_plug_in_may_have_added_is_left_to_vllm(tmp_path, monkeypatch):
+    plugin = architectures.entry_points(group=architectures.PLUGINS)["raft"]
+    other = type(plugin)("other", "other.package:register", architectures.PLUGINS)
+    monkeypatch.setattr(architectures, "entry_points", lambda group: [plugin, other])
+    assert architectures.lacking(folder_of(tmp_path, "Nonsense")) is None
+
+
+def test_a_run_names_the_generator_that_answered_and_is_the_run_that_asked_for_it(tmp_path):
+    sampling = {"k": 4, "max_tokens": 12, "temperature": 0.8}
+    asked = make_recipe(
+        tmp_path, name="asked", iterations=1, generator={"kind": "transformers", "block": 16, **sampling}
+    )
+    shutil.rmtree(tmp_path / "base")
+    scratch.make(tmp_path / "base", (row["prompt"] for row in prompts(200)), CODEGEN, 300, 0)
+    said = raft(tmp_path, "run", asked)
+    assert said.returncode == 0 and "notice" not in said.stdout, said.stderr
+    lacking = make_recipe(
+        tmp_path, name="lacking", iterations=1, generator={"kind": "vllm", "context": 200, **sampling}
+    )
+    said = raft(tmp_path, "run", lacking)
+    assert said.returncode == 0, said.stderr
+    assert "notice: vLLM cannot run CodeGenForCausalLM, so transformers answers" in said.stdout
+    assert "generator.context is for vLLM alone" in said.stdout
+    runs = [tmp_path / "outputs" / name for name in ("asked", "lacking")]
+    stamp = json.loads((runs[1] / "iterations/001/responses.jsonl.stamp.json").read_text())
+    assert stamp["key"]["section"]["class"] == "raft.generators.transformers:Transformers"
+    assert fingerprint(runs[0]) == fingerprint(runs[1])
