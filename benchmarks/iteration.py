@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -155,14 +156,14 @@ def decode(loaded: recipe.Loaded, before: Path, last: Path) -> float:
 
 
 def forward_rate(model: Any) -> float:
-    """Tokens a second through a model without gradients, the better of three."""
+    """Tokens a second through a model without gradients, the median of twenty passes."""
     ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
     with torch.inference_mode():
-        return ids.numel() / min(timed(lambda: model(input_ids=ids, use_cache=False)) for _ in range(20))
+        return ids.numel() / median(timed(lambda: model(input_ids=ids, use_cache=False)) for _ in range(20))
 
 
 def training_rate(folder: Path, tokens_a_step: float) -> float:
-    """Tokens a second forward, backward and through AdamW in steps of so many tokens, the best of three steps."""
+    """Tokens a second forward, backward and through AdamW in steps of so many tokens, the median of nine."""
     model = probe.load_model(folder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
@@ -174,7 +175,7 @@ def training_rate(folder: Path, tokens_a_step: float) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    return passes * ids.numel() / min(timed(step) for _ in range(4))
+    return passes * ids.numel() / median(timed(step) for _ in range(9))
 
 
 def timed(work: Any) -> float:

@@ -53,7 +53,7 @@ def _agrees(model: Any, see: Callable[..., Any], vocabulary: int) -> bool:
     import torch
 
     random = np.random.default_rng(0)
-    pieces = [random.integers(vocabulary, size=length) for length in (9, 3, 6, 4)]
+    pieces = [random.integers(vocabulary, size=length) for length in (layout.WORTH, 3, 6, 4)]
     families = [[np.concatenate([pieces[0], rest]) for rest in pieces[1:3]], [pieces[3]]]
     laid = layout.pack(families)
     some = next(model.parameters())

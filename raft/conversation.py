@@ -12,7 +12,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Literal
 
@@ -118,6 +118,11 @@ def _file(template: str) -> str:
     return text_of(template)
 
 
+@lru_cache(maxsize=8)
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def _with_bos(tokenizer: Tokenizer, text: str, bos: Bos) -> list[int]:
     """Templates and tokenizers both may write a BOS; two change a reward silently (allenai/reward-bench#164).
 
@@ -135,8 +140,7 @@ def _with_bos(tokenizer: Tokenizer, text: str, bos: Bos) -> list[int]:
             raise UserError(f"the template of {tokenizer.name_or_path} writes two BOS tokens; use bos: auto")
         return ids
     if ids[:1] != [first]:
-        adds_bos = bos == "one" or tokenizer("x")["input_ids"][:1] == [first]
-        return [first, *ids] if adds_bos else ids
+        return [first, *ids] if bos == "one" or _adds_bos(tokenizer) else ids
     while ids[:2] == [first, first]:
         ids = ids[1:]
     return ids

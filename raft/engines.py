@@ -55,7 +55,7 @@ def cpu_defaults(context: int) -> dict[str, Any]:
         "enforce_eager": True,
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(4096, context),
-        "max_num_seqs": 256,
+        "max_num_seqs": 1024,
     }
 
 

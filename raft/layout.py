@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+WORTH = 16  # tokens saved, from which on a beginning is shared
+
 Tokens = Sequence[int] | np.ndarray
 
 
@@ -70,9 +72,15 @@ def pad(texts: Sequence[Tokens], padding: int = 0) -> Layout:
 
 
 def common(texts: Sequence[Tokens]) -> int:
-    """How many tokens the texts begin with together, but for the last of the shortest; 0 for a single text."""
-    if len(texts) == 1:
-        return 0
+    """How many tokens the texts begin with together, but for the last of the shortest.
+
+    0 for a single text, and where sharing would save fewer than `WORTH` tokens: it costs a little, too.
+    """
+    shared = _alike(texts) if len(texts) > 1 else 0
+    return shared if shared * (len(texts) - 1) >= WORTH else 0
+
+
+def _alike(texts: Sequence[Tokens]) -> int:
     shortest = min(map(len, texts)) - 1
     beginnings = np.array([text[:shortest] for text in texts])
     apart = np.flatnonzero((beginnings != beginnings[0]).any(0))
@@ -97,14 +105,16 @@ def batches(families: Sequence[Sequence[Tokens]], capacity: int, packed: bool) -
         found = rows([len(families[number][at]) for number, at in single], capacity)
         return [[[single[place]] for place in places] for places in found]
     parts: list[list[Place]] = []
+    sizes: list[int] = []
     for number, family in enumerate(families):
-        begun = len(parts)
-        for at, text in enumerate(family):
-            texts = [text] if len(parts) == begun else [*(family[place] for _, place in parts[-1]), text]
-            if len(texts) == 1 or size(texts) > capacity:
-                parts.append([])
-            parts[-1].append((number, at))
-    sizes = [size([families[number][at] for number, at in part]) for part in parts]
+        begin = 0
+        while begin < len(family):
+            end = len(family)
+            while (taken := size(family[begin:end])) > capacity and end - begin > 1:
+                end = begin + (end - begin + 1) // 2
+            parts.append([(number, at) for at in range(begin, end)])
+            sizes.append(taken)
+            begin = end
     return [[parts[place] for place in places] for places in bins(sizes, capacity)]
 
 

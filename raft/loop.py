@@ -7,7 +7,7 @@ made it already. That is why a killed run goes on by the same command: everythin
 from collections.abc import Callable
 from dataclasses import replace
 
-from raft import comparison, labelling, stages
+from raft import comparison, labelling, stages, timeline
 from raft.evaluation import Evaluation
 from raft.fallback import able
 from raft.imports import beside
@@ -133,5 +133,8 @@ def run(loaded: Loaded, told: Told) -> None:
     for one in [*loaded.needs, loaded]:
         with beside(one.path), Run.opened(one) as opened:
             told.opened(opened, one)
-            JOBS[one.recipe.job](one.recipe, opened, told)
+            try:
+                JOBS[one.recipe.job](one.recipe, opened, told)
+            finally:
+                timeline.record(opened.folder)
             told.closed(opened, one)

@@ -6,11 +6,10 @@ Everything here is small, whatever the size of the run; the groups themselves ar
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raft import __version__, advice, records
+from raft import __version__, advice, records, timeline
 from raft.jobs import Advice
 from raft.runs import is_running, metrics_rows, stamp_path
 
@@ -56,12 +55,13 @@ COLUMNS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
 DEPTH = 3  # iterations/003/evaluation/
+STAMP = ("artifact", "iteration", "stage", "began", "seconds", "rows", "dropped", "pruned")
 
 
 def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     """All that the page tells at once, as JSON-able data; `packed` is what is known of the batches of groups."""
     about = _json(folder / "run.json")
-    stamps = sorted(_stamps(folder), key=lambda one: one["began"])
+    made = timeline.artifacts(folder)
     measured = metrics_rows(folder)
     rows = _finite(measured)
     recipe = folder / "resolved.yaml"
@@ -75,13 +75,14 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "machine": about.get("machine", {}),
         "running": is_running(folder),
         "iterations": {"made": max((row["iteration"] for row in rows), default=0), "wanted": _wanted(text)},
-        "as_of": max((one["began"] + one["seconds"] for one in stamps), default=None),
+        "as_of": max((one["began"] + one["seconds"] for one in made), default=None),
         "rows": rows,
         "columns": columns(rows),
         "others": others(rows),
-        "measured": {} if rows else _measured(stamps),
+        "measured": {} if rows else _measured(made),
         "batches": packed,
-        "stages": [{name: value for name, value in one.items() if name != "measured"} for one in stamps],
+        "stages": [{name: one.get(name) for name in STAMP} for one in made],
+        "timeline": list(timeline.shares(made, about.get("processes", []))),
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
         "findings": findings(folder, measured, text),
@@ -149,29 +150,9 @@ def dropped(folder: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _stamps(folder: Path) -> Iterator[dict[str, Any]]:
-    """The stamp of each artifact, in short."""
-    for file in _files(folder, "*.stamp.json"):
-        stamp = _json(file)
-        path = str(file.relative_to(folder)).removesuffix(".stamp.json")
-        iteration = re.match(r"iterations/(\d+)/", path)
-        stage = stamp["key"]["stage"]
-        yield {
-            "artifact": path,
-            "iteration": int(iteration[1]) if iteration else None,
-            "stage": "evaluate" if "/evaluation/" in path else stage,
-            "began": stamp["began"],
-            "seconds": stamp["seconds"],
-            "rows": stamp["rows"],
-            "dropped": stamp["dropped"],
-            "pruned": bool(stamp.get("pruned")),
-            "measured": stamp["measured"],
-        }
-
-
-def _measured(stamps: list[dict[str, Any]]) -> dict[str, Any]:
+def _measured(made: list[dict[str, Any]]) -> dict[str, Any]:
     """What a job without iterations measured: the last stage that did, but for counts of prompts."""
-    told = (one["measured"] for one in reversed(stamps) if one["measured"] and one["stage"] != "collect")
+    told = (one["measured"] for one in reversed(made) if one["measured"] and one["stage"] != "collect")
     return _finite(next(told, {}))
 
 

@@ -217,7 +217,10 @@ function overview() {
 
 // ---------------------------------------------------------------- the run
 
-const STAGES = ["draw", "generate", "score", "reference", "select", "train", "evaluate", "measure"];
+const STAGES = [
+  ...["draw", "generate", "score", "reference", "select", "train", "evaluate", "measure"],
+  ...["start-up", "load", "save", "between"],
+];
 const PAINTS = {
   generate: "var(--c0)",
   score: "var(--c4)",
@@ -228,11 +231,12 @@ const PAINTS = {
 
 // Seconds of each stage by iteration; null is what was made before the first.
 function seconds() {
-  const stages = STAGES.filter((name) => facts.stages.some((one) => one.iteration !== null && one.stage === name));
-  const iterations = [...new Set(facts.stages.map((one) => one.iteration))].sort((a, b) => (a ?? -1) - (b ?? -1));
+  const spent = facts.timeline;
+  const stages = STAGES.filter((name) => spent.some((one) => one.iteration !== null && one.stage === name));
+  const iterations = [...new Set(spent.map((one) => one.iteration))].sort((a, b) => (a ?? -1) - (b ?? -1));
   const rows = iterations.map((iteration) => {
     const by = Object.fromEntries([...stages, "other"].map((name) => [name, 0]));
-    for (const one of facts.stages.filter((own) => own.iteration === iteration)) {
+    for (const one of spent.filter((own) => own.iteration === iteration)) {
       by[one.stage in by ? one.stage : "other"] += one.seconds;
     }
     return { name: iteration ?? "before", by, all: Object.values(by).reduce((sum, one) => sum + one, 0) };

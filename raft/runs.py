@@ -24,7 +24,7 @@ from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
 from raft.recipe import Loaded, differences, speed_keys
 
-FORMAT = 2  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 3  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raft.layout import bins, common, pack, pad, rows, size
+from raft import layout
+from raft.layout import batches, bins, common, pack, pad, rows, size
 
 
 def arrays(*lengths: int) -> list[np.ndarray]:
@@ -49,6 +50,12 @@ def test_padded_batches_cover_no_more_positions_than_the_capacity(capacity):
         assert len(places) * max(sizes[place] for place in places) <= capacity or len(places) == 1
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """Beginnings are shared however short they are."""
+    monkeypatch.setattr(layout, "WORTH", 1)
+
+
 FAMILIES = [[(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 9)], [(7, 8)], [(4, 4), (4, 4, 4)], [(1, 2), (3, 4)]]
 
 
@@ -61,7 +68,7 @@ def test_positions_start_again_with_each_packed_text():
     assert [place.tolist() for place in places] == [[0, 1, 2], [3], [4], [5, 6]]
 
 
-def test_what_the_texts_of_a_family_begin_with_stands_once():
+def test_what_the_texts_of_a_family_begin_with_stands_once(always):
     inputs, _, places = pack(FAMILIES)
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 3, 5, 6, 9, 7, 8, 4, 4, 4, 4, 1, 2, 3, 4]]
     assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4, 2, 0, 1, 0, 1, 1, 2, 0, 1, 0, 1]]
@@ -72,14 +79,39 @@ def test_what_the_texts_of_a_family_begin_with_stands_once():
     assert places[1].tolist() == [0, 1, 4, 5, 6]
 
 
-def test_the_size_of_a_family_is_what_it_takes_in_a_row():
+def test_the_size_of_a_family_is_what_it_takes_in_a_row(always):
     assert [size(family) for family in FAMILIES] == [8, 2, 4, 4]
     assert sum(map(size, FAMILIES)) == pack(FAMILIES).inputs["input_ids"].size
 
 
-def test_every_text_keeps_a_token_of_its_own():
+def test_every_text_keeps_a_token_of_its_own(always):
     assert common([(1, 2, 3), (1, 2, 3)]) == common([(1, 2, 3), (1, 2, 3, 4)]) == 2
     assert common([(1,), (1, 2)]) == common([(1, 2), (3, 2)]) == common([(1, 2)]) == 0
+
+
+def test_a_beginning_is_shared_only_where_that_saves_enough():
+    prompt = list(range(10))
+    assert common([[*prompt, 1], [*prompt, 2]]) == 0  # 10 tokens saved
+    assert common([[*prompt, 1], [*prompt, 2], [*prompt, 3]]) == 10  # 20
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("capacity", [1, 30, 64, 1000])
+def test_every_text_is_in_one_pass_and_no_pass_is_too_large(packed, capacity):
+    random = np.random.default_rng(0)
+    prompts = [random.integers(9, size=length).tolist() for length in (1, 12, 20)]
+    rests = random.integers(1, 20, size=(3, 8))
+    families = [
+        [[*prompt, *random.integers(9, size=rest).tolist()] for rest in row]
+        for prompt, row in zip(prompts, rests, strict=True)
+    ]
+    found = batches(families, capacity, packed)
+    places = [place for batch in found for part in batch for place in part]
+    assert sorted(places) == [(number, at) for number in range(3) for at in range(8)]
+    for batch in found:
+        texts = [[families[number][at] for number, at in part] for part in batch]
+        laid = pack(texts) if packed else pad([text for part in texts for text in part])
+        assert laid.inputs["input_ids"].size <= capacity or sum(map(len, texts)) == 1
 
 
 def test_padding_is_on_the_right_and_masked():
