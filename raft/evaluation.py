@@ -11,7 +11,7 @@ from raft.runs import Place, Run
 from raft.told import Told
 
 
-class Evaluation:
+class Evaluator:
     """The held-out prompts of a run, its examined rewards, and the figures of its policies so far.
 
     `stopped` says whether they end the run (`advice.on_warning: stop`). They are those up to the policy that was looked

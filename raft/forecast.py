@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import logs, loop, recipe, runs
+from raft.jobs import Align
 from raft.keys import Artifact
 from raft.recipe import Loaded
 
@@ -55,7 +56,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
         began = time.monotonic()
         first = _rehearsed(loaded, overrides, small, Path(folder))
-        start_up = time.monotonic() - began - sum(_seconds(first).values())
+        start_up = time.monotonic() - began - sum(_seconds(first).values()) - _asked_at_start(first.parent / "000")
         second = _rehearsed(loaded, overrides, large, Path(folder))
         one, other = _seconds(first), _seconds(second)
         sizes = {name: _rows(second, name) for name in other}
@@ -72,9 +73,16 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             "truncated": _truncated(second),
             "measured_with": [small, large],
         }
-    found["iteration"] = round(sum(found["seconds"].values()), 1)
-    found["run"] = round(found["start_up"] + found["iteration"] * whole.iterations, 1)
+    evaluation = found["seconds"].get("evaluate", 0.0)
+    found["iteration"] = round(sum(found["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
+    found["run"] = round(found["start_up"] + evaluation + found["iteration"] * whole.iterations, 1)
     return found
+
+
+def evaluated(whole: Align) -> float:
+    """The share of iterations whose policy is evaluated."""
+    numbers = range(1, whole.iterations + 1)
+    return sum(number % whole.evaluation.every == 0 or number == whole.iterations for number in numbers) / len(numbers)
 
 
 def write(loaded: Loaded, found: dict[str, Any]) -> Path:
@@ -134,6 +142,12 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     return small.folder / "iterations" / "001"
 
 
+def _asked_at_start(folder: Path) -> float:
+    """Seconds that the first policy's held-out answers took, without the start of the engine for them."""
+    stamps = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("evaluation/*.stamp.json")]
+    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in stamps)
+
+
 def _seconds(iteration: Path) -> Seconds:
     """What each artifact of an iteration took, by its stamp."""
     stamps = {name: runs.stamp_path(iteration / name) for name in STAGES}
@@ -149,7 +163,7 @@ def _rows(iteration: Path, name: str) -> float:
     return json.loads(runs.stamp_path(counted).read_text(encoding="utf-8"))["rows"]
 
 
-def _wanted(whole: Any, name: str) -> float:
+def _wanted(whole: Align, name: str) -> float:
     return whole.evaluation.count if name.startswith("evaluation/") else whole.prompts.per_iteration
 
 
@@ -170,7 +184,7 @@ def _peak_gb() -> float:
     return (host + device) / 1e9
 
 
-def _disk(whole: Any, iteration: Path, prompts: int) -> float:
+def _disk(whole: Align, iteration: Path, prompts: int) -> float:
     """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
     rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
     policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())

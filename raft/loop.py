@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raft import comparison, labelling, stages, timeline
-from raft.evaluation import Evaluation
+from raft.evaluation import Evaluator
 from raft.fallback import able
 from raft.imports import beside
 from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
@@ -23,7 +23,7 @@ def align(recipe: Align, run: Run, told: Told) -> None:
     start = run.iteration(0)
     first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
     recipe = replace(recipe, generator=able(recipe.generator, first, told))
-    evaluation = Evaluation(recipe, run, first, told)
+    evaluation = Evaluator(recipe, run, first, told)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     evaluation.look(start, policy)
     for it in run.iterations(recipe.iterations):

@@ -35,10 +35,10 @@ class Loaded:
 
     @property
     def resolved(self) -> str:
-        """Its resolved text."""
-        import yaml
+        """Its resolved text, which read again gives the same values."""
+        from omegaconf import OmegaConf
 
-        return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        return OmegaConf.to_yaml(OmegaConf.create(_literal(self.config)))
 
 
 class RecipeError(UserError):

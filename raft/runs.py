@@ -341,7 +341,9 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     if resolved.exists():
         changed = [
             one
-            for one in differences(yaml.safe_load(resolved.read_text(encoding="utf-8")), loaded.config)
+            for one in differences(
+                yaml.safe_load(resolved.read_text(encoding="utf-8")), yaml.safe_load(loaded.resolved)
+            )
             if one.split(":", 1)[0] not in free
         ]
         if changed:

@@ -86,7 +86,7 @@ def _rows(path: Path, stage: str, rows: Iterator[dict[str, Any]]) -> None:
 
 def _stamp(path: Path, stage: str, rows: int = 0) -> None:
     key = {"stage": stage}
-    content = {"key": key, "rows": rows, "dropped": 0, "began": 1.7e9, "seconds": 2.5, "measured": {}}
+    content = {"key": key, "rows": rows, "dropped": 0, "began": 1.7e9, "seconds": 2.5, "measured": {}, "parts": {}}
     _json(path.with_name(f"{path.name}.stamp.json"), content)
 
 

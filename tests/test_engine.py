@@ -12,7 +12,7 @@ import pytest
 
 from raft import probe, scratch
 from raft.errors import UserError
-from raft.generators import vllm
+from raft.generators import vllm, worker
 from raft.generators.vllm import VLLM
 from raft.plugins import build
 from raft.probe import ProbeError
@@ -60,6 +60,20 @@ def test_responses_differ_with_the_seed_the_prompt_and_k(policies):
     found = [one for group in (*some.values(), *other.values()) for one in group]
     texts = [tuple(one.token_ids) for one in found if len(one.token_ids) > 5]
     assert len(set(texts)) == len(texts)
+
+
+def test_numbers_drawn_ahead_give_the_tokens_of_vllms_own_draws_and_do_not_pile_up(policies):
+    longer = replace(OPTIONS, max_tokens=worker.AHEAD + 40, top_k=40, temperature=1.3)
+    drawn = answers(policies[0], options=longer)
+    (engine,) = vllm._engines.values()
+    sampler = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
+    ours = sampler.forward
+    assert isinstance(ours, worker.Drawn) and len(ours.ahead) <= engine.window
+    sampler.forward = sampler.forward_cpu
+    try:
+        assert answers(policies[0], options=longer) == drawn
+    finally:
+        sampler.forward = ours
 
 
 def test_log_probabilities_are_those_of_transformers(policies):

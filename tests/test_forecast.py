@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import forecast
+from raft import forecast, recipe
 
 
 def test_a_line_goes_through_both_points_and_never_below_nothing():
@@ -41,3 +41,11 @@ def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path
     stamps = [json.loads(file.read_text()) for n in (1, 2) for file in run.glob(f"iterations/00{n}/**/*.stamp.json")]
     actual = json.loads((run / "forecast.json").read_text())["actual"]["iteration"]
     assert actual == pytest.approx(sum(stamp["seconds"] for stamp in stamps) / 2, abs=0.06)
+
+
+def test_the_last_policy_is_evaluated_and_of_the_others_every_nth(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worlds.make_recipe(tmp_path, iterations=5)
+    for every, share in ((1, 1.0), (2, 3 / 5), (3, 2 / 5), (9, 1 / 5)):
+        loaded = recipe.load(tmp_path / "recipe.yaml", [f"evaluation.every={every}"])
+        assert forecast.evaluated(loaded.recipe) == pytest.approx(share)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import worlds
 
+from raft import recipe
 from raft.errors import UserError
 from raft.keys import describe
 from raft.plugins import source, speed
@@ -215,3 +217,16 @@ def test_a_policy_without_its_stamp_is_not_the_current_one(tmp_path):
             write_json(stamp_path(policy), {"key": {}})
     run.prune("last", best=0)
     assert [(run.iteration(number).folder / "policy").exists() for number in range(4)] == [True, False, True, True]
+
+
+def test_what_looks_like_a_number_or_an_interpolation_comes_back_as_the_text_that_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(worlds.make_recipe(tmp_path), "a") as file:
+        file.write('variables: {number: "1e5", year: "007", text: "\\\\${HOME}: #1", none: null}\n')
+    loaded = recipe.load(tmp_path / "recipe.yaml")
+    assert loaded.config["variables"] == {"number": "1e5", "year": "007", "text": "${HOME}: #1", "none": None}
+    for _ in range(2):
+        with Run.opened(loaded):
+            pass
+        assert recipe.load_run(loaded.folder).config == loaded.config
+        loaded = recipe.load_run(loaded.folder)

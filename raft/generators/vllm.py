@@ -209,8 +209,8 @@ class Engine:
 
     def _add(self, name: str, ids: list[int], params: Any) -> None:
         """A request. vLLM would spell each token beside its log-probability, a third of the time of a small model."""
-        internal = self.llm.add_request(name, {"prompt_token_ids": ids}, params)
-        self.llm.output_processor.request_states[internal].logprobs_processor.tokenizer = None
+        own = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older versions return nothing
+        self.llm.output_processor.request_states[own].logprobs_processor.tokenizer = None
 
     def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in prompts:
