@@ -39,11 +39,11 @@ $(READY): pyproject.toml Makefile
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 ifeq ($(DEVICE),cuda)
-	$(UV) -e '.[cuda,dev]'
+	$(UV) --compile-bytecode -e '.[cuda,dev]'
 else
 	printf 'torchvision\ntorchaudio\ntorchcodec\n' > .venv/excludes.txt
-	if [ -n "$(LINKS)" ]; then $(UV) --excludes .venv/excludes.txt -e '.[cpu,dev]' || $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; \
-	else $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; fi
+	if [ -n "$(LINKS)" ]; then $(UV) --compile-bytecode --excludes .venv/excludes.txt -e '.[cpu,dev]' || $(UV) --compile-bytecode --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; \
+	else $(UV) --compile-bytecode --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; fi
 endif
 	touch $@
 

@@ -33,7 +33,8 @@ def record(folder: Path) -> None:
 def artifacts(folder: Path) -> list[dict[str, Any]]:
     """What each stamp says, with the artifact's name and iteration, in the order in which they were made."""
     found = []
-    for file in (file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "*.stamp.json")):
+    files = (file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "*.stamp.json"))
+    for file in filter(Path.exists, files):  # a link into another run may lead nowhere
         path = str(file.relative_to(folder)).removesuffix(".stamp.json")
         iteration = re.match(r"iterations/(\d+)/", path)
         stamp = json.loads(file.read_text(encoding="utf-8"))

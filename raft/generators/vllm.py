@@ -6,6 +6,7 @@ its last response is there. The engine lives in this process: on a CPU it then u
 policy is 0.1 s away instead of a restart.
 """
 
+import gc
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -88,11 +89,10 @@ def _engine(options: VLLM, policy: Policy) -> "Engine":
 
 def close() -> None:
     """Lets the engine go, so that another with other options can be built in this process."""
-    import gc
-
     for engine in _engines.values():
         engine.llm.engine_core.shutdown()
     _engines.clear()
+    gc.unfreeze()
     gc.collect()
 
 
@@ -136,6 +136,8 @@ class Engine:
         room = cache_config.num_gpu_blocks * cache_config.block_size // self.context
         self.window = max(1, min(self.llm.vllm_config.scheduler_config.max_num_seqs, room))
         self.prove(policy)
+        gc.collect()
+        gc.freeze()  # a million objects that stay need not be looked through after each training and while generating
 
     def hold(self, policy: Policy) -> None:
         """Makes the engine hold this policy, awake and proved."""
