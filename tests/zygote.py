@@ -1,7 +1,7 @@
 """A process that has the libraries imported and forks for each command: a real `python -m raft`, seconds earlier.
 
-Each line on its standard input is a command as JSON; the answer is its exit status. Nothing of raft is imported here, nor
-does anything compute, so what is forked has no threads.
+Each line on its standard input is a command as JSON; the answer is its exit status. Nothing of raft is imported here,
+nor does anything compute, so what is forked has no threads.
 """
 
 import json
