@@ -160,8 +160,16 @@ def test_groups_come_out_before_all_prompts_have_been_read(policies):
     many = (read.append(n) or Prompt(id=f"m{n}", text="cats") for n in range(400))
     groups = replace(OPTIONS, max_tokens=4).generate(policies[0], many, 3)
     next(groups)
-    assert len(read) < 200
+    assert len(read) < 300
     assert len({group.prompt.id for group in groups}) == 399
+
+
+def test_what_was_left_under_way_does_not_come_out_later(policies):
+    before = answers(policies[0])
+    groups = OPTIONS.generate(policies[0], [Prompt(id=f"x{n}", text="cats") for n in range(40)], 3)
+    next(groups)
+    groups.close()
+    assert answers(policies[0]) == before
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_the_numbers(policies):
@@ -190,7 +198,7 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
         token_ids=ids,
         text=spelled,
         finish_reason="stop",
-        logprobs=[{one: SimpleNamespace(logprob=-1.0)} for one in ids],
+        logprobs=SimpleNamespace(token_ids=ids, logprobs=[-1.0] * len(ids)),
     )
     response = vllm._response(output, tokenizer)
     assert response.text == "The end." and response.token_ids == ids

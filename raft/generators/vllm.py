@@ -187,21 +187,29 @@ class Engine:
         return [found[f"probe-{number}"] for number in range(len(texts))]
 
     def answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
-        """Groups as they finish, with no more than `window` responses under way."""
+        """Groups as they finish, with no more than `window` responses under way; what is left at the end is aborted."""
+        live: set[str] = set()
+        try:
+            yield from self._answer(options, prompts, seed, live)
+        finally:
+            if live:
+                self.llm.abort_request(list(live))
+
+    def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: set[str]) -> Iterator[Group]:
+        """As `answer`; `live` has the names of what is under way."""
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
         unfinished: dict[str, tuple[Prompt, list[Response | None]]] = {}
-        live = 0
         while True:
-            for prompt, ids, k in islice(waiting, self.window - live):
+            for prompt, ids, k in islice(waiting, self.window - len(live)):
                 unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
                 params = _params(options, derive(seed, prompt.id, k))
-                self._add(f"{k}/{prompt.id}", ids, params)
-                live += 1
+                self._add(name := f"{k}/{prompt.id}", ids, params)
+                live.add(name)
             if not live:
                 return
             for output in self.llm.step():
                 if output.finished:
-                    live -= 1
+                    live.remove(output.request_id)
                     place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
                     responses[int(place)] = options.clean(_response(output.outputs[0], self.tokenizer), self.tokenizer)
