@@ -5,7 +5,7 @@ is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`.
 makes a mask of tokens x tokens, of which most is thrown away; here a span is computed by itself.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -100,70 +100,93 @@ def attention(
             raise NotImplementedError(f"packed attention has no {option}")
     groups = getattr(module, "num_key_value_groups", 1)
     options = {"scale": scaling, "dropout_p": dropout}
-    spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
-    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
-    pieces = [tile.see(q, k, v, groups, options) for tile in _tiles(spans, query.device, sliding_window)]
-    return torch.cat(pieces)[None], None
+    families = _families(tuple(map(tuple, attention_mask[0, 0].tolist())), query.device, sliding_window)
+    # Split at once: the gradient of a slice is as large as what it was cut out of.
+    apart = (one[0].transpose(0, 1).split([family.length for family in families]) for one in (query, key, value))
+    seen = (family.see(q, k, v, groups, options) for family, q, k, v in zip(families, *apart, strict=True))
+    return torch.cat([piece for pieces in seen for piece in pieces])[None], None
 
 
-class Tile(NamedTuple):
-    """Spans that are attended to together: one that stands alone, or all that go on from the same one."""
+class Family(NamedTuple):
+    """A span, and those that go on from it, which are attended to together. They stand side by side."""
 
-    start: int
-    length: int
-    mask: Any = None  # of queries and keys, where plain causality is not all
-    queries: Any = None  # [spans, longest]: which token each query is
-    keys: Any = None  # [spans, shared + longest]
-    kept: Any = None  # which of the queries, as one line, are tokens and not padding
+    length: int  # of all its spans
+    mask: Any = None  # of the span's queries and keys, where plain causality is not all
+    rest: "Rest | None" = None
+
+    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Iterator[Any]:
+        """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
+        shared = self.length if self.rest is None else self.rest.shared
+        q, k, v = (one[None, :shared] for one in (query, key, value))
+        yield _attend(q, k, v, self.mask, groups, options)
+        if self.rest is not None:
+            yield self.rest.see(query, key, value, groups, options)
+
+
+class Rest(NamedTuple):
+    """What goes on from a shared span, padded to the longest."""
+
+    shared: int
+    mask: Any  # of queries and keys
+    queries: Any  # [spans, longest]: which token of the family each query is
+    keys: Any  # [spans, shared + longest]
+    kept: Any  # which of the queries, as one line, are tokens and not padding
 
     def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
-        """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
-        from torch.nn.functional import scaled_dot_product_attention as attend
-        from transformers.integrations.sdpa_attention import repeat_kv
+        """As `Family.see`, for the tokens behind the shared ones."""
 
         def chosen(one: Any, which: Any) -> Any:
-            if which is None:
-                return one[None, self.start : self.start + self.length].transpose(1, 2)
-            return one.index_select(0, which.view(-1)).view(*which.shape, *one.shape[1:]).transpose(1, 2)
+            return one.index_select(0, which.view(-1)).view(*which.shape, *one.shape[1:])
 
         q, k, v = chosen(query, self.queries), chosen(key, self.keys), chosen(value, self.keys)
-        causal = self.mask is None and self.length > 1
-        seen = attend(q, repeat_kv(k, groups), repeat_kv(v, groups), attn_mask=self.mask, is_causal=causal, **options)
-        seen = seen.transpose(1, 2).flatten(0, 1)
-        return seen if self.kept is None else seen.index_select(0, self.kept)
+        return _attend(q, k, v, self.mask, groups, options).index_select(0, self.kept)
+
+
+def _attend(query: Any, key: Any, value: Any, mask: Any, groups: int, options: dict[str, Any]) -> Any:
+    """Attention, causal without a mask. Shapes [rows, tokens, heads, width]; out [rows x tokens, heads, width]."""
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+    causal = mask is None and q.shape[2] > 1
+    seen = scaled_dot_product_attention(
+        q, repeat_kv(k, groups), repeat_kv(v, groups), attn_mask=mask, is_causal=causal, **options
+    )
+    return seen.transpose(1, 2).flatten(0, 1)
 
 
 @lru_cache(maxsize=16)
-def _tiles(spans: tuple[Span, ...], device: Any, window: int | None) -> list[Tile]:
+def _families(spans: tuple[Span, ...], device: Any, window: int | None) -> list[Family]:
     import torch
 
     with torch.inference_mode(False):  # what is kept here may be used in training next
-        return list(_tiled(spans, device, window))
+        return list(_grouped(spans, device, window))
 
 
-def _tiled(spans: tuple[Span, ...], device: Any, window: int | None) -> Iterator[Tile]:
-    import torch
-
+def _grouped(spans: tuple[Span, ...], device: Any, window: int | None) -> Iterator[Family]:
     at = 0
     while at < len(spans):
-        start, length, origin, shared = spans[at]
-        if not shared:
-            mask = None if window is None or length <= window else _mask(0, length, window, device)
-            yield Tile(start, length, mask)
+        start, length, *_ = spans[at]
+        at += 1
+        rest = []
+        while at < len(spans) and spans[at][2:] == (start, length):
+            rest.append(spans[at][1])
             at += 1
-            continue
-        family = []
-        while at < len(spans) and spans[at][2:] == (origin, shared):
-            family.append(spans[at])
-            at += 1
-        longest = max(one[1] for one in family)
-        steps = np.arange(longest)
-        # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
-        queries = np.stack([one[0] + np.minimum(steps, one[1] - 1) for one in family])
-        keys = np.concatenate([np.tile(np.arange(origin, origin + shared), (len(family), 1)), queries], 1)
-        kept = np.flatnonzero((steps < np.array([[one[1]] for one in family])).ravel())
-        indices = (torch.as_tensor(one, device=device) for one in (queries, keys, kept))
-        yield Tile(start, sum(one[1] for one in family), _mask(shared, longest, window, device), *indices)
+        mask = None if window is None or length <= window else _mask(0, length, window, device)
+        yield Family(length + sum(rest), mask, _rest(length, rest, window, device) if rest else None)
+
+
+def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) -> Rest:
+    import torch
+
+    longest = max(lengths)
+    steps, sizes = np.arange(longest), np.array(lengths)[:, None]
+    starts = shared + np.cumsum([0, *lengths[:-1]])[:, None]
+    # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
+    queries = starts + np.minimum(steps, sizes - 1)
+    keys = np.concatenate([np.tile(np.arange(shared), (len(lengths), 1)), queries], 1)
+    indices = (torch.as_tensor(one, device=device) for one in (queries, keys, np.flatnonzero(steps < sizes)))
+    return Rest(shared, _mask(shared, longest, window, device), *indices)
 
 
 def _mask(shared: int, length: int, window: int | None, device: Any) -> Any:

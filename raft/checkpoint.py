@@ -52,6 +52,23 @@ class Checkpoint:
             return opened.get_slice(name).get_shape()
 
 
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """The shapes of all tensors of numbers with a fraction, by name; torch is not imported.
+
+    UserError for old weights too: their shapes cannot be told without reading them.
+    """
+    if not any((folder / name).is_file() for name in WEIGHTS[:2]):
+        raise UserError(
+            f"{folder} holds no safetensors, and the sizes of old weights are known only when they are read"
+        )
+    found: dict[str, list[int]] = {}
+    for file in sorted(set(_files(folder).values())):
+        with _opened(file, "np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found |= {name: one.get_shape() for name, one in slices.items() if one.get_dtype().startswith(("F", "BF"))}
+    return found
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Which file holds which tensor; of several kinds of weights the one that transformers would load."""
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -72,7 +89,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def _names(file: Path) -> list[str]:
     if file.suffix != ".safetensors":
         return list(_unpickled(file))
-    with _opened(file) as opened:
+    with _opened(file, "np") as opened:
         return list(opened.keys())
 
 
@@ -85,11 +102,11 @@ def _read(file: Path, names: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, framework: str = "pt") -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework=framework) as opened:
             yield opened
     except SafetensorError as fault:
         raise UserError(f"{file}: no whole safetensors file ({fault}); fetch the model again") from fault

@@ -33,13 +33,16 @@ def resume(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
-    from raft import preflight, recipe
+    from raft import memory, preflight, recipe
     from raft.terminal import say
 
     loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+    where = memory.device()
     for one in [*loaded.needs, loaded]:
         preflight.check(one)
         say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
+        for line in memory.lines(memory.plan(one, where), where):
+            say(line)
     if options.measure:
         _measure(loaded, options.overrides)
 

@@ -10,7 +10,7 @@
 | a file | a Jinja template, `*.jinja`, of `messages`, `bos_token` and `eos_token` | all else |
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import takewhile
@@ -48,10 +48,22 @@ def encode(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, b
     `bos` is "auto" (one if the tokenizer uses one, and none if it does not), "one", or "none": no more than the
     template writes. UserError where the template cannot write the prompt, or the conversation would have two.
     """
+    return encode_all(tokenizer, prompt, [response], template, bos)[0]
+
+
+def encode_all(
+    tokenizer: Tokenizer, prompt: Prompt, responses: Sequence[str], template: str, bos: Bos = "auto"
+) -> list[list[int]]:
+    """As `encode`, for any number of responses to one prompt: a tokenizer is asked once for all of them."""
+    if not responses:
+        return []
     if template == "pair":
-        question, answer, framed = _segments(tokenizer, prompt, response)
-        return framed(question, answer)
-    return _with_bos(tokenizer, _written(tokenizer, prompt, response, template), bos)
+        segments = (_segments(tokenizer, prompt, response) for response in responses)
+        return [framed(question, answer) for question, answer, framed in segments]
+    # With a CLS token (BERT and its kin) every text is framed: those models read nothing without the frame.
+    framed = tokenizer.cls_token_id is not None
+    texts = [_written(tokenizer, prompt, response, template) for response in responses]
+    return [_with_bos(tokenizer, ids, bos) for ids in tokenizer(texts, add_special_tokens=framed)["input_ids"]]
 
 
 def cut(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limit: int, bos: Bos = "auto") -> list[int]:
@@ -123,13 +135,8 @@ def _adds_bos(tokenizer: Tokenizer) -> bool:
     return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _with_bos(tokenizer: Tokenizer, text: str, bos: Bos) -> list[int]:
-    """Templates and tokenizers both may write a BOS; two change a reward silently (allenai/reward-bench#164).
-
-    A tokenizer with a CLS token (BERT and its kin) frames every text: those models read nothing without the frame.
-    """
-    framed = tokenizer.cls_token_id is not None
-    ids = tokenizer(text, add_special_tokens=framed)["input_ids"]
+def _with_bos(tokenizer: Tokenizer, ids: list[int], bos: Bos) -> list[int]:
+    """Templates and tokenizers both may write a BOS; two change a reward silently (allenai/reward-bench#164)."""
     first = tokenizer.bos_token_id
     if first is None:
         if bos == "one":

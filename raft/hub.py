@@ -38,6 +38,16 @@ def locate_model(name: str, revision: str | None = None) -> Path:
     return _with_config(folder)
 
 
+def fetched(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model in the local cache, None if it is not there; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not NAME.fullmatch(name):
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
     """The first of these files that a model folder or hub model has. UserError if it has none of them."""
     folder = Path(name) if Path(name).is_dir() else _snapshot(name, revision, list(files), "model")

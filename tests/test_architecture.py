@@ -14,8 +14,8 @@ FLOORS = [
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
     {"prompts", "likelihood", "runs", "preflight", "charts", "report_groups"},
     {"preferences", "given", "measuring", "timeline", "told"},
-    {"examples", "generators", "rewards", "trainers", "device", "doctor"},
-    {"report_facts", "labelling", "world", "stages", "comparison", "fallback"},
+    {"examples", "generators", "rewards", "trainers", "device", "doctor", "sizes"},
+    {"report_facts", "labelling", "world", "stages", "comparison", "fallback", "memory"},
     {"evaluation"},
     {"rehearsal", "loop", "scoring", "show", "branch", "report", "figures"},
     {"forecast", "watch"},
@@ -25,6 +25,7 @@ FLOORS = [
     {"__main__"},
 ]
 INSIDE = {
+    ("generators", "bookkeeping"),
     ("generators", "sampling"),
     ("trainers", "fitting"),
     ("trainers", "steps"),

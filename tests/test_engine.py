@@ -12,7 +12,7 @@ import pytest
 
 from raft import probe, scratch
 from raft.errors import UserError
-from raft.generators import vllm, worker
+from raft.generators import bookkeeping, vllm, worker
 from raft.generators.vllm import VLLM
 from raft.plugins import build
 from raft.probe import ProbeError
@@ -74,6 +74,32 @@ def test_numbers_drawn_ahead_give_the_tokens_of_vllms_own_draws_and_do_not_pile_
         assert answers(policies[0], options=longer) == drawn
     finally:
         sampler.forward = ours
+
+
+def test_less_bookkeeping_gives_what_vllm_gives_token_by_token(policies):
+    longer = replace(OPTIONS, max_tokens=170)  # beyond the first block of the cache
+    found = answers(policies[0], options=longer)
+    (engine,) = vllm._engines.values()
+    manager = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager
+    assert manager.coordinator.single_type_managers[0].block_size < 170
+    ours = manager.allocate_slots
+    assert isinstance(ours, bookkeeping.Slots)
+    free = manager.block_pool.get_num_free_blocks()
+    del manager.allocate_slots
+    try:
+        assert answers(policies[0], options=replace(longer, stop=["\N{SNOWMAN}"])) == found
+    finally:
+        manager.allocate_slots = ours
+    assert manager.block_pool.get_num_free_blocks() == free
+
+
+def test_blocks_are_shared_by_prompts_that_begin_alike_with_less_bookkeeping_too(policies):
+    long = [Prompt(f"long-{n}", text="the cat sat on a mat and " * 12 + f"{n}") for n in range(2)]
+    (engine,) = vllm._engines.values()
+    engine.llm.reset_prefix_cache()
+    pool = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    answers(policies[0], long, replace(OPTIONS, k=1))
+    assert len(pool.cached_block_hash_to_block) > 0
 
 
 def test_log_probabilities_are_those_of_transformers(policies):
@@ -194,11 +220,6 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
     tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     spelled = tokenizer.decode(ids, skip_special_tokens=True)
-    output = SimpleNamespace(
-        token_ids=ids,
-        text=spelled,
-        finish_reason="stop",
-        logprobs=SimpleNamespace(token_ids=ids, logprobs=[-1.0] * len(ids)),
-    )
-    response = vllm._response(output, tokenizer)
+    output = SimpleNamespace(token_ids=ids, text=spelled, finish_reason="stop")
+    response = vllm._response(output, [-1.0] * len(ids), tokenizer)
     assert response.text == "The end." and response.token_ids == ids

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from raft import chat, engines, logs, probe
 from raft.errors import UserError
+from raft.generators.bookkeeping import Gathered, Slots
 from raft.generators.sampling import Sampling
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
@@ -128,6 +129,8 @@ class Engine:
             self.llm: Any = LLMEngine.from_engine_args(arguments)
             if not self.on_gpu:
                 self.llm.collective_rpc("draw_ahead")
+                core: Any = self.llm.engine_core
+                Slots.shorten(core.engine_core.scheduler.kv_cache_manager)
         self.tokenizer = chat.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.asleep = False
@@ -188,39 +191,43 @@ class Engine:
 
     def answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """Groups as they finish, with no more than `window` responses under way; what is left at the end is aborted."""
-        live: set[str] = set()
+        live: dict[str, str] = {}
         try:
             yield from self._answer(options, prompts, seed, live)
         finally:
             if live:
                 self.llm.abort_request(list(live))
 
-    def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: set[str]) -> Iterator[Group]:
-        """As `answer`; `live` has the names of what is under way."""
+    def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, str]) -> Iterator[Group]:
+        """As `answer`; `live` has our name of each response under way, and vLLM's."""
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
         unfinished: dict[str, tuple[Prompt, list[Response | None]]] = {}
+        gathered = Gathered(each_step=bool(options.stop))
         while True:
             for prompt, ids, k in islice(waiting, self.window - len(live)):
                 unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
                 params = _params(options, derive(seed, prompt.id, k))
-                self._add(name := f"{k}/{prompt.id}", ids, params)
-                live.add(name)
+                name = f"{k}/{prompt.id}"
+                live[name] = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
             if not live:
                 return
-            for output in self.llm.step():
+            for output in self._step(gathered):
                 if output.finished:
-                    live.remove(output.request_id)
+                    logprobs = gathered.logprobs.pop(live.pop(output.request_id))
                     place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
-                    responses[int(place)] = options.clean(_response(output.outputs[0], self.tokenizer), self.tokenizer)
+                    response = _response(output.outputs[0], logprobs, self.tokenizer)
+                    responses[int(place)] = options.clean(response, self.tokenizer)
                     if None not in responses:
                         del unfinished[prompt_id]
                         yield Group(prompt, responses)  # type: ignore[arg-type]
 
-    def _add(self, name: str, ids: list[int], params: Any) -> None:
-        """A request. vLLM would spell each token beside its log-probability, a third of the time of a small model."""
-        own = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older versions return nothing
-        self.llm.output_processor.request_states[own].logprobs_processor.tokenizer = None
+    def _step(self, gathered: Gathered) -> list[Any]:
+        """As `LLMEngine.step`, with less bookkeeping."""
+        outputs = gathered.take(self.llm.engine_core.get_output().outputs)
+        processed = self.llm.output_processor.process_outputs(outputs)
+        self.llm.engine_core.abort_requests(processed.reqs_to_abort)
+        return processed.request_outputs
 
     def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in prompts:
@@ -244,18 +251,16 @@ def _params(options: VLLM, seed: int) -> Any:
         max_tokens=options.max_tokens,
         stop=options.stop or None,
         logprobs=0,
-        flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _response(output: Any, tokenizer: chat.Tokenizer) -> Response:
+def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer) -> Response:
     ids, text = list(output.token_ids), output.text
     if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers do not know it as special, and vLLM then spells it
         text = text.removesuffix(tokenizer.eos_token)
-    found = output.logprobs  # flat: one for each token, and it is that of the sampled one
-    assert list(found.token_ids) == ids
-    return Response(text, ids, list(found.logprobs), "length" if output.finish_reason == "length" else "stop")
+    assert len(logprobs) == len(ids)
+    return Response(text, ids, logprobs, "length" if output.finish_reason == "length" else "stop")
 
 
 def _environment(options: VLLM) -> None:

@@ -8,7 +8,7 @@ id, so a response that ends in the padding token is read where it ends.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -42,7 +42,7 @@ class RewardModel(Options):
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores all the groups as one block: the rewards of a block do not depend on the order within it."""
         block = list(groups)
-        families = [[self.encode(group.prompt, response.text) for response in group.responses] for group in block]
+        families = [self.encode_all(group.prompt, [one.text for one in group.responses]) for group in block]
         outputs = self.reader.outputs([ids for ids, _ in family if self.fault(ids) is None] for family in families)
         for family in families:
             yield [self._score(ids, cut, outputs) for ids, cut in family]
@@ -64,11 +64,18 @@ class RewardModel(Options):
 
     def encode(self, prompt: Prompt, response: str) -> tuple[Ids, int]:
         """The tokens that are read, and how many of the prompt were cut off before them."""
+        return self.encode_all(prompt, [response])[0]
+
+    def encode_all(self, prompt: Prompt, responses: Sequence[str]) -> list[tuple[Ids, int]]:
+        """As `encode`, for several responses to one prompt."""
         tokenizer = self.reader.tokenizer
-        ids = conversation.encode(tokenizer, prompt, response, self.template, self.bos)
+        whole = conversation.encode_all(tokenizer, prompt, responses, self.template, self.bos)
+        return [self._cut(prompt, response, ids) for response, ids in zip(responses, whole, strict=True)]
+
+    def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
         if len(ids) <= self.limit or self.too_long == "error":
             return tuple(ids), 0
-        kept = conversation.cut(tokenizer, prompt, response, self.template, self.limit, self.bos)
+        kept = conversation.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
         return tuple(kept), len(ids) - len(kept)
 
     def fault(self, ids: Ids) -> str | None:

@@ -102,10 +102,9 @@ class BradleyTerry(Fitting):
     def _encoded(self, model: Any, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
         limit, name = fitting.longest(self, model)
         for pair in pairs:
-            chosen, rejected = (
-                np.array(conversation.encode(tokenizer, pair.prompt, side.text, self.template), dtype=np.int32)
-                for side in (pair.chosen, pair.rejected)
-            )
+            texts = [side.text for side in (pair.chosen, pair.rejected)]
+            encoded = conversation.encode_all(tokenizer, pair.prompt, texts, self.template)
+            chosen, rejected = (np.array(ids, dtype=np.int32) for ids in encoded)
             if not min(len(chosen), len(rejected)):
                 dropped(pair.prompt_id, None, "a side of the pair has no tokens")
             elif (longer := max(len(chosen), len(rejected))) > limit:

@@ -1,0 +1,476 @@
+"""The memory plan of raft check: its arithmetic against bytes of real tensors, and what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import worlds
+from reward_models import SIZE
+from reward_models import save as save_model
+from safetensors.torch import load_file, save_file
+
+from raft import attention, layout, likelihood, memory, sizes
+from raft.memory import Device, Turn, lines, plan
+from raft.recipe import load
+from raft.trainers import fitting
+from raft.trainers.sft import Likelihood
+
+GPU = Device("cuda", 80 * 10**9)
+HOST = Device("cpu", 32 * 10**9)
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": 128, "max_position_embeddings": 1024,
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 128, "n_positions": 1024,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+NEOX = {key: LLAMA[key] for key in LLAMA if key != "num_key_value_heads"} | {"model_type": "gpt_neox"}
+NEO = {
+    "model_type": "gpt_neo", "hidden_size": 64, "num_heads": 4, "num_layers": 3, "attention_types": [[["global"], 3]],
+    "vocab_size": 128, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODELS = {
+    "llama": LLAMA, "tied": LLAMA | {"tie_word_embeddings": True}, "wide-heads": LLAMA | {"head_dim": 48},
+    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 32}, "gpt2": GPT2, "gpt_neox": NEOX, "gpt_neo": NEO,
+    "one-key": {"model_type": "gpt_bigcode", **{key: GPT2[key] for key in GPT2 if key != "model_type"}},
+}  # fmt: skip
+
+
+def built(config: dict[str, Any]) -> Any:
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+
+
+def saved(folder: Path, config: dict[str, Any]) -> tuple[Any, sizes.Model]:
+    model = built(config)
+    model.save_pretrained(folder)
+    return model, sizes.read(folder)
+
+
+def of(model: Any) -> sizes.Model:
+    return sizes.Model(model.config.to_dict(), {name: one.shape for name, one in model.named_parameters()})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_model_that_is_built(tmp_path: Path, name: str):
+    model, known = saved(tmp_path, MODELS[name])
+    assert known.parameters() == sum(one.numel() for one in model.parameters())
+    if name != "gpt_neox":  # its output layer has another name
+        assert known.parameters(output=False) == sum(one.numel() for one in model.base_model.parameters())
+
+
+def test_an_output_layer_that_is_kept_twice_and_old_buffers_count_once_and_not_at_all(tmp_path: Path):
+    model, before = saved(tmp_path, MODELS["tied"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    more = {"lm_head.weight": model.lm_head.weight.detach().clone(), "h.0.attn.bias": torch.ones(1, 1, 64, 64)}
+    save_file(tensors | more, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert sizes.read(tmp_path).parameters() == before.parameters()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_token_leaves_in_the_cache_what_transformers_keeps_of_it(name: str):
+    model, tokens = built(MODELS[name]).eval(), 7
+    layers = model(torch.arange(tokens)[None], use_cache=True).past_key_values.layers
+    kept = sum(one.keys.nbytes + one.values.nbytes for one in layers)
+    assert of(model).cached(4) * tokens == kept
+    assert of(model).cached(2) * tokens * 2 == kept
+
+
+def test_a_cache_of_another_make_is_not_known_and_layers_without_one_do_not_count():
+    assert sizes.Model(LLAMA | {"kv_lora_rank": 8}, {}).cached(2) is None
+    assert sizes.Model({"model_type": "rwkv", "attention_hidden_size": 64}, {}).cached(2) is None
+    one = {"n_layer": 3, "n_head": 4, "n_embd": 64, "multi_query": True}
+    assert sizes.Model(one, {}).cached(2) == 2 * 3 * 1 * 16 * 2
+    assert sizes.Model(one | {"new_decoder_architecture": True, "num_kv_heads": 2}, {}).cached(2) == 2 * 3 * 2 * 16 * 2
+    mixed = LLAMA | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+    assert sizes.Model(mixed, {}).cached(2) == 2 * 1 * 2 * 16 * 2
+
+
+def test_training_holds_16_bytes_for_each_parameter():
+    model = built(LLAMA)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.arange(8)[None]).logits.sum().backward()
+    optimizer.step()
+    held = [*model.parameters(), *(one.grad for one in model.parameters())]
+    held += [one for state in optimizer.state.values() for one in state.values() if one.ndim]
+    assert sum(one.nbytes for one in held) == memory.STATE * of(model).parameters()
+
+
+def kept_by(model: Any, tokens: int, mixed: bool) -> int:
+    """Bytes of what autograd keeps of a forward pass up to the last states: storages with a side of `tokens`, once."""
+    storages: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: Any) -> Any:
+        if tokens in tensor.shape:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train().base_model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("llama", 0.9, 1.2), ("qwen3", 0.75, 1.1), ("gpt_neox", 1.2, 1.7), ("gpt2", 0.8, 1.1)]
+)
+def test_activations_are_nearly_what_autograd_keeps(name: str, low: float, high: float, mixed: bool):
+    width = {"n_embd": 256, "attn_pdrop": 0.0} if name == "gpt2" else {"hidden_size": 256, "intermediate_size": 768}
+    layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
+    shallow, deep = (built(MODELS[name] | width | {layers: count}) for count in (2, 6))
+    grown = kept_by(deep, 500, mixed) - kept_by(shallow, 500, mixed)
+    counted = 500 * (of(deep).kept(mixed, False) - of(shallow).kept(mixed, False))  # type: ignore[operator]
+    assert low < counted / grown < high
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
+def test_with_checkpoints_each_layer_keeps_its_input_in_float32(mixed: bool):
+    tokens, found = 500, []
+    for layers in (2, 6):
+        model = built(LLAMA | {"num_hidden_layers": layers})
+        model.gradient_checkpointing_enable()
+        found.append((kept_by(model, tokens, mixed), of(model).kept(mixed, True) * tokens))  # type: ignore[operator]
+    (kept, counted), (kept_deep, counted_deep) = found
+    assert counted_deep - counted == kept_deep - kept == 4 * tokens * 64 * 4
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """The most bytes that are allocated at a time while it works."""
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    events, found = list(watched.profiler.kineto_results.experimental_event_tree()), []  # type: ignore[union-attr]
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.name == "[memory]":
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return int(np.cumsum([size for _, size in sorted(found, key=lambda one: one[0])]).max())
+
+
+TOKENS, MANY = 256, 8000
+
+
+def packed(model: Any) -> layout.Layout:
+    assert attention.adopt(model, lambda one, **more: one.base_model(**more, use_cache=False).last_hidden_state)
+    halves = np.random.default_rng(0).integers(model.config.vocab_size, size=(2, TOKENS // 2))
+    return layout.pack([[half] for half in halves])
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
+def test_logits_take_12_bytes_at_the_peak_of_a_training_pass(mixed: bool):
+    model = built(LLAMA | {"vocab_size": MANY}).train()
+    laid, loss = packed(model), Likelihood(model)
+    keep = np.arange(TOKENS)
+    batch = fitting.tensors(
+        {
+            "inputs": laid.inputs, "keep": keep, "rows": np.zeros_like(keep), "places": keep, "targets": keep,
+            "weights": np.ones(TOKENS, dtype=np.float32),
+        }
+    )  # fmt: skip
+
+    def work() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found = loss(model, batch)["loss"]
+        found.backward()
+
+    known = of(model)
+    counted = TOKENS * (known.logits() + known.kept(mixed, False)) + mixed * 2 * known.parameters()  # type: ignore[operator]
+    assert peak(work) == pytest.approx(counted, rel=0.1)
+
+
+def test_logits_take_12_bytes_at_the_peak_of_the_likelihoods():
+    model = built(LLAMA | {"vocab_size": MANY}).eval()
+    laid = packed(model)
+    counted = TOKENS * of(model).logits()  # type: ignore[operator]
+    assert peak(lambda: likelihood._likely(model, laid, [1, 1])) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_forward_pass_is_widest_in_its_inner_layer(dtype: Any):
+    model = built(LLAMA | {"hidden_size": 256, "intermediate_size": 768}).eval().to(dtype)
+    laid = packed(model)
+
+    def work() -> None:
+        with torch.inference_mode():
+            model.base_model(**attention.inputs(laid.inputs), use_cache=False)
+
+    assert peak(work) == pytest.approx(TOKENS * of(model).passing(dtype.itemsize), rel=0.1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        (LLAMA, {}),
+        (GPT2, {"r": 4}),
+        (LLAMA, {"r": 16, "target_modules": ["q_proj", "mlp.down_proj"]}),
+        (LLAMA, {"target_modules": "all-linear"}),
+        (LLAMA, {"r": 2, "target_modules": r".*\.1\..*(up|gate)_proj"}),
+    ],
+)
+def test_adapters_are_those_that_peft_makes(config: dict[str, Any], lora: dict[str, Any]):
+    from peft import LoraConfig, get_peft_model
+
+    model = built(config)
+    known = of(model)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    assert known.adapters(lora) == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_adapters_of_a_model_for_which_peft_has_no_default_are_not_known():
+    assert sizes.Model({"model_type": "of-my-own"}, {}).adapters({"r": 8}) is None
+
+
+def test_the_share_of_a_gpu_is_that_of_the_installed_vllm():
+    (folder,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    said = re.search(
+        r"gpu_memory_utilization: float = Field\(default=([\d.]+)", Path(folder, "config/cache.py").read_text()
+    )
+    assert said and float(said[1]) == memory.UTILIZATION
+
+
+def a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    """The little world with vLLM and a reward model, loaded from its folder."""
+    save_model(folder / "judge", "LlamaForSequenceClassification", **SIZE)
+    reward = {"kind": "model", "model": "judge", "template": "plain", "max_tokens": 128}
+    generator = {"kind": "vllm", "k": 4, "max_tokens": 12}
+    file = worlds.make_recipe(folder, **{"reward": reward, "generator": generator, **changes})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    return load(file)
+
+
+def by_name(turns: list[Turn]) -> dict[str, Turn]:
+    return {turn.name: turn for turn in turns}
+
+
+def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path: Path, monkeypatch):
+    turns = by_name(plan(a_recipe(tmp_path, monkeypatch), GPU))
+    policy, judge = sizes.read(tmp_path / "base").parameters(), sizes.read(tmp_path / "judge").parameters()
+    assert list(turns) == ["generate", "score", "likelihoods", "train"]
+    assert turns["generate"].total == int(0.92 * 80e9)
+    text = 2 * 2 * 2 * 32 * 2 * 256  # key and value, layers, heads, width, bytes, tokens: of the little world's policy
+    assert turns["generate"].total - turns["generate"].spare == 2 * policy + text
+    assert f"room for {(int(0.92 * 80e9) - 2 * policy) // text:,} texts of 256 tokens" in [*turns["generate"].terms][1]
+    assert [*turns["score"].terms.values()] == [2 * judge, 16384 * 2 * (4 * 32 + 3 * 48)]
+    vocabulary = 12 * 8192 * 300
+    assert [*turns["likelihoods"].terms.values()] == [4 * policy, vocabulary]
+    layer = 16 * 64 + 2 * (7 * 64 + 4 * 128)
+    assert [*turns["train"].terms.values()] == [16 * policy, 2 * policy, 8192 * 2 * layer, vocabulary]
+
+
+def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
+    trainer = {"tokens_per_forward": 100, "gradient_checkpointing": True, "lora": {"r": 4}, "precision": "float32"}
+    generator = {"kind": "vllm", "max_tokens": 12, "context": 128, "dtype": "float32"}
+    generator["engine"] = {"gpu_memory_utilization": 0.5}
+    evaluation = {"kl": False, "gold": {"kind": "model", "model": "judge", "dtype": "float32", "batch_tokens": 4096}}
+    loaded = a_recipe(tmp_path, monkeypatch, trainer=trainer, evaluation=evaluation, generator=generator)
+    turns, policy = by_name(plan(loaded, GPU)), sizes.read(tmp_path / "base")
+    assert list(turns) == ["generate", "score", "score gold", "train"]
+    assert (
+        turns["generate"].total == int(0.5 * 80e9)
+        and "texts of 128 tokens x 1,024 bytes" in [*turns["generate"].terms][1]
+    )
+    assert [*turns["score gold"].terms.values()][1] == 4096 * 4 * (4 * 32 + 3 * 48)
+    layer = 16 * 64 + 4 * (7 * 64 + 4 * 128)
+    assert [*turns["train"].terms.values()] == [
+        4 * policy.parameters(), 16 * 2 * 2 * 4 * (64 + 64), 100 * (2 * 4 * 64 + layer), 100 * 12 * 300,
+    ]  # fmt: skip
+    assert turns["train"].lower == "lower trainer.tokens_per_forward"
+
+
+def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkeypatch):
+    member = {"kind": "model", "model": "judge", "template": "plain"}
+    members = {"one": member, "other": {**member, "dtype": "float32"}, "rule": {"kind": "rule", "function": "length"}}
+    found = {}
+    for unload in (False, True):
+        reward = {"kind": "ensemble", "members": members, "unload": unload}
+        found[unload] = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward), GPU))["score"]
+    assert len(found[False].terms) == 4 and found[False].total == pytest.approx(1.5 * found[True].total)
+    assert "reward.unload: true" in found[False].lower and "reward.members.other.batch_tokens" in found[True].lower
+
+
+def test_on_a_cpu_all_but_what_ends_stands_side_by_side(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    turns = by_name(plan(loaded, HOST))
+    assert [*turns["generate"].terms.values()][1] == 3 * 2**30
+    longer = max(turns["likelihoods"], turns["train"], key=lambda turn: turn.total)
+    together = turns["generate"].total + turns["score"].total + longer.total
+    *_, said = lines([*turns.values()], HOST)
+    assert said == f"    fits side by side: generate + score + {longer.name}, {together / 1e9:.3g} of 32.0"
+    *_, said = lines([*turns.values()], Device("cpu", together - 1))
+    assert said.startswith("    does not fit side by side: ") and said.endswith(
+        "; set VLLM_CPU_KVCACHE_SPACE, or a shorter context"
+    )
+
+
+def test_a_turn_that_does_not_fit_a_gpu_is_named_with_the_keys_to_lower():
+    turns = [
+        Turn("score", {"weights": 30 * 10**9}, lower="lower a"),
+        Turn("train", {"all": 81 * 10**9}, lower="lower b"),
+    ]
+    assert [*lines(turns, GPU)][-1] == "    does not fit: train, 81.0 of 80.0; lower b"
+    assert [*lines(turns, Device("cuda", 10**10))][-2:] == [
+        "    does not fit: score, 30.0 of 10.0; lower a",
+        "    does not fit: train, 81.0 of 10.0; lower b",
+    ]
+
+
+def test_the_widest_sets_that_would_fit_side_by_side_are_named():
+    gb = 10**9
+    turns = [
+        Turn("generate", {"weights": 10 * gb, "cache": 60 * gb}, spare=59 * gb), Turn("score", {"weights": 16 * gb}),
+        Turn("train", {"all": 60 * gb}),
+    ]  # fmt: skip
+    fits, together = [*lines(turns, GPU)][-2:]
+    assert fits == "    fits: the largest turn is generate, 70.0 of 80.0"
+    assert "cache of one text: generate + score; generate + train; score + train (" in together
+    assert "cache of one text: generate + score + train (" in [*lines(turns, Device("cuda", 87 * gb))][-1]
+    assert "side by side" not in [*lines(turns, Device("cuda", 20 * gb))][-1]
+
+
+def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
+    turns = plan(a_recipe(tmp_path, monkeypatch), Device("cuda", 10**5))
+    said = [*lines(turns, Device("cuda", 10**5))]
+    assert any(
+        "the cache of generate does not hold one text; set generator.engine.gpu_memory_utilization" in one
+        for one in said
+    )
+
+
+def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "needed.yaml").write_text(
+        "job: sft\nname: needed\npolicy: {config: {model_type: llama}}\n"
+        "examples: {kind: list, items: [{prompt: a, response: b}]}\n"
+        "trainer: {kind: sft}\n"
+    )
+    a_recipe(tmp_path, monkeypatch)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(file.read_text().replace("  model: base", "  recipe: needed.yaml"))
+    loaded = load(Path("recipe.yaml"))
+    said = [*lines(plan(loaded, GPU), GPU)]
+    assert said[-2] == (
+        "    not known yet of generate, likelihoods, train: "
+        "needed.yaml makes outputs/needed/policy, and has not been run"
+    )
+    assert said[1].startswith("    score: ")
+    (turn,) = plan(loaded.needs[0], GPU)
+    assert not turn.terms and turn.note == "the run makes the model, out of policy.config"
+    hub = a_recipe(tmp_path, monkeypatch, policy={"model": "owner/name"})
+    assert by_name(plan(hub, GPU))["train"].note == "owner/name has not been fetched"
+    snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(tmp_path / "base")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    assert by_name(plan(hub, GPU))["train"].total == by_name(plan(a_recipe(tmp_path, monkeypatch), GPU))["train"].total
+
+
+def test_old_weights_and_kinds_of_your_own_are_not_known(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    def score(self, groups): ...\n"
+    )
+    loaded = a_recipe(tmp_path, monkeypatch, reward={"kind": "mine:Mine"})
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
+    turns = by_name(plan(loaded, GPU))
+    assert turns["score"].note == "reward.kind is one of your own"
+    assert "the sizes of old weights are known only when they are read" in turns["train"].note
+
+
+def test_options_that_make_no_sense_are_no_traceback(tmp_path: Path, monkeypatch):
+    generator = {"kind": "vllm", "max_tokens": 12, "engine": {"gpu_memory_utilization": "most"}}
+    loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"target_modules": "(", "r": 2}})
+    turns = by_name(plan(loaded, GPU))
+    assert "cannot be reckoned with" in turns["generate"].note and "cannot be reckoned with" in turns["train"].note
+    assert turns["score"].terms
+
+
+def test_terms_that_config_json_does_not_tell_are_said_to_be_not_known(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace("num_hidden_layers", "depth"))
+    said = "\n".join(lines(plan(loaded, GPU), GPU))
+    for words in ("cache (texts not known)", "      ? activations (not known)", "weights, gradients and AdamW ("):
+        assert words in said
+
+
+def test_jobs_that_train_alone_have_that_turn_alone_and_pairs_need_no_logits(tmp_path: Path, monkeypatch):
+    save_model(tmp_path / "base", "LlamaForCausalLM", **SIZE)
+    rows = "examples: {kind: list, pairs: given, items: [{prompt: a, chosen: b, rejected: c}]}"
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        f"job: reward-model\nname: r\npolicy: {{model: base}}\n{rows}\n"
+        "trainer: {kind: reward-model, max_length: 64}\n"
+    )
+    (turn,) = plan(load(Path("r.yaml")), HOST)
+    policy = sum(
+        tensor.numel() for name, tensor in load_file("base/model.safetensors").items() if "lm_head" not in name
+    )
+    assert turn.name == "train" and [*turn.terms.values()] == [
+        16 * policy,
+        2048 * 2 * (16 * 32 + 4 * (7 * 32 + 4 * 48)),
+    ]
+
+
+def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Path, monkeypatch):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho 81559\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    host = Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if version("torch").endswith("+cpu"):
+        assert memory.device() == host
+    monkeypatch.setattr(memory, "version", lambda name: "2.13.0")
+    assert memory.device() == Device("cuda", 81559 * 2**20)
+    asked = (tmp_path / "nvidia-smi.asked").read_text()
+    assert asked == "--id=3 --query-gpu=memory.total --format=csv,noheader,nounits\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert memory.device() == host
+
+
+def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
+    a_recipe(tmp_path, monkeypatch)
+    done = worlds.raft(tmp_path, "check", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    policy = sizes.read(tmp_path / "base").parameters()
+    first, head, *said = done.stdout.splitlines()
+    assert first == "recipe.yaml: no fault found (job: align, run: outputs/tiny)"
+    assert head.startswith("  memory by turns, as arithmetic, in GB (1e9 bytes), of which ")
+    turns = [one.split(":")[0].strip() for one in said if not one.startswith("      ")]
+    assert turns[:4] == ["generate", "score", "likelihoods", "train"]
+    if memory.device().kind == "cpu":
+        assert f"{4 * policy / 1e9:.3g} weights ({policy:,} parameters x 4 bytes)" in map(str.strip, said)
+        assert f"{16 * policy / 1e9:.3g} weights, gradients and AdamW ({policy:,} parameters x 16 bytes)" in map(
+            str.strip, said
+        )
+        assert turns[4:] == ["fits side by side"] and said[-1].startswith("    fits side by side: generate + score + ")
+
+
+def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monkeypatch):
+    a_recipe(tmp_path, monkeypatch, trainer={"lora": {"r": 4}})
+    script = (
+        "import sys\nfrom raft.cli import main\nmain(['check', 'recipe.yaml'])\n"
+        "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets', 'peft') if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "train: " in done.stdout, done.stderr
