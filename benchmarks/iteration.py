@@ -6,9 +6,11 @@
 The recipe is run anew; it needs kind: vllm, kind: model and kind: sft. Then, in the same process, the floor of its last
 iteration is measured, which is what the arithmetic alone costs:
 
-    generate   the same requests with the same seeds, submitted at once, with vLLM's own sampler, no log-probabilities
+    generate   the same requests with the same seeds, submitted at once to vLLM as it is, no log-probabilities
     score      as many tokens through the reward model, in rows of 128 without padding, nothing shared
     train      as many tokens forward, backward and through AdamW, in rows of 128
+
+raft generates faster than that (docs/speed.md), so that a second floor has raft's own generation in it, by itself.
 
 With --by-hand the loops of benchmarks/by_hand.py then do the same work, each in a process of its own.
 """
@@ -19,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +31,11 @@ import torch
 
 from raft import chat, loop, probe, recipe, records
 from raft.generators import vllm
+from raft.generators.worker import Drawn
 from raft.narrator import Narrator
 from raft.records import Policy, Prompt
 from raft.seeds import derive
+from raft.trainers import fitting
 from raft.trainers.steps import Order
 
 ROW, ROWS = 128, 16  # of the forward passes by which a model's rate is measured
@@ -45,14 +50,14 @@ def main() -> None:
     loop.run(loaded, Narrator())
     print(f"\nthe whole run: {time.perf_counter() - began:.1f} s")
     for number in range(1, loaded.recipe.iterations + 1):
-        print(f"iteration {number}: {whole(loaded, number):.1f} s  {parts(loaded, number)}")
+        print(f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}")
     floor = floors(loaded)
-    print(
-        "floor:",
-        "  ".join(f"{name} {seconds:.1f}" for name, seconds in floor.items()),
-        f" sum {sum(floor.values()):.1f} s",
-    )
-    print(f"floor / last iteration: {sum(floor.values()) / whole(loaded, loaded.recipe.iterations):.0%}")
+    for name, generate in (("vLLM as it is", floor["vllm"]), ("raft's generation", floor["raft"])):
+        total = generate + floor["score"] + floor["train"]
+        print(
+            f"floor, {name}: generate {generate:.1f}  score {floor['score']:.1f}  train {floor['train']:.1f}  "
+            f"sum {total:.1f} s, {total / whole(loaded, loaded.recipe.iterations):.0%} of the last iteration"
+        )
     if "--by-hand" in sys.argv:
         with tempfile.TemporaryDirectory() as out:
             work = Path(out) / "work.json"
@@ -76,8 +81,8 @@ def whole(loaded: recipe.Loaded, number: int) -> float:
     return ends[1] - ends[0]
 
 
-def parts(loaded: recipe.Loaded, number: int) -> str:
-    """Seconds by stage, and by what else a stage did; `between` is what belongs to none."""
+def parts(loaded: recipe.Loaded, number: int) -> dict[str, float]:
+    """Seconds by stage, and by what else a stage did; `between` is what belongs to none. Iteration 0 has none such."""
     found: dict[str, float] = {}
     for stamp in stamps(loaded, number):
         found[stamp["key"]["stage"]] = (
@@ -85,7 +90,13 @@ def parts(loaded: recipe.Loaded, number: int) -> str:
         )
         for name, seconds in stamp["parts"].items():
             found[name] = found.get(name, 0.0) + seconds
-    found["between"] = whole(loaded, number) - sum(found.values())
+    if number:
+        found["between"] = whole(loaded, number) - sum(found.values())
+    return found
+
+
+def line(found: dict[str, float]) -> str:
+    """Seconds by name, the most first."""
     return "  ".join(
         f"{name} {seconds:.2f}" for name, seconds in sorted(found.items(), key=lambda one: -one[1]) if seconds > 0.005
     )
@@ -115,27 +126,42 @@ def floors(loaded: recipe.Loaded) -> dict[str, float]:
     steps = len(Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.epochs, 0))
     rate = forward_rate(loaded.recipe.reward.reader.model)
     return {
-        "generate": decode(loaded, before, last),
+        **decode(loaded, before, last),
         "score": read / rate,
         "train": learned * trainer.epochs / training_rate(before, learned * trainer.epochs / steps),
     }
 
 
-def decode(loaded: recipe.Loaded, before: Path, last: Path) -> float:
-    """Seconds in which the warm engine generates the same responses: training prompts and held-out ones."""
-    from vllm import SamplingParams
-
+def decode(loaded: recipe.Loaded, before: Path, last: Path) -> dict[str, float]:
+    """Seconds in which the warm engine generates the same responses, to training prompts and held-out ones."""
     (engine,) = vllm._engines.values()
     engine.hold(Policy(before, before / "probe.json"))
+    asked = (
+        (last / "prompts.jsonl", loaded.recipe.generator.k, f"iteration {loaded.recipe.iterations}"),
+        (loaded.folder / "evaluation.jsonl", loaded.recipe.evaluation.k, "evaluation"),
+    )
+
+    def ours() -> None:
+        for path, k, stream in asked:
+            options, prompts = replace(loaded.recipe.generator, k=k), map(Prompt.of, records.read(path))
+            for _ in engine.answer(options, prompts, derive(loaded.recipe.seed, stream)):
+                pass
+
+    return {"raft": timed(ours), "vllm": plain(loaded, engine, asked)}
+
+
+def plain(loaded: recipe.Loaded, engine: vllm.Engine, asked: Iterable[tuple[Path, int, str]]) -> float:
+    """The same by vLLM as it is; what raft has changed in it on a CPU is taken back."""
+    from vllm import SamplingParams
+
     drawn = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
-    drawn.forward = drawn.forward_cpu
+    if isinstance(drawn.forward, Drawn):
+        drawn.forward = drawn.forward_cpu
+    vars(engine.llm.engine_core.engine_core.scheduler.kv_cache_manager).pop("allocate_slots", None)
     options = loaded.recipe.generator
 
     def requests() -> Iterator[tuple[str, list[int], int]]:
-        for path, k, stream in (
-            (last / "prompts.jsonl", options.k, f"iteration {loaded.recipe.iterations}"),
-            (loaded.folder / "evaluation.jsonl", loaded.recipe.evaluation.k, "evaluation"),
-        ):
+        for path, k, stream in asked:
             for row in records.read(path):
                 ids = chat.encode_prompt(engine.tokenizer, prompt := Prompt.of(row))
                 for place in range(k):
@@ -157,16 +183,16 @@ def decode(loaded: recipe.Loaded, before: Path, last: Path) -> float:
 
 def forward_rate(model: Any) -> float:
     """Tokens a second through a model without gradients, the median of twenty passes."""
-    ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
+    ids = torch.randint(model.config.vocab_size, (ROWS, ROW), device=model.device)
     with torch.inference_mode():
         return ids.numel() / median(timed(lambda: model(input_ids=ids, use_cache=False)) for _ in range(20))
 
 
 def training_rate(folder: Path, tokens_a_step: float) -> float:
     """Tokens a second forward, backward and through AdamW in steps of so many tokens, the median of nine."""
-    model = probe.load_model(folder).train()
+    model = probe.load_model(folder).to(fitting.device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    ids = torch.randint(model.config.vocab_size, (ROWS, ROW))
+    ids = torch.randint(model.config.vocab_size, (ROWS, ROW), device=model.device)
     passes = max(1, round(tokens_a_step / ids.numel()))
 
     def step() -> None:

@@ -104,6 +104,7 @@ class Engine:
         _environment(options)
         import torch
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self.on_gpu = torch.cuda.is_available()
@@ -126,7 +127,8 @@ class Engine:
             **{**defaults, **options.engine},
         )
         with logs.captured():
-            self.llm: Any = LLMEngine.from_engine_args(arguments)
+            # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
+            self.llm: Any = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
             if not self.on_gpu:
                 self.llm.collective_rpc("draw_ahead")
                 core: Any = self.llm.engine_core
