@@ -1,7 +1,6 @@
 """The whole thing on one GPU, with random weights of a real size: where the time goes, how near it is to the ceilings.
 
     python benchmarks/gpu.py OUT                    a policy of 1.5e9 parameters, a reward model of 1.3e9; 80 GB
-    python benchmarks/gpu.py OUT generator.engine.max_num_seqs=1024
     python benchmarks/gpu.py --tiny OUT             the same path in a minute on a CPU
 
 Makes both models, their tokenizer, prompts and a recipe in OUT, runs the recipe in this process, and writes OUT/gpu.md

@@ -61,8 +61,8 @@ def main() -> None:
     if "--by-hand" in sys.argv:
         with tempfile.TemporaryDirectory() as out:
             work = Path(out) / "work.json"
-            work.write_text(json.dumps({**by_hand(loaded), "out": out}))
-            for kind in ("engine", "generate"):
+            for kind, iterations in (("engine", 2), ("generate", 1)):
+                work.write_text(json.dumps({**by_hand(loaded), "iterations": iterations, "out": out}))
                 print(f"\nby hand: {kind}", flush=True)
                 subprocess.run(
                     [sys.executable, str(Path(__file__).with_name("by_hand.py")), kind, str(work)], check=True
@@ -225,7 +225,7 @@ def by_hand(loaded: recipe.Loaded) -> dict[str, Any]:
         "held_out": texts(loaded.folder / "evaluation.jsonl"),
         "k": options.k, "held_out_k": made.evaluation.k, "max_tokens": options.max_tokens,
         **{name: getattr(made.trainer, name) for name in ("epochs", "learning_rate", "batch_size")},
-        "context": 512, "iterations": 2,
+        "context": 512,
     }  # fmt: skip
 
 

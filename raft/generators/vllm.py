@@ -261,8 +261,8 @@ def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer) -> 
     ids, text = list(output.token_ids), output.text
     if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers do not know it as special, and vLLM then spells it
         text = text.removesuffix(tokenizer.eos_token)
-    assert len(logprobs) == len(ids)
-    return Response(text, ids, logprobs, "length" if output.finish_reason == "length" else "stop")
+    assert len(logprobs) >= len(ids)  # more where tokens came several at a time, and a stop string among them
+    return Response(text, ids, logprobs[: len(ids)], "length" if output.finish_reason == "length" else "stop")
 
 
 def _environment(options: VLLM) -> None:
