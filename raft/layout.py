@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass: what a cache holds, and what fills a GPU
 WORTH = 16  # tokens saved, from which on a beginning is shared
 
 Tokens = Sequence[int] | np.ndarray

@@ -13,7 +13,6 @@ from raft.records import Group
 from raft.timing import part
 
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
-FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass
 
 
 def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
@@ -32,7 +31,7 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
             for prompt, group in zip(prompts, block, strict=True)
         ]
         sums = [[0.0] * len(family) for family in families]
-        for batch in layout.batches(families, FORWARD[device], packed):
+        for batch in layout.batches(families, layout.FORWARD[device], packed):
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             laid = layout.pack(texts) if packed else layout.pad([text for part in texts for text in part])

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import engines, hub, likelihood, sizes
+from raft import engines, hub, layout, sizes
 from raft.errors import UserError
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
@@ -27,7 +27,7 @@ from raft.rewards.judge import Judge
 from raft.rewards.model import RewardModel
 from raft.rewards.reader import BATCH_TOKENS
 from raft.rewards.rule import Rule
-from raft.trainers.fitting import FORWARD, Fitting
+from raft.trainers.fitting import Fitting
 
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -248,7 +248,7 @@ def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensembl
 
 def _likelihoods(loaded: Loaded, where: Device) -> Turn:
     model = sizes.read(_folder(loaded, loaded.recipe.policy))
-    tokens = max(likelihood.FORWARD[where.kind], _longest(loaded.recipe) or 0)
+    tokens = max(layout.FORWARD[where.kind], _longest(loaded.recipe) or 0)
     terms = _product("weights", model.parameters(), "parameters", 4)
     terms |= _product("logits", tokens, "tokens", model.logits())
     return Turn(
@@ -264,7 +264,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     model, pairs = sizes.read(_folder(loaded, loaded.recipe.policy)), trainer.takes_pairs
     mixed, count = where.size(trainer.precision) == 2, model.parameters(output=not pairs)
     longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
-    tokens = max(trainer.tokens_per_forward or FORWARD[where.kind], longest)
+    tokens = max(trainer.tokens_per_forward or layout.FORWARD[where.kind], longest)
     if trainer.lora is None:
         terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
     else:

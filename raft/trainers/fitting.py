@@ -28,7 +28,6 @@ from raft.seeds import derive
 from raft.timing import part
 from raft.trainers.steps import Order
 
-FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass: what a cache holds, and what fills a GPU
 Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
 Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
@@ -187,7 +186,7 @@ def lay(options: Fitting, model: Any, families: Families) -> Layout:
 
 def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
     """The families of a step, by forward pass."""
-    capacity = options.tokens_per_forward or FORWARD[device().type]
+    capacity = options.tokens_per_forward or layout.FORWARD[device().type]
     if not options.packing:
         return layout.rows([len(family) * max(map(len, family)) for family in families], capacity)
     size = layout.size if attention.adopted(plain(model)) else _tokens
