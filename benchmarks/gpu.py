@@ -37,7 +37,7 @@ import torch
 from gpu_world import DEVICE, REAL, TINY, make_models, make_recipe
 from iteration import line, parts, stamps, whole
 
-from raft import __version__, chat, keys, loop, recipe, records, runs
+from raft import __version__, chat, files, keys, loop, recipe, records, runs
 from raft.generators import vllm
 from raft.narrator import Narrator
 from raft.trainers.fitting import free
@@ -230,7 +230,7 @@ class Results(Narrator):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found = {**self.found, "iterations": self.iterations, "artifacts": stages, "memory": self.memory.peaks}
         found |= {"recipe": self.loaded.config, "peak resident": peak}
-        runs.write_json(self.out / "gpu.json", found)
+        files.write_json(self.out / "gpu.json", found)
         (self.out / "gpu.md").write_text(page(found), encoding="utf-8")
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from raft import preflight, recipe
 from raft.errors import UserError
+from raft.files import sync
 from raft.recipe import Loaded
-from raft.runs import stamp_path, sync
+from raft.runs import stamp_path
 
 FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them

@@ -8,6 +8,7 @@ from raft.records import Example, Group, Pair, Policy, Prompt, Score
 
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
+BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 
 class Generator(Protocol):
@@ -37,7 +38,8 @@ class Reward(Protocol):
 
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
     numbers say nothing about those of another prompt (`comparable` below). One whose scores of a group do not depend
-    on the other groups says `block = 1`: then a run that goes on scores only the missing groups.
+    on the other groups says `block = 1`: then a run that goes on scores only the missing groups. One that also says
+    `remote = True` computes elsewhere, and scores in a thread while this machine still generates.
     """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -53,6 +55,16 @@ class Reward(Protocol):
 def comparable(reward: Any) -> bool:
     """Whether the numbers of a reward say which of two responses to different prompts is better, as most do."""
     return getattr(reward, "comparable", True)
+
+
+def block(reward: Any) -> int:
+    """How many groups, in order, influence each other's scores; 1 where each group stands for itself."""
+    return getattr(reward, "block", BLOCK)
+
+
+def remote(reward: Any) -> bool:
+    """Whether a reward needs nothing of this machine, as few do."""
+    return getattr(reward, "remote", False)
 
 
 class Trainer(Protocol):

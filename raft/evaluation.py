@@ -5,10 +5,13 @@ from dataclasses import replace
 from raft import measuring, stages
 from raft.advice import advise, stops
 from raft.contracts import comparable
+from raft.following import followed
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.runs import Place, Run
 from raft.told import Told
+
+SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # by the input of `measure`
 
 
 class Evaluator:
@@ -53,19 +56,17 @@ class Evaluator:
     def _asked(self, it: Place, policy: Artifact) -> dict[str, Artifact]:
         """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""
         options, prompts = self.recipe.evaluation, self.prompts
-        answers = it.once(
-            "evaluation/responses.jsonl", stages.generate, self.examiner, policy=policy, prompts=prompts,
-            stream="evaluation",
-        )  # fmt: skip
+        own = self.recipe.reward if comparable(self.recipe.reward) else None
+        rewards = {"eval": own, "gold": options.gold}
+        scored = {name: (SCORES[name], reward) for name, reward in rewards.items() if reward is not None}
+        with followed(it, "evaluation/responses.jsonl", dict(scored.values()), prompts):
+            answers = it.once(
+                "evaluation/responses.jsonl", stages.generate, self.examiner, policy=policy, prompts=prompts,
+                stream="evaluation",
+            )  # fmt: skip
         made = {"answers": answers}
-        if comparable(self.recipe.reward):
-            made["eval"] = it.once(
-                "evaluation/scores.jsonl", stages.score, self.recipe.reward, prompts=prompts, responses=answers
-            )
-        if options.gold is not None:
-            made["gold"] = it.once(
-                "evaluation/gold.jsonl", stages.score, options.gold, prompts=prompts, responses=answers
-            )
+        for name, (file, reward) in scored.items():
+            made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers)
         if options.kl and policy is not self.first:
             made["likelihoods"] = it.once(
                 "evaluation/likelihoods.jsonl", stages.reference, self.first, policy=policy, prompts=prompts,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raft import logs, loop, recipe, runs
+from raft import files, logs, loop, recipe, runs
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.recipe import Loaded
@@ -88,7 +88,7 @@ def evaluated(whole: Align) -> float:
 def write(loaded: Loaded, found: dict[str, Any]) -> Path:
     """Keeps a forecast where its run will be."""
     loaded.folder.mkdir(parents=True, exist_ok=True)
-    runs.write_json(loaded.folder / FILE, found)
+    files.write_json(loaded.folder / FILE, found)
     return loaded.folder / FILE
 
 
@@ -112,7 +112,7 @@ def compare(folder: Path) -> str | None:
     made = sorted(folder.glob("iterations/[0-9]*/policy.stamp.json"))
     actual = [sum(_seconds(stamp.parent).values()) for stamp in made if stamp.parent.name != "000"]
     found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
-    runs.write_json(file, found)
+    files.write_json(file, found)
     return (
         f"forecast: an iteration was to take {_time(found['iteration'])}, "
         f"and took {_time(found['actual']['iteration'])} on average"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from raft import comparison, labelling, stages, timeline
 from raft.evaluation import Evaluator
 from raft.fallback import able
+from raft.following import followed
 from raft.imports import beside
 from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
 from raft.keys import Artifact
@@ -30,7 +31,8 @@ def align(recipe: Align, run: Run, told: Told) -> None:
         if evaluation.stopped:
             return
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
+        with followed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+            responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
         scores = it.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
         made = {"prompts": prompts, "responses": responses, "scores": scores}
         reference = likelihoods(recipe, it, first, policy, prompts, responses)
@@ -104,7 +106,8 @@ def label(recipe: Label, run: Run, told: Told) -> None:
         generator = able(recipe.generator, policy, told)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
+        with followed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+            responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
     scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
     selected = run.once(
         "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores

@@ -12,6 +12,7 @@ from typing import Any
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines
 WRITE_EVERY = 0.5  # seconds between two writes of the file
+SOME = 0.05  # of the work, before which no time is told
 ROOM = 512  # bytes of the file: always as many, in one write, so that a reader sees an old or a new state and no other
 
 
@@ -23,6 +24,7 @@ class Progress:
         self.bar: Any = None
         self.began = self.told = time.monotonic()
         self.written = 0.0
+        self.before = 0  # units that an earlier attempt has done
         self._write(0, 0)
 
     def advance(self, done: int, total: int) -> None:
@@ -32,8 +34,8 @@ class Progress:
             self._draw(done, total)
         elif (now := time.monotonic()) - self.told > PLAIN_EVERY:
             self.told = now
-            left = remaining(done, total, now - self.began)
-            print(f"{self.label}: {done}/{total} {self.unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            told = left(done - self.before, total - self.before, now - self.began)
+            print(f"{self.label}: {done}/{total} {self.unit}{told}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clears the bar."""
@@ -44,7 +46,9 @@ class Progress:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(desc=self.label, total=total, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
+            self.bar = tqdm(
+                desc=self.label, total=total, initial=self.before, unit=f" {self.unit}", leave=False, dynamic_ncols=True
+            )
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 
@@ -53,7 +57,7 @@ class Progress:
         if self.file is None or now - self.written < WRITE_EVERY:
             return
         self.written = now
-        state = {"artifact": self.label, "unit": self.unit, "done": done, "total": total}
+        state = {"artifact": self.label, "unit": self.unit, "before": self.before, "done": done, "total": total}
         line = json.dumps({**state, "seconds": round(now - self.began, 1)}, ensure_ascii=False).encode()[: ROOM - 1]
         descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
@@ -70,6 +74,6 @@ def read(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def remaining(done: int, total: int, seconds: float) -> float:
-    """Seconds that are left at the rate so far."""
-    return seconds / max(done, 1) * (total - done)
+def left(done: int, total: int, seconds: float) -> str:
+    """Words on the seconds that are left at the rate so far; none while it says too little, for groups end together."""
+    return f", about {seconds / done * (total - done):.0f} s left" if done > 0 and done >= SOME * total else ""

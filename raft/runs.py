@@ -19,6 +19,7 @@ from typing import Any
 
 from raft import logs, metrics, records, timing
 from raft.errors import UserError
+from raft.files import remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
@@ -68,10 +69,11 @@ class Output:
         """
         if self.partial.exists():
             self._recover()
-        self._file = open(self.partial, "ab")  # noqa: SIM115 - closed by gather, or by the end of the process
+        self._file = open(self.partial, "ab")  # noqa: SIM115 - `close` closes it, or the end of the process
         if self._file.tell() == 0:
             self._file.write(records.dump({"hash": self.hash}))
             self._file.flush()
+        self.progress.before = len(self.offsets)
         return self.offsets
 
     def append(self, row: dict[str, Any]) -> None:
@@ -83,9 +85,13 @@ class Output:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
+    def close(self) -> None:
+        """Ends the partial file as it is."""
+        self._file.close()
+
     def gather(self, ids: Iterable[str]) -> None:
         """The artifact from the partial file, in the order of `ids`."""
-        self._file.close()
+        self.close()
         with open(self.partial, "rb") as partial, open(self.path, "wb") as whole:
             for prompt_id in ids:
                 partial.seek(self.offsets[prompt_id])
@@ -125,7 +131,17 @@ class Place:
         path = self.folder / name
         if self.shared or path.is_symlink():
             return self.made(name)
-        key = plain(
+        key = self.key(stage, section, inputs)
+        if (stamp := _stamp(path)) is not None:
+            _refuse_other(path, stamp["key"], key)
+            partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
+            if path.exists() or stamp.get("pruned"):
+                return Artifact(path, stamp)
+        return self._make(path, stage, section, inputs, key)
+
+    def key(self, stage: Callable[..., None], section: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What an artifact of this folder is made from."""
+        return plain(
             {
                 "format": FORMAT,
                 "stage": stage.__name__,
@@ -135,12 +151,6 @@ class Place:
                 "inputs": {name: describe(value) for name, value in inputs.items()},
             }
         )
-        if (stamp := _stamp(path)) is not None:
-            _refuse_other(path, stamp["key"], key)
-            _partial(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
-            if path.exists() or stamp.get("pruned"):
-                return Artifact(path, stamp)
-        return self._make(path, stage, section, inputs, key)
 
     @property
     def shared(self) -> bool:
@@ -163,11 +173,11 @@ class Place:
     ) -> Artifact:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         label = f"{path.relative_to(self.root)}"
         output = Output(
             temporary,
-            _partial(path),
+            partial_path(path),
             digest(key),
             self.seed,
             self.number,
@@ -185,7 +195,7 @@ class Place:
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
             sync(temporary)
-            _remove(path)
+            remove(path)
             os.replace(temporary, path)
             sync(path.parent)
         self._list_drops(output)
@@ -263,7 +273,7 @@ class Run(Place):
             path = place.folder / "policy"
             if place.number not in stay and not place.shared and path.exists():
                 write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
-                _remove(path)
+                remove(path)
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
@@ -275,31 +285,6 @@ def metrics_rows(folder: Path) -> list[dict[str, Any]]:
 def stamp_path(path: Path) -> Path:
     """The stamp beside an artifact."""
     return path.with_name(f"{path.name}.stamp.json")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a small file of JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is either the old or the new one, whatever happens."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Brings a file, or a folder and the files in it, to the disk."""
-    inside = [file for file in path.rglob("*") if not file.is_symlink()] if path.is_dir() else []
-    for one in [*inside, path]:
-        descriptor = os.open(one, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _stamp(path: Path) -> dict[str, Any] | None:
@@ -318,7 +303,8 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
+    """Where an artifact that is made group by group grows."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -391,10 +377,3 @@ def is_running(folder: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

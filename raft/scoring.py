@@ -10,13 +10,14 @@ from typing import Any
 
 from raft import given, records, stages
 from raft.errors import UserError
+from raft.files import sync, write_json
 from raft.imports import beside
 from raft.jobs import Given
 from raft.keys import describe, digest, plain, speed_options, versions
 from raft.plugins import component
 from raft.progress import Progress
 from raft.recipe import RecipeError, differences, find, read_one
-from raft.runs import FORMAT, Output, stamp_path, sync, write_json
+from raft.runs import FORMAT, Output, partial_path, stamp_path
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
@@ -54,7 +55,7 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not scores.exists():
         return None
     if not stamp_path(scores).exists():
-        if _partial(scores).exists():
+        if partial_path(scores).exists():
             return None  # a kill came before the stamp
         raise UserError(f"{scores} has no stamp, so raft score did not make it; delete it, or choose another OUT.jsonl")
     stamp = json.loads(stamp_path(scores).read_text(encoding="utf-8"))
@@ -64,7 +65,7 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
             + "".join(f"  {one}\n" for one in changed[:12])
             + "nothing was overwritten. Delete it, or choose another OUT.jsonl"
         )
-    _partial(scores).unlink(missing_ok=True)  # a kill can come between the stamp and this
+    partial_path(scores).unlink(missing_ok=True)  # a kill can come between the stamp and this
     return stamp
 
 
@@ -74,7 +75,7 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     scores.parent.mkdir(parents=True, exist_ok=True)
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
-    output = Output(temporary, _partial(scores), digest(key), 0, 0, Progress(scores.name, "prompts"))
+    output = Output(temporary, partial_path(scores), digest(key), 0, 0, Progress(scores.name, "prompts"))
     try:
         stages.score_groups(reward, output, given.groups(responses, prompts), ids)
     finally:
@@ -94,7 +95,3 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     write_json(stamp_path(scores), stamp)
     output.partial.unlink(missing_ok=True)
     return stamp
-
-
-def _partial(scores: Path) -> Path:
-    return scores.with_name(f"{scores.name}.partial")

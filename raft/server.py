@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -72,6 +72,15 @@ class Refused(UserError):
         self.status = status
 
 
+_under_way: dict[int, Callable[[], Any]] = {}  # by thread: what cancels its requests
+
+
+def cancel(thread: int) -> None:
+    """Cancels what `stoppable` runs in another thread, if there is something: Stopped is raised there."""
+    with suppress(KeyError, RuntimeError):  # RuntimeError: its loop has just been closed
+        _under_way[thread]()
+
+
 @contextmanager
 def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
     """A function that runs coroutines. A signal that stops the run cancels what is under way, and raises Stopped.
@@ -105,9 +114,11 @@ def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
         before = _handled_signals()
         for one in before:
             loop.add_signal_handler(one, stop)
+        _under_way[threading.get_ident()] = lambda: loop.call_soon_threadsafe(stop)
         try:
             yield run
         finally:
+            del _under_way[threading.get_ident()]
             for one, handler in before.items():
                 loop.remove_signal_handler(one)
                 signal.signal(one, handler)

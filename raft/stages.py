@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import device, records
+from raft import contracts, device, records
 from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.keys import Artifact
@@ -20,8 +20,6 @@ from raft.measuring import ranks_of, rewards_of
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.runs import Output
 from raft.seeds import derive
-
-BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 
 def adopt(start: Any, output: Output, probed: bool) -> None:
@@ -195,14 +193,20 @@ def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequ
 
     `ids` are those of the groups' prompts, in order.
     """
-    done = output.resume()
+    output.resume()
     device.take(reward)
-    for group, scores in _scored(reward, _missing_blocks(groups, done, getattr(reward, "block", BLOCK))):
-        if group.prompt.id not in done:
-            output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
-        output.advance(len(output.offsets), len(ids))
+    for done in score_missing(reward, output, groups):
+        output.advance(done, len(ids))
     output.rows_in = len(ids)
     output.gather(ids)
+
+
+def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Iterator[int]:
+    """Scores those of `groups` that the partial file lacks; after each it has this many."""
+    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, contracts.block(reward))):
+        if group.prompt.id not in output.offsets:
+            output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
+        yield len(output.offsets)
 
 
 def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
@@ -326,7 +330,7 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
 def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """The groups with their scores, block by block."""
     iterator = iter(groups)
-    while block := list(itertools.islice(iterator, BLOCK)):
+    while block := list(itertools.islice(iterator, contracts.BLOCK)):
         yield from zip(block, reward.score(block), strict=True)
 
 

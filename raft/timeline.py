@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import timing
-from raft.runs import write_json
+from raft.files import write_json
 
 PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save"}
 DEPTH = 3  # iterations/003/evaluation/

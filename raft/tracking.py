@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft import records, runs
+from raft import files, records, runs
 from raft.keys import Artifact
 from raft.recipe import Loaded
 from raft.terminal import safe, say
@@ -88,7 +88,7 @@ class Tracked:
         if (table := _answers(it)) and str(it.number) not in self.state["tables"].setdefault(name, []):
             self._table(name, it.number, table)
             self.state["tables"][name].append(str(it.number))
-        runs.write_json(self.run.folder / STATE, self.state)
+        files.write_json(self.run.folder / STATE, self.state)
 
     def _table(self, name: str, number: int, table: list[list[str]]) -> None:
         columns = ["prompt", "answer", "reward"]

@@ -29,9 +29,9 @@ def at_work(folder: Path) -> str:
     done, total, seconds = state["done"], state["total"], state["seconds"]
     if not total:
         return f"now: {state['artifact']}"
-    rate = done / seconds if seconds else 0.0
-    left = progress.remaining(done, total, seconds)
-    return f"now: {state['artifact']}: {done} of {total} {state['unit']}, {rate:.3g} a second, about {left:.0f} s left"
+    now = done - state["before"]
+    rate, left = now / seconds if seconds else 0.0, progress.left(now, total - state["before"], seconds)
+    return f"now: {state['artifact']}: {done} of {total} {state['unit']}, {rate:.3g} a second{left}"
 
 
 def curves(rows: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 RAFT = Path(__file__).parent.parent / "raft"
 # From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
 FLOORS = [
-    {"errors", "seeds", "terminal", "guard"},
+    {"errors", "files", "seeds", "terminal", "guard"},
     {"records", "plugins", "imports", "progress", "logs", "curves", "layout", "timing"},
     {"contracts", "attention"},
     {"chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
@@ -16,6 +16,7 @@ FLOORS = [
     {"preferences", "given", "measuring", "timeline", "told"},
     {"examples", "generators", "rewards", "trainers", "device", "doctor", "sizes"},
     {"report_facts", "labelling", "world", "stages", "comparison", "fallback", "memory"},
+    {"following"},
     {"evaluation"},
     {"rehearsal", "loop", "scoring", "show", "branch", "report", "figures"},
     {"forecast", "watch"},

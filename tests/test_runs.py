@@ -14,9 +14,10 @@ import worlds
 
 from raft import recipe
 from raft.errors import UserError
+from raft.files import write_json
 from raft.keys import describe
 from raft.plugins import source, speed
-from raft.runs import Output, Run, metrics_rows, stamp_path, write_json
+from raft.runs import Output, Run, metrics_rows, stamp_path
 
 
 @dataclass(frozen=True)

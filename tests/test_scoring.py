@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import worlds
 
+from raft.contracts import BLOCK
 from raft.errors import UserError
 from raft.records import read
 from raft.scoring import score_file
-from raft.stages import BLOCK
 
 COUNT = 2 * BLOCK + 7
 # counts each call in a file beside it, and kills its own process at a call that another file names

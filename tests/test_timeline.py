@@ -7,8 +7,8 @@ from pathlib import Path
 import worlds
 
 from raft import loop, recipe, timeline
+from raft.files import write_json
 from raft.forecast import Quiet
-from raft.runs import write_json
 
 
 def made(artifact: str, began: float, seconds: float, iteration: int | None = None, **parts: float) -> dict:

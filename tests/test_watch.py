@@ -8,6 +8,7 @@ from pathlib import Path
 import worlds
 
 from raft import progress, watch
+from raft.runs import Output
 
 
 def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
@@ -27,10 +28,29 @@ def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
 
 def test_time_left_is_that_of_the_rate_so_far(tmp_path: Path):
     (tmp_path / "progress.json").write_text(
-        '{"artifact": "a", "unit": "prompts", "done": 30, "total": 90, "seconds": 10.0}'
+        '{"artifact": "a", "unit": "prompts", "before": 40, "done": 70, "total": 130, "seconds": 10.0}'
     )
-    assert progress.remaining(30, 90, 10.0) == 20.0
-    assert watch.at_work(tmp_path) == "now: a: 30 of 90 prompts, 3 a second, about 20 s left"
+    assert progress.left(30, 90, 10.0) == ", about 20 s left"
+    assert watch.at_work(tmp_path) == "now: a: 70 of 130 prompts, 3 a second, about 20 s left"
+
+
+def test_no_time_is_told_of_the_first_group_alone(tmp_path: Path):
+    assert [progress.left(done, 256, 17.0) for done in (0, 1, 12)] == ["", "", ""] and progress.left(0, 0, 1.0) == ""
+    assert progress.left(13, 256, 17.0) == ", about 318 s left"
+
+
+def test_a_run_that_goes_on_counts_its_rate_from_where_it_goes_on(tmp_path: Path):
+    file, partial = tmp_path / "progress.json", tmp_path / "partial"
+    for done in (2, 3):
+        told = progress.Progress("a", "prompts", file)
+        output = Output(tmp_path / "a", partial, "h", 0, 0, told)
+        output.resume()
+        output.append({"prompt_id": f"{done}"})
+        told.written = 0.0
+        output.advance(len(output.offsets), 9)
+        output.close()
+    state = progress.read(file)
+    assert (state["before"], state["done"]) == (1, 2)
 
 
 def test_a_curve_is_drawn_between_its_least_and_its_greatest_value():

@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import plugins
-from raft.contracts import comparable
+from raft import contracts, plugins
 from raft.records import Group, Score
 
 
@@ -64,7 +63,17 @@ class Ensemble:
     @property
     def comparable(self) -> bool:
         """Whether the rewards of different prompts can be compared: only if those of all members can."""
-        return all(map(comparable, self.members.values()))
+        return all(map(contracts.comparable, self.members.values()))
+
+    @property
+    def block(self) -> int:
+        """The largest of its members: only where each lets a group stand for itself does it stand for itself here."""
+        return max(map(contracts.block, self.members.values()))
+
+    @property
+    def remote(self) -> bool:
+        """Whether no member needs this machine."""
+        return all(map(contracts.remote, self.members.values()))
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         block = list(groups)

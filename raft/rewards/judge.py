@@ -87,6 +87,11 @@ class Judge(Connection):
         """Whether a reward says anything about responses to other prompts."""
         return self.mode == "grade"
 
+    @property
+    def remote(self) -> bool:
+        """Whether somebody else's machine judges."""
+        return self.url is not None
+
     def identify(self) -> dict[str, str]:
         """What the judge is and is asked, by content; of a model on a server no more than its name is known."""
         from raft import hub
