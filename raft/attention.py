@@ -15,6 +15,7 @@ import numpy as np
 from raft import layout
 
 NAME = "raft_packed"  # in the registers of transformers
+TOGETHER = {"cuda"}  # kinds of devices where a call costs more than padding: texts of like length share one there
 CANNOT = (NotImplementedError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 
 Span = tuple[int, int, int, int]
@@ -100,7 +101,8 @@ def attention(
             raise NotImplementedError(f"packed attention has no {option}")
     groups = getattr(module, "num_key_value_groups", 1)
     options = {"scale": scaling, "dropout_p": dropout}
-    families = _families(tuple(map(tuple, attention_mask[0, 0].tolist())), query.device, sliding_window)
+    spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
+    families = _families(spans, query.device, sliding_window, query.device.type in TOGETHER)
     # Split at once: the gradient of a slice is as large as what it was cut out of.
     apart = (one[0].transpose(0, 1).split([family.length for family in families]) for one in (query, key, value))
     seen = (family.see(q, k, v, groups, options) for family, q, k, v in zip(families, *apart, strict=True))
@@ -108,7 +110,7 @@ def attention(
 
 
 class Family(NamedTuple):
-    """A span, and those that go on from it, which are attended to together. They stand side by side."""
+    """Spans that are attended to together: one and those that go on from it, or some of like length. Side by side."""
 
     length: int  # of all its spans
     mask: Any = None  # of the span's queries and keys, where plain causality is not all
@@ -117,17 +119,18 @@ class Family(NamedTuple):
     def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Iterator[Any]:
         """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
         shared = self.length if self.rest is None else self.rest.shared
-        q, k, v = (one[None, :shared] for one in (query, key, value))
-        yield _attend(q, k, v, self.mask, groups, options)
+        if shared:
+            q, k, v = (one[None, :shared] for one in (query, key, value))
+            yield _attend(q, k, v, self.mask, groups, options)
         if self.rest is not None:
             yield self.rest.see(query, key, value, groups, options)
 
 
 class Rest(NamedTuple):
-    """What goes on from a shared span, padded to the longest."""
+    """Spans that go on from a shared one, or from none, padded to the longest."""
 
     shared: int
-    mask: Any  # of queries and keys
+    mask: Any  # of queries and keys, where plain causality is not all
     queries: Any  # [spans, longest]: which token of the family each query is
     keys: Any  # [spans, shared + longest]
     kept: Any  # which of the queries, as one line, are tokens and not padding
@@ -149,21 +152,33 @@ def _attend(query: Any, key: Any, value: Any, mask: Any, groups: int, options: d
 
     q, k, v = (one.transpose(1, 2) for one in (query, key, value))
     causal = mask is None and q.shape[2] > 1
-    seen = scaled_dot_product_attention(
-        q, repeat_kv(k, groups), repeat_kv(v, groups), attn_mask=mask, is_causal=causal, **options
-    )
+    grouped = mask is None and groups > 1 and q.device.type in TOGETHER  # its kernels take a key for several queries
+    if not grouped:
+        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+    seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, **options)
     return seen.transpose(1, 2).flatten(0, 1)
 
 
 @lru_cache(maxsize=16)
-def _families(spans: tuple[Span, ...], device: Any, window: int | None) -> list[Family]:
+def _families(spans: tuple[Span, ...], device: Any, window: int | None, together: bool) -> list[Family]:
     import torch
 
     with torch.inference_mode(False):  # what is kept here may be used in training next
-        return list(_grouped(spans, device, window))
+        return [
+            Family(sum(lengths), rest=_rest(0, lengths, window, device))
+            if len(lengths) > 1
+            else Family(
+                lengths[0] + sum(rest),
+                _mask(0, lengths[0], window, device),
+                _rest(lengths[0], rest, window, device) if rest else None,
+            )
+            for lengths, rest in _grouped(spans, together)
+        ]
 
 
-def _grouped(spans: tuple[Span, ...], device: Any, window: int | None) -> Iterator[Family]:
+def _grouped(spans: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Lengths of a span and of those that go on from it; or, `together`, of some that are alone and of like length."""
+    alone: list[int] = []
     at = 0
     while at < len(spans):
         start, length, *_ = spans[at]
@@ -172,8 +187,15 @@ def _grouped(spans: tuple[Span, ...], device: Any, window: int | None) -> Iterat
         while at < len(spans) and spans[at][2:] == (start, length):
             rest.append(spans[at][1])
             at += 1
-        mask = None if window is None or length <= window else _mask(0, length, window, device)
-        yield Family(length + sum(rest), mask, _rest(length, rest, window, device) if rest else None)
+        if alone and (rest or not together or max(*alone, length) > 2 * min(*alone, length)):
+            yield alone, []
+            alone = []
+        if rest:
+            yield [length], rest
+        else:
+            alone.append(length)
+    if alone:
+        yield alone, []
 
 
 def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) -> Rest:
@@ -190,9 +212,14 @@ def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) 
 
 
 def _mask(shared: int, length: int, window: int | None, device: Any) -> Any:
-    """Which keys [shared + length] each query [length] sees: all up to its own place, or the last `window` of them."""
+    """Which keys [shared + length] each query [length] sees: all up to its own place, or the last `window` of them.
+
+    None where that is plain causality.
+    """
     import torch
 
+    if not shared and (window is None or length <= window):
+        return None
     behind = torch.arange(shared, shared + length, device=device)[:, None] - torch.arange(
         shared + length, device=device
     )

@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         status = 2
-    sys.stderr.flush()
-    if status:
-        os._exit(status)  # an engine in this process may have threads that would keep it alive
+    if status or "vllm" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _likely(model: Any, laid: layout.Layout, begins: list[int]) -> list[float]:
     rows, columns = np.repeat(laid.row, counts), np.concatenate(asked)
     keep, at = np.unique(columns, return_inverse=True)
     inputs = attention.inputs(laid.inputs, model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), _products():
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             kept = torch.as_tensor(keep, device=model.device)
             logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
@@ -66,6 +67,19 @@ def _likely(model: Any, laid: layout.Layout, begins: list[int]) -> list[float]:
         likely = logits[rows, at].float().log_softmax(-1)
         found = likely.gather(-1, torch.as_tensor(targets, device=model.device)[:, None])[:, 0].cpu()
     return [float(part.sum()) for part in found.split(counts)]
+
+
+@contextmanager
+def _products() -> Iterator[None]:
+    """Matrix products of float32 in TF32 on a GPU, for every policy alike; data sheets give those 7 times the speed."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _hidden(model: Any, **inputs: Any) -> Any:

@@ -4,10 +4,12 @@ A policy's folder carries probe.json: a few short texts, and the log-probability
 transformers computes it in float32 from the weights in that folder. An engine that claims to hold the policy
 computes the same numbers; if they disagree, it does not.
 
-    {"tokens": [[ids], ...], "logprobs": [[...], ...], "before": [[...], ...]}
+    {"tokens": [[ids], ...], "logprobs": [[...], ...], "before": [[...], ...],
+     "bfloat16": {"logprobs": [[...], ...], "before": [[...], ...]}}
 
 `logprobs[i][j]` is log p(tokens[i][j + 1] | tokens[i][: j + 1]); `before`, where there is one, is the same under
-the policy that training started from, so that weights that were never replaced can be called by their name.
+the policy that training started from, so that weights that were never replaced can be called by their name. An engine
+in bfloat16 rounds the weights, and a small step of training is lost in that; so `bfloat16` has both of rounded weights.
 """
 
 import itertools
@@ -15,7 +17,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,14 @@ def first_texts(folder: Path) -> list[list[int]]:
 
 def make(folder: Path, tokens: Sequence[Sequence[int]], out: Path) -> None:
     """Loads the model of a folder with transformers and writes its probe."""
-    write(out, tokens, measure(load_model(folder), tokens))
+    write(out, tokens, of_engines(load_model(folder), tokens))
+
+
+def of_engines(model: Any, tokens: Sequence[Sequence[int]]) -> dict[str, Logprobs]:
+    """`measure` of the weights as they are, and as an engine rounds them; by the number format of the weights."""
+    found = {"float32": measure(model, tokens)}
+    with _rounded(model):
+        return found | {"bfloat16": measure(model, tokens)}
 
 
 def measure(model: Any, tokens: Sequence[Sequence[int]]) -> Logprobs:
@@ -69,21 +78,41 @@ def measure(model: Any, tokens: Sequence[Sequence[int]]) -> Logprobs:
     return found
 
 
+@contextmanager
+def _rounded(model: Any) -> Iterator[None]:
+    """The weights as bfloat16 has them, in their own format, until the block ends."""
+    kept = [(weights, weights.data) for weights in model.parameters()]
+    for weights, data in kept:
+        weights.data = data.bfloat16().to(data.dtype)
+    try:
+        yield
+    finally:
+        for weights, data in kept:
+            weights.data = data
+
+
 def _logprobs(model: Any, ids: Any) -> list[float]:
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
 
-def write(path: Path, tokens: Sequence[Sequence[int]], logprobs: Logprobs, before: Logprobs | None = None) -> None:
-    """Writes a probe. UserError if a log-probability is not finite: such weights are broken."""
-    if not all(math.isfinite(value) for row in logprobs for value in row):
+def write(
+    path: Path,
+    tokens: Sequence[Sequence[int]],
+    logprobs: Mapping[str, Logprobs],
+    before: Mapping[str, Logprobs] | None = None,
+) -> None:
+    """Writes a probe out of what `of_engines` says. UserError if a number is not finite: such weights are broken."""
+    if not all(math.isfinite(value) for rows in logprobs.values() for row in rows for value in row):
         raise UserError(
             f"{path.parent}: the weights give log-probabilities that are not finite; if training just made them, "
             "its last step broke them: lower trainer.learning_rate"
         )
-    found = {"tokens": [[int(token) for token in ids] for ids in tokens], "logprobs": logprobs}
-    if before is not None:
-        found["before"] = before
+
+    def of(dtype: str) -> dict[str, Logprobs]:
+        return {"logprobs": logprobs[dtype]} | ({} if before is None else {"before": before[dtype]})
+
+    found = {"tokens": [[int(token) for token in ids] for ids in tokens], **of("float32"), "bfloat16": of("bfloat16")}
     path.write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -92,13 +121,14 @@ def tokens(path: Path) -> list[list[int]]:
     return json.loads(path.read_text(encoding="utf-8"))["tokens"]
 
 
-def check(path: Path, measured: Logprobs, tolerance: float) -> float:
-    """Root mean square difference, in nats, between what an engine measured and the probe.
+def check(path: Path, measured: Logprobs, tolerance: float, dtype: str = "float32") -> float:
+    """Root mean square difference, in nats, between what an engine of this dtype measured and the probe.
 
     ProbeError if it exceeds the tolerance, or if the update is large enough to tell (a tenth of the tolerance)
     and the engine is nearer to the policy before it.
     """
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    stored = whole.get(dtype, whole)  # float16 has nearly the digits of the weights
     distance = _distance(measured, stored["logprobs"], path)
     before = stored.get("before")
     if before is not None:

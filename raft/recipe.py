@@ -74,7 +74,7 @@ def load(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any]
 
     config, lines = read_one(path, overrides, variables)
     faults: list[Fault] = []
-    needs = _dependencies(config, path, faults)
+    needs = dependencies(config, path, faults)
     job = config.get("job", "align")
     if job not in JOBS:
         raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
@@ -213,7 +213,7 @@ def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dic
     return kept
 
 
-def _dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:
+def dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:
     """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
 
     The variables of this recipe go down to those it needs, so that one override reaches them all.

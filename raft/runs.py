@@ -253,7 +253,7 @@ class Run(Place):
         folder = loaded.folder
         refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             _settle(folder, loaded)
             yield cls(folder, loaded.recipe.seed)
 
@@ -356,14 +356,13 @@ def _settle(folder: Path, loaded: Loaded) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
+def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
+    """Holds a lock until the block ends, or the process. UserError if another process holds it."""
+    with open(file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(
-                f"{folder} is at work in another process; wait for it, or give this one a name of its own (name=...)"
-            ) from None
+            raise UserError(f"{what} is at work in another process; wait for it, or {otherwise}") from None
         yield
 
 

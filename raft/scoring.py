@@ -12,12 +12,12 @@ from raft import given, records, stages
 from raft.errors import UserError
 from raft.files import sync, write_json
 from raft.imports import beside
-from raft.jobs import Given
+from raft.jobs import MAKES, Given
 from raft.keys import describe, digest, plain, speed_options, versions
 from raft.plugins import component
 from raft.progress import Progress
-from raft.recipe import RecipeError, differences, find, read_one
-from raft.runs import FORMAT, Output, partial_path, stamp_path
+from raft.recipe import RecipeError, dependencies, differences, find, read_one
+from raft.runs import FORMAT, Output, locked, partial_path, stamp_path
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
@@ -33,17 +33,25 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None)
     with beside(path):
         section, asked = _reward(path), Given(path=str(responses), prompts=str(prompts) if prompts else None)
         key = plain({"format": FORMAT, "reward": describe(section), "responses": describe(asked)})
-        stamp = _finished(scores, key)
-        if stamp is None:
-            stamp = _score(section, responses, prompts, scores, key)
+        scores.parent.mkdir(parents=True, exist_ok=True)
+        lock = scores.with_name(f".{scores.name}.lock")
+        with locked(lock, f"{scores}", "choose another OUT.jsonl"):
+            stamp = _finished(scores, key)
+            if stamp is None:
+                stamp = _score(section, responses, prompts, scores, key)
+            lock.unlink()
     return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
 
 
 def _reward(path: Path) -> Any:
     """The reward of a recipe, or of a YAML file that is just a reward section."""
-    options, lines = read_one(path)
-    options = options.get("reward", options) if "kind" not in options else options
+    config, lines = read_one(path)
+    options = config if "kind" in config else config.get("reward", config)
     faults: list[Any] = []
+    known: dict[str, Any] = {name: config[name] for name in ("name", "variables") if name in config}
+    for need in dependencies({**known, "reward": options}, path, faults):
+        if not (need.folder / MAKES[need.recipe.job][1]).exists():
+            raise UserError(f"{path}: the reward needs what {need.path} makes; make it first: raft run {need.path}")
     found = component("reward", options, "reward", faults)
     if faults:
         raise RecipeError(path, faults, lines)
@@ -72,7 +80,6 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key: dict[str, Any]) -> dict[str, Any]:
     """Makes the scores and their stamp. Every row is looked at before the first is scored."""
     ids = [group.prompt.id for group in given.groups(responses, prompts)]
-    scores.parent.mkdir(parents=True, exist_ok=True)
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
     output = Output(temporary, partial_path(scores), digest(key), 0, 0, Progress(scores.name, "prompts"))

@@ -56,32 +56,55 @@ def alone(model, text: np.ndarray) -> torch.Tensor:
     return hidden(model, input_ids=torch.as_tensor(text)[None])[0]
 
 
+@pytest.fixture(params=[False, True], ids=["one-by-one", "together"])
+def together(request, monkeypatch) -> bool:
+    """Whether texts of like length are computed in one call, as on a GPU."""
+    monkeypatch.setattr(attention, "TOGETHER", {"cpu"} if request.param else set())
+    return request.param
+
+
 @pytest.mark.parametrize("kind", READ)
-def test_texts_that_share_their_beginning_get_what_they_get_alone(kind):
+def test_texts_that_share_their_beginning_get_what_they_get_alone(kind, together):
     plain, model = make(kind, READ[kind]), make(kind, READ[kind])
     assert attention.adopt(model, hidden)
     laid = layout.pack(families())
     with torch.no_grad():
-        together = hidden(model, **attention.inputs(laid.inputs))[0]
+        packed = hidden(model, **attention.inputs(laid.inputs))[0]
         texts = [text for family in families() for text in family]
         for places, text in zip(laid.places, texts, strict=True):
             expected = alone(plain, text)
-            assert float((together[places] - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+            assert float((packed[places] - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
-def test_gradients_are_those_of_the_texts_alone(kind):
+def test_gradients_are_those_of_the_texts_alone(kind, together):
     plain, model = make(kind, READ[kind]), make(kind, READ[kind])
     attention.adopt(model, hidden)
     laid = layout.pack(families())
-    together = hidden(model, **attention.inputs(laid.inputs))[0]
+    packed = hidden(model, **attention.inputs(laid.inputs))[0]
     way = torch.linspace(-1, 1, 64)
-    sum(together[places[-1]] @ way for places in laid.places).backward()
+    sum(packed[places[-1]] @ way for places in laid.places).backward()
     sum(alone(plain, text)[-1] @ way for family in families() for text in family).backward()
     expected = dict(plain.named_parameters())
     for name, one in model.named_parameters():
         if one.grad is not None:
             assert float((one.grad - expected[name].grad).abs().max()) < 1e-4 * float(expected[name].grad.abs().max())
+
+
+def test_texts_alone_share_a_call_where_that_pads_them_to_no_more_than_twice_the_shortest():
+    spans = [
+        (0, 40, 0, 0),
+        (40, 30, 0, 0),
+        (70, 20, 0, 0),
+        (90, 9, 0, 0),
+        (99, 8, 0, 0),
+        (107, 5, 99, 8),
+        (112, 6, 0, 0),
+    ]
+    assert list(attention._grouped(spans, together=True)) == [([40, 30, 20], []), ([9], []), ([8], [5]), ([6], [])]
+    assert list(attention._grouped(spans, together=False)) == [
+        ([40], []), ([30], []), ([20], []), ([9], []), ([8], [5]), ([6], []),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", NOT_READ)

@@ -68,7 +68,7 @@ def test_numbers_drawn_ahead_give_the_tokens_of_vllms_own_draws_and_do_not_pile_
     (engine,) = vllm._engines.values()
     sampler = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
     ours = sampler.forward
-    assert isinstance(ours, worker.Drawn) and len(ours.ahead) <= engine.window
+    assert isinstance(ours, worker.Drawn) and len(ours.ahead) <= engine.most
     sampler.forward = sampler.forward_cpu
     try:
         assert answers(policies[0], options=longer) == drawn
@@ -100,6 +100,32 @@ def test_blocks_are_shared_by_prompts_that_begin_alike_with_less_bookkeeping_too
     pool = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
     answers(policies[0], long, replace(OPTIONS, k=1))
     assert len(pool.cached_block_hash_to_block) > 0
+
+
+def test_no_more_responses_are_under_way_than_the_cache_holds_in_full_and_they_are_the_same(policies, monkeypatch):
+    found = answers(policies[0], PROMPTS[:6])
+    (engine,) = vllm._engines.values()
+    scheduler = engine.llm.engine_core.engine_core.scheduler
+    block, under_way, step = engine.room.sizes[0], [], engine._step
+
+    def watched(gathered):
+        running = [*scheduler.running, *scheduler.waiting]
+        under_way.append(sum(-(-(one.num_prompt_tokens + 40) // block) for one in running))
+        return step(gathered)
+
+    for room in (5, 1):
+        monkeypatch.setattr(engine.room, "blocks", room)
+        monkeypatch.setattr(engine, "_step", watched)
+        under_way.clear()
+        assert answers(policies[0], PROMPTS[:6]) == found
+        assert max(under_way) == room
+    assert engine.room.taken(block) == 1 and engine.room.taken(block + 1) == 2
+
+
+def test_what_vllm_does_not_start_with_is_an_error_that_says_why(policies):
+    wrong = replace(OPTIONS, engine={"max_num_batched_tokens": 8})
+    with pytest.raises(UserError, match=r"vLLM cannot start with .*max_num_batched_tokens"):
+        vllm.Engine(wrong, policies[0])
 
 
 def test_log_probabilities_are_those_of_transformers(policies):

@@ -32,8 +32,8 @@ def path(tmp_path) -> Path:
     probe.write(
         tmp_path / "probe.json",
         TOKENS,
-        [[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0]],
-        [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]],
+        {"float32": [[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0]], "bfloat16": [[-1.0, -2.0, -3.4], [-4.4], [-5.0, -6.0]]},
+        {"float32": [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], "bfloat16": [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]]},
     )
     return tmp_path / "probe.json"
 
@@ -91,6 +91,25 @@ def test_an_update_too_small_to_tell_from_rounding_is_not_judged_by_the_policy_b
     assert probe.check(path, [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], 5.0) < 5
 
 
+def test_an_engine_in_bfloat16_is_held_to_rounded_weights_which_lose_most_of_a_small_step(path):
+    arrived = [[-1.0, -2.0, -3.4], [-4.4], [-5.0, -6.0]]
+    with pytest.raises(probe.ProbeError, match="still holds the weights of the policy before"):
+        probe.check(path, arrived, 0.5)
+    assert probe.check(path, arrived, 0.5, "bfloat16") == 0
+    with pytest.raises(probe.ProbeError, match="still holds the weights of the policy before"):
+        probe.check(path, [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], 0.5, "bfloat16")
+
+
+def test_the_probe_of_rounded_weights_is_that_of_a_model_saved_in_bfloat16_and_leaves_the_weights(folder, tmp_path):
+    model = probe.load_model(folder)
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    found = probe.of_engines(model, TOKENS)
+    assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    rounded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert found["bfloat16"] == probe.measure(rounded, TOKENS) != found["float32"]
+
+
 def test_texts_of_other_lengths_are_refused(path):
     with pytest.raises(probe.ProbeError, match="other lengths"):
         probe.check(path, [[-1.0, -2.0], [-4.0], [-5.0, -6.0]], 1.0)
@@ -98,7 +117,7 @@ def test_texts_of_other_lengths_are_refused(path):
 
 def test_weights_without_finite_numbers_are_not_written(tmp_path):
     with pytest.raises(UserError, match="not finite"):
-        probe.write(tmp_path / "probe.json", [[1, 2]], [[float("nan")]])
+        probe.write(tmp_path / "probe.json", [[1, 2]], {"float32": [[-1.0]], "bfloat16": [[float("nan")]]})
     assert not (tmp_path / "probe.json").exists()
 
 

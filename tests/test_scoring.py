@@ -11,6 +11,7 @@ import worlds
 from raft.contracts import BLOCK
 from raft.errors import UserError
 from raft.records import read
+from raft.runs import locked
 from raft.scoring import score_file
 
 COUNT = 2 * BLOCK + 7
@@ -157,3 +158,29 @@ def test_a_missing_file_is_named(folder: Path, missing: str):
     responses = folder / ("none.jsonl" if missing == "none.jsonl" else "in.jsonl")
     with pytest.raises(UserError, match=f"no file at .*{missing}"):
         score_file(str(folder / "rule.yaml"), responses, folder / "out.jsonl", folder / "prompts.jsonl")
+
+
+def test_the_reward_of_a_recipe_that_names_the_recipe_of_its_model_is_found_once_that_was_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "needed.yaml").write_text(
+        "{job: reward-model, name: needed, policy: {model: base}, examples: {kind: file, path: pairs.jsonl, "
+        "pairs: given}, trainer: {kind: reward-model}}"
+    )
+    recipe = folder / "recipe.yaml"
+    recipe.write_text("{name: whole, reward: {kind: model, recipe: needed.yaml}}")
+    with pytest.raises(UserError, match=r"make it first: raft run .*needed.yaml"):
+        score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
+    made = folder / "outputs" / "needed" / "reward-model"
+    made.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"outputs/needed/reward-model"):  # it is no model, but it is found
+        score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
+
+
+def test_two_processes_do_not_score_into_the_same_file(folder):
+    with (
+        locked(folder / ".out.jsonl.lock", "", ""),
+        pytest.raises(UserError, match=r"out.jsonl is at work in another process"),
+    ):
+        score(folder)
+    score(folder)
+    assert not list(folder.glob(".out*"))

@@ -64,3 +64,20 @@ class Slots:
 
         if [type(one) for one in manager.coordinator.single_type_managers] == [FullAttentionManager]:
             manager.allocate_slots = cls(manager)
+
+
+class Room:
+    """How much of the cache responses take that are read and written in full.
+
+    With no more of them under way than it holds so, none is ever thrown out and computed again. A window of attention
+    lets blocks go early; what it saves is not counted.
+    """
+
+    def __init__(self, cache: Any):
+        """Of vLLM's `KVCacheConfig`."""
+        self.blocks = cache.num_blocks - 1  # one stands for those that are not there
+        self.sizes = [group.kv_cache_spec.block_size for group in cache.kv_cache_groups if not group.host_resident]
+
+    def taken(self, tokens: int) -> int:
+        """Blocks of a response that has so many tokens, its prompt's among them."""
+        return sum(-(-tokens // size) for size in self.sizes)

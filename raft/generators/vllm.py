@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from raft import chat, engines, logs, probe
 from raft.errors import UserError
-from raft.generators.bookkeeping import Gathered, Slots
+from raft.generators.bookkeeping import Gathered, Room, Slots
 from raft.generators.sampling import Sampling
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
@@ -108,6 +107,11 @@ class Engine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self.on_gpu = torch.cuda.is_available()
+        if options.batch_invariant and self.on_gpu and torch.cuda.get_device_capability() < (9, 0):
+            raise UserError(
+                "generator.batch_invariant takes a GPU of compute capability 9.0 or newer (Hopper): on older ones vLLM "
+                "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
+            )
         self.dtype = ("bfloat16" if self.on_gpu else "float32") if options.dtype == "auto" else options.dtype
         self.context = options.context or min(engines.model_context(policy.path), engines.LONGEST)
         if self.context > engines.model_context(policy.path):
@@ -126,20 +130,28 @@ class Engine:
             use_tqdm_on_load=False,
             **{**defaults, **options.engine},
         )
+        threads = torch.get_num_threads()
         with logs.captured():
-            # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
-            self.llm: Any = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-            if not self.on_gpu:
+            try:
+                # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
+                self.llm: Any = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+            except (ValueError, torch.OutOfMemoryError) as fault:
+                said = "; ".join(one["msg"] for one in fault.errors()) if hasattr(fault, "errors") else fault
+                raise UserError(
+                    f"vLLM cannot start with {policy.path}: {said}; what it may be told is in generator.engine, and "
+                    "how much memory a recipe needs is said by: raft check"
+                ) from fault
+            core: Any = self.llm.engine_core
+            if self.on_gpu:
+                torch.set_num_threads(threads)  # vLLM leaves one, but trainer and scorer load their weights here too
+            else:
                 self.llm.collective_rpc("draw_ahead")
-                core: Any = self.llm.engine_core
                 Slots.shorten(core.engine_core.scheduler.kv_cache_manager)
         self.tokenizer = chat.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.asleep = False
-        cache_config: Any = self.llm.vllm_config.cache_config
-        # No more responses at once than the cache holds in full: then none is ever thrown out and computed again.
-        room = cache_config.num_gpu_blocks * cache_config.block_size // self.context
-        self.window = max(1, min(self.llm.vllm_config.scheduler_config.max_num_seqs, room))
+        self.room = Room(core.engine_core.scheduler.kv_cache_config)
+        self.most = self.llm.vllm_config.scheduler_config.max_num_seqs
         self.prove(policy)
         gc.collect()
         gc.freeze()  # a million objects that stay need not be looked through after each training and while generating
@@ -152,7 +164,7 @@ class Engine:
         if new:
             self.held = None
             self.load(policy.path)
-            self.llm.reset_prefix_cache()
+            assert self.llm.reset_prefix_cache(), "something is still under way"
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
@@ -162,7 +174,7 @@ class Engine:
     def prove(self, policy: Policy) -> None:
         """ProbeError unless the engine computes what the policy's probe says; only then it holds the policy."""
         measured = self.likelihoods(probe.tokens(policy.probe))
-        probe.check(policy.probe, measured, TOLERANCE[self.dtype])
+        probe.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
         self.held = policy.path
 
     def load(self, path: Path) -> None:
@@ -192,30 +204,40 @@ class Engine:
         return [found[f"probe-{number}"] for number in range(len(texts))]
 
     def answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
-        """Groups as they finish, with no more than `window` responses under way; what is left at the end is aborted."""
-        live: dict[str, str] = {}
+        """Groups as they finish, with as many responses under way as there is room; what is left is aborted."""
+        live: dict[str, tuple[str, int]] = {}
         try:
             yield from self._answer(options, prompts, seed, live)
         finally:
             if live:
                 self.llm.abort_request(list(live))
 
-    def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, str]) -> Iterator[Group]:
-        """As `answer`; `live` has our name of each response under way, and vLLM's."""
+    def _answer(
+        self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, tuple[str, int]]
+    ) -> Iterator[Group]:
+        """As `answer`; `live` has, by our name of each response under way, vLLM's and the blocks that it may take."""
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
+        after, taken = next(waiting, None), 0
         unfinished: dict[str, tuple[Prompt, list[Response | None]]] = {}
         gathered = Gathered(each_step=bool(options.stop))
         while True:
-            for prompt, ids, k in islice(waiting, self.window - len(live)):
+            while after is not None and len(live) < self.most:
+                prompt, ids, k = after
+                blocks = self.room.taken(len(ids) + options.max_tokens)
+                if live and taken + blocks > self.room.blocks:
+                    break
                 unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
                 params = _params(options, derive(seed, prompt.id, k))
                 name = f"{k}/{prompt.id}"
-                live[name] = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
+                theirs = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
+                live[name] = theirs, blocks
+                after, taken = next(waiting, None), taken + blocks
             if not live:
                 return
             for output in self._step(gathered):
                 if output.finished:
-                    logprobs = gathered.logprobs.pop(live.pop(output.request_id))
+                    theirs, blocks = live.pop(output.request_id)
+                    logprobs, taken = gathered.logprobs.pop(theirs), taken - blocks
                     place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
                     response = _response(output.outputs[0], logprobs, self.tokenizer)

@@ -52,7 +52,7 @@ class SFT(Fitting):
         else:
             corpus.read_blocks(tokenizer, examples, self.blocks, fitting.longest(self, model))
         texts = corpus.excerpts()
-        before = probe.measure(model, texts)
+        before = probe.of_engines(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
         steps = self._steps(model, corpus, seed)
         if self.packing:
@@ -60,8 +60,8 @@ class SFT(Fitting):
         measured = fitting.fit(self, model, steps, Likelihood(model), out, seed, advance)
         model = fitting.merged(model)
         fitting.cast(model, self.save_dtype)
-        fitting.cast(model, "float32")  # the probe is of the rounded weights, which are those that the engine will read
-        probe.write(out / "probe.json", texts, probe.measure(model, texts), before)
+        fitting.cast(model, "float32")  # the probe is of the weights as they are saved
+        probe.write(out / "probe.json", texts, probe.of_engines(model, texts), before)
         fitting.save(model, tokenizer, start, out, self.save_dtype)
         more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
         return {**fitting.summary(measured, steps.order), **more}
