@@ -14,11 +14,12 @@ UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bi
 demo: $(READY)
 	.venv/bin/raft run quickstart
 
-test: check
-	.venv/bin/python -m pytest
+# An engine uses all cores by itself, so those tests come one after the other.
+test: check test-fast
+	.venv/bin/python -m pytest -m "engine and not faults"
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not faults"
+	.venv/bin/python -m pytest -m "not engine and not faults" -n auto --maxprocesses 4 --dist loadfile
 
 faults: $(READY)
 	.venv/bin/python -m pytest -m faults -s
