@@ -4,6 +4,7 @@ import ast
 import json
 import os
 from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,13 +41,21 @@ def faults(engine: Mapping[str, Any], ours: Container[str]) -> Iterator[tuple[st
 
 def environment() -> dict[str, str]:
     """What any engine reads from the environment when it is imported or built; GiB of cache as the user has it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = str(max(1, memory // 2**30 // 8))  # touched only as it fills
+    room = str(max(1, host_memory() // 2**30 // 8))  # touched only as it fills
     return {
         "VLLM_CPU_ATTN_SPLIT_KV": "0",  # with it, a response's floats depend on how full the batch is
         "VLLM_NO_USAGE_STATS": "1",  # nothing leaves the machine
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", room),
     }
+
+
+def host_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may have: the machine's, or less where its container has a limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of either version of Linux's control groups
+        with suppress(OSError, ValueError):  # "max" is no limit
+            memory = min(memory, int((groups / file).read_text()))
+    return memory
 
 
 def cpu_defaults(context: int) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def device() -> Device:
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         if said.isdigit():
             return Device("cuda", int(said) * 2**20)
-    return Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return Device("cpu", engines.host_memory())
 
 
 def plan(loaded: Loaded, where: Device) -> list[Turn]:

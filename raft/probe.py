@@ -80,15 +80,30 @@ def measure(model: Any, tokens: Sequence[Sequence[int]]) -> Logprobs:
 
 @contextmanager
 def _rounded(model: Any) -> Iterator[None]:
-    """The weights as bfloat16 has them, in their own format, until the block ends."""
-    kept = [(weights, weights.data) for weights in model.parameters()]
-    for weights, data in kept:
-        weights.data = data.bfloat16().to(data.dtype)
+    """The weights as bfloat16 has them, in their own format, until the block ends.
+
+    Each module rounds its own while it computes: a second copy of all of them would not always fit.
+    """
+    kept: dict[Any, list[tuple[Any, Any]]] = {}
+
+    def rounds(module: Any, *_: Any) -> None:
+        own = [(weights, weights.data) for weights in module.parameters(recurse=False)]
+        for weights, data in own:
+            weights.data = data.bfloat16().to(data.dtype)
+        kept[module] = own
+
+    def restores(module: Any, *_: Any) -> None:
+        for weights, data in kept.pop(module):
+            weights.data = data
+
+    modules = [one for one in model.modules() if next(one.parameters(recurse=False), None) is not None]
+    hooks = [one.register_forward_pre_hook(rounds) for one in modules]
+    hooks += [one.register_forward_hook(restores, always_call=True) for one in modules]
     try:
         yield
     finally:
-        for weights, data in kept:
-            weights.data = data
+        for hook in hooks:
+            hook.remove()
 
 
 def _logprobs(model: Any, ids: Any) -> list[float]:

@@ -15,7 +15,7 @@ from reward_models import SIZE
 from reward_models import save as save_model
 from safetensors.torch import load_file
 
-from raft import memory, sizes
+from raft import engines, memory, sizes
 from raft.memory import Device, Turn, lines, plan
 from raft.recipe import load
 
@@ -260,3 +260,15 @@ def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monk
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "train: " in done.stdout, done.stderr
+
+
+def test_the_limit_of_a_container_is_the_memory_that_there_is(tmp_path):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert engines.host_memory(tmp_path) == whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert engines.host_memory(tmp_path) == whole
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert engines.host_memory(tmp_path) == 2**30
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**29}\n")
+    assert engines.host_memory(tmp_path) == 2**29

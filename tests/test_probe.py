@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raft import probe, scratch
 from raft.errors import UserError
@@ -17,6 +17,26 @@ LLAMA = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
+LONGER = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
+SHAPES = {
+    "llama": LONGER,
+    "gpt2": {"vocab_size": 97, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neo": {
+        "vocab_size": 97, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "gpt_neox": LONGER,
+    "gemma3_text": LONGER | {"head_dim": 16},
+    "qwen3_moe": LONGER | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "bloom": {"vocab_size": 97, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+}  # fmt: skip
 TOKENS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 
 
@@ -100,14 +120,27 @@ def test_an_engine_in_bfloat16_is_held_to_rounded_weights_which_lose_most_of_a_s
         probe.check(path, [[-1.0, -2.0, -3.5], [-4.5], [-5.0, -6.0]], 0.5, "bfloat16")
 
 
-def test_the_probe_of_rounded_weights_is_that_of_a_model_saved_in_bfloat16_and_leaves_the_weights(folder, tmp_path):
-    model = probe.load_model(folder)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "gpt_neox", "gemma3_text", "qwen3_moe", "bloom"])
+def test_the_probe_of_rounded_weights_is_that_of_a_model_saved_in_bfloat16_and_leaves_the_weights(kind, tmp_path):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPES[kind]), dtype=torch.float32).eval()
     before = {name: weights.clone() for name, weights in model.state_dict().items()}
     found = probe.of_engines(model, TOKENS)
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+    assert found["float32"] == probe.measure(model, TOKENS)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     rounded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert found["bfloat16"] == probe.measure(rounded, TOKENS) != found["float32"]
+
+
+def test_a_model_that_fails_while_its_weights_are_rounded_has_them_back():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPES["llama"]), dtype=torch.float32)
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        probe.of_engines(model, TOKENS)
+    with pytest.raises(ZeroDivisionError), probe._rounded(model):
+        model(torch.tensor(TOKENS[:1]))
+    assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
 
 
 def test_texts_of_other_lengths_are_refused(path):

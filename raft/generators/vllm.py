@@ -275,6 +275,7 @@ def _params(options: VLLM, seed: int) -> Any:
         max_tokens=options.max_tokens,
         stop=options.stop or None,
         logprobs=0,
+        skip_clone=True,  # made afresh for each response
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
