@@ -110,7 +110,7 @@ def test_no_more_responses_are_under_way_than_the_cache_holds_in_full_and_they_a
 
     def watched(gathered):
         running = [*scheduler.running, *scheduler.waiting]
-        under_way.append(sum(-(-(one.num_prompt_tokens + 40) // block) for one in running))
+        under_way.append(sum(-(-(one.num_prompt_tokens + 41) // block) for one in running))
         return step(gathered)
 
     for room in (5, 1):

@@ -36,6 +36,10 @@ class World:
     made: Counter = field(default_factory=Counter)
     now: threading.Condition = field(default_factory=threading.Condition)
 
+    def tell(self, group: Group) -> None:
+        self.scored[group.prompt.id] += 1
+        self.now.notify_all()
+
     def wait_until_scored(self, count: int) -> None:
         with self.now:
             assert self.now.wait_for(lambda: len(self.scored) >= count, timeout=20)
@@ -80,10 +84,9 @@ class Says:
         for group in groups:
             with WORLD.now:
                 if group.prompt.id == self.fails and not WORLD.scored[group.prompt.id]:
-                    WORLD.scored[group.prompt.id] += 1
+                    WORLD.tell(group)
                     raise UserError("out of order")
-                WORLD.scored[group.prompt.id] += 1
-                WORLD.now.notify_all()
+                WORLD.tell(group)
             yield [Score(float(len(one.text)) + k / 7) for k, one in enumerate(group.responses)]
 
     def release(self) -> None:
@@ -176,7 +179,7 @@ def test_a_row_is_read_when_it_is_whole(tmp_path):
 
 
 def test_a_reward_that_fails_meanwhile_is_asked_again_in_its_own_stage(tmp_path):
-    assert answer_and_score(tmp_path, Makes(), Says(fails="p0")).rows == COUNT
+    assert answer_and_score(tmp_path, Makes(lag=COUNT - 2), Says(fails="p0")).rows == COUNT
     assert WORLD.scored["p0"] == 2 and WORLD.scored.total() == COUNT + 1
 
 

@@ -223,7 +223,7 @@ class Engine:
         while True:
             while after is not None and len(live) < self.most:
                 prompt, ids, k = after
-                blocks = self.room.taken(len(ids) + options.max_tokens)
+                blocks = self.room.taken(len(ids) + options.max_tokens + 1)  # a GPU is asked one token ahead
                 if live and taken + blocks > self.room.blocks:
                     break
                 unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
