@@ -63,8 +63,8 @@ def block(reward: Any) -> int:
 
 
 def remote(reward: Any) -> bool:
-    """Whether a reward needs nothing of this machine, as few do."""
-    return getattr(reward, "remote", False)
+    """Whether a reward needs nothing of this machine, as few do, and scores groups in whatever order they come."""
+    return getattr(reward, "remote", False) and block(reward) == 1
 
 
 class Trainer(Protocol):

@@ -47,7 +47,6 @@ class Follower(threading.Thread):
 
     def __init__(self, place: Place, responses: str, scores: str, reward: Any, prompts: Artifact):
         super().__init__(name=f"scores of {place.folder.name}/{responses}", daemon=True)
-        assert contracts.block(reward) == 1, "groups are scored in the order in which they come"
         self.place, self.reward, self.prompts = place, reward, prompts
         self.responses, self.scores = place.folder / responses, place.folder / scores
         self.left, self.cancelled = threading.Event(), False

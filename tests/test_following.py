@@ -144,6 +144,13 @@ def test_a_reward_of_this_machine_waits_for_the_last_response(tmp_path):
     assert not WORLD.scored and not (tmp_path / "scores.jsonl.partial").exists()
 
 
+def test_a_reward_whose_groups_depend_on_each_other_does_not_follow(tmp_path):
+    UNTIL[0] = 30
+    with pytest.raises(Stopped):
+        answer_and_score(tmp_path, Makes(), Says(block=8))
+    assert not WORLD.scored
+
+
 def test_a_stop_while_both_work_loses_no_response_and_no_score(tmp_path):
     UNTIL[0] = 25
     with pytest.raises(Stopped):
