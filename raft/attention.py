@@ -164,16 +164,12 @@ def _families(spans: tuple[Span, ...], device: Any, window: int | None, together
     import torch
 
     with torch.inference_mode(False):  # what is kept here may be used in training next
-        return [
-            Family(sum(lengths), rest=_rest(0, lengths, window, device))
-            if len(lengths) > 1
-            else Family(
-                lengths[0] + sum(rest),
-                _mask(0, lengths[0], window, device),
-                _rest(lengths[0], rest, window, device) if rest else None,
-            )
-            for lengths, rest in _grouped(spans, together)
-        ]
+        found = []
+        for lengths, rest in _grouped(spans, together):
+            shared, others = (lengths[0], rest) if len(lengths) == 1 else (0, lengths)
+            padded = _rest(shared, others, window, device) if others else None
+            found.append(Family(shared + sum(others), _mask(0, shared, window, device), padded))
+        return found
 
 
 def _grouped(spans: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:

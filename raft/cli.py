@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         status = 2
     if status or "vllm" in sys.modules:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # whoever read it may be gone
+                stream.flush()
         os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
 
 

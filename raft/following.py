@@ -15,7 +15,7 @@ from raft import contracts, records, server, stages
 from raft.errors import Stopped
 from raft.keys import Artifact, digest
 from raft.progress import Progress
-from raft.records import Group, Prompt, Response
+from raft.records import Group, Prompt
 from raft.runs import Output, Place, partial_path
 
 TOGETHER = 16  # groups asked for at once: at the end of the responses those under way are waited for
@@ -78,7 +78,7 @@ class Follower(threading.Thread):
         output.resume()
         try:
             for rows in self._come(TOGETHER):
-                groups = (Group(prompts[row["prompt_id"]], [Response(**r) for r in row["responses"]]) for row in rows)
+                groups = (Group(prompts[row["prompt_id"]], records.answers(row)) for row in rows)
                 for _ in stages.score_missing(self.reward, output, groups):
                     if self.cancelled:
                         return

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import diagnostics, metrics
+from raft import diagnostics, metrics, records
 from raft.keys import Artifact
 from raft.records import Response
 from raft.runs import Output
@@ -153,7 +153,7 @@ def ranks_of(scores: Artifact) -> np.ndarray | None:
 
 def responses_of(artifact: Artifact) -> Responses:
     """What can be said of responses without judging them; all groups have the same size."""
-    read = [_counted(row["prompt_id"], [Response(**one) for one in row["responses"]]) for row in artifact.read()]
+    read = [_counted(row["prompt_id"], records.answers(row)) for row in artifact.read()]
     ids, texts, *counts = zip(*read, strict=True)
     return Responses(list(ids), list(texts), *map(np.array, counts))
 

@@ -198,4 +198,9 @@ def groups(prompts: Path, responses: Path) -> Iterator[Group]:
     """The groups of an iteration: its prompts beside its responses, which stand in the same order."""
     for prompt, answered in zip(read(prompts), read(responses), strict=True):
         assert prompt["id"] == answered["prompt_id"], "prompts and responses are out of step"
-        yield Group(Prompt(**prompt), [Response(**response) for response in answered["responses"]])
+        yield Group(Prompt(**prompt), answers(answered))
+
+
+def answers(row: dict[str, Any]) -> list[Response]:
+    """The responses of a row of responses."""
+    return [Response(**response) for response in row["responses"]]

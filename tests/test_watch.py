@@ -1,10 +1,12 @@
 """raft status, from the files of a run alone, also while it works."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import folders
 import worlds
 
 from raft import progress, watch
@@ -77,3 +79,20 @@ def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
     assert "now: " in watched.stdout and "at work" not in watched.stdout
     assert watched.stdout.rstrip().splitlines()[-1].startswith("training reward")
     assert "not running" in watched.stdout and "held-out reward" in watched.stdout
+
+
+def test_a_command_after_an_engine_ends_in_order_though_nobody_reads_what_it_says(tmp_path: Path):
+    """Then the process is ended without Python's own way out, which would have looked after the stream."""
+    run = folders.write_run(tmp_path / "run", 2, 2, 1, lambda *_: "text", lambda *_: 1.0)
+    code = (
+        "import sys, types\nsys.modules['vllm'] = types.ModuleType('vllm')\n"
+        f"from raft.cli import main\nmain(['status', {str(run)!r}])\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
