@@ -91,7 +91,7 @@ class Follower(threading.Thread):
         key = place.key(stages.score, self.reward, {"prompts": self.prompts, "responses": responses})
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(self.name, "prompts")
-        return Output(path, partial_path(path), digest(key), place.seed, place.number, progress)
+        return Output(path, partial_path(path), digest(key), place.run.seed, place.number, progress)
 
     def _come(self, most: int) -> Iterator[list[dict[str, Any]]]:
         """The rows of the responses as they come, up to `most` at once, until it is time to leave."""

@@ -139,5 +139,6 @@ def run(loaded: Loaded, told: Told) -> None:
             try:
                 JOBS[one.recipe.job](one.recipe, opened, told)
             finally:
+                opened.disk.settle()
                 timeline.record(opened.folder)
             told.closed(opened, one)

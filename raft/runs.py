@@ -3,6 +3,9 @@
 `once(name, stage, section, **inputs)` returns an artifact, making it only if the same section and the
 same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
+
+A folder, which is a model, is renamed first: it and its stamp come to the disk while the engine reads it already.
+Nothing that was made from it is kept before, so a kill never leaves rows of a policy that is made anew.
 """
 
 import fcntl
@@ -19,7 +22,7 @@ from typing import Any
 
 from raft import logs, metrics, records, timing
 from raft.errors import UserError
-from raft.files import remove, sync, write_json, write_text
+from raft.files import Disk, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
@@ -47,6 +50,7 @@ class Output:
     measured: dict[str, Any] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     stage: str = ""
+    disk: Disk = field(default_factory=Disk)
     _file: Any = None
     _synced: float = 0.0
 
@@ -78,6 +82,8 @@ class Output:
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a finished group; from here on a kill does not lose it."""
+        with timing.part("sync"):
+            self.disk.settle()
         self.offsets[row["prompt_id"]] = self._file.tell()
         self._file.write(records.dump(row))
         self._file.flush()
@@ -119,8 +125,8 @@ class Output:
 class Place:
     """A folder of artifacts: the run itself, or one of its iterations."""
 
-    def __init__(self, folder: Path, seed: int, iteration: int, root: Path):
-        self.folder, self.seed, self.number, self.root = folder, seed, iteration, root
+    def __init__(self, folder: Path, number: int, run: "Run"):
+        self.folder, self.number, self.run = folder, number, run
 
     def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
         """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
@@ -145,7 +151,7 @@ class Place:
             {
                 "format": FORMAT,
                 "stage": stage.__name__,
-                "seed": self.seed,
+                "seed": self.run.seed,
                 "iteration": self.number,
                 "section": describe(section),
                 "inputs": {name: describe(value) for name, value in inputs.items()},
@@ -155,7 +161,7 @@ class Place:
     @property
     def shared(self) -> bool:
         """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
-        return self.folder != self.root and self.folder.is_symlink()
+        return self is not self.run and self.folder.is_symlink()
 
     def made(self, name: str) -> Artifact:
         """A finished artifact as it stands. UserError if it is not there."""
@@ -174,15 +180,16 @@ class Place:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
-        label = f"{path.relative_to(self.root)}"
+        label = f"{path.relative_to(self.run.folder)}"
         output = Output(
             temporary,
             partial_path(path),
             digest(key),
-            self.seed,
+            self.run.seed,
             self.number,
-            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.root / PROGRESS),
+            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
             stage=stage.__name__,
+            disk=self.run.disk,
         )
         began = time.time()
         timing.taken()
@@ -194,10 +201,13 @@ class Place:
         whole = sum(drop.index is None for drop in output.drops)
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
-            sync(temporary)
+            self.run.disk.settle()
+            is_model = temporary.is_dir()
+            if not is_model:
+                sync(temporary)
+            stamp_path(path).unlink(missing_ok=True)  # of what was deleted since
             remove(path)
             os.replace(temporary, path)
-            sync(path.parent)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -212,8 +222,17 @@ class Place:
             "speed": speed_options(section),
             "versions": versions(),
         }
-        write_json(stamp_path(path), stamp)
-        output.partial.unlink(missing_ok=True)
+
+        def finish() -> None:
+            began = time.perf_counter()
+            sync(path if is_model else path.parent)
+            write_json(stamp_path(path), {**stamp, "synced": round(time.perf_counter() - began, 3)})
+            output.partial.unlink(missing_ok=True)
+
+        if is_model:
+            self.run.disk.meanwhile(finish)
+        else:
+            finish()
         return Artifact(path, stamp)
 
     def _list_drops(self, output: Output) -> None:
@@ -232,15 +251,16 @@ class Run(Place):
     """A run's folder, locked while it works."""
 
     def __init__(self, folder: Path, seed: int):
-        super().__init__(folder, seed, 0, folder)
+        self.seed, self.disk = seed, Disk()
+        super().__init__(folder, 0, self)
 
     def iteration(self, number: int) -> Place:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
-        return Place(self.folder / "iterations" / f"{number:03d}", self.seed, number, self.folder)
+        return Place(self.folder / "iterations" / f"{number:03d}", number, self)
 
     def part(self, *names: str) -> Place:
         """A folder inside the run that is no iteration."""
-        return Place(self.folder.joinpath(*names), self.seed, 0, self.folder)
+        return Place(self.folder.joinpath(*names), 0, self)
 
     def iterations(self, count: int) -> Iterator[Place]:
         """Iterations 1 to `count`."""
@@ -255,7 +275,11 @@ class Run(Place):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             _settle(folder, loaded)
-            yield cls(folder, loaded.recipe.seed)
+            run = cls(folder, loaded.recipe.seed)
+            try:
+                yield run
+            finally:
+                run.disk.settle()
 
     def rebuild_metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl out of the files of the iterations: one row for each policy, never a row twice."""
@@ -267,6 +291,7 @@ class Run(Place):
 
     def prune(self, keep: str, best: int) -> None:
         """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
+        self.disk.settle()
         made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
         stay = {0, *made[-1:], *([best] if keep == "best" else [])}
         for place in map(self.iteration, made if keep != "all" else []):

@@ -36,10 +36,10 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None)
         scores.parent.mkdir(parents=True, exist_ok=True)
         lock = scores.with_name(f".{scores.name}.lock")
         with locked(lock, f"{scores}", "choose another OUT.jsonl"):
-            stamp = _finished(scores, key)
-            if stamp is None:
-                stamp = _score(section, responses, prompts, scores, key)
-            lock.unlink()
+            try:
+                stamp = _finished(scores, key) or _score(section, responses, prompts, scores, key)
+            finally:
+                lock.unlink()
     return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
 
 

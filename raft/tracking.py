@@ -114,7 +114,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _answers(it: runs.Place) -> list[list[str]]:
     """The first answer of a policy to the first held-out prompts, with its reward."""
-    responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.root / "evaluation.jsonl"
+    responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.run.folder / "evaluation.jsonl"
     kinds = (responses.with_name(f"{name}.jsonl") for name in ("scores", "gold"))
     scores = next(filter(Path.exists, kinds), None)
     if scores is None:

@@ -17,7 +17,7 @@ from raft import advice, measuring, selection, stages
 from raft.jobs import Advice
 from raft.keys import Artifact
 from raft.records import Group, Prompt, Response
-from raft.runs import Output, Place
+from raft.runs import Output, Place, Run
 
 COUNT, HELD_OUT, K = 96, 96, 8
 WORDS = [f"w{n}" for n in range(300)] + ["#"]
@@ -79,7 +79,7 @@ def align(folder: Path, reward: Judge, gold: Judge | None, iterations: int, pace
     rng = np.random.default_rng(0)
 
     def place(number: int) -> Place:
-        return Place(folder / f"{number:03d}", 0, number, folder)
+        return Place(folder / f"{number:03d}", number, Run(folder, 0))
 
     def write(it: Place, name: str, rows: list[dict[str, Any]]) -> Artifact:
         def written(section: None, output: Output) -> None:

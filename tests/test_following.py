@@ -23,7 +23,7 @@ from raft.records import Group, Policy, Prompt, Response, Score
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge import Judge
 from raft.rewards.rule import Rule
-from raft.runs import Place, stamp_path
+from raft.runs import Place, Run, stamp_path
 
 COUNT = 40
 
@@ -112,7 +112,7 @@ def made(folder: Path, name: str) -> Artifact:
 
 def answer_and_score(folder: Path, generator: Makes, reward: object) -> Artifact:
     """As an iteration of the loop does it."""
-    it = Place(folder, 3, 1, folder)
+    it = Place(folder, 1, Run(folder, 3))
     if not (folder / "prompts.jsonl").exists():
         folder.mkdir(exist_ok=True)
         records.write(folder / "prompts.jsonl", (Prompt(f"p{n}", text="x" * n).row() for n in range(COUNT)))
@@ -167,7 +167,8 @@ def test_a_row_is_read_when_it_is_whole(tmp_path):
     answer_and_score(tmp_path, Makes(), Says(remote=False))
     WORLD.scored.clear()
     lines = (tmp_path / "responses.jsonl").read_bytes().splitlines(keepends=True)
-    follower = Follower(Place(tmp_path, 3, 1, tmp_path), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
+    place = Place(tmp_path, 1, Run(tmp_path, 3))
+    follower = Follower(place, "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
     grows = tmp_path / "grows.partial"
     grows.write_bytes(records.dump({"hash": "h"}) + lines[0] + lines[1][:-20])
     follower.start()

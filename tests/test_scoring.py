@@ -184,3 +184,10 @@ def test_two_processes_do_not_score_into_the_same_file(folder):
         score(folder)
     score(folder)
     assert not list(folder.glob(".out*"))
+
+
+def test_an_error_leaves_no_lock(folder):
+    (folder / "out.jsonl").write_text("of somebody else")
+    with pytest.raises(UserError, match="has no stamp"):
+        score(folder)
+    assert not list(folder.glob(".out*"))
