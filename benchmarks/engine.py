@@ -6,7 +6,7 @@
 The first policy of a finished run answers the prompts of its first iteration as its recipe says (`generator`), some
 times in each process after one that is not counted. Printed are, for each setting, the seconds until the engine
 answered its first prompt, tokens a second (median and range), their share of what raft's own settings reach in the same
-run, and whether tokens and log-probabilities are the same, bit for bit. Of a setting that does not work, its last words.
+run, and whether tokens and log-probabilities are the same, bit for bit. Of one that does not work, its last words.
 """
 
 import hashlib

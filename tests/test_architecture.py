@@ -29,6 +29,7 @@ INSIDE = {
     ("generators", "bookkeeping"),
     ("generators", "sampling"),
     ("trainers", "fitting"),
+    ("trainers", "packing"),
     ("trainers", "steps"),
     ("rewards", "rules"),
     ("rewards", "model"),

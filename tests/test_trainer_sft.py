@@ -24,7 +24,7 @@ from tuning import (
 from raft import attention, chat, probe
 from raft.errors import UserError
 from raft.records import Example
-from raft.trainers import fitting
+from raft.trainers import fitting, packing
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +53,7 @@ def formula(model: Any, tokenizer: Any, examples: list[Example]) -> torch.Tensor
 def test_packed_texts_do_not_see_each_other(folders, name):
     model = fitting.ready(SFT(), probe.load_model(folders[name]))
     texts = [np.random.default_rng(seed).integers(10, 260, size) for seed, size in enumerate([20, 1, 33])]
-    laid = fitting.lay(SFT(), model, [[text] for text in texts])
+    laid = packing.lay(SFT(), model, [[text] for text in texts])
     with torch.no_grad():
         together = model(**attention.inputs(laid.inputs), use_cache=False).logits[0]
         alone = torch.cat([model(input_ids=torch.tensor(text)[None], use_cache=False).logits[0] for text in texts])
@@ -64,9 +64,9 @@ def test_packed_texts_do_not_see_each_other(folders, name):
 def test_the_proof_of_packing_passes_and_fails_where_the_mask_is_broken(folders, name):
     model = fitting.ready(SFT(), probe.load_model(folders[name]))
     texts = [[np.random.default_rng(seed).integers(10, 260, 20)] for seed in range(2)]
-    fitting.prove(SFT(), model, texts, lambda model, inputs: model(**inputs, use_cache=False).logits)
+    packing.prove(SFT(), model, texts, lambda model, inputs: model(**inputs, use_cache=False).logits)
     with pytest.raises(UserError, match="mixes packed examples"):
-        fitting.prove(SFT(), model, texts, lambda model, inputs: model(inputs["input_ids"], use_cache=False).logits)
+        packing.prove(SFT(), model, texts, lambda model, inputs: model(inputs["input_ids"], use_cache=False).logits)
 
 
 MANY = {"tokens_per_forward": 30}  # forward passes in a step

@@ -7,11 +7,10 @@ clipping, mixed precision, checkpointed activations, compilation.
 
 import ast
 import importlib.util
-import itertools
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,15 +19,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from raft import attention, layout, plugins, probe
+from raft import attention, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
-from raft.layout import Layout
 from raft.seeds import derive
 from raft.timing import part
 from raft.trainers.steps import Order
 
-Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
 Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
 
@@ -164,61 +161,6 @@ def adapt(options: Fitting, model: Any, task: str) -> Any:
 def plain(model: Any) -> Any:
     """The transformers model itself, inside LoRA or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def longest(options: Fitting, model: Any) -> tuple[int, str]:
-    """The most tokens that a text may have, and what says so."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
-    return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
-
-
-def lay(options: Fitting, model: Any, families: Families) -> Layout:
-    """Texts as one input of the model, in their order."""
-    if options.packing and attention.adopted(plain(model)):
-        return layout.pack(families)
-    texts = list(itertools.chain.from_iterable(families))
-    if not options.packing:
-        return layout.pad(texts)
-    laid = layout.pack([[text] for text in texts])
-    del laid.inputs["attention_mask"]  # attention that is not ours tells texts apart by their positions
-    return laid
-
-
-def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
-    """The families of a step, by forward pass."""
-    capacity = options.tokens_per_forward or layout.FORWARD[device().type]
-    if not options.packing:
-        return layout.rows([len(family) * max(map(len, family)) for family in families], capacity)
-    size = layout.size if attention.adopted(plain(model)) else _tokens
-    return layout.bins([size(family) for family in families], capacity)
-
-
-def _tokens(family: Sequence[np.ndarray]) -> int:
-    return sum(map(len, family))
-
-
-def prove(options: Fitting, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
-    """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
-
-    `see` gives the model's output [1, tokens, ...] for its inputs.
-    """
-
-    def outputs(*chosen: Sequence[np.ndarray]) -> list[Any]:
-        laid = lay(options, model, chosen)
-        seen = see(model, attention.inputs(laid.inputs, device()))[0].float()
-        return [seen[places] for places in laid.places]
-
-    model.eval()
-    with looking(options):
-        together = outputs(*families)
-        alone = [outputs([text])[0] for family in families for text in family]
-    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(together, alone, strict=True))
-    if not difference <= (0.05 if mixed(options) else 1e-3):
-        raise UserError(
-            f"this architecture mixes packed examples: the outputs of {type(plain(model)).__name__} for texts in "
-            f"one row differ from those for each alone by {difference:.2g} of the largest; "
-            "set trainer.packing: false"
-        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.records import Pair
 from raft.seeds import derive
-from raft.trainers import fitting
+from raft.trainers import fitting, packing
 from raft.trainers.fitting import Batch, Fitting
 from raft.trainers.steps import Order, Texts
 
@@ -58,7 +58,7 @@ class BradleyTerry(Fitting):
         if not len(texts):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
         if self.packing:
-            fitting.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
+            packing.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
         order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
         steps = fitting.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
         measured = fitting.fit(self, model, steps, _comparison, out, seed, advance)
@@ -93,14 +93,14 @@ class BradleyTerry(Fitting):
         proved = not self.packing
         while some := list(itertools.islice(pairs, self.batch_size)):
             if not proved:
-                fitting.prove(self, model, [some[0], some[-1]], _hidden)
+                packing.prove(self, model, [some[0], some[-1]], _hidden)
                 proved = True
             for batch in self._batches(model, some):
                 with fitting.looking(self):
                     yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
 
     def _encoded(self, model: Any, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
-        limit, name = fitting.longest(self, model)
+        limit, name = packing.longest(self, model)
         for pair in pairs:
             texts = [side.text for side in (pair.chosen, pair.rejected)]
             encoded = conversation.encode_all(tokenizer, pair.prompt, texts, self.template)
@@ -114,11 +114,11 @@ class BradleyTerry(Fitting):
 
     def _batches(self, model: Any, pairs: list[Sides]) -> list[Batch]:
         """The forward passes of a step, each with whole pairs; their losses add up to the step's."""
-        split = fitting.split(self, model, pairs)
+        split = packing.split(self, model, pairs)
         return [self._batch(model, [pairs[place] for place in places], len(pairs)) for places in split]
 
     def _batch(self, model: Any, pairs: list[Sides], total: int) -> Batch:
-        laid = fitting.lay(self, model, pairs)
+        laid = packing.lay(self, model, pairs)
         last = np.array([places[-1] for places in laid.places])
         return {"inputs": laid.inputs, "rows": laid.row, "last": last, "share": np.float32(1 / total)}
 

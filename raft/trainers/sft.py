@@ -19,7 +19,7 @@ from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.layout import Layout
 from raft.records import Example
-from raft.trainers import fitting
+from raft.trainers import fitting, packing
 from raft.trainers.fitting import Batch, Fitting
 from raft.trainers.steps import Order, Texts
 
@@ -48,15 +48,15 @@ class SFT(Fitting):
         model = fitting.load(self, start, seed)
         corpus = Corpus(out)
         if self.blocks is None:
-            corpus.read(tokenizer, examples, fitting.longest(self, model), dropped)
+            corpus.read(tokenizer, examples, packing.longest(self, model), dropped)
         else:
-            corpus.read_blocks(tokenizer, examples, self.blocks, fitting.longest(self, model))
+            corpus.read_blocks(tokenizer, examples, self.blocks, packing.longest(self, model))
         texts = corpus.excerpts()
         before = probe.of_engines(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
         steps = self._steps(model, corpus, seed)
         if self.packing:
-            fitting.prove(self, model, [[text] for text in corpus.two()], _logits)
+            packing.prove(self, model, [[text] for text in corpus.two()], _logits)
         measured = fitting.fit(self, model, steps, Likelihood(model), out, seed, advance)
         model = fitting.merged(model)
         fitting.cast(model, self.save_dtype)
@@ -75,8 +75,8 @@ class SFT(Fitting):
         total = corpus.weight(members)
         texts = [[text] for text in corpus.chosen(members)]
         return [
-            corpus.batch(members[places], fitting.lay(self, model, [texts[place] for place in places]), total)
-            for places in fitting.split(self, model, texts)
+            corpus.batch(members[places], packing.lay(self, model, [texts[place] for place in places]), total)
+            for places in packing.split(self, model, texts)
         ]
 
     def _padding(self, model: Any, corpus: "Corpus", order: Order) -> float:
