@@ -52,6 +52,12 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def share(folder: Path) -> None:
+    """Lets whoever may read a model folder's config read its weights: safetensors (0.8) writes for the owner alone."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)
+
+
 def remove(path: Path) -> None:
     """Deletes a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

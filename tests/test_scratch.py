@@ -42,6 +42,10 @@ def test_the_same_inputs_give_the_same_bytes_and_another_seed_other_weights(fold
     assert (folder / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(folder):
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+
+
 def test_the_global_random_state_is_left_as_it_was(tmp_path):
     before = torch.get_rng_state()
     scratch.make(tmp_path, TEXTS, CONFIG, 320, 0)

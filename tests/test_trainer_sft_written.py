@@ -85,6 +85,7 @@ def test_the_folder_is_complete(folders, tmp_path):
         "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
         "chat_template.jinja", "probe.json",
     }  # fmt: skip
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1, "others may read some of it only"
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2"])

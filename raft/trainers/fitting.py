@@ -22,6 +22,7 @@ import numpy as np
 from raft import attention, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
+from raft.files import share
 from raft.seeds import derive
 from raft.timing import part
 from raft.trainers.steps import Order
@@ -313,6 +314,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None
         model.generation_config = type(model.generation_config)()
     with probe.quiet():
         model.save_pretrained(out)
+    share(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
 
