@@ -13,7 +13,7 @@ from typing import Any
 
 from raft import preflight, recipe
 from raft.errors import UserError
-from raft.files import sync
+from raft.files import flush, sync
 from raft.recipe import Loaded
 from raft.runs import stamp_path
 
@@ -71,7 +71,7 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
     sync(new)
     os.replace(new, loaded.folder)
-    sync(new.parent)
+    flush(new.parent)
 
 
 def _refuse_number(folder: Path, number: int) -> None:

@@ -36,20 +36,25 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is either the old or the new one, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
+    flush(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    flush(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Brings a file, or a folder and the files in it, to the disk."""
-    inside = [file for file in path.rglob("*") if not file.is_symlink()] if path.is_dir() else []
-    for one in [*inside, path]:
-        descriptor = os.open(one, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(folder: Path) -> None:
+    """Brings a folder and all that is in it to the disk."""
+    for one in [*folder.rglob("*"), folder]:
+        if not one.is_symlink():
+            flush(one)
+
+
+def flush(path: Path) -> None:
+    """Brings a file to the disk, or the names that are in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def share(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from raft import contracts, records, server, stages
 from raft.errors import Stopped
+from raft.files import flush
 from raft.keys import Artifact, digest
 from raft.progress import Progress
 from raft.records import Group, Prompt
@@ -97,6 +98,8 @@ class Follower(threading.Thread):
         """The rows of the responses as they come, up to `most` at once, until it is time to leave."""
         while not self.left.is_set():
             if rows := list(itertools.islice(self._rows(), most)):
+                with contextlib.suppress(FileNotFoundError):  # whole by now
+                    flush(partial_path(self.responses))  # no score may outlive its response
                 yield rows
             else:
                 self.left.wait(PAUSE)

@@ -22,7 +22,7 @@ from typing import Any
 
 from raft import logs, metrics, records, timing
 from raft.errors import UserError
-from raft.files import Disk, remove, sync, write_json, write_text
+from raft.files import Disk, flush, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.progress import Progress
@@ -179,7 +179,10 @@ class Place:
     ) -> Artifact:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
+        stamp_path(path).unlink(missing_ok=True)  # of what was deleted since
+        remove(path)  # without a stamp it may be torn, and its room is needed
         remove(temporary)
+        flush(path.parent)
         label = f"{path.relative_to(self.run.folder)}"
         output = Output(
             temporary,
@@ -204,9 +207,7 @@ class Place:
             self.run.disk.settle()
             is_model = temporary.is_dir()
             if not is_model:
-                sync(temporary)
-            stamp_path(path).unlink(missing_ok=True)  # of what was deleted since
-            remove(path)
+                flush(temporary)
             os.replace(temporary, path)
         self._list_drops(output)
         stamp = {
@@ -225,7 +226,9 @@ class Place:
 
         def finish() -> None:
             began = time.perf_counter()
-            sync(path if is_model else path.parent)
+            if is_model:
+                sync(path)
+            flush(path.parent)
             write_json(stamp_path(path), {**stamp, "synced": round(time.perf_counter() - began, 3)})
             output.partial.unlink(missing_ok=True)
 
@@ -243,7 +246,7 @@ class Place:
             return
         temporary = listed.with_name(".dropped.jsonl.tmp")
         records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
-        sync(temporary)
+        flush(temporary)
         os.replace(temporary, listed)
 
 

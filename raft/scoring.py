@@ -10,7 +10,7 @@ from typing import Any
 
 from raft import given, records, stages
 from raft.errors import UserError
-from raft.files import sync, write_json
+from raft.files import flush, write_json
 from raft.imports import beside
 from raft.jobs import MAKES, Given
 from raft.keys import describe, digest, plain, speed_options, versions
@@ -50,7 +50,7 @@ def _reward(path: Path) -> Any:
     faults: list[Any] = []
     known: dict[str, Any] = {name: config[name] for name in ("name", "variables") if name in config}
     for need in dependencies({**known, "reward": options}, path, faults):
-        if not (need.folder / MAKES[need.recipe.job][1]).exists():
+        if not stamp_path(need.folder / MAKES[need.recipe.job][1]).exists():
             raise UserError(f"{path}: the reward needs what {need.path} makes; make it first: raft run {need.path}")
     found = component("reward", options, "reward", faults)
     if faults:
@@ -88,9 +88,9 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     finally:
         output.progress.close()
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
-    sync(temporary)
+    flush(temporary)
     os.replace(temporary, scores)
-    sync(scores.parent)
+    flush(scores.parent)
     stamp = {
         "hash": output.hash,
         "key": key,

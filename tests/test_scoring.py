@@ -11,7 +11,7 @@ import worlds
 from raft.contracts import BLOCK
 from raft.errors import UserError
 from raft.records import read
-from raft.runs import locked
+from raft.runs import locked, stamp_path
 from raft.scoring import score_file
 
 COUNT = 2 * BLOCK + 7
@@ -172,6 +172,9 @@ def test_the_reward_of_a_recipe_that_names_the_recipe_of_its_model_is_found_once
         score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
     made = folder / "outputs" / "needed" / "reward-model"
     made.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"make it first: raft run .*needed.yaml"):  # it may be half written
+        score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
+    stamp_path(made).write_text("{}")
     with pytest.raises(UserError, match=r"outputs/needed/reward-model"):  # it is no model, but it is found
         score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
 
