@@ -115,6 +115,17 @@ def test_a_model_that_is_made_anew_is_not_done_by_its_old_stamp(tmp_path, disk):
     assert not run.has("policy")
 
 
+def test_a_torn_model_is_gone_before_it_is_made_anew(tmp_path):
+    def stage(section: None, output: Output) -> None:
+        assert not (tmp_path / "policy").exists(), "it may be read, and takes the room of the new one"
+        trains(section, output)
+
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "weights").write_text("1 2")
+    policy = Run(tmp_path, 0).once("policy", stage)
+    assert (policy.path / "weights").read_text() == "1 2 3"
+
+
 def test_a_write_runs_beside_the_process_and_settles_once_it_is_there(tmp_path):
     disk, began = Disk(), time.perf_counter()
     disk.settle()

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import records, stages
+from raft import following, records, stages
 from raft.errors import Stopped, UserError
 from raft.files import write_json
-from raft.following import PAUSE, Follower, followed
+from raft.following import PAUSE, TOGETHER, Follower, followed
 from raft.keys import Artifact
 from raft.plugins import speed
 from raft.records import Group, Policy, Prompt, Response, Score
@@ -160,6 +160,21 @@ def test_a_stop_while_both_work_loses_no_response_and_no_score(tmp_path):
     UNTIL[0] = 10**9
     assert answer_and_score(tmp_path, Makes(), Says()).rows == COUNT
     assert WORLD.made.total() == WORLD.scored.total() == COUNT
+
+
+def test_responses_are_on_the_disk_before_their_scores_are_asked_for(tmp_path, monkeypatch):
+    answer_and_score(tmp_path, Makes(), Says(remote=False))
+    WORLD.scored.clear()
+    (tmp_path / "grows.partial").write_bytes(records.dump({"hash": "h"}) + (tmp_path / "responses.jsonl").read_bytes())
+    flushed = []
+    monkeypatch.setattr(following, "flush", lambda path: flushed.append((path.name, len(WORLD.scored))))
+    follower = Follower(
+        Place(tmp_path, 1, Run(tmp_path, 3)), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl")
+    )
+    follower.start()
+    WORLD.wait_until_scored(COUNT)
+    follower.finish()
+    assert flushed == [("grows.partial", number) for number in range(0, COUNT, TOGETHER)]
 
 
 def test_a_row_is_read_when_it_is_whole(tmp_path):
