@@ -12,8 +12,8 @@ import numpy as np
 from raft import accuracy
 from raft.errors import UserError
 from raft.keys import Artifact
+from raft.output import Output
 from raft.records import Group, Pair
-from raft.runs import Output
 
 
 def prompts(section: None, output: Output, pairs: Artifact) -> None:

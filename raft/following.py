@@ -15,9 +15,10 @@ from raft import contracts, records, server, stages
 from raft.errors import Stopped
 from raft.files import flush
 from raft.keys import Artifact, digest
+from raft.output import Output
 from raft.progress import Progress
 from raft.records import Group, Prompt
-from raft.runs import Output, Place, partial_path
+from raft.runs import Place, partial_path
 
 TOGETHER = 16  # groups asked for at once: at the end of the responses those under way are waited for
 PAUSE = 0.05  # seconds between two looks for more

@@ -7,10 +7,10 @@ from typing import Any
 from raft import given
 from raft.errors import UserError
 from raft.keys import Artifact
+from raft.output import Output
 from raft.preferences import require_pair
 from raft.prompts import Malformed
 from raft.records import Group, Pair
-from raft.runs import Output
 
 
 def prompts(section: Any, output: Output) -> None:

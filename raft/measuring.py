@@ -14,8 +14,8 @@ import numpy as np
 
 from raft import diagnostics, metrics, records
 from raft.keys import Artifact
+from raft.output import Output
 from raft.records import Response
-from raft.runs import Output
 from raft.seeds import derive
 
 Figures = dict[str, Any]  # numbers by name; what was not measured is left out

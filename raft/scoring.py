@@ -14,10 +14,11 @@ from raft.files import flush, write_json
 from raft.imports import beside
 from raft.jobs import MAKES, Given
 from raft.keys import describe, digest, plain, speed_options, versions
+from raft.output import Output
 from raft.plugins import component
 from raft.progress import Progress
 from raft.recipe import RecipeError, dependencies, differences, find, read_one
-from raft.runs import FORMAT, Output, locked, partial_path, stamp_path
+from raft.runs import FORMAT, locked, partial_path, stamp_path
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:

@@ -1,7 +1,7 @@
 """The stage functions: each reads immutable artifacts and writes one new one, so it can run anywhere.
 
 `stage(section, output, **inputs)`: the section is the part of the recipe that does the work, the inputs
-are artifacts of earlier stages, and what it writes goes through `output` (see runs.Output).
+are artifacts of earlier stages, and what it writes goes through `output` (see output.Output).
 """
 
 import itertools
@@ -17,8 +17,8 @@ from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.keys import Artifact
 from raft.measuring import ranks_of, rewards_of
+from raft.output import Output
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
-from raft.runs import Output
 from raft.seeds import derive
 
 

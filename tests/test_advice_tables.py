@@ -16,8 +16,9 @@ from test_advice import named
 from raft import advice, measuring, selection, stages
 from raft.jobs import Advice
 from raft.keys import Artifact
+from raft.output import Output
 from raft.records import Group, Prompt, Response
-from raft.runs import Output, Place, Run
+from raft.runs import Place, Run
 
 COUNT, HELD_OUT, K = 96, 96, 8
 WORDS = [f"w{n}" for n in range(300)] + ["#"]

@@ -83,13 +83,13 @@ def test_rewards_that_cannot_be_given_stop_the_run_and_are_never_zero(world):
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path):
-    """The disk is told to be full when the first policy is brought to it."""
+    """The disk is told to be full when the first policy is brought to it, which happens beside the rest."""
     script = (
         "import errno, sys\n"
         "from raft import runs\n"
         "whole = runs.sync\n"
         "def full(path):\n"
-        "    if path.name == '.policy.tmp' and path.parent.name == '001':\n"
+        "    if path.name == 'policy' and path.parent.name == '001':\n"
         "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "    whole(path)\n"
         "runs.sync = full\n"

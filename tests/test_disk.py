@@ -10,7 +10,8 @@ import pytest
 from raft import runs
 from raft.files import Disk, sync
 from raft.keys import Artifact
-from raft.runs import Output, Run, partial_path, stamp_path
+from raft.output import Output
+from raft.runs import Run, partial_path, stamp_path
 
 
 class SlowDisk:

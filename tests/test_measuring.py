@@ -11,8 +11,8 @@ import pytest
 
 from raft import measuring, records
 from raft.keys import Artifact
+from raft.output import Output
 from raft.progress import Progress
-from raft.runs import Output
 
 TEXTS = [["a b", "a b", ""], ["c", "a b c d", "c d"]]
 REASONS = ["stop", "length", "stop"]

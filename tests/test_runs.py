@@ -16,8 +16,9 @@ from raft import recipe
 from raft.errors import UserError
 from raft.files import write_json
 from raft.keys import describe
+from raft.output import Output
 from raft.plugins import source, speed
-from raft.runs import Output, Run, metrics_rows, stamp_path
+from raft.runs import Run, metrics_rows, stamp_path
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import folders
 import worlds
 
 from raft import progress, watch
-from raft.runs import Output
+from raft.output import Output
 
 
 def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
