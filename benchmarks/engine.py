@@ -31,7 +31,7 @@ OWN = "as raft has it"
 CPU: dict[str, dict[str, Any]] = {
     OWN: {},
     "compiled": {"engine": {"enforce_eager": False}},
-    "one thread": {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "0"}},
+    "OpenMP bound to one core": {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "0"}},
     "256 at once": {"engine": {"max_num_seqs": 256}},
     "512 at once": {"engine": {"max_num_seqs": 512}},
     "2048 at once": {"engine": {"max_num_seqs": 2048}},
@@ -100,7 +100,7 @@ def one(run: str, name: str) -> dict[str, Any]:
 
 def measure(run: Path, setting: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the start, tokens a second each time, and what the responses are."""
-    generator = recipe.load_run(run, []).recipe.generator
+    generator = recipe.load_run(run).recipe.generator
     assert isinstance(generator, VLLM)
     changes = {name: value for name, value in setting.items() if name != "environment"}
     options = replace(generator, **{**changes, "engine": {**generator.engine, **changes.get("engine", {})}})

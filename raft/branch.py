@@ -13,7 +13,7 @@ from typing import Any
 
 from raft import preflight, recipe
 from raft.errors import UserError
-from raft.files import flush, sync
+from raft.files import put
 from raft.recipe import Loaded
 from raft.runs import stamp_path
 
@@ -69,9 +69,7 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     for name in ("run.json", "recipe.yaml"):
         shutil.copyfile(folder / name, new / name)
     (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
-    sync(new)
-    os.replace(new, loaded.folder)
-    flush(new.parent)
+    put(new, loaded.folder)
 
 
 def _refuse_number(folder: Path, number: int) -> None:

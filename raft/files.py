@@ -36,14 +36,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is either the old or the new one, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
+    put(temporary, path)
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Gives what was written its name: after a crash of the machine, too, it is whole or not there."""
+    sync(temporary)
     os.replace(temporary, path)
     flush(path.parent)
 
 
-def sync(folder: Path) -> None:
-    """Brings a folder and all that is in it to the disk."""
-    for one in [*folder.rglob("*"), folder]:
+def sync(path: Path) -> None:
+    """Brings a file, or a folder and all that is in it, to the disk."""
+    for one in [*(path.rglob("*") if path.is_dir() else ()), path]:
         if not one.is_symlink():
             flush(one)
 
@@ -57,7 +62,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def share(folder: Path) -> None:
+def permit(folder: Path) -> None:
     """Lets whoever may read a model folder's config read its weights: safetensors (0.8) writes for the owner alone."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)

@@ -21,7 +21,7 @@ from typing import Any
 
 from raft import logs, metrics, records, timing
 from raft.errors import UserError
-from raft.files import Disk, flush, remove, sync, write_json, write_text
+from raft.files import Disk, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.output import Output
@@ -89,10 +89,11 @@ class Place:
     ) -> Artifact:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        stamp_path(path).unlink(missing_ok=True)  # of what was deleted since
+        if stamp_path(path).exists():  # of what was deleted since
+            stamp_path(path).unlink()
+            flush(path.parent)
         remove(path)  # without a stamp it may be torn, and its room is needed
         remove(temporary)
-        flush(path.parent)
         label = f"{path.relative_to(self.run.folder)}"
         output = Output(
             temporary,
@@ -115,10 +116,10 @@ class Place:
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
             self.run.disk.settle()
-            is_model = temporary.is_dir()
-            if not is_model:
-                flush(temporary)
-            os.replace(temporary, path)
+            if is_model := temporary.is_dir():
+                os.replace(temporary, path)
+            else:
+                put(temporary, path)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -138,7 +139,7 @@ class Place:
             began = time.perf_counter()
             if is_model:
                 sync(path)
-            flush(path.parent)
+                flush(path.parent)
             write_json(stamp_path(path), {**stamp, "synced": round(time.perf_counter() - began, 3)})
             output.partial.unlink(missing_ok=True)
 
@@ -156,8 +157,7 @@ class Place:
             return
         temporary = listed.with_name(".dropped.jsonl.tmp")
         records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
-        flush(temporary)
-        os.replace(temporary, listed)
+        put(temporary, listed)
 
 
 class Run(Place):
@@ -188,11 +188,7 @@ class Run(Place):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             _settle(folder, loaded)
-            run = cls(folder, loaded.recipe.seed)
-            try:
-                yield run
-            finally:
-                run.disk.settle()
+            yield cls(folder, loaded.recipe.seed)
 
     def rebuild_metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl out of the files of the iterations: one row for each policy, never a row twice."""

@@ -4,13 +4,12 @@ OUT is written whole, out of OUT.partial; then OUT.stamp.json says what made it,
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from raft import given, records, stages
 from raft.errors import UserError
-from raft.files import flush, write_json
+from raft.files import put, write_json
 from raft.imports import beside
 from raft.jobs import MAKES, Given
 from raft.keys import describe, digest, plain, speed_options, versions
@@ -89,9 +88,7 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     finally:
         output.progress.close()
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
-    flush(temporary)
-    os.replace(temporary, scores)
-    flush(scores.parent)
+    put(temporary, scores)
     stamp = {
         "hash": output.hash,
         "key": key,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.errors import UserError
-from raft.files import share
+from raft.files import permit
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
@@ -41,7 +41,7 @@ def make(
     tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    share(folder)
+    permit(folder)
 
 
 def _tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 from raft import attention, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
-from raft.files import share
+from raft.files import permit
 from raft.seeds import derive
 from raft.timing import part
 from raft.trainers.steps import Order
@@ -314,7 +314,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None
         model.generation_config = type(model.generation_config)()
     with probe.quiet():
         model.save_pretrained(out)
-    share(out)
+    permit(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
 
