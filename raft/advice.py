@@ -30,6 +30,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "ties": (0.5, 0.8),  # of the prompts
     "truncated": (0.2, 0.5),  # of the answers
     "empty": (0.05, 0.2),  # of the answers
+    "unscored": (0.01, 0.05),  # of the answers, by the reward or by gold
 }
 STYLE = ("length", "length-reward", "diversity", "n-grams", "entropy", "duplicates")
 SEVERITY: dict[Level, int] = {"ok": 0, "watch": 1, "warning": 2}
@@ -223,6 +224,24 @@ def _empty(rows: Rows, options: Advice) -> Finding | None:
     )  # fmt: skip
 
 
+def _unscored(rows: Rows, options: Advice) -> Finding | None:
+    """Answers have no reward, so the means are of what is left."""
+    keys = [key for key in ("reward/eval", "gold/eval") if _latest(rows, f"{key}_failed")]
+    if not keys:
+        return None
+    latest = {key: _latest(rows, f"{key}_failed") or {} for key in keys}
+    worst = max(keys, key=lambda key: latest[key][f"{key}_failed"])
+    row, name = latest[worst], {"reward/eval": "reward", "gold/eval": "gold reward"}[worst]
+    level = _level("unscored", row[f"{worst}_failed"])
+    return Finding(
+        "unscored",
+        level,
+        f"{row[f'{worst}_failed']:.1%} of the held-out answers have no {name}; "
+        f"its mean is over {row[f'{worst}_n']} prompts"
+        + ("; what is left may be another kind of answers: see the errors in scores.jsonl" if level != "ok" else ""),
+    )
+
+
 RULES: dict[str, Callable[[Rows, Advice], Finding | None]] = {
     "gain": _gain,
     "gold": _gold,
@@ -236,6 +255,7 @@ RULES: dict[str, Callable[[Rows, Advice], Finding | None]] = {
     "ties": _ties,
     "truncated": _truncated,
     "empty": _empty,
+    "unscored": _unscored,
 }
 
 

@@ -7,7 +7,7 @@ largest. The band of a single run is the 95 % interval over its prompts.
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -15,30 +15,39 @@ import numpy as np
 
 from raft.errors import UserError
 
-COLUMNS = ("recipe", "run", "iteration", "quantity", "value", "low", "high")
+COLUMNS = ("recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing")
 OF_PROMPTS = "95 % interval over prompts"
 OF_SEEDS = "min to max of the seeds"
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One quantity of the policy after `iteration` fine-tunings, and the ends of its band, None where it has none."""
+    """One quantity of the policy after `iteration` fine-tunings, and the ends of its band, None where it has none.
+
+    A mean over prompts says over how many (`prompts`), and which share of their responses lacks a reward (`missing`).
+    """
 
     iteration: int
     quantity: str
     value: float
     low: float | None = None
     high: float | None = None
+    prompts: int | None = None
+    missing: float | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with a band around it, and what the band means; line, low and high are [T] like x."""
+    """A line with a band around it, and what the band means; line, low and high are [T] like x.
+
+    `partial` [T] of bool says at which points some rewards are missing.
+    """
 
     x: np.ndarray
     line: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    partial: np.ndarray
     band: str | None
 
 
@@ -111,7 +120,8 @@ class Recipe:
         x = sorted(numbers)
         ends = [(numbers[at].value, numbers[at].low, numbers[at].high) for at in x]
         line, low, high = np.array(ends, dtype=float).T  # None becomes NaN
-        return Curve(np.array(x), line, low, high, None if np.isnan(low).all() else self.band)
+        partial = np.array([bool(numbers[at].missing) for at in x])
+        return Curve(np.array(x), line, low, high, partial, None if np.isnan(low).all() else self.band)
 
 
 def recipes(runs: Sequence[Measured], missing: str) -> list[Recipe]:
@@ -138,10 +148,10 @@ def recipes(runs: Sequence[Measured], missing: str) -> list[Recipe]:
 
 def _means(seeds: list[Measured]) -> list[Number]:
     """The mean, smallest and largest of every quantity, at the iterations for which all seeds that know it have it."""
-    tables: dict[str, list[dict[int, float]]] = {}
+    tables: dict[str, list[dict[int, Number]]] = {}
     for run in seeds:
         for quantity in dict.fromkeys(one.quantity for one in run.numbers):
-            table = {one.iteration: one.value for one in run.numbers if one.quantity == quantity}
+            table = {one.iteration: one for one in run.numbers if one.quantity == quantity}
             tables.setdefault(quantity, []).append(table)
     return [
         _mean(iteration, quantity, [table[iteration] for table in known])
@@ -150,9 +160,12 @@ def _means(seeds: list[Measured]) -> list[Number]:
     ]
 
 
-def _mean(iteration: int, quantity: str, values: list[float]) -> Number:
-    ends = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Number(iteration, quantity, fmean(values), *ends)
+def _mean(iteration: int, quantity: str, of_seeds: list[Number]) -> Number:
+    """The mean over seeds, which all count alike; of the shares of missing rewards it has the largest."""
+    values = [one.value for one in of_seeds]
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    missing = [one.missing for one in of_seeds if one.missing is not None]
+    return Number(iteration, quantity, fmean(values), low, high, missing=max(missing, default=None))
 
 
 def tabulate(found: Sequence[Recipe], path: Path) -> None:
@@ -163,7 +176,4 @@ def tabulate(found: Sequence[Recipe], path: Path) -> None:
         for recipe in found:
             means = [Measured(recipe.seeds, recipe.numbers)] if len(recipe.runs) > 1 else []
             for run in [*recipe.runs, *means]:
-                table.writerows(
-                    (recipe.runs[0].recipe, run.run, one.iteration, one.quantity, one.value, one.low, one.high)
-                    for one in run.numbers
-                )
+                table.writerows((recipe.runs[0].recipe, run.run, *astuple(one)) for one in run.numbers)

@@ -156,9 +156,13 @@ def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """
     known = ~(np.isnan(a) | np.isnan(b))
     a, b = a[known], b[known]
-    signs = [(np.sign(a - x), np.sign(b - y)) for x, y in zip(a, b, strict=True)]
-    untied = math.prod(sum(int(np.abs(pair[side]).sum()) for pair in signs) for side in (0, 1))
-    return float(sum(one @ other for one, other in signs)) / math.sqrt(untied) if untied else math.nan
+    agree = untied_a = untied_b = 0
+    for x, y in zip(a, b, strict=True):  # one response at a time: all pairs at once would take K^2 of memory
+        in_a, in_b = np.sign(a - x), np.sign(b - y)
+        agree += int(in_a @ in_b)
+        untied_a += int(np.abs(in_a).sum())
+        untied_b += int(np.abs(in_b).sum())
+    return agree / math.sqrt(untied_a * untied_b) if untied_a and untied_b else math.nan
 
 
 def within_prompts(a: np.ndarray, b: np.ndarray) -> np.ndarray:

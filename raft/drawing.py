@@ -47,6 +47,8 @@ STYLE: Any = {
 }
 HANDLE_INCHES, LETTER_INCHES, LINE_INCHES = 0.85, 0.082, 0.24  # of a legend in this font
 MOST_MARKERS = 20  # on one line; more hide it
+PARTIAL = "open: some rewards are missing"
+OPEN: Any = {"markerfacecolor": "white", "markeredgecolor": "#000000", "markeredgewidth": 1.2}
 UNNAMED = "_child"  # how matplotlib labels what has no label
 ITERATIONS = "iteration (fine-tunings done)"
 
@@ -113,6 +115,9 @@ def draw(panel: "Axes", curve: Curve, place: int, label: str, colour: Any = None
     colour = own if colour is None else colour
     every = math.ceil(len(curve.x) / MOST_MARKERS)
     panel.plot(curve.x, curve.line, color=colour, marker=marker, markevery=every, linestyle=dashes, label=label)
+    if curve.partial.any():
+        x, line = curve.x[curve.partial], curve.line[curve.partial]
+        panel.plot(x, line, color=colour, marker=marker, linestyle="none", label=PARTIAL, **OPEN)
     if curve.band and len(curve.x) > 1:
         panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
     elif curve.band:

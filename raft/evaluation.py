@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from raft import measuring, stages
+from raft import measuring, metrics, stages
 from raft.advice import advise, stops
 from raft.contracts import comparable
 from raft.following import followed
@@ -11,7 +11,7 @@ from raft.keys import Artifact
 from raft.runs import Place, Run
 from raft.told import Told
 
-SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # by the input of `measure`
+REWARDS = {"eval": "reward", "gold": "gold reward"}
 
 
 class Evaluator:
@@ -22,7 +22,7 @@ class Evaluator:
     """
 
     def __init__(self, recipe: Align, run: Run, first: Artifact, told: Told):
-        self.recipe, self.first, self.told = recipe, first, told
+        self.recipe, self.run, self.first, self.told = recipe, run, first, told
         options = recipe.evaluation
         self.prompts = run.once(
             "evaluation.jsonl", stages.hold_out, options.prompts or recipe.prompts, policy=first, count=options.count
@@ -49,7 +49,9 @@ class Evaluator:
             self.first_answers = it.made("evaluation/responses.jsonl")
         self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
         self.scores_before = training.get("scores")
-        findings = advise(measuring.rows_of(self.figures), self.recipe.advice)
+        rows = measuring.rows_of(self.figures)
+        means = measuring.held_out_means(self.run.folder, up_to=it.number)
+        findings = advise(metrics.on_common_prompts(rows, means), self.recipe.advice)
         self.told.finished(it, findings)
         self.stopped = stops(findings, self.recipe.advice)
 
@@ -58,7 +60,7 @@ class Evaluator:
         options, prompts = self.recipe.evaluation, self.prompts
         own = self.recipe.reward if comparable(self.recipe.reward) else None
         rewards = {"eval": own, "gold": options.gold}
-        scored = {name: (SCORES[name], reward) for name, reward in rewards.items() if reward is not None}
+        scored = {name: (measuring.SCORES[name], reward) for name, reward in rewards.items() if reward is not None}
         with followed(it, "evaluation/responses.jsonl", dict(scored.values()), prompts):
             answers = it.once(
                 "evaluation/responses.jsonl", stages.generate, self.examiner, policy=policy, prompts=prompts,
@@ -67,6 +69,9 @@ class Evaluator:
         made = {"answers": answers}
         for name, (file, reward) in scored.items():
             made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers)
+            if not it.has("metrics.json"):  # what was measured stays measured, whatever the limit has become since
+                limit = self.recipe.selection.max_failed
+                measuring.refuse_failed(made[name], limit, f"held-out answers of policy {it.number}", REWARDS[name])
         if options.kl and policy is not self.first:
             made["likelihoods"] = it.once(
                 "evaluation/likelihoods.jsonl", stages.reference, self.first, policy=policy, prompts=prompts,

@@ -75,7 +75,7 @@ class Advice:
     ignore: list[
         Literal[
             "gain", "gold", "agreement", "length", "length-reward", "n-grams",
-            "diversity", "entropy", "duplicates", "ties", "truncated", "empty",
+            "diversity", "entropy", "duplicates", "ties", "truncated", "empty", "unscored",
         ]
     ] = field(default_factory=list)  # fmt: skip
 

@@ -8,17 +8,23 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raft import diagnostics, metrics, records
+from raft.errors import UserError
 from raft.keys import Artifact
 from raft.output import Output
 from raft.records import Response
+from raft.runs import stamp_path
 from raft.seeds import derive
 
 Figures = dict[str, Any]  # numbers by name; what was not measured is left out
+HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
+SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # where the scores behind it are
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def _of_policy(made: dict[str, Artifact]) -> Figures:
     figures: Figures = dict(made["policy"].stamp["measured"]) if "policy" in made else {}
     rewards = {name: rewards_of(made[name])[0] for name in ("eval", "gold") if name in made}
     for name, one in rewards.items():
-        figures |= metrics.evaluated(one, "reward/eval" if name == "eval" else "gold/eval")
+        figures |= metrics.held_out(one, HELD_OUT[name])
     if len(rewards) == 2:
         figures |= _agreement(rewards["eval"], rewards["gold"])
     if "answers" in made:
@@ -143,6 +149,37 @@ def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
         if one.get("reward") is None
     ]
     return _table(scores, "reward"), errors
+
+
+def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int, np.ndarray]]:
+    """The mean reward of every held-out prompt [N], NaN where it has none, by figure (`reward/eval`) and policy.
+
+    Of a run as far as it is scored, or of its policies up to `up_to`.
+    """
+    found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
+    for place in sorted(folder.glob("iterations/[0-9]*")):
+        for name, file in SCORES.items():
+            scores = place / file
+            if stamp_path(scores).exists() and (up_to is None or int(place.name) <= up_to):
+                found[HELD_OUT[name]][int(place.name)] = _prompt_means(scores, scores.stat().st_mtime_ns)
+    return found
+
+
+@lru_cache(maxsize=4096)  # asked for after each iteration; what was scored once stays as it is
+def _prompt_means(scores: Path, written: int) -> np.ndarray:
+    return metrics.prompt_means(rewards_of(Artifact(scores, {}))[0])
+
+
+def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:
+    """UserError, with the first reason, if more than the share `max_failed` of the responses has no reward."""
+    failures = rewards_of(scores)[1]
+    total = sum(len(row["scores"]) for row in scores.read())
+    if len(failures) > max_failed * total:
+        raise UserError(
+            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed: {max_failed:g} allows; "
+            f"the first one: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
+            "selection.max_failed, and run the same command again"
+        )
 
 
 def ranks_of(scores: Artifact) -> np.ndarray | None:

@@ -5,7 +5,7 @@ left out, and so is a prompt that has nothing but NaN; a prompt counts once, how
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,8 @@ def collected(
 ) -> dict[str, float]:
     """The figures of one iteration's responses; all arrays are [N, K], the last three of bool.
 
-    Shares are of all responses, `reward/tied` of all prompts. A figure that nothing was measured for (the mean
+    Shares are of all responses, `reward/tied` of all prompts; `reward/prompts` is how many prompts the means of rewards
+    are over. A figure that nothing was measured for (the mean
     of no reward, the spread of single responses) is left out.
     """
     figures = {
@@ -163,6 +164,7 @@ def collected(
         "reward/best_of_k": best_of_k(rewards),
         "reward/headroom": best_of_k(rewards) - mean_reward(rewards),
         "reward/std_within": _mean(spread(rewards)),
+        "reward/prompts": int((~np.isnan(prompt_means(rewards))).sum()),
         "reward/failed": _mean(np.isnan(rewards)),
         "reward/tied": _mean(tied(rewards)),
         "response/tokens": _mean(token_counts),
@@ -173,10 +175,41 @@ def collected(
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def evaluated(rewards: np.ndarray, name: str) -> dict[str, float]:
-    """The mean of held-out rewards [N, K] as `name`, and its standard error over prompts; the unknown is left out."""
-    figures = {name: mean_reward(rewards), f"{name}_se": standard_error(prompt_means(rewards))}
-    return {key: value for key, value in figures.items() if not math.isnan(value)}
+def evaluated(values: np.ndarray, name: str) -> dict[str, float]:
+    """The mean over prompts of values [N, K] as `name`, its standard error `_se`, and the prompts it is over `_n`.
+
+    A mean or an error of nothing is left out; the number of prompts never is.
+    """
+    means = prompt_means(values)
+    figures = {name: _mean(means), f"{name}_se": standard_error(means)}
+    known = {key: value for key, value in figures.items() if not math.isnan(value)}
+    return {**known, f"{name}_n": int((~np.isnan(means)).sum())}
+
+
+def held_out(rewards: np.ndarray, name: str) -> dict[str, float]:
+    """As `evaluated`, of held-out rewards [N, K], with the share of responses without a reward as `_failed`."""
+    return {**evaluated(rewards, name), f"{name}_failed": float(np.isnan(rewards).mean())}
+
+
+def on_common_prompts(
+    rows: Sequence[Mapping[str, Any]], means: Mapping[str, Mapping[int, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl in which held-out rewards can be compared: of all policies over the same prompts.
+
+    `means` has, for each figure (`reward/eval`) and iteration, the mean reward of every held-out prompt [N]. A prompt
+    that has no reward under one policy is left out for all of them; so is a policy without any reward. Rows without
+    such means, and figures without a prompt that all policies have in common, stay as they are.
+    """
+    found = [dict(row) for row in rows]
+    for name, by_policy in means.items():
+        tables = {number: one for number, one in by_policy.items() if not np.isnan(one).all()}
+        if len({len(one) for one in tables.values()}) != 1:
+            continue
+        common = ~np.isnan(np.stack(list(tables.values()))).any(axis=0)
+        for row in found if common.any() and not common.all() else []:
+            if row["iteration"] in tables:
+                row.update(evaluated(tables[row["iteration"]][common][:, None], name))
+    return found
 
 
 def merged(contents: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:

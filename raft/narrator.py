@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft import forecast, logs
+from raft import forecast, logs, metrics
 from raft.advice import Finding, Level, stops, warnings, worse
 from raft.contracts import comparable
 from raft.keys import Artifact
+from raft.measuring import held_out_means
 from raft.runs import Place, Run
 from raft.show import before_and_after
 from raft.terminal import safe, say
@@ -59,11 +60,15 @@ class Narrator:
     def _best(self, rows: Sequence[dict[str, Any]]) -> int:
         """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
 
+        Policies are compared on the prompts that all of them have a reward for.
         Those of a run that this one branched off had perhaps another reward, and are not this run's to delete.
         """
         assert self.run is not None
         key = "reward/eval" if comparable(self.recipe.reward) else "gold/eval"
         own = [row for row in rows if key in row and not self.run.iteration(row["iteration"]).shared]
+        numbers = {row["iteration"] for row in own}
+        means = held_out_means(self.run.folder)[key]
+        own = metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
         return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
 
     def measured(self, artifact: Artifact) -> None:
@@ -109,6 +114,14 @@ def compared(figures: Path) -> str:
     return f"\n{shown}\ntable:   {table}\npicture: {picture}\nnumbers: {figures}"
 
 
+def _interval(row: dict[str, Any], key: str) -> str:
+    """The half width of the 95 % interval; and of how many prompts, where some answers have no reward."""
+    failed = row.get(f"{key}_failed", 0.0)
+    over = f", over {row[f'{key}_n']} prompts: {failed:.1%} of the answers have no reward" if failed else ""
+    error = row.get(f"{key}_se")
+    return ("no interval" if error is None else f"±{1.96 * error:.3f}") + over
+
+
 def summary(rows: list[dict[str, Any]], number: int) -> str:
     """One line on a policy: its evaluation, and the training responses that it came out of."""
     row = next(row for row in rows if row["iteration"] == number)
@@ -116,7 +129,7 @@ def summary(rows: list[dict[str, Any]], number: int) -> str:
     parts = [f"iteration {number}:"]
     for key, label in (("reward/eval", "held-out reward"), ("gold/eval", "gold")):
         if key in row:
-            parts.append(f"{label} {row[key]:.3f} (±{1.96 * row.get(key + '_se', 0.0):.3f})")
+            parts.append(f"{label} {row[key]:.3f} ({_interval(row, key)})")
     if number and "reward/mean" in before:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
         parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")

@@ -53,8 +53,8 @@ def numbers(rows: Rows, sheet: Sheet) -> list[Number]:
 
 def _number(row: dict[str, Any], metric: str) -> Number:
     value, error = row[metric], row.get(f"{metric}_se")
-    ends = (None, None) if error is None else (value - NORMAL_95 * error, value + NORMAL_95 * error)
-    return Number(row["iteration"], metric, value, *ends)
+    low, high = (None, None) if error is None else (value - NORMAL_95 * error, value + NORMAL_95 * error)
+    return Number(row["iteration"], metric, value, low, high, row.get(f"{metric}_n"), row.get(f"{metric}_failed"))
 
 
 def figure(found: list[Recipe], sheet: Sheet) -> "Figure":

@@ -161,6 +161,8 @@ function curves({ title, note, series, yLabel, form = "reward", more = () => [] 
     .filter((one) => one.rows.length);
   if (!lines.length) return null;
   const error = (row, key) => NORMAL_95 * (row[`${key}_se`] || 0);
+  const partial = (row, key) => row[`${key}_failed`] > 0;
+  const anyPartial = lines.some((one) => one.rows.some((row) => partial(row, one.key)));
   const banded = lines.some((one) => one.rows.some((row) => error(row, one.key)));
   const stops = facts.rows.filter((row) => lines.some((one) => known(row, one.key)));
   const all = lines.flatMap((one) =>
@@ -169,6 +171,7 @@ function curves({ title, note, series, yLabel, form = "reward", more = () => [] 
   const legend = [
     ...lines.map((one) => h("span", {}, swatch(one), one.name)),
     banded && h("span", {}, patch("var(--quiet)", true), "95 % interval"),
+    anyPartial && h("span", {}, "open points: some rewards are missing"),
   ];
   const draw = (width) => {
     const xs = stops.map((row) => row.iteration);
@@ -206,7 +209,11 @@ function curves({ title, note, series, yLabel, form = "reward", more = () => [] 
       const every = Math.ceil(rows.length / 24);
       const dots = rows
         .filter((_, place) => place % every === 0)
-        .map((row) => SHAPES[mark](X(row.iteration), Y(row[key])));
+        .map((row) => {
+          const dot = SHAPES[mark](X(row.iteration), Y(row[key]));
+          if (partial(row, key)) Object.assign(dot.style, { fill: "var(--sheet)", stroke: colour, strokeWidth: 1.6 });
+          return dot;
+        });
       svg.append(s("g", { class: "dot", style: { fill: colour } }, dots));
     }
     return {
@@ -222,7 +229,9 @@ function curves({ title, note, series, yLabel, form = "reward", more = () => [] 
             return tipRow(
               swatch(one),
               one.name,
-              show(stops[place][one.key], form) + (spread ? ` ± ${show(spread, form)}` : ""),
+              show(stops[place][one.key], form) +
+                (spread ? ` ± ${show(spread, form)}` : "") +
+                (partial(stops[place], one.key) ? `, over ${stops[place][`${one.key}_n`]} prompts` : ""),
             );
           }),
         ...more(stops[place]),

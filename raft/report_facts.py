@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from raft import __version__, advice, records, timeline
+from raft import __version__, advice, metrics, records, timeline
 from raft.jobs import Advice
+from raft.measuring import held_out_means
 from raft.runs import is_running, metrics_rows, stamp_path
 
 # Of each figure of metrics.jsonl: a readable name, how it is written, and what it means.
@@ -18,6 +19,8 @@ COLUMNS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Held-out prompts": {
         "reward/eval": ("reward", "reward", "mean over held-out prompts of the mean reward of their responses"),
         "gold/eval": ("gold", "reward", "the same of the gold reward, which selection never sees"),
+        "reward/eval_failed": ("no reward", "share", "share of the responses to held-out prompts without a reward"),
+        "gold/eval_failed": ("no gold", "share", "share of the responses to held-out prompts without a gold reward"),
         "eval/tokens": ("tokens", "number", "mean length of the responses to held-out prompts, in tokens"),
     },
     "Training prompts": {
@@ -98,6 +101,7 @@ def findings(folder: Path, rows: list[dict[str, Any]], recipe: str) -> list[dict
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
     options = (yaml.safe_load(recipe) or {}).get("advice") or {}
+    rows = metrics.on_common_prompts(rows, held_out_means(folder))
     said = advice.advise(rows, Advice(**options)) if rows else []
     told = [{"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in said]
     return [*examined, *told]
@@ -121,10 +125,10 @@ def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def others(rows: list[dict[str, Any]]) -> list[str]:
-    """The figures that have no column, in order; a standard error goes with its figure."""
+    """The figures that have no column, in order; a standard error and a number of prompts go with their figure."""
     present = {key for row in rows for key in row} - {"iteration"}
-    errors = {key for key in present if key.endswith("_se") and key.removesuffix("_se") in present}
-    return sorted(present - errors - {key for group in COLUMNS.values() for key in group})
+    beside = {key for key in present for end in ("_se", "_n") if key.endswith(end) and key.removesuffix(end) in present}
+    return sorted(present - beside - {key for group in COLUMNS.values() for key in group})
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:

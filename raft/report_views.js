@@ -44,7 +44,7 @@ function rise(key, label) {
   const [from, to] = [rows[0], rows[rows.length - 1]];
   if (from === to) return tile(label, show(to[key]), `policy ${to.iteration}`);
   const error = Math.hypot(from[`${key}_se`] ?? 0, to[`${key}_se`] ?? 0);
-  const note = `${gained(to[key] - from[key])} since policy ${from.iteration}${error ? `, ± ${show(NORMAL_95 * error)}` : ""}`;
+  const note = `${gained(to[key] - from[key])} since policy ${from.iteration}${error ? `, ± ${show(NORMAL_95 * error)}` : ""}${[from, to].some((row) => row[`${key}_failed`] > 0) ? ", some rewards are missing" : ""}`;
   return tile(label, h("span", {}, h("span", { class: "from" }, `${show(from[key])} → `), show(to[key])), note);
 }
 

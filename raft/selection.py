@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from raft.metrics import tied
-from raft.plugins import faults_of_range
+from raft.plugins import faults_of_range, speed
 from raft.records import Response
 
 Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]
@@ -41,12 +41,13 @@ class Selection(ABC):
     """What all selections share.
 
     `drop` names the filters before the pick. `kl` is the weight beta of the KL-shaped reward (see `shaped`), 0 for
-    the plain reward. `max_failed` is the share of responses without a reward that a run still tolerates.
+    the plain reward. `max_failed` is the share of responses without a reward that a run still tolerates, of training
+    prompts and of held-out ones; it changes no result, only whether there is one.
     """
 
     drop: list[Literal["truncated", "empty", "duplicate", "tied"]] = field(default_factory=list)
     kl: float = 0.0
-    max_failed: float = 0.01
+    max_failed: float = speed(0.01)
 
     makes_pairs: ClassVar[bool] = False
     by_order: ClassVar[bool] = False  # only which response is better counts, not by how much

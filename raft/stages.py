@@ -16,7 +16,7 @@ from raft import contracts, device, records
 from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.keys import Artifact
-from raft.measuring import ranks_of, rewards_of
+from raft.measuring import ranks_of, refuse_failed, rewards_of
 from raft.output import Output
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.seeds import derive
@@ -251,14 +251,8 @@ def select(
     """What is trained on. Groups in = groups picked from + groups dropped, each with its reason."""
     from raft import selection as selections
 
-    rewards, failures = rewards_of(scores)
-    total = sum(len(row["scores"]) for row in scores.read())
-    failed = len(failures)
-    if failed > selection.max_failed * total:
-        raise UserError(
-            f"{failed} of {total} responses have no reward, more than selection.max_failed: {selection.max_failed:g} "
-            f"allows; the first one: {failures[0]}. Mend the reward, or raise selection.max_failed"
-        )
+    refuse_failed(scores, selection.max_failed)
+    rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
     for row, group in enumerate(records.groups(prompts.path, responses.path)):

@@ -263,19 +263,24 @@ def test_the_csv_is_long_and_has_the_seeds_and_then_their_mean(tmp_path):
     written = picture.plot("best-of-n", [tmp_path / "a-seed0", tmp_path / "a-seed1"], tmp_path / "figure.png")
     assert written == tmp_path / "figure.csv"
     head, *rows = csv.reader(written.open())
-    assert tuple(head) == COLUMNS == ("recipe", "run", "iteration", "quantity", "value", "low", "high")
+    assert tuple(head) == COLUMNS
+    assert head == ["recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing"]
     assert [row[:4] for row in rows[::3]] == [
         ["a", "a-seed0", "0", "reward@1"],
         ["a", "a-seed1", "0", "reward@1"],
         ["a", "mean of 2 seeds", "0", "reward@1"],
     ]
-    assert [float(number) for number in rows[2][4:]] == pytest.approx([5.0, 4.0, 6.0])
-    assert [float(number) for number in rows[8][4:]] == pytest.approx([6.0, 5.0, 7.0])
+    assert [float(number) for number in rows[2][4:7]] == pytest.approx([5.0, 4.0, 6.0])
+    assert [float(number) for number in rows[8][4:7]] == pytest.approx([6.0, 5.0, 7.0])
+    assert rows[0][7:] == [str(len(TRAINING[0])), "0.0"]
+    assert next(row[7:] for row in rows if row[1] == "mean of 2 seeds") == ["", "0.0"]
 
 
 def test_what_has_no_band_is_empty_in_the_csv(tmp_path):
     run = make_run(tmp_path / "a", policies=[{"eval/tokens": 9.0}])
-    assert picture.plot("length", [run], tmp_path / "l.svg").read_text().splitlines()[1:] == ["a,a,0,eval/tokens,9.0,,"]
+    assert picture.plot("length", [run], tmp_path / "l.svg").read_text().splitlines()[1:] == [
+        "a,a,0,eval/tokens,9.0,,,,"
+    ]
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

@@ -204,6 +204,7 @@ def test_the_figures_of_an_iteration_by_hand():
             "reward/best_of_k": 5.0,
             "reward/headroom": 5.0 - 10 / 3,
             "reward/std_within": (math.sqrt(7) + math.sqrt(8)) / 3,
+            "reward/prompts": 3,
             "reward/failed": 5 / 12,
             "reward/tied": 1 / 4,
             "response/tokens": 6.5,
@@ -218,10 +219,37 @@ def test_a_figure_without_a_measurement_is_left_out():
     nothing, no = np.full((2, 1), NAN), np.zeros((2, 1), bool)
     figures = metrics.collected(nothing, np.ones((2, 1)), no, no, no)
     assert list(figures) == [
-        "reward/failed", "reward/tied",
+        "reward/prompts", "reward/failed", "reward/tied",
         "response/tokens", "response/truncated", "response/empty", "response/duplicate",
     ]  # fmt: skip
     assert figures["reward/failed"] == 1.0
+
+
+def test_a_mean_says_of_how_many_prompts_it_is_and_held_out_rewards_how_many_are_missing():
+    rewards = np.array([[1.0, 3.0], [NAN, 5.0], [NAN, NAN]])
+    assert metrics.held_out(rewards, "reward/eval") == pytest.approx(
+        {"reward/eval": 3.5, "reward/eval_se": 1.5, "reward/eval_n": 2, "reward/eval_failed": 0.5}
+    )
+    assert metrics.held_out(np.full((3, 2), NAN), "gold/eval") == {"gold/eval_n": 0, "gold/eval_failed": 1.0}
+
+
+def test_policies_are_compared_on_the_prompts_that_all_of_them_have_a_reward_for():
+    """By the plain means policy 1 lost (5 to 3); on the two prompts that both have it gained 1."""
+    rows = [{"iteration": at, "reward/eval": mean, "gold/eval": 7.0} for at, mean in ((0, 5.0), (1, 3.0))]
+    means = {"reward/eval": {0: np.array([1.0, 3.0, 11.0]), 1: np.array([2.0, 4.0, NAN])}}
+    compared = metrics.on_common_prompts(rows, means)
+    assert [row["reward/eval"] for row in compared] == [2.0, 3.0]
+    assert [row["reward/eval_n"] for row in compared] == [2, 2] and [row["gold/eval"] for row in compared] == [7.0, 7.0]
+    assert [row["reward/eval_se"] for row in compared] == pytest.approx([1.0, 1.0])
+    assert rows[0]["reward/eval"] == 5.0, "the rows themselves stay"
+
+
+def test_without_missing_rewards_or_common_prompts_rows_stay_as_they_are():
+    rows = [{"iteration": at, "reward/eval": 1.0 + at, "reward/eval_n": 2} for at in (0, 1)]
+    for other in (np.array([5.0, 7.0]), np.full(2, NAN), np.array([1.0, 2.0, 3.0])):
+        assert metrics.on_common_prompts(rows, {"reward/eval": {0: np.array([1.0, 1.0]), 1: other}}) == rows
+    disjoint = {"reward/eval": {0: np.array([1.0, NAN]), 1: np.array([NAN, 1.0])}}
+    assert metrics.on_common_prompts(rows, disjoint) == rows
 
 
 def test_a_row_is_of_one_policy_its_training_reward_from_the_folder_that_it_answered_in():

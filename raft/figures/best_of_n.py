@@ -31,6 +31,7 @@ def measure(folder: Path) -> Measured:
             iteration,
             [f"reward@{n}" for n in range(1, rewards.shape[1] + 1)],
             np.stack([metrics.reward_at_n(rewards, n) for n in range(1, rewards.shape[1] + 1)], axis=-1),
+            rewards,
         )
     ]
     return Measured(folder.name, numbers, reading.k_of(folder))

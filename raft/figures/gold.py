@@ -39,10 +39,12 @@ def _numbers(iteration: int, proxy: np.ndarray, gold: np.ndarray) -> list[Number
     counts = range(1, gold.shape[1] + 1)
     selected = np.stack([metrics.gold_at_n(gold, proxy, n) for n in counts], axis=-1)
     both = [
-        *reading.number(iteration, PROXY, metrics.prompt_means(proxy)),
-        *reading.number(iteration, GOLD, metrics.prompt_means(gold)),
+        *reading.number(iteration, PROXY, metrics.prompt_means(proxy), proxy),
+        *reading.number(iteration, GOLD, metrics.prompt_means(gold), gold),
     ]
-    return [*both, *reading.numbers(iteration, [f"gold@{n}" for n in counts], selected)] if len(both) == 2 else []
+    if len(both) < 2:
+        return []
+    return [*both, *reading.numbers(iteration, [f"gold@{n}" for n in counts], selected, proxy + gold)]
 
 
 def draw(found: list[Recipe]) -> "Figure":

@@ -41,7 +41,7 @@ def measure(folder: Path) -> Measured:
         number
         for quantity, name in zip(REWARDS, ("scores", "gold"), strict=True)
         for iteration, table in reading.held_out(folder, name).items()
-        for number in reading.number(iteration, quantity, metrics.prompt_means(table))
+        for number in reading.number(iteration, quantity, metrics.prompt_means(table), table)
     ]
     if not distances or not rewards:
         return Measured(folder.name, [])

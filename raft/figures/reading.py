@@ -44,20 +44,24 @@ def k_of(folder: Path) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def number(iteration: int, quantity: str, per_prompt: np.ndarray) -> list[Number]:
-    """The mean over prompts of values [N] with its bootstrap interval; none if no value is known."""
-    return numbers(iteration, [quantity], per_prompt[:, None])
+def number(iteration: int, quantity: str, per_prompt: np.ndarray, rewards: np.ndarray) -> list[Number]:
+    """The mean over prompts of values [N] with its bootstrap interval; none if no value is known.
+
+    `rewards` [N, K] are what the values were taken from: they tell which share of them is missing.
+    """
+    return numbers(iteration, [quantity], per_prompt[:, None], rewards)
 
 
-def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray) -> list[Number]:
+def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, rewards: np.ndarray) -> list[Number]:
     """The means over prompts of several quantities, [N, Q], with their bootstrap intervals; the unknown are left out.
 
-    The same prompts are drawn for all of them, and at every call.
+    The same prompts are drawn for all of them, and at every call. `rewards` is as for `number`.
     """
+    missing = float(np.isnan(rewards).mean()) if rewards.size else 0.0
     lows, highs = _bands(per_prompt.astype(float).tobytes(), len(quantities))
     known = ~np.isnan(per_prompt)
     return [
-        Number(iteration, quantity, float(column[there].mean()), float(low), float(high))
+        Number(iteration, quantity, float(column[there].mean()), float(low), float(high), int(there.sum()), missing)
         for quantity, column, there, low, high in zip(quantities, per_prompt.T, known.T, lows, highs, strict=True)
         if there.any()
     ]

@@ -26,7 +26,7 @@ def measure(folder: Path) -> Measured:
         number
         for metric, (tables, of_prompts) in sources.items()
         for iteration, rewards in tables.items()
-        for number in reading.number(iteration, metric, of_prompts(rewards))
+        for number in reading.number(iteration, metric, of_prompts(rewards), rewards)
     ]
     return Measured(folder.name, numbers, reading.k_of(folder))
 
