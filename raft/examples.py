@@ -15,8 +15,9 @@ import numpy as np
 from raft import plugins
 from raft.chat import Tokenizer, encode_response
 from raft.errors import UserError
+from raft.messages import Malformed, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, require_pair
-from raft.prompts import Malformed, Reading, identified, words
+from raft.prompts import Reading, identified
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row

@@ -7,9 +7,9 @@ from typing import Any
 from raft import given
 from raft.errors import UserError
 from raft.keys import Artifact
+from raft.messages import Malformed
 from raft.output import Output
 from raft.preferences import require_pair
-from raft.prompts import Malformed
 from raft.records import Group, Pair
 
 

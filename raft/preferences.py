@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, groupby
 
-from raft.prompts import Malformed, turns, words
+from raft.messages import Malformed, Message, answered, turns, words
 from raft.sources import Row
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 HH_MARK = re.compile(r"\n\n(Human|Assistant):")  # of Anthropic's dialogues
 HELPSTEER2_MARK = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -133,7 +133,7 @@ def _helpsteer2(row: Row) -> Iterator[Compared | Unused]:
 def _helpsteer3(row: Row) -> Iterator[Compared | Unused]:
     """Messages, and how much better the second response is; the domains are the subsets."""
     sides = words(row, "response1"), words(row, "response2")
-    yield _signed(row, "overall_preference", turns(row, "context"), *sides, subset=words(row, "domain"))
+    yield _signed(row, "overall_preference", turns(row.get("context"), "context"), *sides, subset=words(row, "domain"))
 
 
 def _arena(row: Row) -> Iterator[Compared | Unused]:
@@ -149,7 +149,7 @@ def _arena(row: Row) -> Iterator[Compared | Unused]:
         raise Malformed(f"winner is neither model_a nor model_b nor a tie but {winner!r}")
     columns = ["conversation_a", "conversation_b"]
     better_first = columns if winner == "model_a" else columns[::-1]
-    (prompt, chosen), (other, rejected) = (_answered(row, column) for column in better_first)
+    (prompt, chosen), (other, rejected) = (answered(row.get(column), column) for column in better_first)
     if prompt == other:
         yield Compared(prompt, chosen, rejected)
     elif min(len(prompt), len(other)) > 1:
@@ -160,7 +160,7 @@ def _arena(row: Row) -> Iterator[Compared | Unused]:
 
 def _reward_bench(row: Row) -> Iterator[Compared | Unused]:
     """A question or messages, two responses, and the subset that they belong to."""
-    prompt = turns(row, "prompt") if isinstance(row.get("prompt"), list) else _question(row, "prompt")
+    prompt = turns(row["prompt"], "prompt") if isinstance(row.get("prompt"), list) else _question(row, "prompt")
     yield Compared(prompt, words(row, "chosen"), words(row, "rejected"), words(row, "subset"))
 
 
@@ -195,16 +195,6 @@ def _turns(said: list[str]) -> Messages:
     return [
         {"role": ROLES[speaker], "content": text.strip()} for speaker, text in zip(said[::2], said[1::2], strict=True)
     ]
-
-
-def _answered(row: Row, column: str) -> tuple[Messages, str]:
-    """A conversation as what comes before its last reply, and that reply."""
-    value = row.get(column)
-    if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
-        raise Malformed(f"{column} is not a list of messages")
-    if value[-1].get("role") != "assistant":
-        raise Malformed(f"{column} does not end with a reply")
-    return turns({column: value[:-1]}, column), words(value[-1], "content")
 
 
 def _signed(

@@ -20,13 +20,10 @@ import numpy as np
 from raft import plugins, records
 from raft.chat import Tokenizer, encode_prompt
 from raft.errors import UserError
+from raft.messages import Malformed, Message, turns, words
 from raft.records import Drop, Prompt
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
-
-
-class Malformed(ValueError):
-    """A row that cannot become a record, and why; the others can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class Reading(Source):
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         """The prompt of a row. Malformed says why there is none."""
         if self.messages is not None:
-            return Prompt(prompt_id, messages=self._with_system(turns(row, self.messages)))
+            return Prompt(prompt_id, messages=self._with_system(turns(row.get(self.messages), self.messages)))
         text = self._framed(row)
         if self.format == "chat":
             return Prompt(prompt_id, messages=self._with_system([{"role": "user", "content": text}]))
@@ -90,8 +87,8 @@ class Reading(Source):
             raise Malformed("empty" if self.take is None else "empty: take finds nothing")
         return self.prefix + taken + self.suffix
 
-    def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        if self.system is None or messages[0]["role"] == "system":
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        if self.system is None or messages[0]["role"] in ("system", "developer"):
             return messages
         return [{"role": "system", "content": self.system}, *messages]
 
@@ -236,30 +233,6 @@ def _id(value: Any, place: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int) or not _is_json(value):
         raise UserError(f"{place}: the id {value!r} is neither text nor a whole number; name another column with id:")
     return str(value)
-
-
-def words(row: Row, column: str) -> str:
-    """The text in a column. Malformed if there is none."""
-    value = row.get(column)
-    if not isinstance(value, str):
-        found = f"{column} is not text but {type(value).__name__}"
-        raise Malformed(found if column in row else f"no column {column}")
-    if not _is_json(value):
-        raise Malformed(f"{column} holds half a character (a lone surrogate)")
-    return value
-
-
-def turns(row: Row, column: str) -> list[dict[str, str]]:
-    """The messages in a column, which end where the assistant is to speak. Malformed if there are none."""
-    value = row.get(column)
-    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise Malformed(f"{column} is not a list of messages such as {{role: user, content: ...}}")
-    messages = [{name: words(one, name) for name in ("role", "content")} for one in value]
-    if messages[-1]["role"] == "assistant":
-        raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
-    if not messages[-1]["content"].strip():
-        raise Malformed("the last message is empty")
-    return messages
 
 
 def _is_json(value: Any) -> bool:

@@ -8,7 +8,7 @@ RAFT = Path(__file__).parent.parent / "raft"
 FLOORS = [
     {"errors", "files", "seeds", "terminal", "guard"},
     {"records", "plugins", "imports", "progress", "logs", "curves", "layout", "timing"},
-    {"contracts", "attention", "output"},
+    {"contracts", "attention", "output", "messages"},
     {"chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
     {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},

@@ -109,7 +109,7 @@ def test_texts_that_are_no_dialogues_have_no_prompt(tokenizer: Any):
         (dialogue("a", " x"), dialogue("a", ""), "rejected is empty"),
         (dialogue("a", " x"), dialogue("a", " x"), "chosen and rejected are equal"),
         ("", "x", "chosen is empty"),
-        ("x", None, "rejected is not text but NoneType"),
+        ("x", None, "rejected is not text but null"),
         ("x", "\udc00", "rejected holds half a character (a lone surrogate)"),
     ],
 )

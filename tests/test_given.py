@@ -52,8 +52,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "messages a text": ({"text": None, "messages": "why?"}, "messages is not a list of messages such as"),
     "no messages": ({"text": None, "messages": []}, "messages is not a list of messages such as"),
     "messages of texts": ({"text": None, "messages": ["why?"]}, "messages is not a list of messages such as"),
-    "a message without a role": ({"text": None, "messages": [{"content": "x"}]}, "no column role"),
-    "a message without words": ({"text": None, "messages": [{"role": "user", "content": None}]}, "content is not text"),
+    "a message without a role": ({"text": None, "messages": [{"content": "x"}]}, r"messages\[0\] has no role"),
+    "a message without words": ({"text": None, "messages": [{"role": "user", "content": None}]}, "the content is null"),
     "an empty message": ({"text": None, "messages": [{"role": "user", "content": ""}]}, "the last message is empty"),
     "an answer as prompt": (
         {"text": None, "messages": [{"role": "assistant", "content": "x"}]}, "ends with the assistant's own words",

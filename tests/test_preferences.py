@@ -64,7 +64,7 @@ def test_whole_dialogues_become_messages_and_their_last_replies(tmp_path: Path):
         ("Hi\n\nAssistant: x", HEAD + " y", "not a dialogue"),
         ("\n\nHuman: Hi", HEAD + " y", "not a dialogue"),
         ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "the prompt is empty"),
-        (HEAD + " x", None, "rejected is not text but NoneType"),
+        (HEAD + " x", None, "rejected is not text but null"),
         (HEAD + " x", ["y"], "rejected is not text but list"),
     ],
 )
@@ -287,7 +287,7 @@ def test_duels_of_several_turns_can_be_compared_only_where_the_same_was_asked(tm
         "conversation_b does not end with a reply",
         "winner is neither model_a nor model_b nor a tie but 'model_c'",
         "rejected is empty",
-        "conversation_a is not a list of messages",
+        "conversation_a is not a list of messages such as {role: user, content: ...}",
     ]
     none, dropped = gathered(of_file(tmp_path, "arena", rows[:1], single_turn=True))
     assert not none and dropped[0].reason == "more than one turn"
@@ -321,7 +321,7 @@ def test_rewardbench_is_read_from_parquet_and_its_repeated_ids_do_no_harm(tmp_pa
     assert [one.subset for one in pairs] == ["hep-cpp", "math-prm"]
     assert [one.reason.split(": ", 1)[-1] for one in dropped] == [
         "the prompt is empty",
-        "subset is not text but NoneType",
+        "subset is not text but null",
     ]
 
 
