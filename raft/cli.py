@@ -6,6 +6,7 @@ Exit status: 0 done, 2 something that the user can put right (one message, no tr
 import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,32 +16,15 @@ from typing import Any
 
 from raft import __version__, commands
 from raft.errors import Stopped, UserError
+from raft.terminal import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
-    options = _options(arguments)
+    options = parse(arguments)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    try:
-        options.command(options)
-        status = 0
-    except UserError as fault:
-        print(f"raft: {fault}", file=sys.stderr)
-        status = 2
-    except Stopped:
-        print(f"\nraft: stopped; nothing finished is lost. Go on with:\n  {_again()}", file=sys.stderr)
-        status = 143
-    except BrokenPipeError:
-        status = 0
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}",
-            file=sys.stderr,
-        )
-        status = 2
+    status = execute(options)
     if status or "vllm" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # whoever read it may be gone
@@ -48,7 +32,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def execute(options: argparse.Namespace) -> int:
+    """Carries a command out, says what went wrong, and returns the exit status."""
+    try:
+        options.command(options)
+        status = 0
+    except UserError as fault:
+        complain(f"raft: {fault}")
+        status = 2
+    except Stopped:
+        complain(f"\nraft: stopped; nothing finished is lost. Go on with:\n  {_again()}")
+        status = 143
+    except BrokenPipeError:
+        status = 0
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        complain(f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}")
+        status = 2
+    return status
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; overrides may also stand behind an option, which argparse by itself does not understand."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -113,4 +118,4 @@ def _stop(signum: int, frame: Any) -> None:
 
 
 def _again() -> str:
-    return "raft " + " ".join(sys.argv[1:])
+    return shlex.join(["raft", *sys.argv[1:]])

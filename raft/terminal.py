@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from typing import TextIO
 
 HARMLESS = "\n\t"
 DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"}
@@ -19,6 +20,17 @@ def _visible(character: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """A line on standard output, at once, whatever the terminal's encoding."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    """A line on standard output, at once and harmless, whatever the terminal's encoding."""
+    _write(text, sys.stdout)
+
+
+def complain(text: str) -> None:
+    """A message on standard error, at once and harmless: it quotes files and programs of others."""
+    _write(text, sys.stderr)
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed before the process began
+        return
+    encoding, text = stream.encoding or "utf-8", safe(text)
+    print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)

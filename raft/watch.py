@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import progress, runs, show
+from raft.terminal import say
 
 EVERY = 2.0  # seconds between two looks
 PLAIN_EVERY = 15.0  # the same where there is no terminal to redraw
@@ -57,9 +58,8 @@ def watch(folder: Path) -> None:
     while True:
         running = runs.is_running(folder)
         if on_terminal:
-            print(CLEAR + status(folder), flush=True)
-        else:
-            print(at_work(folder) if running else status(folder), flush=True)
+            print(CLEAR, end="")
+        say(status(folder) if on_terminal or not running else at_work(folder))
         if not running:
             return
         time.sleep(EVERY if on_terminal else PLAIN_EVERY)
