@@ -43,6 +43,8 @@ def check(options: Namespace) -> None:
         say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
         for line in memory.lines(memory.plan(one, where), where):
             say(line)
+        for warning in preflight.foreseen(one):
+            say(f"  warning: {warning}")
     if options.measure:
         _measure(loaded, options.overrides)
 

@@ -39,14 +39,35 @@ class Finding:
         return asdict(self)
 
 
-def examine(reward: Any, prompts: Sequence[Prompt], name: str = "reward") -> Iterator[Finding]:
-    """The findings on a reward and its members, with a few prompts of the run. Rules and judges have none."""
+@dataclass(frozen=True)
+class Answers:
+    """How long answers can become: `max_tokens` tokens of the policy's tokenizer."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def longest(self, prompts: Sequence[Prompt]) -> str:
+        """A text of as many tokens as an answer can have, in the words of the prompts."""
+        ids = self.tokenizer("\n".join(prompt.content for prompt in prompts), add_special_tokens=False)["input_ids"]
+        times = -(-self.max_tokens // max(1, len(ids)))
+        return self.tokenizer.decode((ids * times)[: self.max_tokens], skip_special_tokens=True)
+
+
+def examine(
+    reward: Any, prompts: Sequence[Prompt], name: str = "reward", answers: Answers | None = None
+) -> Iterator[Finding]:
+    """The findings on a reward and its members, with a few prompts of the run. Rules and judges have none.
+
+    With `answers` also whether the longest answers of the policy fit what the reward model reads.
+    """
     for member, inner in getattr(reward, "members", {}).items():
-        yield from examine(inner, prompts, f"{name}.{member}")
+        yield from examine(inner, prompts, f"{name}.{member}", answers)
     if hasattr(reward, "reader"):
         for check in (_head, _bos, _round_trip, _padding, _same_everywhere, _tells_apart, _room):
             level, message = check(reward, prompts)
             yield Finding(name, check.__name__.strip("_"), level, message)
+        if answers is not None and prompts:
+            yield Finding(name, "longest_answer", *_longest_answer(reward, prompts, answers))
 
 
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
@@ -143,6 +164,26 @@ def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     if not long and not cut:
         return "warning" if others else "ok", told
     return "warning", f"{told}; raise max_tokens (the model reads {reward.reader.longest}), or lower prompts.max_tokens"
+
+
+def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) -> tuple[Level, str]:
+    """Whether answers of `generator.max_tokens` can be scored, in the reward model's own tokens."""
+    text = answers.longest(prompts)
+    found = [reward.encode(prompt, text) for prompt in prompts]
+    longest, cut = max(len(ids) for ids, _ in found), sum(gone > 0 for _, gone in found)
+    long = sum(len(ids) > reward.limit for ids, _ in found)
+    told = f"an answer of generator.max_tokens: {answers.max_tokens} makes {longest} tokens here with its prompt"
+    if not long:
+        return "ok", told + (f"; {cut} of {len(found)} prompts lose their beginning to it" if cut else "")
+    frame = max(len(reward.encode(prompt, "")[0]) for prompt in prompts)
+    fits = max(0, int(answers.max_tokens * (reward.limit - frame) / max(1, longest - frame)))
+    return "warning", (
+        f"{told}, more than the {reward.limit} that are read (reward.max_tokens: {reward.max_tokens}, the model: "
+        f"{reward.reader.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
+        f"than selection.max_failed stop the run: lower generator.max_tokens to about {fits}"
+        + (", or raise reward.max_tokens" if reward.max_tokens < reward.reader.longest else "")
+        + ("" if reward.too_long == "cut-prompt" else ", or set too_long: cut-prompt")
+    )
 
 
 def _leading(ids: Sequence[int], token: int) -> int:

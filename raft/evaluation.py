@@ -29,7 +29,10 @@ class Evaluator:
         )
         rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
         known = {name: reward for name, reward in rewards.items() if reward is not None}
-        told.diagnosed(run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts))
+        limit = getattr(recipe.generator, "max_tokens", None)
+        told.diagnosed(
+            run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts, policy=first, max_tokens=limit)
+        )
         self.references: Artifact | None = None
         if options.references is not None:
             self.references = run.once("references.jsonl", stages.gather, options.references, start=first)

@@ -14,6 +14,8 @@ from raft.errors import UserError
 from raft.plugins import Fault, text_of
 from raft.recipe import Loaded, RecipeError
 
+SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
+
 
 def check(loaded: Loaded, fetch: bool = False) -> None:
     """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
@@ -23,6 +25,66 @@ def check(loaded: Loaded, fetch: bool = False) -> None:
         faults += _fits(loaded.recipe, made)
     if faults:
         raise RecipeError(loaded.path, faults, {})
+
+
+def foreseen(loaded: Loaded) -> Iterator[str]:
+    """Warnings of what will go wrong later: answers that a reward model cannot read to their end.
+
+    Measured with the tokenizers of policy and reward model, where both are here, on a sentence of English; the doctor
+    measures with the run's own prompts.
+    """
+    recipe = loaded.recipe
+    limit = getattr(getattr(recipe, "generator", None), "max_tokens", None)
+    own = _tokenizer(getattr(recipe, "policy", None))
+    if not isinstance(limit, int) or own is None:
+        return
+    words = SAMPLE * (1 + limit // len(own.encode(SAMPLE, add_special_tokens=False).ids))
+    answer = own.decode(own.encode(words, add_special_tokens=False).ids[:limit])
+    gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
+    for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):
+        if (other := _tokenizer(reward)) is None:
+            continue
+        longest = min(reward.max_tokens, _context(_read(_folder(reward) / "config.json")) or reward.max_tokens)
+        tokens = len(other.encode(answer, add_special_tokens=False).ids)
+        if tokens >= longest:
+            yield (
+                f"{key}: answers of generator.max_tokens: {limit} have about {tokens} tokens of {reward.model}, and it "
+                f"reads {longest} (the smaller of {key}.max_tokens: {reward.max_tokens} and the model's own), the "
+                "prompt among them. Such answers have no reward, and more of them than selection.max_failed stop the "
+                f"run: lower generator.max_tokens, or raise {key}.max_tokens if the model reads more"
+            )
+
+
+def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The reward models among rewards and the members of ensembles, by their keys."""
+    for key, reward in rewards.items():
+        yield from _models({f"{key}.members.{name}": one for name, one in getattr(reward, "members", {}).items()})
+        if hasattr(reward, "model") and hasattr(reward, "too_long"):
+            yield key, reward
+
+
+def _folder(part: Any) -> Path:
+    """Where the model of a section is, if it is here."""
+    path = Path(part.model)
+    return path if path.is_dir() else hub.fetched(part.model, part.revision) or path
+
+
+def _tokenizer(part: Any) -> Any:
+    """The fast tokenizer of a section's model, without transformers; None if it is not here."""
+    if getattr(part, "model", None) is None or not (file := _folder(part) / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception:  # the tokenizers library raises a bare Exception; loading the model says what is wrong
+        return None
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    """How many tokens a model has positions for, by its config.json."""
+    found = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) else None
 
 
 def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
@@ -71,7 +133,7 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
             "prompts.format",
             f"the prompts are chat messages, but {folder} has no chat template; use format: text, or a model with one",
         )
-    context = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
+    context = _context(config)
     needed = recipe.prompts.max_tokens + recipe.generator.max_tokens
     if context and needed > context:
         yield Fault(

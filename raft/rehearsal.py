@@ -26,8 +26,17 @@ def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
         _require(loaded.needs)
     with beside(loaded.path):
         for name, reward in rewards.items():
-            yield from doctor.examine(reward, list(islice(_prompts(recipe), FEW)), name)
+            yield from doctor.examine(reward, list(islice(_prompts(recipe), FEW)), name, _answers(recipe))
             reward.release()
+
+
+def _answers(recipe: Any) -> doctor.Answers | None:
+    """How long the policy's answers can become; None in a job in which none answers."""
+    limit = getattr(getattr(recipe, "generator", None), "max_tokens", None)
+    if limit is None:
+        return None
+    policy = hub.locate_model(recipe.policy.model, recipe.policy.revision)
+    return doctor.Answers(load_tokenizer(str(policy)), limit)
 
 
 def _rewards(recipe: Any) -> Iterator[tuple[str, Any]]:

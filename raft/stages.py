@@ -96,15 +96,25 @@ def set_aside(examples: Any, output: Output, start: Artifact, held_out: bool) ->
     gather(examples, output, start, held_out)
 
 
-def diagnose(rewards: Mapping[str, Any], output: Output, prompts: Artifact) -> None:
-    """doctor.jsonl: what the quick checks of each reward model found. UserError if one of them is a fault."""
+def diagnose(
+    rewards: Mapping[str, Any],
+    output: Output,
+    prompts: Artifact,
+    policy: Artifact | None = None,
+    max_tokens: int | None = None,
+) -> None:
+    """doctor.jsonl: what the quick checks of each reward model found. UserError if one of them is a fault.
+
+    `max_tokens` is how long the answers of `policy` can become.
+    """
     from raft import doctor
 
     few = [Prompt.of(row) for row in itertools.islice(prompts.read(), 8)]
+    answers = None if policy is None or max_tokens is None else doctor.Answers(_tokenizer(policy), max_tokens)
     found = []
     for name, reward in rewards.items():
         device.take(reward)
-        found += list(doctor.examine(reward, few, name))
+        found += list(doctor.examine(reward, few, name, answers))
     faults = [f"{one.reward}: {one.check}: {one.message}" for one in found if one.level == "fault"]
     if faults:
         raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))

@@ -78,7 +78,8 @@ def test_rewards_that_cannot_be_given_stop_the_run_and_are_never_zero(world):
     (world / "moods.py").write_text("def moody(prompt, response):\n    raise ValueError('not today')\n")
     done = worlds.raft(world, "run", "recipe.yaml", "name=moody", "reward.function=moods:moody")
     assert done.returncode == 2 and "selection.max_failed" in done.stderr and "not today" in done.stderr
-    rows = [json.loads(line) for line in open(world / "outputs" / "moody" / "iterations" / "001" / "scores.jsonl")]
+    scores = world / "outputs" / "moody" / "iterations" / "000" / "evaluation" / "scores.jsonl"
+    rows = [json.loads(line) for line in open(scores)]
     assert all(one.get("reward") is None and "not today" in one["error"] for row in rows for one in row["scores"])
 
 

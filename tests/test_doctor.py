@@ -9,7 +9,7 @@ import worlds
 from heads import LLAMA_GATE, gate, make, rand, speak_llama
 from reward_models import SIZE, edit, save
 
-from raft import doctor
+from raft import chat, doctor
 from raft.records import Prompt, read
 from raft.rewards.model import RewardModel
 
@@ -116,13 +116,42 @@ def test_padding_that_is_also_the_end_is_told(tmp_path: Path):
     assert "padding and EOS are the same token" in doctor._padding(reward, PROMPTS)[1]
 
 
+def test_the_longest_answers_are_measured_in_the_tokens_of_the_reward_model(llama: Path, tmp_path: Path):
+    """The policy's tokens are of several letters, those of this reward model of one letter each."""
+    tokenizer = chat.load_tokenizer(str(worlds.make_policy(tmp_path / "policy")))
+    prompts = [Prompt(f"p{n}", text=f"the red fox sees {n} hens ") for n in range(3)]
+    reward = RewardModel(model=str(llama), template="plain")
+    for limit in (20, 200):
+        answers = doctor.Answers(tokenizer, limit)
+        text = answers.longest(prompts)
+        assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == limit
+        letters = 1 + max(len(prompt.content) for prompt in prompts) + len(text)  # with one BOS
+        (found,) = [one for one in doctor.examine(reward, prompts, answers=answers) if one.check == "longest_answer"]
+        assert f"makes {letters} tokens here" in found.message
+        assert found.level == ("ok" if letters <= 256 else "warning")
+    assert "more than the 256 that are read" in found.message and "selection.max_failed" in found.message
+    fits = int(found.message.split("lower generator.max_tokens to about ")[1].split(",")[0])
+    assert len(doctor.Answers(tokenizer, fits).longest(prompts)) + letters - len(text) <= 256 + 8
+
+
+def test_check_foresees_answers_that_the_reward_model_cannot_read(llama: Path, tmp_path: Path):
+    reward = {"kind": "model", "model": str(llama), "template": "plain"}
+    worlds.make_recipe(tmp_path, reward={"kind": "ensemble", "members": {"a": reward}})
+    assert "reads" not in worlds.raft(tmp_path, "check", "recipe.yaml").stdout
+    told = worlds.raft(tmp_path, "check", "recipe.yaml", "prompts.max_tokens=16", "generator.max_tokens=240").stdout
+    assert "warning: reward.members.a: answers of generator.max_tokens: 240 have about" in told
+    assert "it reads 256" in told and "selection.max_failed" in told
+
+
 def test_a_run_keeps_what_the_doctor_found_and_tells_its_warnings(llama: Path, tmp_path: Path):
     reward = {"kind": "ensemble", "members": {"judge": {"kind": "model", "model": str(llama), "template": "plain"}}}
     worlds.make_recipe(tmp_path, reward=reward, iterations=1)
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     rows = list(read(tmp_path / "outputs/tiny/doctor.jsonl"))
-    assert [row["check"] for row in rows] == CHECKS and {row["reward"] for row in rows} == {"reward.judge"}
+    assert [row["check"] for row in rows] == [*CHECKS, "longest_answer"] and {row["reward"] for row in rows} == {
+        "reward.judge"
+    }
     assert "warning: reward.judge: round trip: the tokenizer changes or loses characters" in done.stdout
 
 
