@@ -4,7 +4,6 @@ What is shared are links into the other run. Nothing is ever made behind them (`
 iteration has is what its metrics tell, also where the branch evaluates more.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import Any
 
 from raft import preflight, recipe
 from raft.errors import UserError
-from raft.files import put
+from raft.files import put, write_json
 from raft.recipe import Loaded
-from raft.runs import stamp_path
+from raft.runs import about, iterations
+from raft.stamps import differences, read_stamp, require_all, stamp_path
 
 FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
@@ -31,6 +31,12 @@ def existing(folder: Path) -> Path:
             f"{folder} is not a run (it has no run.json)" + (f"; runs beside it: {', '.join(near)}" if near else "")
         )
     return folder
+
+
+def whole(folder: Path) -> Path:
+    """The folder of a run of which no file that holds rows is damaged; UserError if one is, or if it is no run."""
+    require_all(found := existing(folder), rows=True)
+    return found
 
 
 def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
@@ -49,6 +55,7 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
         _refuse_other(loaded.folder, folder, number)
         return loaded
     _refuse_pruned(folder, number)
+    require_all(folder)
     preflight.check(loaded, fetch=True)  # one that cannot start would only stand in the way of its name
     _set_up(folder, number, loaded)
     return loaded
@@ -66,14 +73,16 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
         if file.exists():
             _link(file, new)
             _link(stamp_path(file), new)
-    for name in ("run.json", "recipe.yaml"):
-        shutil.copyfile(folder / name, new / name)
+    shutil.copyfile(folder / "recipe.yaml", new / "recipe.yaml")
+    shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
+    write_json(new / "run.json", {**about(folder), "shared": shared})
     (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
     put(new, loaded.folder)
 
 
 def _refuse_number(folder: Path, number: int) -> None:
-    last = max((int(file.parent.name) for file in folder.glob("iterations/*/metrics.json.stamp.json")), default=None)
+    finished = (int(one.name) for one in iterations(folder) if stamp_path(one / "metrics.json").exists())
+    last = max(finished, default=None)
     if last is None:
         raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
     if not 1 <= number <= last + 1:
@@ -88,7 +97,7 @@ def _refuse_changes(old: Loaded, new: Loaded) -> None:
     changed = [
         one
         for key in keys
-        for one in recipe.differences(_at(old.config, key), _at(new.config, key), key)
+        for one in differences(_at(old.config, key), _at(new.config, key), key)
         if one.split(":", 1)[0] not in own
     ]
     if changed:
@@ -113,8 +122,8 @@ def _refuse_other(new: Path, folder: Path, number: int) -> None:
 
 
 def _refuse_pruned(folder: Path, number: int) -> None:
-    stamp = json.loads(stamp_path(folder / "iterations" / f"{number - 1:03d}" / "policy").read_text(encoding="utf-8"))
-    if stamp.get("pruned"):
+    stamp = read_stamp(folder / "iterations" / f"{number - 1:03d}" / "policy")
+    if stamp is not None and stamp.get("pruned"):
         raise UserError(
             f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "
             "predecessor is still there (see raft status), or make the run again with keep: all"

@@ -74,6 +74,7 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
 def status(options: Namespace) -> None:
     """Lists what a run has made, and what it is at; with --watch again and again."""
     from raft import branch, watch
+    from raft.stamps import require_all
     from raft.terminal import say
 
     folder = branch.existing(options.run)
@@ -81,6 +82,7 @@ def status(options: Namespace) -> None:
         watch.watch(folder)
     else:
         say(watch.status(folder))
+    require_all(folder)
 
 
 def plot(options: Namespace) -> None:
@@ -89,7 +91,7 @@ def plot(options: Namespace) -> None:
     from raft.figures import picture
     from raft.terminal import say
 
-    folders = [branch.existing(folder) for folder in options.runs]
+    folders = [branch.whole(folder) for folder in options.runs]
     output = options.output or folders[0] / picture.file_name(options.figure)
     table = picture.plot(options.figure, folders, output)
     say(f"{output}\n{table}")
@@ -101,7 +103,7 @@ def show(options: Namespace) -> None:
     from raft import show as shown
     from raft.terminal import say
 
-    folder = branch.existing(options.run)
+    folder = branch.whole(options.run)
     say(shown.prompt(folder, options.prompt_id) if options.prompt_id else shown.before_and_after(folder))
 
 
@@ -111,7 +113,7 @@ def report(options: Namespace) -> None:
     from raft import report as page
     from raft.terminal import say
 
-    say(str(page.write(branch.existing(options.run), options.output)))
+    say(str(page.write(branch.whole(options.run), options.output)))
 
 
 def score(options: Namespace) -> None:

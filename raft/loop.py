@@ -12,10 +12,11 @@ from raft.evaluation import Evaluator
 from raft.fallback import able
 from raft.following import followed
 from raft.imports import beside
-from raft.jobs import Align, EvaluateReward, FineTune, Label, TrainReward
+from raft.jobs import MAKES, Align, EvaluateReward, FineTune, Label, TrainReward
 from raft.keys import Artifact
 from raft.recipe import Loaded
 from raft.runs import Place, Run
+from raft.stamps import require
 from raft.told import Told
 
 
@@ -141,4 +142,7 @@ def run(loaded: Loaded, told: Told) -> None:
             finally:
                 opened.disk.settle()
                 timeline.record(opened.folder)
+            if one is not loaded:
+                made = opened.made(MAKES[one.recipe.job][1])
+                require(made.place, made.stamp)  # the next recipe reads it by its name
             told.closed(opened, one)

@@ -111,16 +111,6 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
     return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
 
 
-def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            below = f"{key}.{name}" if key else str(name)
-            yield from differences(old.get(name), new.get(name), below)
-    elif old != new:
-        yield f"{key}: was {old!r}, is {new!r}"
-
-
 def speed_keys(part: Any, key: str = "") -> Iterator[str]:
     """The dotted keys of options that change only how fast a result is made."""
     for item in dataclasses.fields(part):

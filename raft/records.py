@@ -4,6 +4,7 @@ One record type for each file of a run; docs/design.md shows the files. Records 
 reading is lazy: no function here holds more than one row of a file.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from raft.errors import UserError
+from raft.files import create
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +187,9 @@ def placed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes rows as JSON Lines; returns how many."""
+    """Writes rows as JSON Lines into a new file; returns how many."""
     count = 0
-    with open(path, "wb") as lines:
+    with create(path) as lines:
         for row in rows:
             lines.write(dump(row))
             count += 1
@@ -196,9 +198,20 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def groups(prompts: Path, responses: Path) -> Iterator[Group]:
     """The groups of an iteration: its prompts beside its responses, which stand in the same order."""
-    for prompt, answered in zip(read(prompts), read(responses), strict=True):
-        assert prompt["id"] == answered["prompt_id"], "prompts and responses are out of step"
+    for prompt, answered in in_step(prompts, responses):
         yield Group(Prompt(**prompt), answers(answered))
+
+
+def in_step(prompts: Path, *others: Path) -> Iterator[tuple[dict[str, Any], ...]]:
+    """The rows of files that belong to the same prompts, side by side. UserError where they are of different ones."""
+    for rows in itertools.zip_longest(read(prompts), *map(read, others)):
+        wanted = None if rows[0] is None else rows[0].get("id")
+        for file, row in zip(others, rows[1:], strict=True):
+            if rows[0] is None or row is None or row.get("prompt_id") != wanted:
+                there = "nothing" if row is None else f"prompt {row.get('prompt_id')!r}"
+                here = "nothing" if rows[0] is None else f"prompt {wanted!r}"
+                raise UserError(f"{file} does not belong to {prompts}: it has {there} where that has {here}")
+        yield rows
 
 
 def answers(row: dict[str, Any]) -> list[Response]:

@@ -14,7 +14,7 @@ from raft.imports import beside
 from raft.jobs import MAKES
 from raft.recipe import Loaded
 from raft.records import Pair, Prompt
-from raft.runs import stamp_path
+from raft.stamps import stamp_path
 
 FEW = 8  # prompts that the checks are made with
 

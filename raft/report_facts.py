@@ -3,7 +3,6 @@
 Everything here is small, whatever the size of the run; the groups themselves are in raft/report_groups.py.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from raft import __version__, advice, metrics, records, timeline
 from raft.jobs import Advice
 from raft.measuring import held_out_means
-from raft.runs import is_running, metrics_rows, stamp_path
+from raft.runs import about, is_running, metrics_rows
+from raft.stamps import stamp_path
 
 # Of each figure of metrics.jsonl: a readable name, how it is written, and what it means.
 COLUMNS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -63,7 +63,7 @@ STAMP = ("artifact", "iteration", "stage", "began", "seconds", "rows", "dropped"
 
 def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     """All that the page tells at once, as JSON-able data; `packed` is what is known of the batches of groups."""
-    about = _json(folder / "run.json")
+    known = about(folder)
     made = timeline.artifacts(folder)
     measured = metrics_rows(folder)
     rows = _finite(measured)
@@ -72,10 +72,10 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": folder.resolve().name,
         "raft": __version__,
-        "job": about.get("job"),
-        "seed": about.get("seed"),
-        "versions": about.get("versions", {}),
-        "machine": about.get("machine", {}),
+        "job": known.get("job"),
+        "seed": known.get("seed"),
+        "versions": known.get("versions", {}),
+        "machine": known.get("machine", {}),
         "running": is_running(folder),
         "iterations": {"made": max((row["iteration"] for row in rows), default=0), "wanted": _wanted(text)},
         "as_of": max((one["began"] + one["seconds"] for one in made), default=None),
@@ -85,7 +85,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "measured": {} if rows else _measured(made),
         "batches": packed,
         "stages": [{name: one.get(name) for name in STAMP} for one in made],
-        "timeline": list(timeline.shares(made, about.get("processes", []))),
+        "timeline": list(timeline.shares(made, timeline.processes(known))),
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
         "findings": findings(folder, measured, text),
@@ -188,10 +188,6 @@ def _finite(content: Any) -> Any:
 def _wanted(recipe: str) -> int | None:
     found = re.search(r"^iterations: (\d+)$", recipe, re.MULTILINE)
     return int(found[1]) if found else None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _text(file: Path) -> str | None:

@@ -3,32 +3,33 @@
 `once(name, stage, section, **inputs)` returns an artifact, making it only if the same section and the
 same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
+What was changed or cut since is refused before it is read (`raft.stamps`); what was deleted is made again.
 
 A folder, which is a model, is renamed first: it and its stamp come to the disk while the engine reads it already.
 Nothing that was made from it is kept before, so a kill never leaves rows of a policy that is made anew.
 """
 
 import fcntl
-import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft import logs, metrics, records, timing
+from raft import logs, metrics, records, stamps, timing
 from raft.errors import UserError
-from raft.files import Disk, flush, put, remove, sync, write_json, write_text
+from raft.files import Disk, disk_faults, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.output import Output
 from raft.progress import Progress
-from raft.recipe import Loaded, differences, speed_keys
+from raft.recipe import Loaded, speed_keys
+from raft.stamps import differences, partial_path, read_object, read_stamp, stamp_path
 
-FORMAT = 3  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 4  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 
 
@@ -45,13 +46,14 @@ class Place:
         artifact was made from something else: the message names what changed; nothing is overwritten.
         """
         path = self.folder / name
-        if self.shared or path.is_symlink():
+        if self.run.shares(path):
             return self.made(name)
         key = self.key(stage, section, inputs)
-        if (stamp := _stamp(path)) is not None:
+        if (stamp := read_stamp(path)) is not None:
             _refuse_other(path, stamp["key"], key)
             partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
             if path.exists() or stamp.get("pruned"):
+                stamps.require(path, stamp, whole=False)
                 return Artifact(path, stamp)
         return self._make(path, stage, section, inputs, key)
 
@@ -71,12 +73,12 @@ class Place:
     @property
     def shared(self) -> bool:
         """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
-        return self is not self.run and self.folder.is_symlink()
+        return self is not self.run and self.run.shares(self.folder)
 
     def made(self, name: str) -> Artifact:
         """A finished artifact as it stands. UserError if it is not there."""
         path = self.folder / name
-        if (stamp := _stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
+        if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
 
@@ -87,6 +89,7 @@ class Place:
     def _make(
         self, path: Path, stage: Callable[..., None], section: Any, inputs: dict[str, Any], key: dict[str, Any]
     ) -> Artifact:
+        self.run.refuse_links(path)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         if stamp_path(path).exists():  # of what was deleted since
@@ -104,12 +107,14 @@ class Place:
             Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
             stage=stage.__name__,
             disk=self.run.disk,
+            key=key,
         )
         began = time.time()
         timing.taken()
         logs.quieten()
         try:
-            stage(section, output, **inputs)
+            with disk_faults():
+                stage(section, output, **inputs)
         finally:
             output.progress.close()
         whole = sum(drop.index is None for drop in output.drops)
@@ -140,7 +145,11 @@ class Place:
             if is_model:
                 sync(path)
                 flush(path.parent)
-            write_json(stamp_path(path), {**stamp, "synced": round(time.perf_counter() - began, 3)})
+            synced = time.perf_counter()
+            stamp["content"] = stamps.content_of(path)
+            hashed = time.perf_counter()
+            times = {"synced": round(synced - began, 3), "hashed": round(hashed - synced, 3)}
+            write_json(stamp_path(path), {**stamp, **times})
             output.partial.unlink(missing_ok=True)
 
         if is_model:
@@ -166,6 +175,22 @@ class Run(Place):
     def __init__(self, folder: Path, seed: int):
         self.seed, self.disk = seed, Disk()
         super().__init__(folder, 0, self)
+        self._shared = {folder / name for name in shared_names(folder)}
+
+    def shares(self, path: Path) -> bool:
+        """Whether it belongs to the run that this one branched off, and stands here as a link."""
+        return not self._shared.isdisjoint([path, *path.parents])
+
+    def refuse_links(self, path: Path) -> None:
+        """UserError if a folder on the way from the run to `path` is a link: raft writes nothing outside a run."""
+        for folder in path.parents:
+            if folder == self.folder:
+                return
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link to {folder.readlink()}, and raft writes through no link inside a run; put "
+                    "the folder itself in its place, or move the whole run and link that"
+                )
 
     def iteration(self, number: int) -> Place:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
@@ -188,7 +213,17 @@ class Run(Place):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             _settle(folder, loaded)
-            yield cls(folder, loaded.recipe.seed)
+            run = cls(folder, loaded.recipe.seed)
+            run.look_over()
+            yield run
+
+    def look_over(self) -> None:
+        """Takes away the stamps of what was deleted, which is made again. UserError if an artifact is damaged."""
+        for path, stamp in stamps.stamped(self.folder):
+            own = not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
+            if own and not path.exists() and not stamp.get("pruned"):
+                stamp_path(path).unlink()
+        stamps.require_all(self.folder)
 
     def rebuild_metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl out of the files of the iterations: one row for each policy, never a row twice."""
@@ -205,25 +240,54 @@ class Run(Place):
         stay = {0, *made[-1:], *([best] if keep == "best" else [])}
         for place in map(self.iteration, made if keep != "all" else []):
             path = place.folder / "policy"
-            if place.number not in stay and not place.shared and path.exists():
+            if place.number not in stay and path.exists() and not place.folder.is_symlink():
                 write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
                 remove(path)
 
 
+def iterations(folder: Path) -> list[Path]:
+    """The folders of the iterations that exist, in order."""
+    return sorted(one for one in folder.glob("iterations/[0-9]*") if one.name.isdecimal() and one.name.isascii())
+
+
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl: row i holds what is known of policy i."""
-    files = folder.glob("iterations/*/metrics.json")
-    return metrics.merged({int(file.parent.name): json.loads(file.read_text(encoding="utf-8")) for file in files})
+    """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
+    files = (one / "metrics.json" for one in iterations(folder))
+    return metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
 
 
-def stamp_path(path: Path) -> Path:
-    """The stamp beside an artifact."""
-    return path.with_name(f"{path.name}.stamp.json")
+def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
+    """A metrics.json: figures of the policy and of the one before, each a number, or a list of what was found."""
+    cure = f"delete {file}; then {stamps.again(file)}"
+    found = read_object(file, cure)
+    for part in ("policy", "previous"):
+        figures = found.get(part)
+        if not isinstance(figures, dict):
+            raise UserError(f"{file} is damaged: {part} is not a mapping of figures; {cure}")
+        for name, figure in figures.items():
+            known = isinstance(figure, int | float) and not isinstance(figure, bool)
+            if not known and not (isinstance(figure, list) and all(isinstance(one, dict) for one in figure)):
+                raise UserError(f"{file} is damaged: {part}.{name} is {figure!r}, which is no number; {cure}")
+    return found
 
 
-def _stamp(path: Path) -> dict[str, Any] | None:
-    file = stamp_path(path)
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def about(folder: Path) -> dict[str, Any]:
+    """What run.json says. UserError if it is damaged."""
+    file = folder / "run.json"
+    found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
+    kinds: dict[str, type] = {"recipe": str, "job": str, "versions": dict, "machine": dict, "processes": list}
+    kinds |= {"shared": list, "timeline": list}
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name, kind()), kind):
+            raise UserError(
+                f"{file} is damaged: {name} is {found[name]!r}; delete it; then raft run RECIPE writes it again"
+            )
+    return found
+
+
+def shared_names(folder: Path) -> list[str]:
+    """The names of what a run shares with the one that it branched off, each a link into that one."""
+    return about(folder).get("shared", []) if (folder / "run.json").exists() else []
 
 
 def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -235,11 +299,6 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
             "or branch off with: raft resume RUN --from-iteration N"
         )
-
-
-def partial_path(path: Path) -> Path:
-    """Where an artifact that is made group by group grows."""
-    return path.with_name(f"{path.name}.partial")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -290,23 +349,55 @@ def _settle(folder: Path, loaded: Loaded) -> None:
 
 
 @contextmanager
-def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
-    """Holds a lock until the block ends, or the process. UserError if another process holds it."""
-    with open(file, "w") as lock:
+def locked(file: Path, what: str, otherwise: str, leave: bool = True) -> Iterator[None]:
+    """Holds a lock until the block ends, or the process; then its file goes, unless `leave`.
+
+    UserError if another process holds it, or if it cannot be had.
+    """
+    lock = _lock(file, what, otherwise)
+    try:
+        yield
+    finally:
+        if not leave:
+            file.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(file: Path, what: str, otherwise: str) -> int:
+    """The descriptor of a lock file that still has its name when it is locked: another process may have deleted it."""
+    while True:
+        if file.is_symlink():
+            raise UserError(f"{file} is a link, and raft writes through none inside a run; delete it")
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), file.stat()):
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
             raise UserError(f"{what} is at work in another process; wait for it, or {otherwise}") from None
-        yield
+        except OSError as fault:
+            os.close(lock)
+            raise UserError(
+                f"{file} cannot be locked ({fault.strerror}), so two processes could work on {what} at once; put it on "
+                "a file system that has locks"
+            ) from None
+        os.close(lock)
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process works on the run now."""
-    if not (folder / ".lock").exists():
+    """Whether a process works on the run now; False where nobody can lock it, for then raft does not work there."""
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # none, or no file
         return False
-    with open(folder / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
     return False

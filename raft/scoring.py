@@ -3,21 +3,22 @@
 OUT is written whole, out of OUT.partial; then OUT.stamp.json says what made it, and that it is done.
 """
 
-import json
+import time
 from pathlib import Path
 from typing import Any
 
-from raft import given, records, stages
+from raft import given, records, stages, timing
 from raft.errors import UserError
-from raft.files import put, write_json
+from raft.files import disk_faults, put, write_json
 from raft.imports import beside
 from raft.jobs import MAKES, Given
 from raft.keys import describe, digest, plain, speed_options, versions
 from raft.output import Output
 from raft.plugins import component
 from raft.progress import Progress
-from raft.recipe import RecipeError, dependencies, differences, find, read_one
-from raft.runs import FORMAT, locked, partial_path, stamp_path
+from raft.recipe import RecipeError, dependencies, find, read_one
+from raft.runs import FORMAT, locked
+from raft.stamps import content_of, differences, partial_path, read_stamp, require, stamp_path
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
@@ -32,14 +33,12 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None)
     path = find(reward)
     with beside(path):
         section, asked = _reward(path), Given(path=str(responses), prompts=str(prompts) if prompts else None)
-        key = plain({"format": FORMAT, "reward": describe(section), "responses": describe(asked)})
+        made_from = {"reward": describe(section), "responses": describe(asked)}
+        key = plain({"format": FORMAT, "stage": "score_file", **made_from})
         scores.parent.mkdir(parents=True, exist_ok=True)
         lock = scores.with_name(f".{scores.name}.lock")
-        with locked(lock, f"{scores}", "choose another OUT.jsonl"):
-            try:
-                stamp = _finished(scores, key) or _score(section, responses, prompts, scores, key)
-            finally:
-                lock.unlink()
+        with locked(lock, f"{scores}", "choose another OUT.jsonl", leave=False):
+            stamp = _finished(scores, key) or _score(section, responses, prompts, scores, key)
     return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
 
 
@@ -50,8 +49,10 @@ def _reward(path: Path) -> Any:
     faults: list[Any] = []
     known: dict[str, Any] = {name: config[name] for name in ("name", "variables") if name in config}
     for need in dependencies({**known, "reward": options}, path, faults):
-        if not stamp_path(need.folder / MAKES[need.recipe.job][1]).exists():
+        made = need.folder / MAKES[need.recipe.job][1]
+        if (stamp := read_stamp(made)) is None:
             raise UserError(f"{path}: the reward needs what {need.path} makes; make it first: raft run {need.path}")
+        require(made, stamp)
     found = component("reward", options, "reward", faults)
     if faults:
         raise RecipeError(path, faults, lines)
@@ -66,13 +67,15 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         if partial_path(scores).exists():
             return None  # a kill came before the stamp
         raise UserError(f"{scores} has no stamp, so raft score did not make it; delete it, or choose another OUT.jsonl")
-    stamp = json.loads(stamp_path(scores).read_text(encoding="utf-8"))
+    stamp = read_stamp(scores)
+    assert stamp is not None
     if changed := list(differences(stamp["key"], key)):
         raise UserError(
             f"{scores} was made by another reward, or of other responses; what differs:\n"
             + "".join(f"  {one}\n" for one in changed[:12])
             + "nothing was overwritten. Delete it, or choose another OUT.jsonl"
         )
+    require(scores, stamp)
     partial_path(scores).unlink(missing_ok=True)  # a kill can come between the stamp and this
     return stamp
 
@@ -82,9 +85,12 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     ids = [group.prompt.id for group in given.groups(responses, prompts)]
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
-    output = Output(temporary, partial_path(scores), digest(key), 0, 0, Progress(scores.name, "prompts"))
+    progress, began = Progress(scores.name, "prompts"), time.time()
+    output = Output(temporary, partial_path(scores), digest(key), 0, 0, progress, key=key)
+    timing.taken()
     try:
-        stages.score_groups(reward, output, given.groups(responses, prompts), ids)
+        with disk_faults():
+            stages.score_groups(reward, output, given.groups(responses, prompts), ids)
     finally:
         output.progress.close()
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
@@ -93,9 +99,14 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
         "hash": output.hash,
         "key": key,
         "rows": output.rows,
+        "dropped": 0,
         "measured": {"failed": failed},
+        "began": round(began, 3),
+        "seconds": round(time.time() - began, 3),
+        "parts": timing.taken(),
         "speed": speed_options(reward),
         "versions": versions(),
+        "content": content_of(scores),
     }
     write_json(stamp_path(scores), stamp)
     output.partial.unlink(missing_ok=True)

@@ -1,11 +1,10 @@
 """One prompt over the iterations, as text, from the files of a run alone."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raft import records
+from raft import records, stamps, timeline
 from raft.errors import UserError
 from raft.terminal import safe
 
@@ -99,17 +98,12 @@ def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
 def status(folder: Path, running: bool) -> str:
     """Which artifacts exist, what each took, and what is half-made."""
     lines = [f"{folder}  {'at work' if running else 'not running'}"]
-    stamps = sorted(
-        folder.rglob("*.stamp.json"), key=lambda file: json.loads(file.read_text(encoding="utf-8"))["began"]
-    )
-    for file in stamps:
-        stamp = json.loads(file.read_text(encoding="utf-8"))
-        name = str(file.relative_to(folder)).removesuffix(".stamp.json")
-        dropped = f", {stamp['dropped']} dropped" if stamp["dropped"] else ""
-        rows = f"{stamp['rows']} rows{dropped}" if stamp["rows"] else ""
-        lines.append(
-            f"  {name:44s} {stamp['seconds']:9.1f} s  {rows}{'  (deleted to save room)' if stamp.get('pruned') else ''}"
-        )
+    for one in timeline.artifacts(folder):
+        dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
+        rows = f"{one['rows']} rows{dropped}" if one["rows"] else ""
+        said = stamps.damage(folder / one["artifact"], one, whole=False)
+        note = "deleted to save room" if one.get("pruned") else f"damaged: {said}" if said else ""
+        lines.append(f"  {one['artifact']:44s} {one['seconds']:9.1f} s  {rows}{f'  ({note})' if note else ''}")
     for file in sorted(folder.rglob("*.partial")):
         with open(file, "rb") as partial:
             lines.append(f"  {file.relative_to(folder)!s:44s} half-made: {sum(1 for _ in partial) - 1} groups")

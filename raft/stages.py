@@ -292,16 +292,18 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     kind = Pair if trainer.takes_pairs else Example
     examples = (kind.of(row) for row in selected.read())
     seed = derive(output.seed, "train", output.iteration)
-    output.measured = trainer.train(start.path, examples, output.path, seed, output.advance, output.drop)
-    write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", start.path.name, selected.rows)
+    before = policy_of(start).path
+    output.measured = trainer.train(before, examples, output.path, seed, output.advance, output.drop)
+    write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", before.name, selected.rows)
     device.take(None)
 
 
 def policy_of(artifact: Artifact) -> Policy:
-    """A policy's folder; UserError if it has been pruned."""
-    if not artifact.path.exists():
+    """A policy's folder; UserError if it has been pruned, or is damaged."""
+    if artifact.stamp.get("pruned"):
         raise UserError(
-            f"{artifact.path} was deleted to save room (keep:); a new run with keep: all has every policy to go back to"
+            f"{artifact.place} was deleted to save room (keep:); a new run with keep: all has every policy to go back "
+            "to"
         )
     return Policy(artifact.path, artifact.path / "probe.json")
 

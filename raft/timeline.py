@@ -4,7 +4,6 @@
 process (drawing the curve, deleting policies) is `between`; what passes before its first one is `start-up`.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,37 +12,44 @@ from typing import Any
 
 from raft import timing
 from raft.files import write_json
+from raft.runs import about
+from raft.stamps import stamped
 
 PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save"}
-DEPTH = 3  # iterations/003/evaluation/
 
 
 def record(folder: Path) -> None:
     """Adds this process to run.json, and brings the timeline there up to what is finished."""
-    file = folder / "run.json"
-    about = json.loads(file.read_text(encoding="utf-8"))
-    earlier = [one for one in about.get("processes", []) if one["began"] != timing.BEGAN]
-    about["processes"] = [*earlier, {"began": timing.BEGAN, "ended": time.time()}]
-    about["timeline"] = [
+    known = about(folder)
+    earlier = [one for one in processes(known) if one["began"] != timing.BEGAN]
+    known["processes"] = [*earlier, {"began": timing.BEGAN, "ended": time.time()}]
+    known["timeline"] = [
         {name: one[name] for name in ("artifact", "stage", "began", "seconds", "parts")} for one in artifacts(folder)
     ]
-    write_json(file, about)
+    write_json(folder / "run.json", known)
+
+
+def processes(known: dict[str, Any]) -> list[dict[str, float]]:
+    """The processes that run.json names, but for what is no process."""
+    kept = []
+    for one in known.get("processes", []):
+        if isinstance(one, dict) and all(isinstance(one.get(name), int | float) for name in ("began", "ended")):
+            kept.append(one)
+    return kept
 
 
 def artifacts(folder: Path) -> list[dict[str, Any]]:
     """What each stamp says, with the artifact's name and iteration, in the order in which they were made."""
     found = []
-    files = (file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "*.stamp.json"))
-    for file in filter(Path.exists, files):  # a link into another run may lead nowhere
-        path = str(file.relative_to(folder)).removesuffix(".stamp.json")
-        iteration = re.match(r"iterations/(\d+)/", path)
-        stamp = json.loads(file.read_text(encoding="utf-8"))
+    for path, stamp in stamped(folder):
+        name = path.relative_to(folder).as_posix()
+        iteration = re.match(r"iterations/(\d+)/", name)
         found.append(
             {
                 **stamp,
-                "artifact": path,
+                "artifact": name,
                 "iteration": int(iteration[1]) if iteration else None,
-                "stage": "evaluate" if "/evaluation/" in path else stamp["key"]["stage"],
+                "stage": "evaluate" if "/evaluation/" in name else stamp["key"]["stage"],
             }
         )
     return sorted(found, key=lambda one: (one["began"], one["artifact"]))
@@ -58,7 +64,7 @@ def shares(made: list[dict[str, Any]], processes: list[dict[str, float]]) -> Ite
         parts = one["parts"]
         yield _share(one, one["stage"], one["seconds"] - sum(parts.values()))
         for name, seconds in parts.items():
-            yield _share(one, PARTS[name], seconds)
+            yield _share(one, PARTS.get(name, name), seconds)
     for process in processes:
         own = [one for one in made if process["began"] <= one["began"] <= process["ended"]]
         ends = [process["began"], *(one["began"] + one["seconds"] for one in own)]

@@ -62,14 +62,14 @@ def write_run(
             failed = [(n, i) for n in range(prompts) for i in range(k) if reward(number - 1, n, i) is None]
             drops = [Drop(f"p{n}", index, "select", "no reward").row() for n, index in failed]
             records.write(place / "dropped.jsonl", drops)
-            _stamp(place / "policy", "train")
+            stamp(place / "policy", "train")
         _rows(place / "evaluation" / "responses.jsonl", "generate", (one.row() for one in groups(number, aside, 2)))
         _rows(place / "evaluation" / "scores.jsonl", "score", scores(number, aside, 2))
         _rows(place / "evaluation" / "gold.jsonl", "score", scores(number, aside, 2, factor=10))
         previous = {"reward/mean": number - 1.0, "reward/best_of_k": number - 0.5, "response/tokens": 7.0}
         policy = {"reward/eval": float(number), "reward/eval_se": 0.25, "gold/eval": 10.0 * number, "eval/tokens": 9.0}
         _json(place / "metrics.json", {"policy": policy, "previous": previous if number else {}})
-        _stamp(place / "metrics.json", "measure")
+        stamp(place / "metrics.json", "measure")
     return folder
 
 
@@ -81,13 +81,13 @@ def response(text: str, seed: int = 0, logprobs: bool = False) -> Response:
 
 def _rows(path: Path, stage: str, rows: Iterator[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _stamp(path, stage, records.write(path, rows))
+    stamp(path, stage, records.write(path, rows))
 
 
-def _stamp(path: Path, stage: str, rows: int = 0) -> None:
-    key = {"stage": stage}
-    content = {"key": key, "rows": rows, "dropped": 0, "began": 1.7e9, "seconds": 2.5, "measured": {}, "parts": {}}
-    _json(path.with_name(f"{path.name}.stamp.json"), content)
+def stamp(path: Path, stage: str = "train", rows: int = 0, **more: Any) -> None:
+    """A stamp of something that no stage made: it says nothing of its content."""
+    content = {"hash": "", "key": {"stage": stage}, "rows": rows, "dropped": 0, "began": 1.7e9, "seconds": 2.5}
+    _json(path.with_name(f"{path.name}.stamp.json"), {**content, "measured": {}, "parts": {}, **more})
 
 
 def _json(path: Path, content: Any) -> None:

@@ -8,8 +8,8 @@ RAFT = Path(__file__).parent.parent / "raft"
 FLOORS = [
     {"errors", "files", "seeds", "terminal", "guard"},
     {"records", "plugins", "imports", "progress", "logs", "curves", "layout", "timing"},
-    {"contracts", "attention", "output", "messages"},
-    {"chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
+    {"contracts", "attention", "stamps", "messages"},
+    {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
     {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
     {"prompts", "likelihood", "runs", "preflight", "charts", "report_groups"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import worlds
 import yaml
-from folders import write_run
+from folders import stamp, write_run
 
 from raft import branch
 from raft.errors import UserError
@@ -90,7 +90,7 @@ def test_what_made_the_shared_part_cannot_be_changed(world, override, named):
 
 def test_references_are_shared_where_there_are_some(world):
     (world / "outputs" / "tiny" / "references.jsonl").touch()
-    (world / "outputs" / "tiny" / "references.jsonl.stamp.json").write_text("{}")
+    stamp(world / "outputs" / "tiny" / "references.jsonl")
     override = "evaluation.references={kind: file, path: other.jsonl}"
     with pytest.raises(UserError, match=r"evaluation\.references: was None, is {'kind'"):
         branch.off(Path("outputs/tiny"), 2, [override])
@@ -190,7 +190,7 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
     for number, gold in enumerate((0.0, 1.0, 3.0, 2.0, 2.5)):
         folder = run / "iterations" / f"{number:03d}"
         (folder / "policy").mkdir()
-        (folder / "policy.stamp.json").write_text("{}")
+        stamp(folder / "policy")
         (folder / "metrics.json").write_text(json.dumps({"policy": {"gold/eval": gold}, "previous": {}}))
     narrator = Narrator()
     narrator.run = Run(run, 0)
@@ -205,10 +205,11 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
 def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     """Those that it shares had perhaps another reward."""
     narrator = Narrator()
-    narrator.run = Run(tmp_path / "branch", 0)
     (tmp_path / "old").mkdir()
     (tmp_path / "branch" / "iterations").mkdir(parents=True)
     (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
+    (tmp_path / "branch" / "run.json").write_text('{"shared": ["iterations/000"]}')
+    narrator.run = Run(tmp_path / "branch", 0)
     narrator.recipe = Align(
         name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
         reward=Rule(function="length"),
@@ -224,7 +225,7 @@ def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(t
         for number in range(5):
             policy = run.iteration(number).folder / "policy"
             policy.mkdir(parents=True)
-            policy.with_name("policy.stamp.json").write_text("{}")
+            stamp(policy)
         run.prune(keep, best=2)
         kept[keep] = [number for number in range(5) if (run.iteration(number).folder / "policy").exists()]
     assert kept == {"last": [0, 4], "best": [0, 2, 4], "all": [0, 1, 2, 3, 4]}

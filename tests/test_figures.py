@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import stamp
 from worlds import raft
 
 from raft import drawing
@@ -28,7 +29,7 @@ def finish(path: Path, rows: list[dict[str, Any]]) -> None:
     """An artifact with its stamp."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path.with_name(f"{path.name}.stamp.json").write_text("{}")
+    stamp(path)
 
 
 def scores(table: Table, **more: Any) -> list[dict[str, Any]]:

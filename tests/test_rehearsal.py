@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import worlds
 import yaml
+from folders import stamp
 from reward_models import SIZE, save
 
 from raft import commands
 from raft.errors import UserError
-from raft.runs import stamp_path
 
 RULE = {"kind": "rule", "function": "length"}
 TRAINER = {"kind": "reward-model"}
@@ -85,7 +85,7 @@ def test_of_the_recipes_that_are_needed_those_that_were_run_are_not_asked_for(wo
     made = world / "outputs" / "pairs" / "pairs.jsonl"
     made.parent.mkdir(parents=True)
     made.write_text("")
-    stamp_path(made).write_text("{}")
+    stamp(made)
     with pytest.raises(UserError, match=r"outputs/judge/reward-model is not made yet.* raft run judge\.yaml"):
         commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True))
 

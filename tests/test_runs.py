@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import worlds
+from folders import stamp
 
 from raft import recipe
 from raft.errors import UserError
-from raft.files import write_json
 from raft.keys import describe
 from raft.output import Output
 from raft.plugins import source, speed
@@ -216,7 +216,7 @@ def test_a_policy_without_its_stamp_is_not_the_current_one(tmp_path):
         policy = run.iteration(number).folder / "policy"
         policy.mkdir(parents=True)
         if number < 3:
-            write_json(stamp_path(policy), {"key": {}})
+            stamp(policy)
     run.prune("last", best=0)
     assert [(run.iteration(number).folder / "policy").exists() for number in range(4)] == [True, False, True, True]
 

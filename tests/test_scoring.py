@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import worlds
+from folders import stamp
 
 from raft.contracts import BLOCK
 from raft.errors import UserError
 from raft.records import read
-from raft.runs import locked, stamp_path
+from raft.runs import locked
 from raft.scoring import score_file
 
 COUNT = 2 * BLOCK + 7
@@ -174,7 +175,7 @@ def test_the_reward_of_a_recipe_that_names_the_recipe_of_its_model_is_found_once
     made.mkdir(parents=True)
     with pytest.raises(UserError, match=r"make it first: raft run .*needed.yaml"):  # it may be half written
         score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
-    stamp_path(made).write_text("{}")
+    stamp(made)
     with pytest.raises(UserError, match=r"outputs/needed/reward-model"):  # it is no model, but it is found
         score_file(str(recipe), folder / "in.jsonl", folder / "out.jsonl", None)
 

@@ -1,6 +1,5 @@
 """The rewards of a run by policy, from the artifacts that are finished; so it works while the run is live."""
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from raft import metrics
 from raft.curves import Number
 from raft.keys import Artifact
 from raft.measuring import ranks_of, rewards_of
-from raft.runs import stamp_path
+from raft.stamps import read_stamp
 
 
 def training(folder: Path) -> dict[int, np.ndarray]:
@@ -86,6 +85,5 @@ def _read(path: Path, written: int) -> tuple[np.ndarray, bool]:
 def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
     """An artifact of every iteration that has finished it."""
     for iteration in sorted(folder.glob("iterations/[0-9]*")):
-        stamp = stamp_path(iteration / name)
-        if stamp.exists():
-            yield int(iteration.name), Artifact(iteration / name, json.loads(stamp.read_text(encoding="utf-8")))
+        if (stamp := read_stamp(iteration / name)) is not None:
+            yield int(iteration.name), Artifact(iteration / name, stamp)

@@ -1,0 +1,216 @@
+"""Stamps: what an artifact was made from, and what its files hold. A stamp beside an artifact means that it is done.
+
+`content` of a stamp has the size and SHA-256 of every file. An artifact is compared with it before it is read, once per
+process (`keys.Artifact.path`); sizes, and small files, are compared whenever its run is opened or looked at.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from raft.errors import UserError
+
+CONTENT_SINCE = 4  # the format from which on stamps hold the content
+SMALL = 8 * 2**20  # bytes of a file that is hashed even where its artifact is not read: a few milliseconds
+READERS = 4  # files that are hashed at once
+DEPTH = 3  # folders between a run and its deepest stamp: iterations/003/evaluation/
+WIDE = 12  # lines of a list in a message
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "hash": str, "key": dict, "rows": int, "dropped": int, "measured": dict, "began": (int, float),
+    "seconds": (int, float), "parts": dict,
+}  # fmt: skip
+
+Stamp = dict[str, Any]
+Content = dict[str, list[Any]]  # [size in bytes, SHA-256] of each file by its name in the folder; "" is a single file
+
+_digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
+
+
+def stamp_path(path: Path) -> Path:
+    """The stamp beside an artifact."""
+    return path.with_name(f"{path.name}.stamp.json")
+
+
+def partial_path(path: Path) -> Path:
+    """Where an artifact that is made group by group grows."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp of an artifact, None if it has none. UserError, which names the file, if it is damaged."""
+    file = stamp_path(path)
+    if not file.exists():
+        return None
+    stamp = read_object(file, f"delete {file}; then {again(path)}")
+    if (fault := _fault(stamp)) is not None:
+        raise UserError(f"{file} is damaged: {fault}; delete it; then {again(path)}")
+    return stamp
+
+
+def read_object(file: Path, cure: str) -> dict[str, Any]:
+    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do then."""
+    try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{file} is no file; {cure}")
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as fault:
+        said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
+        raise UserError(f"{file} is damaged: {said}; {cure}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{file} is damaged: expected an object such as {{...}}, found {type(content).__name__}; {cure}"
+        )
+    return content
+
+
+def stamped(folder: Path) -> Iterator[tuple[Path, Stamp]]:
+    """Every finished artifact of a run with its stamp, also those in folders that are links."""
+    for depth in range(DEPTH + 1):
+        for file in sorted(folder.glob("*/" * depth + "*.stamp.json")):
+            path = file.with_name(file.name.removesuffix(".stamp.json"))
+            if (stamp := read_stamp(path)) is not None:  # a link into another run may lead nowhere
+                yield path, stamp
+
+
+def content_of(path: Path) -> Content:
+    """What a file or a folder holds."""
+    names = files_of(path) if path.is_dir() else [""]
+    with ThreadPoolExecutor(READERS) as readers:  # hashlib lets other threads work
+        digests = list(readers.map(lambda name: file_digest(path / name), names))
+    return {name: [(path / name).stat().st_size, digest] for name, digest in zip(names, digests, strict=True)}
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files in a folder but hidden ones and *.md, which say nothing of a model's content."""
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
+    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes."""
+    status = path.stat()
+    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if known not in _digests:
+        with open(path, "rb") as file:
+            _digests[known] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[known]
+
+
+def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
+    """What of an artifact is not as its stamp says, None if all is. Large files are read only if `whole`."""
+    wanted: Content | None = stamp.get("content")
+    if stamp.get("pruned"):
+        return None
+    if not path.exists():
+        return "it is gone"
+    if wanted is None:
+        return None
+    if path.is_dir() == ("" in wanted):
+        return "it is a folder" if path.is_dir() else "it is no folder"
+    if path.is_dir() and (added := [name for name in files_of(path) if name not in wanted]):
+        return f"{added[0]} was added to it"
+    with ThreadPoolExecutor(READERS) as readers:
+        found = readers.map(lambda name: _difference(path, name, wanted[name], whole), wanted)
+        return next(filter(None, found), None)
+
+
+def require(path: Path, stamp: Stamp, whole: bool = True) -> None:
+    """UserError if an artifact is not what its stamp says, with what to do."""
+    if (said := damage(path, stamp, whole)) is not None:
+        raise _damaged(path, said)
+
+
+def require_all(folder: Path, rows: bool = False) -> None:
+    """UserError if an artifact of a run is not what its stamp says; it lists all that are not.
+
+    Large files are read only with `rows`, and those of models not even then.
+    """
+    looked = ((path, damage(path, stamp, rows and not path.is_dir())) for path, stamp in stamped(folder))
+    faults = [(path, said) for path, said in looked if said is not None]
+    if len(faults) > 1:
+        listed = "".join(f"  {path}: {said}\n" for path, said in faults[:WIDE])
+        more = f"  and {len(faults) - WIDE} more\n" if len(faults) > WIDE else ""
+        raise UserError(
+            f"{len(faults)} artifacts of {folder} are damaged:\n{listed}{more}"
+            f"nothing was changed. Delete them; then {again(faults[0][0])}"
+        )
+    for path, said in faults:
+        raise _damaged(path, said)
+
+
+def again(path: Path) -> str:
+    """How an artifact that was deleted is made again: by its own run, which may be another than the one looked at."""
+    above = list(path.absolute().parents[: DEPTH + 1])
+    linked = next((folder for folder in [path, *above] if folder.is_symlink()), None)
+    if linked is not None and any((folder / "run.json").exists() for folder in linked.parents[: DEPTH + 1]):
+        above = list(path.resolve().parents[: DEPTH + 1])
+    run = next((folder for folder in above if (folder / "run.json").exists()), None)
+    if run is None:
+        return "give the same command again, which makes it anew"
+    return f"make it anew with: raft resume {shlex.quote(os.path.relpath(run))}"
+
+
+def _damaged(path: Path, said: str) -> UserError:
+    if said == "it is gone":
+        return UserError(f"{path} is gone, and its stamp says that it was finished; {again(path)}")
+    return UserError(f"{path} is damaged: {said}. Nothing was changed. Delete it; then {again(path)}")
+
+
+def _difference(path: Path, name: str, entry: list[Any], whole: bool) -> str | None:
+    (size, digest), file, what = entry, path / name, name or "it"
+    if not file.is_file():
+        return f"{what} is no file" if file.exists() else f"{what} is missing"
+    if (there := file.stat().st_size) != size:
+        return f"{what} has {there} bytes, and had {size} when it was made"
+    if (whole or size <= SMALL) and file_digest(file) != digest:
+        return f"{what} has as many bytes as when it was made, but not the same ones"
+    return None
+
+
+def _fault(stamp: Stamp) -> str | None:
+    """What is wrong with the fields of a stamp."""
+    for name, kind in FIELDS.items():
+        value = stamp.get(name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not _finite(value):
+            return f"{name} is {value!r}" if name in stamp else f"it has no {name}"
+    if not isinstance(stamp["key"].get("stage"), str):
+        return "key names no stage"
+    if not all(_is_number(value) for value in stamp["parts"].values()):
+        return "parts are not all seconds"
+    content = stamp.get("content", None if _format(stamp) >= CONTENT_SINCE else {})
+    if not isinstance(content, dict) or not all(_is_entry(one) for one in content.values()):
+        return "content does not say what was made" if "content" in stamp else "it has no content"
+    return None
+
+
+def _format(stamp: Stamp) -> int:
+    found = stamp["key"].get("format", 0)
+    return found if isinstance(found, int) else CONTENT_SINCE
+
+
+def _is_entry(one: Any) -> bool:
+    return isinstance(one, list) and len(one) == 2 and isinstance(one[0], int) and isinstance(one[1], str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            below = f"{key}.{name}" if key else str(name)
+            yield from differences(old.get(name), new.get(name), below)
+    elif old != new:
+        yield f"{key}: was {old!r}, is {new!r}"
