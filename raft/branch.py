@@ -14,8 +14,8 @@ from raft import preflight, recipe
 from raft.errors import UserError
 from raft.files import put, write_json
 from raft.recipe import Loaded
-from raft.runs import about, iterations
-from raft.stamps import differences, read_stamp, require_all, stamp_path
+from raft.runs import about
+from raft.stamps import differences, iterations, read_stamp, require_all, stamp_path
 
 FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them

@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raft import files, logs, loop, recipe, runs, stamps
+from raft import files, logs, loop, recipe, runs
+from raft.errors import UserError
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.recipe import Loaded
+from raft.stamps import iterations, read_object, read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
 FILE = "forecast.json"
@@ -108,13 +110,15 @@ def compare(folder: Path) -> str | None:
     file = folder / FILE
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    made = sorted(folder.glob("iterations/[0-9]*/policy.stamp.json"))
-    actual = [sum(_seconds(stamp.parent).values()) for stamp in made if stamp.parent.name != "000"]
+    found = read_object(file, f"delete {file}: it is a forecast, and the run is finished")
+    if not isinstance(expected := found.get("iteration"), int | float):
+        raise UserError(f"{file} is damaged: iteration is {expected!r}, and not seconds; delete it")
+    made = [one for one in iterations(folder) if int(one.name) and stamp_path(one / "policy").exists()]
+    actual = [sum(_seconds(one).values()) for one in made]
     found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
     files.write_json(file, found)
     return (
-        f"forecast: an iteration was to take {_time(found['iteration'])}, "
+        f"forecast: an iteration was to take {_time(expected)}, "
         f"and took {_time(found['actual']['iteration'])} on average"
     )
 
@@ -144,23 +148,23 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
 
 def _asked_at_start(folder: Path) -> float:
     """Seconds that the first policy's held-out answers took, without the start of the engine for them."""
-    stamps = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("evaluation/*.stamp.json")]
-    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in stamps)
+    made = (stamp for _, stamp in stamped(folder / "evaluation"))
+    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in made)
 
 
 def _seconds(iteration: Path) -> Seconds:
     """What each artifact of an iteration took, by its stamp."""
-    stamps = {name: stamps.stamp_path(iteration / name) for name in STAGES}
-    return {
-        name: json.loads(file.read_text(encoding="utf-8"))["seconds"] for name, file in stamps.items() if file.exists()
-    }
+    made = {name: read_stamp(iteration / name) for name in STAGES}
+    return {name: stamp["seconds"] for name, stamp in made.items() if stamp is not None}
 
 
 def _rows(iteration: Path, name: str) -> float:
     """How many prompts an artifact of an iteration was made of."""
     evaluated = name.startswith("evaluation/")
     counted = iteration / ("evaluation/responses.jsonl" if evaluated else "responses.jsonl")
-    return json.loads(stamps.stamp_path(counted).read_text(encoding="utf-8"))["rows"]
+    stamp = read_stamp(counted)
+    assert stamp is not None
+    return stamp["rows"]
 
 
 def _wanted(whole: Align, name: str) -> float:

@@ -19,8 +19,8 @@ from raft.errors import UserError
 from raft.keys import Artifact
 from raft.output import Output
 from raft.records import Response
-from raft.runs import stamp_path
 from raft.seeds import derive
+from raft.stamps import iterations, read_stamp
 
 Figures = dict[str, Any]  # numbers by name; what was not measured is left out
 HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
@@ -157,10 +157,11 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     Of a run as far as it is scored, or of its policies up to `up_to`.
     """
     found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
-    for place in sorted(folder.glob("iterations/[0-9]*")):
+    for place in iterations(folder):
         for name, file in SCORES.items():
-            scores = place / file
-            if stamp_path(scores).exists() and (up_to is None or int(place.name) <= up_to):
+            stamp = read_stamp(place / file)
+            if stamp is not None and (up_to is None or int(place.name) <= up_to):
+                scores = Artifact(place / file, stamp).path
                 found[HELD_OUT[name]][int(place.name)] = _prompt_means(scores, scores.stat().st_mtime_ns)
     return found
 

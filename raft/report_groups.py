@@ -18,6 +18,7 @@ import numpy as np
 
 from raft import metrics, records
 from raft.errors import UserError
+from raft.stamps import iterations
 
 CHUNK = 256 * 1024  # bytes of rows in one block, before they are packed: what a reader unpacks to show one prompt
 EXCERPT = 160  # characters of a prompt in the index
@@ -51,7 +52,7 @@ def batches(folder: Path) -> list[Batch]:
     """Every list of responses that a run holds so far."""
     held_out = folder / "evaluation.jsonl"
     found: list[Batch] = []
-    for place in sorted(folder.glob("iterations/[0-9]*")):
+    for place in iterations(folder):
         number = int(place.name)
         if (place / "responses.jsonl").exists():
             found.append(Batch(f"t{number}", "training", number, number - 1, place / "prompts.jsonl", place))

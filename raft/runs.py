@@ -27,7 +27,7 @@ from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.output import Output
 from raft.progress import Progress
 from raft.recipe import Loaded, speed_keys
-from raft.stamps import differences, partial_path, read_object, read_stamp, stamp_path
+from raft.stamps import differences, iterations, partial_path, read_object, read_stamp, stamp_path
 
 FORMAT = 4  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
@@ -243,11 +243,6 @@ class Run(Place):
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
                 write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
                 remove(path)
-
-
-def iterations(folder: Path) -> list[Path]:
-    """The folders of the iterations that exist, in order."""
-    return sorted(one for one in folder.glob("iterations/[0-9]*") if one.name.isdecimal() and one.name.isascii())
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:

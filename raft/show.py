@@ -11,8 +11,7 @@ from raft.terminal import safe
 
 def iterations(folder: Path) -> list[Path]:
     """The folders of the iterations that exist."""
-    found = sorted(folder.glob("iterations/[0-9]*"))
-    if not found:
+    if not (found := stamps.iterations(folder)):
         raise UserError(
             f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
         )

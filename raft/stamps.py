@@ -69,6 +69,11 @@ def read_object(file: Path, cure: str) -> dict[str, Any]:
     return content
 
 
+def iterations(folder: Path) -> list[Path]:
+    """The folders of the iterations that exist, in order."""
+    return sorted(one for one in folder.glob("iterations/[0-9]*") if one.name.isdecimal() and one.name.isascii())
+
+
 def stamped(folder: Path) -> Iterator[tuple[Path, Stamp]]:
     """Every finished artifact of a run with its stamp, also those in folders that are links."""
     for depth in range(DEPTH + 1):

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from raft.errors import UserError
-from raft.recipe import RecipeError, differences, find, load
+from raft.recipe import RecipeError, find, load
+from raft.stamps import differences
 
 ROOT = Path(__file__).parent.parent
 

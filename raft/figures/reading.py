@@ -10,7 +10,7 @@ from raft import metrics
 from raft.curves import Number
 from raft.keys import Artifact
 from raft.measuring import ranks_of, rewards_of
-from raft.stamps import read_stamp
+from raft.stamps import iterations, read_stamp
 
 
 def training(folder: Path) -> dict[int, np.ndarray]:
@@ -84,6 +84,6 @@ def _read(path: Path, written: int) -> tuple[np.ndarray, bool]:
 
 def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
     """An artifact of every iteration that has finished it."""
-    for iteration in sorted(folder.glob("iterations/[0-9]*")):
+    for iteration in iterations(folder):
         if (stamp := read_stamp(iteration / name)) is not None:
             yield int(iteration.name), Artifact(iteration / name, stamp)
