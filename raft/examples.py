@@ -17,7 +17,7 @@ from raft.chat import Tokenizer, encode_response
 from raft.errors import UserError
 from raft.messages import Malformed, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, require_pair
-from raft.prompts import Reading, identified
+from raft.prompts import Reading, identified, reasons
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row
@@ -26,6 +26,7 @@ from raft.sources import FileRows, HubRows, InlineRows, Row
 PLACES = (
     "field", "messages", "format", "prefix", "suffix", "take", "id", "response", "chosen", "rejected", "text", "label",
 )  # fmt: skip
+AHEAD = 100  # rows that are looked at before the job is stopped for malformed ones, to say whether all are
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # how the dialogues of Anthropic's HH-RLHF mark their turns
 
 Made = TypeVar("Made")
@@ -206,20 +207,51 @@ def _made(
 ) -> Iterator[Made | Drop]:
     """The rows of one side of the split, each made into something or dropped."""
     aside = _set_aside(section, seed)
-    failed = 0
-    for number, (place, prompt_id, row) in enumerate(_rows(section)):
-        if aside[number] != held_out:
-            continue
-        try:
-            yield from make(row, prompt_id)
-        except Malformed as fault:
-            failed += 1
-            if failed > section.max_failed * len(aside):
-                raise UserError(
-                    f"{place}: {fault}; with this row {failed} of {len(aside)} cannot be used, more than "
-                    f"examples.max_failed: {section.max_failed:g} allows; mend the rows, or raise max_failed"
-                ) from None
-            yield Drop(prompt_id, None, "gather", f"{place}: {fault}")
+    rows = (one for number, one in enumerate(_rows(section)) if aside[number] == held_out)
+    used = 0
+    failed: list[Drop] = []
+    for place, prompt_id, row in rows:
+        made = _tried(make, place, prompt_id, row)
+        if isinstance(made, Drop):
+            failed.append(made)
+            if len(failed) > section.max_failed * len(aside):
+                ahead = [_tried(make, *one) for one in islice(rows, AHEAD)]
+                seen = used + len(failed) + len(ahead)
+                failed += [one for one in ahead if isinstance(one, Drop)]
+                raise UserError(_too_many(section, failed, seen, len(aside), row))
+            yield made
+        else:
+            used += 1
+            yield from made
+
+
+def _tried(make: Callable[[Row, str], Iterable[Made]], place: str, prompt_id: str, row: Row) -> list[Made] | Drop:
+    """What is made of a row, all of it or nothing."""
+    try:
+        return list(make(row, prompt_id))
+    except Malformed as fault:
+        return Drop(prompt_id, None, "gather", f"{place}: {fault}")
+
+
+def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: Row) -> str:
+    """That more rows than `max_failed` allows cannot be used; of the `seen` first ones it is known which."""
+    if len(failed) == seen:
+        return f"none of the first {seen} rows can be used, {reasons(failed)}; {_other_form(section, row)}"
+    return (
+        f"{len(failed)} of the first {seen} rows cannot be used, {reasons(failed)}. examples.max_failed: "
+        f"{section.max_failed:g} allows {math.floor(section.max_failed * rows)} of {rows}; "
+        "mend the rows, or raise max_failed"
+    )
+
+
+def _other_form(section: Examples, row: Row) -> str:
+    """What to do where no row has the form that the section says."""
+    there = f"columns: {', '.join(map(str, row)) or 'none'}"
+    if section.pairs is None:
+        return f"say with field or messages, and response, where they stand; {there}"
+    fitting = [name for name, layout in LAYOUTS.items() if name != section.pairs and {*layout.columns} <= row.keys()]
+    hint = f"; of these columns is pairs: {' or '.join(fitting)}" if fitting else ""
+    return f"they have not the form of pairs: {section.pairs}; docs/preference-data.md lists the forms; {there}{hint}"
 
 
 def _set_aside(section: Examples, seed: int) -> np.ndarray:

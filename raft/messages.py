@@ -19,6 +19,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of earlier turns, as templates and servers name them
 KEPT = ("name", "tool_call_id", *THOUGHTS)
+DEEPEST = 100  # lists and mappings inside each other
 SHAPE = "a list of messages such as {role: user, content: ...}"
 
 
@@ -78,13 +79,24 @@ def words(row: dict[str, Any], column: str) -> str:
 
 
 def require_json(value: Any, what: str) -> None:
-    """Malformed if a value cannot be written as JSON in UTF-8."""
+    """Malformed if a value cannot be written as JSON in UTF-8, or is nested too deep for a record to be copied."""
     try:
         records.dump({"": value})
     except UnicodeError:
         raise Malformed(f"{what} holds half a character (a lone surrogate)") from None
     except (TypeError, ValueError, RecursionError):
         raise Malformed(f"{what} cannot be written as JSON") from None
+    if _depth(value) > DEEPEST:
+        raise Malformed(f"{what} is nested more than {DEEPEST} deep")
+
+
+def _depth(value: Any) -> int:
+    """How many lists and mappings stand inside each other, counted to one more than DEEPEST."""
+    level, depth = [value], 0
+    while depth <= DEEPEST and (level := [one for one in level if isinstance(one, list | tuple | dict)]):
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def _message(turn: dict[str, Any], where: str) -> Message:

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import importlib
 import re
+import stat
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,22 @@ def text_of(file: str) -> str:
         if Path(file).exists():
             raise UserError(f"{file} cannot be read ({fault.strerror})") from None
         raise UserError(f"no file at {Path(file).absolute()}") from None
+
+
+def fault_of_file(name: str) -> str | None:
+    """Why a file that an option names cannot be read, None if it can. A pipe or a device is no file: it has no hash."""
+    path = Path(name)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return f"{name} is {'a folder' if path.is_dir() else 'no regular file'}; give a file"
+        with open(path, "rb"):
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return f"no file at {path.absolute()}"
+    except OSError as fault:
+        return f"{name} cannot be read ({fault.strerror})"
+    except ValueError as fault:  # half a character, or a NUL
+        return f"{name!r} names no file ({fault})"
 
 
 def section(name: str, default: Any = MISSING, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from raft import hub
 from raft.errors import UserError
-from raft.plugins import Fault, text_of
+from raft.plugins import Fault, fault_of_file, text_of
 from raft.recipe import Loaded, RecipeError
 
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
@@ -94,8 +94,9 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         kind = item.metadata.get("source")
         if value is None:
             continue
-        if kind == "file" and str(Path(value).parent) not in made and not Path(value).is_file():
-            yield Fault(below, f"no file at {Path(value).absolute()}")
+        if kind == "file" and str(Path(value).parent) not in made:
+            if (fault := fault_of_file(value)) is not None:
+                yield Fault(below, fault)
         elif kind == "model" and str(Path(value).parent) not in made:
             yield from _model(value, getattr(part, "revision", None), below, fetch)
         elif kind == "served" and part.url is None and str(Path(value).parent) not in made:

@@ -8,7 +8,8 @@ import math
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import blake2b
@@ -17,13 +18,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import plugins, records
+from raft import plugins
 from raft.chat import Tokenizer, encode_prompt
 from raft.errors import UserError
-from raft.messages import Malformed, Message, turns, words
+from raft.messages import Malformed, Message, require_json, turns, words
 from raft.records import Drop, Prompt
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
+
+PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
+MOST_REASONS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +131,10 @@ class Prompts(Reading):
             inner = row.get("meta")
             flat = {**row, **inner} if isinstance(inner, dict) else row
             own = {self.messages or self.field, self.id, *(["meta"] if flat is not row else [])}
-            return {name: value for name, value in flat.items() if name not in own and _is_json(value)}
+            return {name: value for name, value in flat.items() if name not in own and _is_json({name: value})}
         kept = {name: row[name] for name in self.meta if name in row}
         for name, value in kept.items():
-            if not _is_json(value):
-                raise Malformed(f"column {name} cannot be written as JSON")
+            require_json({name: value}, f"column {name}")
         return kept
 
 
@@ -199,6 +202,24 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
             yield replace(prompt, source=number if len(parts) > 1 else None)
 
 
+def reasons(drops: Iterable[Drop]) -> str:
+    """Why rows were dropped: each reason with its count and its first row, the commonest first; "" if none was.
+
+    Reasons that differ only in their numbers are counted as one.
+    """
+    counts: Counter[str] = Counter()
+    firsts: dict[str, str] = {}
+    for drop in drops:
+        place = PLACE.match(drop.reason)
+        reason = drop.reason[place.end() :] if place else drop.reason
+        kind = re.sub(r"\d+", "0", reason)
+        counts[kind] += 1
+        firsts.setdefault(kind, f"{reason} (the first: {place[1] if place else drop.prompt_id})")
+    told = [f"{count} of them: {firsts[kind]}" for kind, count in counts.most_common(MOST_REASONS)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
+    return "; ".join([*told, *([f"{rest} for other reasons"] if rest else [])])
+
+
 def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
     """The rows of each part in turn: the number of the part, the row's place, its id, the row.
 
@@ -236,10 +257,12 @@ def _id(value: Any, place: str) -> str | None:
 
 
 def _is_json(value: Any) -> bool:
+    """Whether a record can hold a value."""
     try:
-        return bool(records.dump({"": value}))
-    except (TypeError, ValueError, RecursionError):
+        require_json(value, "")
+    except Malformed:
         return False
+    return True
 
 
 def held_out_key(prompt: Prompt) -> str:
@@ -288,9 +311,10 @@ def _check_enough(part: int, share: Fraction, count: int, taken: int, per_iterat
     needed = max(taken, math.ceil(share * per_iteration))
     if needed > count:
         where = "" if share == 1 else f" from sources[{part}] of the mixture"
+        most = math.floor(count / share)
         raise UserError(
             f"prompts.per_iteration: {per_iteration} takes {needed} different prompts{where} in one iteration, "
-            f"but there are only {count}; lower it to {math.floor(count / share)} or less, or give more prompts"
+            f"but there are only {count}; {f'lower it to {most} or less, or ' if most else ''}give more prompts"
         )
 
 

@@ -20,11 +20,13 @@ from typing import IO, Any
 
 from raft import hub, plugins
 from raft.errors import UserError
+from raft.plugins import fault_of_file
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # where a row stands, and the row
 
 BLOCK = 1 << 16  # characters of a JSON list that are read at a time
+LONGEST = 1 << 27  # bytes of a line, and characters of a row: a file that unpacks to more would fill the memory
 BATCH = 1024  # rows of a Parquet file that are held at a time
 BLANKS = re.compile(r"[ \t\r\n]*")
 
@@ -69,10 +71,9 @@ class FileRows(Source):
                 yield "pattern", f"is for the lines of a .txt file, and {self.path} is none; leave it out"
 
     def rows(self) -> Rows:
-        path = Path(self.path)
-        if not path.is_file():
-            raise UserError(f"no file at {path.absolute()}")
-        rows = READERS[_ending(self.path)](path)
+        if (fault := fault_of_file(self.path)) is not None:
+            raise UserError(fault)
+        rows = READERS[_ending(self.path)](Path(self.path))
         return rows if self.pattern is None else _matched(rows, self.pattern)
 
     def identify(self) -> str:
@@ -94,8 +95,14 @@ class HubRows(Source):
     revision: str | None = None
 
     def rows(self) -> Rows:
-        for index, row in enumerate(hub.load_dataset(self.dataset, self.name, self.split, self.revision, self.folder)):
-            yield f"{self.dataset}/{self.split}[{index}]", row
+        found = hub.load_dataset(self.dataset, self.name, self.split, self.revision, self.folder)
+        where, index = f"{self.dataset}/{self.split}", 0
+        try:
+            for row in found:
+                yield f"{where}[{index}]", row
+                index += 1
+        except Exception as fault:
+            raise UserError(f"{where}[{index}]: cannot be read ({fault}); fetch the data set again") from None
 
     def identify(self) -> str:
         """The commit."""
@@ -116,6 +123,14 @@ class InlineRows(Source):
         for index, item in enumerate(self.items):
             if not isinstance(item, str | dict):
                 yield f"items[{index}]", f"expected a text or a mapping, found {item!r}"
+                continue
+            try:
+                json.dumps(item, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+            except (TypeError, ValueError, RecursionError) as fault:
+                yield (
+                    f"items[{index}]",
+                    f"cannot be written as JSON ({fault}); write names and dates as text, in quotes",
+                )
 
     def rows(self) -> Rows:
         for index, item in enumerate(self.items):
@@ -140,6 +155,26 @@ def _ending(path: str) -> str:
     return "parquet.gz" if ending == "parquet" and path.lower().endswith(".gz") else ending
 
 
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object. ValueError if a key stands in it twice: readers differ in which value they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def jsonl(path: Path) -> Rows:
+    """The objects of a JSON Lines file, plain or gzipped, each with its place; blank lines are no rows."""
+    if (fault := fault_of_file(str(path))) is not None:
+        raise UserError(fault)
+    yield from _jsonl(path)
+
+
 def _jsonl(path: Path) -> Rows:
     for number, line in _lines(path):
         place = f"{path}:{number}"
@@ -149,7 +184,7 @@ def _jsonl(path: Path) -> Rows:
 
 def _object(line: str, place: str) -> Row:
     try:
-        row = json.loads(line)
+        row = DECODER.decode(line)
     except (ValueError, RecursionError) as fault:
         raise UserError(f"{place}: not a line of JSON ({fault})") from None
     if not isinstance(row, dict):
@@ -203,12 +238,17 @@ class _Scan:
     def _object(self) -> Row:
         while True:
             try:
-                row, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                row, end = DECODER.raw_decode(self.text, self.at)
                 self._pass(end)
                 return row
             except (ValueError, RecursionError) as fault:
-                if not self._more():
+                self._bound()
+                if not isinstance(fault, json.JSONDecodeError) or not self._more():
                     raise UserError(f"{self.path}:{self.line}: not JSON ({fault})") from None
+
+    def _bound(self) -> None:
+        if len(self.text) - self.at > LONGEST:
+            raise UserError(f"{self.path}:{self.line}: an object of more than {LONGEST} characters; leave it out")
 
     def _pass(self, end: int) -> None:
         self.line += self.text.count("\n", self.at, end)
@@ -223,7 +263,7 @@ class _Scan:
 
 
 def _csv(path: Path, delimiter: str) -> Rows:
-    csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB, and a text may be longer
+    csv.field_size_limit(LONGEST)  # the module's own limit is 128 KiB, and a text may be longer
     reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     header: list[str] = []
     start = 1
@@ -270,25 +310,48 @@ def _matched(rows: Rows, pattern: str) -> Rows:
 
 
 def _parquet(path: Path) -> Rows:
-    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     index = 0
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(BATCH):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch):
                     yield f"{path}[{index}]", row
                     index += 1
-    except (pyarrow.ArrowException, OSError) as fault:
+    except _Unreadable as fault:
+        raise UserError(f"{path}[{index}]: {fault}; mend that value, or leave its column out") from None
+    except Exception as fault:  # of Arrow, of the system, of bytes that say what cannot be
         raise UserError(f"{path}[{index}]: cannot be read as Parquet ({fault}); fetch the file again") from None
+
+
+class _Unreadable(Exception):
+    """A value that Python cannot hold, such as a text that is not UTF-8 or a date after the year 9999."""
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    """The rows of a batch; _Unreadable once the first is reached that has a bad value."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass
+    for row in range(batch.num_rows):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column[row].as_py()
+            except (ValueError, OverflowError) as fault:
+                raise _Unreadable(f"the value of column {name} cannot be read ({fault})") from None
+        yield from batch.slice(row, 1).to_pylist()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file, plain or gzipped, with their numbers from 1."""
     number = 0
     with _opened(path) as file, _explained(path, lambda: number + 1):
-        for line in file:
+        while line := file.readline(LONGEST + 1):
+            if len(line) > LONGEST:
+                raise UserError(f"{path}:{number + 1}: a line of more than {LONGEST} bytes; leave that row out")
             text = line.decode("utf-8" if number else "utf-8-sig")
             number += 1
             yield number, text
@@ -307,6 +370,8 @@ def _explained(path: Path, line: Callable[[], int]) -> Iterator[None]:
         raise UserError(f"{path}:{line()}: not UTF-8 ({fault.reason}); save the file as UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
         raise UserError(f"{path}:{line()}: broken gzip data ({fault}); fetch the file again") from None
+    except OSError as fault:
+        raise UserError(f"{path}:{line()}: cannot be read ({fault.strerror})") from None
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

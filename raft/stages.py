@@ -21,6 +21,8 @@ from raft.output import Output
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.seeds import derive
 
+HELD_OUT = "held out for evaluation"
+
 
 def adopt(start: Any, output: Output, probed: bool) -> None:
     """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
@@ -65,6 +67,8 @@ def gather(examples: Any, output: Output, start: Artifact | None = None, held_ou
 
     output.write(kept())
     output.rows_in = rows_in
+    if output.rows == 0 and (examples.held_out or not held_out):
+        raise UserError(f"examples: {_none_left(rows_in, output.drops)}")
 
 
 def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> None:
@@ -79,16 +83,41 @@ def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> No
 def hold_out(source: Any, output: Output, policy: Artifact, count: int) -> None:
     """The evaluation prompts: a seeded choice of `count` different ones."""
     chosen: dict[str, Prompt] = {}
+    drops: list[Drop] = []
+    rows = 0
     for read in prompt_sources.read(source, _tokenizer(policy)):
-        if isinstance(read, Prompt):
+        rows += 1
+        if isinstance(read, Drop):
+            drops.append(read)
+        else:
             chosen.setdefault(prompt_sources.held_out_key(read), read)
-    order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     if len(chosen) < count:
-        raise UserError(
-            f"evaluation.count is {count}, but there are only {len(chosen)} different prompts to hold out; lower it"
-        )
+        raise UserError(_too_few_to_hold_out(count, len(chosen), rows, drops))
+    order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     kept = list(chosen.values())
     output.write(kept[index].row() for index in sorted(order[:count]))
+
+
+def _too_few_to_hold_out(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
+    if not found:
+        return f"evaluation.count is {count}, but {_none_left(rows, drops)}"
+    same = rows - len(drops) - found
+    said = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
+    dropped = f"; {len(drops)} rows were dropped, {prompt_sources.reasons(drops)}" if drops else ""
+    return (
+        f"evaluation.count is {count}, but there are only {found} different prompts to hold out in {', '.join(said)}"
+        f"{dropped}; lower it, or give more prompts{' or mend those rows' if drops else ''}"
+    )
+
+
+def _none_left(rows: int, drops: Sequence[Drop]) -> str:
+    """That no row can be used, and why; a lower number of them would be none too."""
+    if not rows:
+        return "the source is empty; give at least one row"
+    done = "mend the rows, or the options that say how they are read (docs/recipes.md)"
+    if any(drop.reason == HELD_OUT for drop in drops):
+        done = "lower evaluation.count, or give more prompts"
+    return f"none of {rows} rows can be used, {prompt_sources.reasons(drops)}; {done}"
 
 
 def set_aside(examples: Any, output: Output, start: Artifact, held_out: bool) -> None:
@@ -134,7 +163,7 @@ def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact | 
             if isinstance(read, Drop):
                 output.drop(read.prompt_id, None, read.reason)
             elif prompt_sources.held_out_key(read) in keys:
-                output.drop(read.id, None, "held out for evaluation")
+                output.drop(read.id, None, HELD_OUT)
             else:
                 output.measured[str(read.source or 0)] = output.measured.get(str(read.source or 0), 0) + 1
                 yield read.row()
@@ -142,10 +171,14 @@ def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact | 
     output.write(kept())
     output.rows_in = rows_in
     if output.rows == 0:
-        reasons = sorted({drop.reason for drop in output.drops})
-        raise UserError(
-            f"prompts: none of {rows_in} rows is left to train on ({'; '.join(reasons[:5]) or 'the source is empty'})"
-        )
+        raise UserError(f"prompts: {_none_left(rows_in, output.drops)}")
+
+
+def drops_of(artifact: Artifact, stage: str) -> Iterator[Drop]:
+    """What a stage dropped when it made an artifact."""
+    listed = artifact.path.with_name("dropped.jsonl")
+    if artifact.stamp["dropped"] and listed.exists():
+        yield from (Drop.of(row) for row in records.read(listed) if row["stage"] == stage)
 
 
 def draw(source: Any, output: Output, pool: Artifact) -> None:
@@ -155,9 +188,13 @@ def draw(source: Any, output: Output, pool: Artifact) -> None:
     """
     weights = [weight for weight, _ in source.parts()]
     counts = [pool.stamp["measured"].get(str(part), 0) for part in range(len(weights))]
-    drawn = prompt_sources.draw(
-        list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration or 1
-    )
+    try:
+        drawn = prompt_sources.draw(
+            list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration or 1
+        )
+    except UserError as fault:
+        dropped = prompt_sources.reasons(drops_of(pool, "collect"))
+        raise UserError(f"{fault}{dropped and f'. Rows were dropped, {dropped}'}") from None
     starts: list[list[int]] = [[] for _ in weights]
     with open(pool.path, "rb") as lines:
         offset = 0

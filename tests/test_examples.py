@@ -136,10 +136,26 @@ def test_more_malformed_rows_than_allowed_stop_with_the_place(tokenizer: Any, tm
     assert len(made) == 98 and [one.reason for one in dropped] == [
         f"{path}:{line}: response is empty" for line in (11, 51)
     ]
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl:51: response is empty; with this row 2 of 100 .*max_failed: 0.01"
-    ):
+    said = r"2 of the first 100 rows cannot be used, 2 of them: response is empty \(the first: .*rows\.jsonl:11\)"
+    with pytest.raises(UserError, match=said + r"\. examples\.max_failed: 0\.01 allows 1 of 100; .* raise max_failed"):
         list(supervised(FileExamples(path=str(path)), tokenizer, 0))
+
+
+def test_where_no_row_can_be_used_the_reasons_are_given_and_no_number_is_to_be_raised(tokenizer: Any):
+    items = [{"prompt": "p", "response": ["r"]}, {"prompt": "", "response": "r"}, {"prompt": "p", "response": ["r"]}]
+    with pytest.raises(UserError) as found:
+        list(supervised(InlineExamples(items=items), tokenizer, 0))
+    assert str(found.value) == (
+        "none of the first 3 rows can be used, 2 of them: response is not text but list (the first: items[0]); "
+        "1 of them: empty (the first: items[1]); say with field or messages, and response, where they stand; "
+        "columns: prompt, response"
+    )
+
+
+def test_rows_of_another_layout_than_the_one_named_are_told_theirs():
+    items = [{"instruction": "i", "completions": [], "prompt": ["p"], "chosen": {}, "rejected": {}}] * 3
+    with pytest.raises(UserError, match=r"none of the first 3 rows .* pairs: given; .* is pairs: .*ultrafeedback"):
+        list(pairs(InlineExamples(items=items, pairs="given"), 0))
 
 
 def test_rows_set_aside_and_the_others_are_all_rows_and_none_twice(tokenizer: Any):

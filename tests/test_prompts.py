@@ -135,6 +135,16 @@ def test_a_row_that_is_no_prompt_is_dropped_with_the_reason(tokenizer: Any, row:
     assert reason(tokenizer, row, **options) == why
 
 
+def test_columns_that_no_record_can_hold_are_left_out_of_meta(tokenizer: Any):
+    def nested(levels: int) -> Any:
+        return [nested(levels - 1)] if levels else 1
+
+    row = {"prompt": "Why?", "\ud800": 1, "deep": nested(900), "flat": nested(90), "meta": {"in": nested(900), "x": 1}}
+    prompt = only(tokenizer, row)
+    assert prompt.meta == {"flat": nested(90), "x": 1} and prompt.row()
+    assert "nested more than 100 deep" in reason(tokenizer, row, meta=["deep"])
+
+
 @pytest.mark.parametrize("options, frame", [({}, 1), ({"format": "chat"}, len("[user][assistant]"))])
 def test_the_longest_prompt_is_max_tokens_as_the_policy_reads_it(tokenizer: Any, options: dict, frame: int):
     for length, kept in ((4, True), (5, False)):

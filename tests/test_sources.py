@@ -3,8 +3,10 @@
 import csv
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,9 @@ BROKEN = {
     "b.jsonl": (b'{"a": 1}\n\n[1]\n', r"b\.jsonl:3: expected an object"),
     "c.jsonl": (b'{"a": 1}\n{"a": "\xff"}\n', r"c\.jsonl:2: not UTF-8"),
     "d.jsonl": (b"[" * 100_000, r"d\.jsonl:1: not a line of JSON"),
+    "e.jsonl": (b'{"a": 1}\n{"a": 1, "b": {"c": 2, "d": 3, "c": 2}}\n', r"e\.jsonl:2: .*the key 'c' stands twice"),
+    "f.jsonl": (b'{"a": ' + b"9" * 5000 + b"}", r"f\.jsonl:1: not a line of JSON \(Exceeds the limit"),
+    "i.json": (b'[{"a": 1},\n {"a": 2, "a": 3}]', r"i\.json:2: not JSON \(the key 'a' stands twice"),
     "a.json": (b'{"a": 1}', r"a\.json:1: expected \[, found {"),
     "b.json": (b'[{"a": 1}\n {"a": 2}]', r"b\.json:2: expected \], found {"),
     "c.json": (b'[{"a": 1},\n ]', r"c\.json:2: expected {, found \]"),
@@ -149,6 +154,94 @@ def test_a_broken_file_is_the_users_fault_at_its_line(tmp_path: Path, name: str)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "csv", "txt"])
+def test_a_row_longer_than_the_bound_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+):
+    monkeypatch.setattr(sources, "LONGEST", 100)
+    monkeypatch.setattr(sources, "BLOCK", 16)
+    path, text = tmp_path / f"rows.{ending}", "x" * 10**6
+    content = {"json": json.dumps([{"a": 1}, {"a": text}]), "csv": f"a\n1\n{text}\n", "txt": f"1\n{text}\n"}
+    lines = content.get(ending, f'{{"a": 1}}\n{{"a": "{text}"}}\n').encode()
+    path.write_bytes(gzip.compress(lines) if ending.endswith("gz") else lines)
+    rows = FileRows(path=str(path)).rows()
+    assert next(rows)
+    with pytest.raises(UserError, match=r"rows\..*:\d: .* more than 100 (bytes|characters); leave"):
+        next(rows)
+
+
+def unreadable(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Paths that name no file that can be read, each with what is said of it."""
+    (tmp_path / "folder.jsonl").mkdir()
+    yield str(tmp_path / "folder.jsonl"), r"folder\.jsonl is a folder"
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    yield str(tmp_path / "pipe.jsonl"), "is no regular file"
+    yield str(tmp_path / ("a" * 300 + ".jsonl")), r"cannot be read \(File name too long\)"
+    yield "b/" * 3000 + "a.jsonl", r"cannot be read \(File name too long\)"
+    yield str(tmp_path / "a\0.jsonl"), "names no file"
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    yield str(tmp_path / "loop.jsonl"), r"cannot be read \(Too many levels"
+    yield str(tmp_path / "folder.jsonl" / "none" / "a.jsonl"), "no file at"
+
+
+def test_a_path_that_cannot_be_read_is_one_sentence(tmp_path: Path):
+    for path, message in unreadable(tmp_path):
+        with pytest.raises(UserError, match=message):
+            list(FileRows(path=path).rows())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_one_sentence(tmp_path: Path):
+    (tmp_path / "a.jsonl").touch(0o000)
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be read \(Permission denied\)"):
+        list(FileRows(path=str(tmp_path / "a.jsonl")).rows())
+
+
+BAD_VALUES = {
+    "utf8": (lambda pa: pa.array([b"good", b"\xff"]).view(pa.utf8()), "codec can't decode"),
+    "date": (lambda pa: pa.array([0, 2**60]).view(pa.timestamp("us")), "out of range"),
+    "day": (
+        lambda pa: pa.array([0, 2**31 - 1], pa.int32()).view(pa.date32()),
+        "out of range",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_value_of_parquet_that_python_cannot_hold_is_named_by_row_and_column(tmp_path: Path, name: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    values, message = BAD_VALUES[name]
+    table = pyarrow.table({"a": ["x", "y"], "b": values(pyarrow)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    rows = FileRows(path=str(tmp_path / "rows.parquet")).rows()
+    assert next(rows)[1]["a"] == "x"
+    with pytest.raises(UserError, match=r"rows\.parquet\[1\]: the value of column b cannot be read .*" + message):
+        next(rows)
+
+
+def test_a_flipped_bit_in_parquet_is_found_where_the_file_has_checksums(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({"a": [f"row {number}" for number in range(1000)]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"row 500")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as Parquet .*checksum"):
+        list(FileRows(path=str(path)).rows())
+
+
+def test_items_that_no_json_can_say_are_faults_of_the_recipe():
+    items: list[Any] = [{"a": float("nan")}, {1: "x", "y": 2}, {"a": datetime(2024, 1, 1)}, {"\ud800": 1}, {"a": 1}]
+    faults = dict(InlineRows(items=items).faults())
+    assert list(faults) == [f"items[{at}]" for at in range(4)]
+    assert all("cannot be written as JSON" in message for message in faults.values())
 
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path):

@@ -1,0 +1,91 @@
+"""Laws of drops: where too few rows are left, the reasons are said, and only what can help is advised."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+
+from raft import stages
+from raft.errors import UserError
+from raft.keys import Artifact
+from raft.output import Output
+from raft.progress import Progress
+from raft.prompts import Inline, Mixture, reasons
+from raft.records import Drop
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(tmp_path / "rows.jsonl", tmp_path / "rows.partial", "0", 0, 0, Progress("x", "prompts"))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return Artifact(worlds.make_policy(tmp_path_factory.mktemp("policy") / "base"), {"hash": "0"})
+
+
+def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_first():
+    drops = [
+        Drop("a", None, "collect", "empty"),
+        Drop("b", None, "collect", "57 tokens, more than prompts.max_tokens: 50"),
+        Drop("c", None, "collect", "60 tokens, more than prompts.max_tokens: 50"),
+        Drop("000003", None, "gather", "data/rows.jsonl:4: empty"),
+        Drop("000004", None, "gather", "d/train[4]: empty"),
+    ]
+    assert reasons(drops) == (
+        "3 of them: empty (the first: a); 2 of them: 57 tokens, more than prompts.max_tokens: 50 (the first: b)"
+    )
+    assert reasons(drops[3:]) == "2 of them: empty (the first: data/rows.jsonl:4)"
+    assert reasons([]) == ""
+    many = [Drop(str(at), None, "collect", f"reason {letter}") for at, letter in enumerate("abcdefg")]
+    assert reasons(many).endswith("reason e (the first: 4); 2 for other reasons")
+
+
+LONG = "x" * 400
+REFUSED = {
+    "all": (["", " "], 1, r"none of 2 rows can be used, 2 of them: empty \(the first: 000000\); mend the rows"),
+    "same": (["a", "A", ""], 2, r"only 1 different prompts .* in 3 rows, of which 1 say the same .*; lower it"),
+    "long": (["a", LONG], 2, r"only 1 .*1 rows were dropped, 1 of them: \d+ tokens, more than prompts\.max_tokens"),
+    "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but NoneType"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_too_few_to_hold_out_are_said_with_the_reasons(policy: Artifact, output: Output, name: str):
+    items, count, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as found:
+        stages.hold_out(Inline(items=items, max_tokens=50), output, policy, count)
+    assert ("lower it" in str(found.value)) == ("only" in str(found.value))
+
+
+def test_none_left_to_train_on_says_why(policy: Artifact, output: Output, tmp_path: Path):
+    with pytest.raises(UserError, match=r"prompts: none of 2 rows can be used, 1 of them: empty .*; mend the rows"):
+        stages.collect(Inline(items=["", LONG], max_tokens=50), output, policy)
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text(json.dumps({"id": "x", "text": "a"}) + "\n")
+    again = Output(tmp_path / "r.jsonl", tmp_path / "r.partial", "0", 0, 0, Progress("x", "prompts"))
+    with pytest.raises(UserError, match=r"1 of them: held out for evaluation .*; lower evaluation\.count"):
+        stages.collect(Inline(items=["a"]), again, policy, Artifact(held_out, {"hash": "0", "rows": 1}))
+
+
+def test_too_few_for_an_iteration_say_what_was_dropped(output: Output, tmp_path: Path):
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps({"id": "a", "text": "a", "source": 0}) + "\n")
+    (tmp_path / "dropped.jsonl").write_text(json.dumps(Drop("b", None, "collect", "empty").row()) + "\n")
+    made = Artifact(pool, {"hash": "0", "dropped": 1, "measured": {"0": 1}})
+    source: Any = Mixture(sources=[Inline(items=["a"]), Inline(items=[""])], per_iteration=2)
+    with pytest.raises(UserError, match=r"sources\[1\] .* only 0; give more prompts\. Rows .* empty \(the first: b\)"):
+        stages.draw(source, output, made)
+
+
+def test_a_run_of_which_no_row_is_a_prompt_says_why_each_is_none(tmp_path: Path):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": 5}) + "\n")
+    worlds.make_recipe(tmp_path, prompts={"path": "p.jsonl", "messages": "messages"})
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"none of 2 rows .*ends with the assistant's own words.*not a list of messages", done.stderr)
+    assert "lower it" not in done.stderr
