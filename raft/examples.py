@@ -15,9 +15,9 @@ import numpy as np
 from raft import plugins
 from raft.chat import Tokenizer, encode_response
 from raft.errors import UserError
-from raft.messages import Malformed, words
-from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, require_pair
-from raft.prompts import Reading, identified, reasons
+from raft.messages import Malformed, Message, answered, turns, words
+from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
+from raft.prompts import Reading, columns_of, filled, identified, reasons, template_faults
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row
@@ -26,6 +26,7 @@ from raft.sources import FileRows, HubRows, InlineRows, Row
 PLACES = (
     "field", "messages", "format", "prefix", "suffix", "take", "id", "response", "chosen", "rejected", "text", "label",
 )  # fmt: skip
+RESPONSE = "response"
 AHEAD = 100  # rows that are looked at before the job is stopped for malformed ones, to say whether all are
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # how the dialogues of Anthropic's HH-RLHF mark their turns
 
@@ -37,18 +38,23 @@ Rated = tuple[float, str, str]  # a label, the id of its row, the text
 class Examples(Reading):
     """The options of every kind. Without `pairs` a row has a prompt and a response; with `field: null` no prompt.
 
-    `pairs: given` reads the columns `chosen` and `rejected`; with `field: null` they may be whole dialogues, whose
-    prompt is all that they have in common up to the last "Assistant:". `pairs: from_labels` makes pairs out of rows
-    with a `text` and a `label` (a number). Every other name is a layout of `raft.preferences`, which knows its columns
-    and numbers its rows; with `single_turn` and `language` its other rows are left out.
+    `response` names its column, or several in a template. With null it is the answer of the assistant with which
+    `messages` end; so it is, too, where rows with `messages` have no column `response`.
+
+    `pairs: given` reads the columns `chosen` and `rejected`: two texts, or two lists of messages, each a whole
+    conversation or only the answer, of which all but the last message is the prompt. With `field: null` the prompt is
+    what two conversations, or two dialogues of texts, have in common. `pairs: from_labels` makes pairs out of rows with
+    a `text` and a `label` (a number). Every other name is a layout of `raft.preferences`, which knows its columns and
+    numbers its rows; with `single_turn` and `language` its other rows are left out.
     `held_out` rows, a seeded choice, are set aside for evaluation, each with all its pairs.
     """
 
-    response: str = "response"
+    response: str | None = RESPONSE
     pairs: (
         Literal[
             "given", "from_labels",
-            "hh-rlhf", "hh-rlhf-split", "ultrafeedback", "helpsteer2", "helpsteer3", "arena", "reward-bench",
+            "hh-rlhf", "hh-rlhf-split", "ultrafeedback", "helpsteer2", "helpsteer3", "arena", "reward-bench", "nectar",
+            "pku-saferlhf", "pku-saferlhf-safer", "shp", "webgpt",
         ]
         | None
     ) = None  # fmt: skip
@@ -67,6 +73,10 @@ class Examples(Reading):
         yield from super().faults()
         yield from plugins.faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_failed=(0, 1))
         yield from self._filter_faults()
+        if self.response is not None:
+            yield from template_faults("response", self.response)
+        elif self.messages is None and self.pairs is None:
+            yield "response", "null is the last of messages; name the column with messages, or that of the response"
         if self.layout is not None:
             for item in fields(self):
                 if item.name in PLACES and getattr(self, item.name) != item.default:
@@ -96,20 +106,58 @@ class Examples(Reading):
             return list(self.layout.columns)
         if self.pairs == "from_labels":
             return [self.text, self.label]
-        return [*super().columns(), *([self.chosen, self.rejected] if self.pairs else [self.response])]
+        if self.pairs:
+            return [*super().columns(), self.chosen, self.rejected]
+        if self.messages is not None and self.response == RESPONSE:
+            return super().columns()
+        return [*super().columns(), *columns_of(self.response)]
+
+    def missing(self, row: Row) -> str | None:
+        fault = super().missing(row)
+        if fault is None or self.layout is not None or self.pairs == "from_labels":
+            return fault
+        if self.pairs and self.field is not None and self.field not in row and {self.chosen, self.rejected} <= {*row}:
+            return f"{fault}; with field: null the prompt is what {self.chosen} and {self.rejected} have in common"
+        return f"{fault}; {_other_form(self, row)}"
 
     def answered(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
         """A row's prompt and what answers it: one text, or the chosen and the rejected. Malformed if there is none."""
         if self.pairs == "from_labels":
             return Prompt(prompt_id, text=""), [_filled(row, self.text)]
-        prompt = self.prompt(row, prompt_id)
         if self.pairs is None:
-            return prompt, [_filled(row, self.response)]
+            return self._supervised(row, prompt_id)
+        if isinstance(row.get(self.chosen), list):
+            return self._conversations(row, prompt_id)
+        prompt = self.prompt(row, prompt_id)
         sides = [words(row, self.chosen), words(row, self.rejected)]
         if self.field is None and self.messages is None:
             prompt, sides = _dialogues(prompt_id, sides)
         require_pair(sides[0], sides[1], (self.chosen, self.rejected))
         return prompt, sides
+
+    def _supervised(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
+        if self.response is not None and (self.messages is None or self.response != RESPONSE or RESPONSE in row):
+            return self.prompt(row, prompt_id), [_filled(row, self.response)]
+        assert self.messages is not None
+        before, text = answered(row.get(self.messages), self.messages)
+        if not text.strip():
+            raise Malformed("the last message is empty")
+        asked = turns(before, self.messages) if before else before
+        if not asked:
+            raise Malformed(f"{self.messages} has no message before the answer of the assistant")
+        return Prompt(prompt_id, messages=self._with_system(asked)), [text]
+
+    def _conversations(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
+        """The pair of two lists of messages; the prompt is a list of them too, or a text that they repeat."""
+        known: list[Message] | str | None = None
+        if self.messages is not None:
+            known = turns(row.get(self.messages), self.messages)
+        elif self.field is not None:
+            found = row.get(self.field)
+            known = turns(found, self.field) if isinstance(found, list) else self._framed(row)
+        one = conversations(known, row, self.chosen, self.rejected)
+        require_pair(one.chosen, one.rejected, (self.chosen, self.rejected))
+        return Prompt(prompt_id, messages=self._with_system(one.messages)), [one.chosen, one.rejected]
 
     def compared(self, row: Row, prompt_id: str) -> Iterator[Pair | Drop]:
         """What a row compares, pair by pair. Malformed, before any pair, if it is broken."""
@@ -197,7 +245,7 @@ def texts(section: Examples) -> Iterator[str]:
 
 def _rows(section: Examples) -> Iterator[tuple[str, str, Row]]:
     """The first `limit` rows, each with its place and id. Ids of published data sets are not trusted to differ."""
-    numbered = section if section.layout is None else replace(section, id="")
+    numbered = section if section.layout is None else replace(section, id=None)
     for _, place, prompt_id, row in islice(identified([numbered]), section.limit):
         yield place, prompt_id, row
 
@@ -246,12 +294,11 @@ def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: 
 
 def _other_form(section: Examples, row: Row) -> str:
     """What to do where no row has the form that the section says."""
-    there = f"columns: {', '.join(map(str, row)) or 'none'}"
     if section.pairs is None:
-        return f"say with field or messages, and response, where they stand; {there}"
+        return "say with field or messages, and with response, where prompt and response stand (docs/recipes.md)"
     fitting = [name for name, layout in LAYOUTS.items() if name != section.pairs and {*layout.columns} <= row.keys()]
-    hint = f"; of these columns is pairs: {' or '.join(fitting)}" if fitting else ""
-    return f"they have not the form of pairs: {section.pairs}; docs/preference-data.md lists the forms; {there}{hint}"
+    hint = f"; these columns are those of pairs: {' or '.join(fitting)}" if fitting else ""
+    return f"this is not the form of pairs: {section.pairs}; docs/preference-data.md has the forms that are known{hint}"
 
 
 def _set_aside(section: Examples, seed: int) -> np.ndarray:
@@ -302,7 +349,7 @@ def _pair(prompt: Prompt, sides: list[str]) -> Pair:
 
 
 def _filled(row: Row, column: str) -> str:
-    text = words(row, column)
+    text = filled(row, column)
     if not text.strip():
         raise Malformed(f"{column} is empty")
     return text

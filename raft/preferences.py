@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from functools import partial
+from itertools import combinations, groupby, product
 
-from raft.messages import Malformed, Message, answered, turns, words
+from raft.messages import Malformed, Message, answered, messages, turns, words
 from raft.sources import Row
 
 Messages = list[Message]
@@ -86,6 +87,38 @@ def require_pair(chosen: str, rejected: str, names: tuple[str, str] = ("chosen",
         raise Malformed(f"{names[0]} and {names[1]} are equal")
 
 
+def conversations(known: Messages | str | None, row: Row, chosen: str, rejected: str) -> Compared:
+    """Two columns of messages, each a whole conversation or only what answers `known`, the prompt as messages or text.
+
+    The prompt is what the two have in common; one answer of the assistant has to follow in each. Malformed if not, or
+    if they do not begin with the prompt that is known.
+    """
+    one, other = (_whole(known, messages(row.get(column), column), column) for column in (chosen, rejected))
+    if one == other:
+        raise Malformed(f"{chosen} and {rejected} are equal")
+    if one[:-1] != other[:-1]:
+        raise Malformed(f"{chosen} and {rejected} differ before their last message")
+    (shared, good), (_, bad) = answered(one, chosen), answered(other, rejected)
+    if not shared:
+        raise Malformed(f"{chosen} and {rejected} have no prompt in common")
+    return Compared(turns(shared, chosen), good, bad)
+
+
+def _whole(known: Messages | str | None, said: Messages, column: str) -> Messages:
+    """A conversation from its beginning. One that begins with the assistant answers the prompt that is known."""
+    if known is None:
+        return said
+    if said[0]["role"] == "assistant":
+        return [*([{"role": "user", "content": known}] if isinstance(known, str) else known), *said]
+    if isinstance(known, str):
+        asked = [(message["content"] or "").strip() for message in said if message["role"] == "user"]
+        if known.strip() not in asked:
+            raise Malformed(f"{column} does not hold the prompt; with field: null its own beginning is the prompt")
+    elif said[: len(known)] != known:
+        raise Malformed(f"{column} does not begin with the prompt")
+    return said
+
+
 def _hh(row: Row) -> Iterator[Compared | Unused]:
     """Two whole dialogues, alike up to the last reply."""
     (prompt, chosen), (other, rejected) = (_dialogue(words(row, side)) for side in ("chosen", "rejected"))
@@ -96,10 +129,14 @@ def _hh(row: Row) -> Iterator[Compared | Unused]:
 
 def _hh_split(row: Row) -> Iterator[Compared | Unused]:
     """The dialogue up to the last reply, and two replies."""
+    yield Compared(_before_reply(row), words(row, "chosen").strip(), words(row, "rejected").strip())
+
+
+def _before_reply(row: Row) -> Messages:
     prompt, said = _dialogue(words(row, "prompt"))
     if said:
         raise Malformed(f'prompt does not end with "Assistant:" but with {said[-40:]!r}')
-    yield Compared(_asked(prompt), words(row, "chosen").strip(), words(row, "rejected").strip())
+    return _asked(prompt)
 
 
 def _ultrafeedback(row: Row) -> Iterator[Compared | Unused]:
@@ -107,20 +144,32 @@ def _ultrafeedback(row: Row) -> Iterator[Compared | Unused]:
 
     That is `fine-grained_score`; `overall_score`, in which 1 was at times written as 10, is not read.
     """
-    found = row.get("completions")
+    rated = [(_number(one, "fine-grained_score"), words(one, "response")) for one in _responses(row, "completions")]
+    yield from _every_two(_question(row, "instruction"), rated, "rated")
+
+
+def _responses(row: Row, column: str) -> list[Row]:
+    found = row.get(column)
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise Malformed("completions is not a list of responses with their scores")
-    rated = [(_number(one, "fine-grained_score"), words(one, "response")) for one in found]
+        raise Malformed(f"{column} is not a list of responses with their scores")
+    return found
+
+
+def _every_two(
+    prompt: Messages, rated: list[tuple[float, str]], how: str, sign: int = 1
+) -> Iterator[Compared | Unused]:
+    """Every two responses whose numbers differ, the higher one chosen; `sign` is that of the number as it is told."""
     if len(rated) < 2:
         yield Unused("fewer than two responses")
     for (i, first), (j, second) in combinations(enumerate(rated), 2):
+        part = f"{i}-{j}"
         if first[0] == second[0]:
-            yield Unused(f"a tie, both are rated {first[0]:g}", f"{i}-{j}")
+            yield Unused(f"a tie, both are {how} {sign * first[0]:g}", part)
         elif first[1] == second[1]:
-            yield Unused(f"the same text is rated {first[0]:g} and {second[0]:g}", f"{i}-{j}")
+            yield Unused(f"the same text is {how} {sign * first[0]:g} and {sign * second[0]:g}", part)
         else:
             better, worse = (first, second) if first[0] > second[0] else (second, first)
-            yield Compared(_question(row, "instruction"), better[1], worse[1], part=f"{i}-{j}")
+            yield Compared(prompt, better[1], worse[1], part=part)
 
 
 def _helpsteer2(row: Row) -> Iterator[Compared | Unused]:
@@ -142,7 +191,7 @@ def _arena(row: Row) -> Iterator[Compared | Unused]:
     From the second turn on each side was asked about its own replies: only equal prompts can be compared.
     """
     winner = words(row, "winner")
-    if winner.startswith("tie"):
+    if winner.startswith("tie") or winner == "both_bad":
         yield Unused("a tie")
         return
     if winner not in ("model_a", "model_b"):
@@ -159,9 +208,55 @@ def _arena(row: Row) -> Iterator[Compared | Unused]:
 
 
 def _reward_bench(row: Row) -> Iterator[Compared | Unused]:
-    """A question or messages, two responses, and the subset that they belong to."""
+    """A question or messages, the subset that they belong to, and two responses, or lists of good and of bad ones."""
     prompt = turns(row["prompt"], "prompt") if isinstance(row.get("prompt"), list) else _question(row, "prompt")
-    yield Compared(prompt, words(row, "chosen"), words(row, "rejected"), words(row, "subset"))
+    subset = words(row, "subset")
+    if not isinstance(row.get("chosen"), list):
+        yield Compared(prompt, words(row, "chosen"), words(row, "rejected"), subset)
+        return
+    good, bad = (_texts(row, column) for column in ("chosen", "rejected"))
+    for (i, chosen), (j, rejected) in product(enumerate(good), enumerate(bad)):
+        yield Compared(prompt, chosen, rejected, subset, "" if len(good) == len(bad) == 1 else f"{i}-{j}")
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    found = row.get(column)
+    if not isinstance(found, list) or not found:
+        raise Malformed(f"{column} is neither text nor a list of texts")
+    return [words({column: text}, column) for text in found]
+
+
+def _nectar(row: Row) -> Iterator[Compared | Unused]:
+    """A dialogue of Anthropic's form up to the last reply, and up to seven replies in order; rank 1 is the best."""
+    ranked = [(-_number(one, "rank"), words(one, "answer").strip()) for one in _responses(row, "answers")]
+    yield from _every_two(_before_reply(row), ranked, "ranked", sign=-1)
+
+
+def _pku(row: Row, column: str) -> Iterator[Compared | Unused]:
+    """A question, two responses, and which of them is the better (or the safer) one."""
+    better = row.get(column)
+    if isinstance(better, bool) or better not in (0, 1):
+        raise Malformed(f"{column} is neither 0 nor 1 but {better!r}")
+    sides = words(row, "response_0"), words(row, "response_1")
+    yield Compared(_question(row, "prompt"), sides[int(better)], sides[1 - int(better)])
+
+
+def _shp(row: Row) -> Iterator[Compared | Unused]:
+    """A post, two comments, and whether the first is the better one (1) or the second (0)."""
+    first = row.get("labels")
+    if isinstance(first, bool) or first not in (0, 1):
+        raise Malformed(f"labels is neither 0 nor 1 but {first!r}")
+    sides = words(row, "human_ref_B"), words(row, "human_ref_A")
+    yield Compared(_question(row, "history"), sides[int(first)], sides[1 - int(first)])
+
+
+def _webgpt(row: Row) -> Iterator[Compared | Unused]:
+    """A question with its full text, and two answers with their scores."""
+    question = row.get("question")
+    if not isinstance(question, dict):
+        raise Malformed("question is not a mapping with full_text")
+    rated = [(_number(row, f"score_{side}"), words(row, f"answer_{side}")) for side in (0, 1)]
+    yield from _every_two(_question(question, "full_text"), rated, "rated")
 
 
 def _question(row: Row, column: str) -> Messages:
@@ -202,7 +297,7 @@ def _signed(
 ) -> Compared | Unused:
     """HelpSteer's preference: below 0 the first is better, above 0 the second."""
     strength = row.get(column)
-    if not isinstance(strength, int) or isinstance(strength, bool) or abs(strength) > STRONGEST:
+    if isinstance(strength, bool) or strength not in range(-STRONGEST, STRONGEST + 1):  # -2.0, as pandas writes, is -2
         raise Malformed(f"{column} is not a whole number from -{STRONGEST} to {STRONGEST} but {strength!r}")
     if strength == 0:
         return Unused("a tie")
@@ -217,6 +312,7 @@ def _number(row: Row, column: str) -> float:
     return float(value)
 
 
+PKU = ("prompt", "response_0", "response_1")
 LAYOUTS = {
     "hh-rlhf": Layout(("chosen", "rejected"), _hh),
     "hh-rlhf-split": Layout(("prompt", "chosen", "rejected"), _hh_split),
@@ -227,4 +323,9 @@ LAYOUTS = {
     ),
     "arena": Layout(("conversation_a", "conversation_b", "winner", "language"), _arena, language=True),
     "reward-bench": Layout(("prompt", "chosen", "rejected", "subset"), _reward_bench),
+    "nectar": Layout(("prompt", "answers"), _nectar),
+    "pku-saferlhf": Layout((*PKU, "better_response_id"), partial(_pku, column="better_response_id"), turns=False),
+    "pku-saferlhf-safer": Layout((*PKU, "safer_response_id"), partial(_pku, column="safer_response_id"), turns=False),
+    "shp": Layout(("history", "human_ref_A", "human_ref_B", "labels"), _shp, turns=False),
+    "webgpt": Layout(("question", "answer_0", "answer_1", "score_0", "score_1"), _webgpt, turns=False),
 }

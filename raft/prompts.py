@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Literal
@@ -28,15 +29,19 @@ from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_fau
 
 PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
 MOST_REASONS = 5
+PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
+IN_BRACES = re.compile(r"\{[^{}]+\}")
+INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Source):
     """How a row becomes a prompt.
 
-    Its text is the column `field`, of which `take` (a regular expression) takes out its first group, between
-    `prefix` and `suffix`; with `format: chat` that is one message of the user. Or it is the column `messages`, a list
-    of {role, content} that ends where the assistant is to speak. `system` goes before messages that have none.
+    Its text is the column `field`, or several in a template such as "{instruction}\\n\\n{input}", of which `take` (a
+    regular expression) takes out its first group, between `prefix` and `suffix`; with `format: chat` that is one
+    message of the user. Or it is the column `messages`, a list of {role, content} that ends where the assistant is to
+    speak. `system` goes before messages that have none. `id` is the column with the id; with null rows are numbered.
     """
 
     field: str | None = "prompt"
@@ -46,7 +51,7 @@ class Reading(Source):
     prefix: str = ""
     suffix: str = ""
     take: str | None = None
-    id: str = "id"
+    id: str | None = "id"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Options that contradict each other."""
@@ -57,6 +62,8 @@ class Reading(Source):
             for name in ("prefix", "suffix", "take"):
                 if getattr(self, name):
                     yield name, "is for the text of a field; leave it out"
+        if self.field is not None:
+            yield from template_faults("field", self.field)
         if self.system is not None and not self.is_chat:
             yield "system", "is for a chat; give messages, or format: chat, or write it into prefix"
         if self.take is not None:
@@ -69,7 +76,13 @@ class Reading(Source):
 
     def columns(self) -> list[str]:
         """The columns that every row has to have."""
-        return [name for name in (self.messages or self.field, self.id if self.id != "id" else None) if name]
+        asked = [self.messages] if self.messages is not None else columns_of(self.field)
+        return [*asked, *([self.id] if self.id not in (None, "id") else [])]
+
+    def missing(self, row: Row) -> str | None:
+        """Which columns a row lacks, None if it has those that every row has to have."""
+        lacking = [name for name in self.columns() if name not in row]
+        return f"no column {', '.join(lacking)}; columns: {', '.join(map(str, row)) or 'none'}" if lacking else None
 
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         """The prompt of a row. Malformed says why there is none."""
@@ -83,7 +96,7 @@ class Reading(Source):
     def _framed(self, row: Row) -> str:
         if self.field is None:
             return ""
-        taken = words(row, self.field)
+        taken = filled(row, self.field)
         if self.take is not None:
             found = re.search(self.take, taken)
             taken = (found and found[1]) or ""
@@ -95,6 +108,61 @@ class Reading(Source):
         if self.system is None or messages[0]["role"] in ("system", "developer"):
             return messages
         return [{"role": "system", "content": self.system}, *messages]
+
+
+def is_column(spec: str | None) -> bool:
+    """Whether an option names one column, and is no template over several."""
+    return spec is not None and not set(spec) & {"{", "}"}
+
+
+def columns_of(spec: str | None) -> list[str]:
+    """The columns that an option names: itself, or those in the braces of a template."""
+    if spec is None or is_column(spec):
+        return [] if spec is None else [spec]
+    return [name for _, name in _pieces(spec) if name]
+
+
+def template_faults(option: str, spec: str) -> Iterator[tuple[str, str]]:
+    """Why a template over columns cannot be read."""
+    if PIECE.sub("", spec):
+        yield option, f"{spec!r} has a brace alone; a column is {{name}}, and a brace of the text is {{{{ or }}}}"
+    elif not is_column(spec) and not columns_of(spec):
+        yield option, f"{spec!r} names no column; a column is {{name}}"
+
+
+def filled(row: Row, spec: str) -> str:
+    """The text in a column, or of a template over columns. Malformed if there is none.
+
+    The first column of a template has to have words. Any other that is empty or null is left out together with the
+    text between it and the column before it.
+    """
+    if is_column(spec):
+        return words(row, spec)
+    text, first = "", True
+    for before, name in _pieces(spec):
+        said = "" if name is None or (row.get(name) is None and name in row and not first) else words(row, name)
+        if name is None or said.strip():
+            text += before + said
+        elif first:
+            raise Malformed(f"{name} is empty")
+        first = False
+    return text
+
+
+@cache
+def _pieces(spec: str) -> list[tuple[str, str | None]]:
+    """The columns of a template, each behind the text before it; None behind the text after the last one."""
+    found: list[tuple[str, str | None]] = []
+    text = ""
+    for piece in PIECE.findall(spec):
+        if piece in ("{{", "}}"):
+            text += piece[0]
+        elif IN_BRACES.fullmatch(piece):
+            found.append((text, piece[1:-1]))
+            text = ""
+        else:
+            text += piece
+    return [*found, (text, None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +198,8 @@ class Prompts(Reading):
         if self.meta is None:
             inner = row.get("meta")
             flat = {**row, **inner} if isinstance(inner, dict) else row
-            own = {self.messages or self.field, self.id, *(["meta"] if flat is not row else [])}
+            text = self.field if is_column(self.field) else None
+            own = {self.messages or text, self.id, *(["meta"] if flat is not row else [])}
             return {name: value for name, value in flat.items() if name not in own and _is_json({name: value})}
         kept = {name: row[name] for name in self.meta if name in row}
         for name, value in kept.items():
@@ -227,12 +296,14 @@ def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
     """
     seen: dict[str, int] = {}
     for count, (number, place, row) in enumerate(_rows(parts)):
-        row_id = _id(row.get(parts[number].id), place)
+        column = parts[number].id
+        row_id = None if column is None else _id(row.get(column), place)
         row_id = f"{count:06d}" if row_id is None else row_id
         if row_id in seen:
             first = next(islice(_rows(parts), seen[row_id], None))[1]
             raise UserError(
-                f"{place}: its id {row_id!r} is also that of {first}; make them differ, or name another id:"
+                f"{place}: its id {row_id!r} is also that of {first}; make them differ, name another column with id:, "
+                "or number the rows with id: null"
             )
         seen[row_id] = count
         yield number, place, row_id, row
@@ -241,18 +312,31 @@ def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
 def _rows(parts: Sequence[Reading]) -> Iterator[tuple[int, str, Row]]:
     for number, part in enumerate(parts):
         for count, (place, row) in enumerate(part.rows()):
-            missing = [name for name in part.columns() if name not in row] if count == 0 else []
-            if missing:
-                there = ", ".join(map(str, row)) or "none"
-                raise UserError(f"{place}: no column {', '.join(missing)}; columns: {there}")
+            if count == 0 and (fault := part.missing(row)) is not None:
+                raise UserError(f"{place}: {fault}")
+            if (lost := _left_out(part, row)) is not None:
+                raise UserError(
+                    f"{place}: field: {part.field} leaves out the column {lost}, which belongs to it; write field: "
+                    f'"{{{part.field}}}\\n\\n{{{lost}}}", or, if it is to be left out, field: "{{{part.field}}}"'
+                )
             yield number, place, row
+
+
+def _left_out(part: Reading, row: Row) -> str | None:
+    """The column that says what the instruction in `field` is about, where there is one with words in it."""
+    if part.messages is None and part.field == INSTRUCTION:
+        return next((name for name in ABOUT if isinstance(row.get(name), str) and row[name].strip()), None)
+    return None
 
 
 def _id(value: Any, place: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or not _is_json(value):
-        raise UserError(f"{place}: the id {value!r} is neither text nor a whole number; name another column with id:")
+        raise UserError(
+            f"{place}: the id {value!r} is neither text nor a whole number; name another column with id:, "
+            "or number the rows with id: null"
+        )
     return str(value)
 
 

@@ -49,7 +49,7 @@ REFUSED = {
     "all": (["", " "], 1, r"none of 2 rows can be used, 2 of them: empty \(the first: 000000\); mend the rows"),
     "same": (["a", "A", ""], 2, r"only 1 different prompts .* in 3 rows, of which 1 say the same .*; lower it"),
     "long": (["a", LONG], 2, r"only 1 .*1 rows were dropped, 1 of them: \d+ tokens, more than prompts\.max_tokens"),
-    "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but NoneType"),
+    "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but null"),
 }  # fmt: skip
 
 

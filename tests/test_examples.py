@@ -70,6 +70,50 @@ def test_without_a_field_the_whole_text_is_learned(tokenizer: Any):
     assert example.text == "" and tokenizer.decode(example.response.token_ids) == "Once.</s>"
 
 
+TALK = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "r"},
+    {"role": "assistant", "content": "b"},
+]
+
+
+def test_the_answer_that_messages_end_with_is_the_response(tokenizer: Any):
+    for options in ({}, {"response": None}):
+        section = InlineExamples(items=[{"prompt": "q", "messages": TALK}], messages="messages", system="s", **options)
+        (example,), _ = split(supervised(section, tokenizer, 0))
+        assert example.messages == [{"role": "system", "content": "s"}, *TALK[:3]] and example.response.text == "b"
+        assert tokenizer.decode(example.response.token_ids) == "b</s>"
+
+
+def test_a_column_of_the_response_answers_messages_that_end_with_a_question(tokenizer: Any):
+    section = InlineExamples(
+        items=[{"m": TALK[:3], "response": "c"}, {"m": TALK, "response": "c"}], messages="m", max_failed=1
+    )
+    (example,), (drop,) = split(supervised(section, tokenizer, 0))
+    assert (example.messages, example.response.text) == (TALK[:3], "c") and "own words" in drop.reason
+
+
+@pytest.mark.parametrize(
+    "talk, why", [(TALK[:3], "does not end with a reply"), (TALK[1:2], "no message before"), (TALK[1:1], "not a list")]
+)
+def test_messages_without_a_question_and_its_answer_are_malformed(tokenizer: Any, talk: Any, why: str):
+    section = InlineExamples(items=[{"m": talk}], messages="m", response=None, max_failed=1)
+    made, (drop,) = split(supervised(section, tokenizer, 0))
+    assert not made and why in drop.reason
+
+
+def test_a_prompt_and_a_response_may_be_written_from_several_columns(tokenizer: Any):
+    items = [
+        {"instruction": "Translate", "input": "Hello", "steps": "think", "output": "Bonjour"},
+        {"instruction": "Who?", "input": "", "steps": None, "output": "Lily"},
+    ]
+    section = InlineExamples(items=items, field="{instruction}\n\n{input}", response="{output} {{{steps}}}")
+    made, dropped = split(supervised(section, tokenizer, 0))
+    assert [one.text for one in made] == ["Translate\n\nHello", "Who?"] and not dropped
+    assert [one.response.text for one in made] == ["Bonjour {think}", "Lily}"]
+
+
 def test_an_example_comes_back_from_its_row(tokenizer: Any):
     for made in split(supervised(InlineExamples(items=rows(2)), tokenizer, 0))[0]:
         assert Example.of(json.loads(json.dumps(made.row()))) == made
@@ -147,14 +191,14 @@ def test_where_no_row_can_be_used_the_reasons_are_given_and_no_number_is_to_be_r
         list(supervised(InlineExamples(items=items), tokenizer, 0))
     assert str(found.value) == (
         "none of the first 3 rows can be used, 2 of them: response is not text but list (the first: items[0]); "
-        "1 of them: empty (the first: items[1]); say with field or messages, and response, where they stand; "
-        "columns: prompt, response"
+        "1 of them: empty (the first: items[1]); say with field or messages, and with "
+        "response, where prompt and response stand (docs/recipes.md)"
     )
 
 
 def test_rows_of_another_layout_than_the_one_named_are_told_theirs():
     items = [{"instruction": "i", "completions": [], "prompt": ["p"], "chosen": {}, "rejected": {}}] * 3
-    with pytest.raises(UserError, match=r"none of the first 3 rows .* pairs: given; .* is pairs: .*ultrafeedback"):
+    with pytest.raises(UserError, match=r"none of the first 3 rows .* pairs: given; .* of pairs: .*ultrafeedback"):
         list(pairs(InlineExamples(items=items, pairs="given"), 0))
 
 
@@ -258,6 +302,8 @@ def test_the_texts_for_a_tokenizer_are_all_that_is_said():
         ({"limit": 0}, "limit"),
         ({"held_out": -1}, "held_out"),
         ({"max_failed": 1.5}, "max_failed"),
+        ({"response": None}, "response"),
+        ({"response": "{a"}, "response"),
         ({"pairs": "all"}, "pairs"),
         ({"pairs": "from_labels", "format": "chat"}, "format"),
         ({"field": None, "format": "chat"}, "format"),

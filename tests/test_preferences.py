@@ -330,6 +330,189 @@ def test_the_prior_test_sets_of_rewardbench_have_messages(tmp_path: Path):
     assert not dropped and short(one)[1] == "q" and other.messages == said("a", "b", "c") and other.subset == "shp"
 
 
+def test_every_good_answer_of_rewardbench_2_is_better_than_every_bad_one(tmp_path: Path):
+    rows = [
+        benched("q", "Ties", chosen=["a", "b"], rejected=["x", "y", "z"]),
+        benched("p", chosen=["a"], rejected=["x"]),
+    ]
+    pairs, dropped = gathered(of_file(tmp_path, "reward-bench", [*rows, benched("r", chosen=["a"], rejected=[])]))
+    assert [(one.prompt_id, one.chosen.text, one.rejected.text) for one in pairs] == [
+        ("000000-0-0", "a", "x"), ("000000-0-1", "a", "y"), ("000000-0-2", "a", "z"),
+        ("000000-1-0", "b", "x"), ("000000-1-1", "b", "y"), ("000000-1-2", "b", "z"),
+        ("000001", "a", "x"),
+    ]  # fmt: skip
+    assert {one.subset for one in pairs[:6]} == {"Ties"} and len(dropped) == 1
+    assert dropped[0].reason.endswith("rejected is neither text nor a list of texts")
+
+
+def parts(*contents: str) -> list[dict[str, Any]]:
+    """A chat as the arena of 2025 has it."""
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"], "image": None, "mimeType": None}]}
+        for turn in said(*contents)
+    ]
+
+
+def test_an_arena_whose_contents_are_parts_and_of_which_both_may_be_bad(tmp_path: Path):
+    rows = [
+        {
+            "winner": winner,
+            "conversation_a": parts("q", "from a"),
+            "conversation_b": parts("q", "from b"),
+            "language": "en",
+        }
+        for winner in ("model_b", "both_bad", "tie")
+    ]
+    pairs, dropped = gathered(of_file(tmp_path, "arena", rows))
+    assert [short(one)[1:] for one in pairs] == [("q", "from b", "from a")]
+    assert [one.reason for one in dropped] == ["a tie"] * 2
+
+
+# --- others
+
+
+def nectar(*answers: tuple[float, str], prompt: str = "\n\nHuman: q\n\nAssistant: ") -> dict[str, Any]:
+    ranked = [{"answer": text, "model": "m", "rank": rank} for rank, text in answers]
+    return {"prompt": prompt, "answers": ranked, "turns": 1, "num_responses": len(ranked), "good_natured": True}
+
+
+PKU = {
+    "prompt": "q", "response_0": "x", "response_1": "y", "is_response_0_safe": False, "is_response_1_safe": True,
+    "better_response_id": 0, "safer_response_id": 1,
+}  # fmt: skip
+
+
+def shp(labels: Any) -> dict[str, Any]:
+    return {"history": "q", "human_ref_A": "from A", "human_ref_B": "from B", "labels": labels, "score_A": 3}
+
+
+def webgpt(one: float, other: float) -> dict[str, Any]:
+    question = {"dataset": "eli5", "id": "7", "full_text": "q"}
+    return {"question": question, "answer_0": "x", "answer_1": "y", "score_0": one, "score_1": other}
+
+
+def test_the_lower_rank_of_nectar_is_the_better_answer(tmp_path: Path):
+    rows = [
+        nectar((2.0, " b "), (1.0, "a"), (2.0, "c")),
+        nectar((1.0, "a"), prompt=HEAD),
+        nectar((1.0, "a"), prompt="q"),
+    ]
+    pairs, dropped = gathered(of_file(tmp_path, "nectar", rows))
+    assert [short(one) for one in pairs] == [("000000-0-1", "q", "a", "b"), ("000000-1-2", "q", "a", "c")]
+    reasons = [one.reason.split(": ", 1)[-1] for one in dropped]
+    assert reasons[:2] == ["a tie, both are ranked 2", "fewer than two responses"] and "not a dialogue" in reasons[2]
+
+
+def test_pku_says_which_response_is_better_and_which_is_safer(tmp_path: Path):
+    for name, chosen in (("pku-saferlhf", "x"), ("pku-saferlhf-safer", "y")):
+        broken = {**PKU, "better_response_id": 2, "safer_response_id": True}
+        (pair,), (drop,) = gathered(of_file(tmp_path, name, [PKU, broken]))
+        assert short(pair)[1:3] == ("q", chosen) and "is neither 0 nor 1 but" in drop.reason
+
+
+def test_label_1_of_shp_is_for_the_first_comment(tmp_path: Path):
+    pairs, dropped = gathered(of_file(tmp_path, "shp", [shp(1), shp(0), shp(1.0), shp("1"), shp(None)]))
+    assert [one.chosen.text for one in pairs] == ["from A", "from B", "from A"] and len(dropped) == 2
+
+
+def test_the_higher_score_of_webgpt_is_the_better_answer(tmp_path: Path):
+    rows = [webgpt(0.5, -0.5), webgpt(-1.0, 1.0), webgpt(0.0, 0.0), {**webgpt(1.0, 0.0), "question": "q"}]
+    pairs, dropped = gathered(of_file(tmp_path, "webgpt", rows))
+    assert [short(one)[1:] for one in pairs] == [("q", "x", "y"), ("q", "y", "x")]
+    assert [one.reason.split(": ", 1)[-1] for one in dropped] == [
+        "a tie, both are rated 0", "question is not a mapping with full_text",
+    ]  # fmt: skip
+
+
+def test_a_preference_that_pandas_wrote_as_a_fraction_is_the_same(tmp_path: Path):
+    for strength, chosen in ((-2, "x"), (1, "y"), (3, "y")):
+        for written in (strength, float(strength)):
+            row = {**HELPSTEER3[0], "response1": "x", "response2": "y", "overall_preference": written}
+            assert gathered(of_file(tmp_path, "helpsteer3", [row]))[0][0].chosen.text == chosen
+    for bad in (-2.5, 4.0, True, "1", None):
+        pairs, _ = gathered(of_file(tmp_path, "helpsteer3", [{**HELPSTEER3[0], "overall_preference": bad}]))
+        assert not pairs
+
+
+# --- pairs of messages, as TRL, Skywork, UltraFeedback-binarized and Tulu 3 have them
+
+ANSWER, OTHER = said("q", "good")[1:], said("q", "bad")[1:]
+SYSTEM = {"role": "system", "content": "s"}
+GIVEN = {
+    "prompt and answers as messages": ({"prompt": said("q"), "chosen": ANSWER, "rejected": OTHER}, said("q")),
+    "conversations alone": ({"chosen": said("q", "good"), "rejected": said("q", "bad")}, said("q")),
+    "conversations beside their prompt": (
+        {"prompt": "q", "chosen": said("q", "good"), "rejected": said("q", "bad")}, said("q"),
+    ),
+    "conversations of several turns behind a system message": (
+        {
+            "prompt": " q",
+            "chosen": [SYSTEM, *said("q", "a", "b", "good")],
+            "rejected": [SYSTEM, *said("q", "a", "b", "bad")],
+        },
+        [SYSTEM, *said("q", "a", "b")],
+    ),
+    "a prompt as text and answers as messages": ({"prompt": "q", "chosen": ANSWER, "rejected": OTHER}, said("q")),
+    "a prompt as messages and whole conversations": (
+        {"prompt": said("q"), "chosen": said("q", "good"), "rejected": said("q", "bad")}, said("q"),
+    ),
+    "a prompt as messages, whose conversations are longer": (
+        {"prompt": said("q"), "chosen": said("q", "a", "b", "good"), "rejected": said("q", "a", "b", "bad")},
+        said("q", "a", "b"),
+    ),
+    "parts": ({"chosen": parts("q", "good"), "rejected": parts("q", "bad")}, said("q")),
+    "ShareGPT": (
+        {
+            "chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}],
+            "rejected": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "bad"}],
+        },
+        said("q"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_pairs_of_messages_are_what_they_have_in_common_and_two_answers(tmp_path: Path, name: str):
+    row, prompt = GIVEN[name]
+    options: list[dict[str, Any]] = [{}] if "prompt" in row else [{"field": None}]
+    if isinstance(row.get("prompt"), list):
+        options.append({"messages": "prompt"})
+    for where in options:
+        ((pair,), dropped) = gathered(of_file(tmp_path, "given", [row], **where))
+        assert not dropped and (pair.messages, pair.text) == (prompt, None)
+        assert (pair.chosen.text, pair.rejected.text) == ("good", "bad")
+
+
+CONVERSATIONS = {"chosen": said("q", "good"), "rejected": said("q", "bad")}
+NO_PAIR = {
+    "equal": ({"chosen": said("q", "x"), "rejected": said("q", "x")}, "chosen and rejected are equal"),
+    "other questions": ({"chosen": said("q", "x"), "rejected": said("p", "y")}, "differ before their last message"),
+    "other lengths": ({"chosen": said("q", "x"), "rejected": said("q", "a", "b", "y")}, "differ before their last"),
+    "no answer": ({"chosen": said("q", "x", "r"), "rejected": said("q", "x", "s")}, "chosen does not end with a reply"),
+    "no prompt": ({"chosen": ANSWER, "rejected": OTHER}, "chosen and rejected have no prompt in common"),
+    "one text": ({"chosen": said("q", "x"), "rejected": "y"}, "rejected is not a list of messages"),
+    "an empty answer": ({"chosen": said("q", " "), "rejected": said("q", "y")}, "chosen is empty"),
+    "another prompt": ({**CONVERSATIONS, "prompt": "p"}, "does not hold the prompt"),
+    "another beginning": ({**CONVERSATIONS, "prompt": said("p")}, "chosen does not begin with the prompt"),
+    "an unknown role": (
+        {**CONVERSATIONS, "chosen": [{"role": "narrator", "content": "q"}, *ANSWER]}, "unknown role 'narrator'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_PAIR)
+def test_messages_that_are_no_pair_are_malformed(tmp_path: Path, name: str):
+    row, why = NO_PAIR[name]
+    pairs, (drop,) = gathered(of_file(tmp_path, "given", [row], **({} if "prompt" in row else {"field": None})))
+    assert not pairs and why in drop.reason, drop.reason
+
+
+def test_conversations_without_the_column_of_the_prompt_are_told_the_way_out(tmp_path: Path):
+    section = of_file(tmp_path, "given", [GIVEN["conversations alone"][0]])
+    with pytest.raises(UserError, match="no column prompt; columns: chosen, rejected; with field: null the prompt is"):
+        gathered(section)
+
+
 # --- all of them
 
 ROWS = {
@@ -340,6 +523,11 @@ ROWS = {
     "helpsteer3": HELPSTEER3[0],
     "arena": duel("model_a", ("q", "x"), ("q", "y")),
     "reward-bench": benched("q"),
+    "nectar": nectar((1.0, "x"), (2.0, "y")),
+    "pku-saferlhf": PKU,
+    "pku-saferlhf-safer": PKU,
+    "shp": shp(1),
+    "webgpt": webgpt(0.5, -0.5),
 }
 
 

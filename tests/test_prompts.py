@@ -100,6 +100,71 @@ def test_prefix_and_suffix_surround_what_take_takes_out(tokenizer: Any):
     assert only(tokenizer, dialogue, take=r"(?s)(.*\n\nAssistant:)").text == dialogue[:-2]
 
 
+ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+
+
+@pytest.mark.parametrize(
+    "template, row, text",
+    [
+        ("{a}\n\n{b}", {"a": "x", "b": "y"}, "x\n\ny"),
+        ("{a}\n\n{b}", {"a": "x", "b": ""}, "x"),
+        ("{a}\n\n{b}", {"a": "x", "b": None}, "x"),
+        ("{a}\n\n{b} \n", {"a": "x", "b": " \t"}, "x \n"),
+        ("{a}, {b}, {c}.", {"a": "x", "b": "", "c": "z"}, "x, z."),
+        ("{a}", {"a": "{b}"}, "{b}"),
+        ("{{{a}}} {{b}}", {"a": "x"}, "{x} {b}"),
+        ("{two words}{a}", {"two words": "x", "a": "y"}, "xy"),
+        (ALPACA, {"instruction": "Do", "input": "this"}, "### Instruction:\nDo\n\n### Input:\nthis\n\n### Response:\n"),
+        (ALPACA, {"instruction": "Do", "input": ""}, "### Instruction:\nDo\n\n### Response:\n"),
+    ],
+)  # fmt: skip
+def test_a_template_is_filled_with_columns_and_an_empty_one_goes_with_the_text_before_it(
+    tokenizer: Any, template: str, row: dict, text: str
+):
+    prompt = only(tokenizer, row, field=template)
+    assert prompt.text == text and prompt.meta == row
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ({"a": "", "b": "y"}, "a is empty"),
+        ({"a": None, "b": "y"}, "a is not text but null"),
+        ({"a": "x"}, "no column b"),
+        ({"a": "x", "b": 5}, "b is not text but int"),
+    ],
+)
+def test_the_first_column_of_a_template_has_words_and_the_others_are_text(tokenizer: Any, row: dict, why: str):
+    source = Inline(items=[{"a": "x", "b": "y"}, row], field="{a}-{b}")
+    assert [one.reason for one in read(source, tokenizer)[1]] == [why]
+
+
+def test_a_column_that_a_template_names_is_missing_from_the_first_row(tokenizer: Any):
+    with pytest.raises(UserError, match=r"items\[0\]: no column b; columns: a$"):
+        read(Inline(items=[{"a": "x"}], field="{a}-{b}"), tokenizer)
+
+
+@pytest.mark.parametrize("beside", ["input", "context"])
+def test_an_instruction_is_not_read_without_what_it_is_about(tokenizer: Any, beside: str):
+    items = [{"instruction": "Who?", beside: ""}, {"instruction": "Translate", beside: "Hello"}]
+    with pytest.raises(
+        UserError, match=rf"items\[1\]: field: instruction leaves out the column {beside}, .*\{{{beside}"
+    ):
+        read(Inline(items=items, field="instruction"), tokenizer)
+    kept, _ = read(Inline(items=items, field="{instruction}"), tokenizer)
+    assert [one.text for one in kept] == ["Who?", "Translate"]
+    kept, _ = read(Inline(items=items, field=f"{{instruction}} {{{beside}}}"), tokenizer)
+    assert [one.text for one in kept] == ["Who?", "Translate Hello"]
+    assert read(Inline(items=items[:1], field="instruction"), tokenizer)[0]
+
+
+def test_with_id_null_rows_are_numbered_whatever_their_ids(tokenizer: Any):
+    part = Inline(items=[{"id": 0, "prompt": "a"}, {"id": 0, "prompt": "b"}], id=None)
+    kept, _ = read(Mixture(sources=[part, part]), tokenizer)
+    assert [one.id for one in kept] == ["000000", "000001", "000002", "000003"]
+    assert kept[0].meta == {"id": 0}
+
+
 def test_a_chat_is_one_message_of_the_user_behind_that_of_the_system(tokenizer: Any):
     user = {"role": "user", "content": "<Hi>"}
     assert only(tokenizer, "Hi", format="chat", prefix="<", suffix=">").messages == [user]
@@ -222,6 +287,11 @@ def test_every_kind_is_built_from_its_options():
         ({"system": "x"}, "system"),
         ({"take": "x"}, "take"),
         ({"take": "(x"}, "take"),
+        ({"field": "{a"}, "field"),
+        ({"field": "a}"}, "field"),
+        ({"field": "{a}}"}, "field"),
+        ({"field": "{}"}, "field"),
+        ({"field": "{{a}}"}, "field"),
         ({"field": None}, "field"),
         ({"format": "html"}, "format"),
         ({"per_iteration": 0}, "per_iteration"),
