@@ -8,6 +8,7 @@ from raft.records import Example, Group, Pair, Policy, Prompt, Score
 
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
+LARGEST = 1e100  # of a reward: means and variances of such numbers are still numbers
 BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 

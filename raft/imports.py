@@ -1,18 +1,156 @@
-"""Where a recipe's own Python is found: in the folder beside the recipe, then on the Python path."""
+"""The user's own Python: where it is found, how it is imported, and the hash of what was imported.
 
+A recipe names `module:name`. The module is a file in the folder of the recipe or in the current folder, or it is on the
+Python path. Those folders are not on the Python path: a file beside a recipe that has the name of a library is never
+seen by a library, and is run only if the recipe, or a module that the recipe names, imports it.
+"""
+
+import hashlib
+import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from raft.errors import Stopped
+
+HOME = str(Path(__file__).parent)
+HASHES: dict[str, str] = {}  # of source files, as they were when they were imported
+
+
+class Source(SourceFileLoader):
+    """Compiles a file from the very bytes that are hashed; no bytecode of an earlier time is used."""
+
+    def get_code(self, fullname: str) -> Any:
+        """The code of the file as it is now."""
+        path = self.get_filename(fullname)
+        content = self.get_data(path)
+        HASHES[path] = hashlib.sha256(content).hexdigest()
+        return self.source_to_code(content, path)
+
+
+class Beside:
+    """Finds top-level modules in folders for the code that is in them, and for `module`; for nothing else."""
+
+    def __init__(self, folders: Sequence[str]):
+        self.folders = list(folders)
+        self.asked: str | None = None
+        self.found: set[str] = set()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """What Python's import asks of everything on sys.meta_path."""
+        if path is None and (name == self.asked or _asking() in self.found):
+            spec = self.look(name)
+            self.found |= {name} if spec else set()
+        else:
+            spec = PathFinder.find_spec(name, path) if path and name.partition(".")[0] in self.found else None
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = Source(spec.loader.name, spec.loader.path)
+        return spec
+
+    def look(self, name: str) -> ModuleSpec | None:
+        """Where a top-level module of that name is in the folders."""
+        return PathFinder.find_spec(name, self.folders)
 
 
 @contextmanager
 def beside(recipe: Path) -> Iterator[None]:
-    """Imports inside the block also look beside the recipe and in the current folder."""
-    folders = [str(recipe.absolute().parent), str(Path.cwd())]
-    sys.path[:0] = folders
+    """Inside the block a recipe's own modules are found beside it and in the current folder."""
+    finder = Beside([str(recipe.absolute().parent), str(Path.cwd())])
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        for folder in folders:
-            sys.path.remove(folder)
+        sys.meta_path.remove(finder)
+
+
+def module(name: str) -> ModuleType:
+    """The module that a recipe names. ValueError: it is not there, two files have its name, or it raises."""
+    top = name.partition(".")[0]
+    finder = next((one for one in sys.meta_path if isinstance(one, Beside)), None)
+    own = finder.look(top) if finder and top else None
+    if finder is not None and own is not None and own.origin is not None:
+        _refuse_namesake(top, own.origin)
+        finder.asked = top
+    try:
+        return importlib.import_module(name)
+    except Stopped:
+        raise
+    except ImportError as fault:
+        where = place(fault, own.origin if own else None)
+        told = f"{fault}{f', {where}' if where else ''}"
+        raise ValueError(
+            f"cannot import {name} ({told}); it is looked for beside the recipe and on the Python path"
+        ) from None
+    except BaseException as fault:  # sys.exit() too: it is the module's, and no way to end a command
+        raise ValueError(f"cannot import {name}: {tell(fault, own.origin if own else None)}") from None
+    finally:
+        if finder is not None:
+            finder.asked = None
+
+
+def _refuse_namesake(name: str, origin: str) -> None:
+    """ValueError if another file than this one is what `import name` means."""
+    known = sys.modules.get(name)
+    other = getattr(known, "__file__", None) if known else _elsewhere(name)
+    if (known is not None and other is None) or (other is not None and Path(other).resolve() != Path(origin).resolve()):
+        raise ValueError(f"{origin} has the name of another module ({other or 'built in'}); give the file another name")
+
+
+def _elsewhere(name: str) -> str | None:
+    for finder in sys.meta_path:
+        spec = None if isinstance(finder, Beside) else finder.find_spec(name, None)
+        if spec is not None:
+            return spec.origin or "built in"
+    return None
+
+
+def _asking() -> str:
+    """The top-level name of the module whose code imports something now."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and "importlib" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] if frame else ""
+
+
+def code_hash(*parts: Any) -> str:
+    """The hash of the source files of modules, classes and functions, as they were imported.
+
+    What has no file, as functions written in C, is part of Python, whose version stands in every stamp.
+    """
+    files = sorted({file for part in parts if (file := _file(part)) is not None})
+    hashes = [HASHES.setdefault(file, hashlib.sha256(Path(file).read_bytes()).hexdigest()) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _file(part: Any) -> str | None:
+    if not isinstance(part, ModuleType):
+        part = sys.modules.get(getattr(part, "__module__", None) or type(part).__module__)
+    file = getattr(part, "__file__", None)
+    return file if file is not None and Path(file).is_file() else None
+
+
+def tell(fault: BaseException, near: str | None = None) -> str:
+    """What a user's code raised, in one line: its class, its message, and the file and line."""
+    try:
+        said = next(iter(str(fault).splitlines()), "")
+    except Exception:  # a message that cannot be made is the user's fault as well
+        said = "(its message cannot be read)"
+    said = said.encode(errors="backslashreplace").decode()
+    where = place(fault, near)
+    return f"{type(fault).__name__}: {said}{f' ({where})' if where else ''}"
+
+
+def place(fault: BaseException, near: str | None = None) -> str | None:
+    """The last place outside raft, in the file `near` if it is given, that an exception came through."""
+    if isinstance(fault, SyntaxError) and fault.filename and fault.lineno:
+        return f"{Path(fault.filename).name}, line {fault.lineno}"
+    frames = [one for one in traceback.extract_tb(fault.__traceback__) if not one.filename.startswith((HOME, "<"))]
+    own = [one for one in frames if one.filename == near]
+    frames = own or [one for one in frames if "importlib" not in one.filename]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else None

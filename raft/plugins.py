@@ -12,7 +12,6 @@ Fields carry marks that the run's keys understand (see `runs.describe`):
 
 import dataclasses
 import difflib
-import importlib
 import re
 import stat
 import types
@@ -22,9 +21,13 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raft import imports
 from raft.errors import UserError
 
-NAME = re.compile(r"\w[\w.-]*")
+NAME = re.compile(r"\w[\w.-]{0,99}")
+WHOLE = 10**9  # where an option has no upper bound of its own
+EXACT = 2**63  # of any whole number
+TINY = 1e-300
 
 TABLE = {
     "prompts": {
@@ -82,6 +85,19 @@ def speed(default: Any = MISSING, **options: Any) -> Any:
 def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
     """A field that names a file, a model or code; what it names is identified by content."""
     return field(default=default, metadata={"source": kind}, **options)
+
+
+def is_there(name: str) -> bool:
+    """Whether a file or folder of that name can be seen; names that no file can have are not there."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(name: str) -> bool:
+    """Whether it is a regular file, or a link to one."""
+    return is_there(name) and Path(name).is_file()
 
 
 def text_of(file: str) -> str:
@@ -145,12 +161,7 @@ def find(section: str, kind: Any) -> type:
 def load(target: str) -> Any:
     """The object that `package.module:name` names. ValueError says which part is missing."""
     module_name, _, name = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as fault:
-        raise ValueError(
-            f"cannot import {module_name} ({fault}); it is looked for beside the recipe and on the Python path"
-        ) from None
+    module = imports.module(module_name)
     try:
         return getattr(module, name)
     except AttributeError:
@@ -158,20 +169,21 @@ def load(target: str) -> Any:
         raise ValueError(f"{module_name} has no {name!r}; {suggest(name, public)}") from None
 
 
-def build(cls: type, options: Any, where: str, faults: list[Fault]) -> Any:
+def build(cls: type, options: Any, where: str, faults: list[Fault], chosen: bool = False) -> Any:
     """An instance of the dataclass from a mapping of options, or None with every fault appended to `faults`.
 
-    `where` is the dotted key of the mapping, "" for the whole recipe. A class may define
+    `where` is the dotted key of the mapping, "" for the whole recipe; `chosen` says that its `kind:` chose the class.
+    A class may define
     `faults(self) -> Iterator[tuple[str, str]]` to check its values: pairs of option and message.
     """
     if not isinstance(options, Mapping):
-        faults.append(Fault(where, f"expected a mapping of options, found {options!r}"))
+        faults.append(Fault(where, f"expected a mapping of options, found {short(options)}"))
         return None
     before = len(faults)
     known = {item.name: item for item in dataclasses.fields(cls) if item.init}
     hints = typing.get_type_hints(cls)
     for name in options:
-        if name not in known and not (name == "kind" and where):
+        if name not in known and not (name == "kind" and chosen):
             faults.append(Fault(_join(where, str(name)), f"unknown key; {suggest(str(name), list(known))}"))
     values: dict[str, Any] = {}
     for name, item in known.items():
@@ -198,7 +210,7 @@ def build(cls: type, options: Any, where: str, faults: list[Fault]) -> Any:
 def component(section: str, options: Any, where: str, faults: list[Fault]) -> Any:
     """The component that a section of a recipe describes, or None with its faults appended."""
     if not isinstance(options, Mapping):
-        faults.append(Fault(where, f"expected a section with kind: and its options, found {options!r}"))
+        faults.append(Fault(where, f"expected one section with kind: and its options, found {short(options)}"))
         return None
     if "kind" not in options:
         faults.append(Fault(_join(where, "kind"), f"missing; allowed: {', '.join(sorted(TABLE[section]))}"))
@@ -208,17 +220,17 @@ def component(section: str, options: Any, where: str, faults: list[Fault]) -> An
     except ValueError as fault:
         faults.append(Fault(_join(where, "kind"), str(fault)))
         return None
-    return build(cls, options, where, faults)
+    return build(cls, options, where, faults, chosen=True)
 
 
 def _components(section: str, options: Any, where: str, faults: list[Fault]) -> dict[str, Any] | None:
     """Components by name; the names become names of files and folders."""
     if not isinstance(options, Mapping) or not options or "kind" in options:
-        faults.append(Fault(where, f"expected a mapping of names to sections with kind:, found {options!r}"))
+        faults.append(Fault(where, f"expected a mapping of names to sections with kind:, found {short(options)}"))
         return None
     for name in options:
         if not NAME.fullmatch(str(name)):
-            faults.append(Fault(_join(where, str(name)), "is no name; letters, digits, dots, - and _ are allowed"))
+            faults.append(Fault(_join(where, str(name)), "is no name; up to 100 letters, digits, dots, - and _"))
     return {str(name): component(section, one, _join(where, str(name)), faults) for name, one in options.items()}
 
 
@@ -226,7 +238,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType) and value is None and type(None) in arguments:
         return None
-    if section and isinstance(value, list):
+    if section and origin is list and isinstance(value, list):
         return [component(section, one, f"{key}[{index}]", faults) for index, one in enumerate(value)]
     if section:
         return component(section, value, key, faults)
@@ -250,22 +262,48 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         return value
     if origin is list:
         if not isinstance(value, list):
-            faults.append(Fault(key, f"expected a list, found {value!r}"))
+            faults.append(Fault(key, f"expected a list, found {short(value)}"))
             return None
         return [_value(arguments[0], one, f"{key}[{index}]", None, faults) for index, one in enumerate(value)]
     if origin is dict or hint is dict:
         if not isinstance(value, Mapping):
-            faults.append(Fault(key, f"expected a mapping, found {value!r}"))
+            faults.append(Fault(key, f"expected a mapping, found {short(value)}"))
             return None
         return dict(value)
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if not isinstance(hint, type):
+        return value
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        faults.append(Fault(key, f"expected {_name(hint)}, found {value!r}"))
+        faults.append(Fault(key, f"expected {_name(hint)}, found {short(value)}"))
+        return None
+    if isinstance(value, int) and not -EXACT < value < EXACT:
+        faults.append(Fault(key, f"{short(value)} is out of range; whole numbers have at most 63 bits"))
+        return None
+    if isinstance(value, float) and 0 < abs(value) < TINY:
+        faults.append(Fault(key, f"{value!r} is out of range; nothing is reckoned so near to 0"))
         return None
     return value
+
+
+def faults_of_types(hints: Mapping[str, Any], options: Mapping[str, Any], where: str) -> list[Fault]:
+    """Faults of options of a library, whose types are `hints`, so far as these are plain ones."""
+    faults: list[Fault] = []
+    for name in options:
+        if {hints[name], *typing.get_args(hints[name])} <= {int, float, bool, str, types.NoneType, hints[name]}:
+            _value(hints[name], options[name], _join(where, name), None, faults)
+    return faults
+
+
+def short(value: Any, most: int = 80) -> str:
+    """A value as a message shows it."""
+    try:
+        shown = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
 def _name(hint: type) -> str:
@@ -293,6 +331,8 @@ def faults_of_range(options: Any, **bounds: tuple[float, float]) -> Iterator[tup
     """Pairs of option and message for each numeric option outside its closed bounds; None is let through."""
     for name, (low, high) in bounds.items():
         value = getattr(options, name)
-        if value is not None and not low <= value <= high:
+        if isinstance(value, int) and high == float("inf") and value > WHOLE:
+            yield name, f"{value!r} is out of range; it must be at most {WHOLE:,}"
+        elif value is not None and not low <= value <= high:
             limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
             yield name, f"{value!r} is out of range; it must be {limit}"

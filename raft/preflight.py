@@ -11,7 +11,7 @@ from typing import Any
 
 from raft import hub
 from raft.errors import UserError
-from raft.plugins import Fault, fault_of_file, text_of
+from raft.plugins import Fault, fault_of_file, is_there, text_of
 from raft.recipe import Loaded, RecipeError
 
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
@@ -25,6 +25,8 @@ def check(loaded: Loaded, fetch: bool = False) -> None:
         faults += _fits(loaded.recipe, made)
     if faults:
         raise RecipeError(loaded.path, faults, {})
+    if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
+        trainer.check()
 
 
 def foreseen(loaded: Loaded) -> Iterator[str]:
@@ -111,7 +113,7 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
 
 
 def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:
-    looks_local = Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))
+    looks_local = is_there(name) or name.count("/") != 1 or name.startswith((".", "/"))
     if looks_local or fetch:
         try:
             hub.locate_model(name, revision)

@@ -226,7 +226,7 @@ class Inline(Prompts, InlineRows):
 class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
-    sources: Any = plugins.section("prompts")
+    sources: list[Any] = plugins.section("prompts")
     per_iteration: int = 2048
 
     def faults(self) -> Iterator[tuple[str, str]]:

@@ -5,17 +5,24 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from raft import yaml_file
 from raft.errors import UserError
 from raft.jobs import DEFAULTS, JOBS, MAKES
-from raft.plugins import Fault, build, suggest
+from raft.plugins import Fault, build, is_file, suggest
 
 OUTPUTS = Path("outputs")
+OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
+REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
+NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def find(name: str) -> Path:
     own = Path(__file__).parent / "recipes"
     folders = [own if own.is_dir() else Path(__file__).parent.parent / "recipes"]
     shipped = {str(file.relative_to(folders[0]).with_suffix("")): file for file in sorted(folders[0].rglob("*.yaml"))}
-    if Path(name).is_file():
+    if is_file(name):
         return Path(name)
     if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in shipped:
         return shipped[key]
@@ -65,18 +72,27 @@ def find(name: str) -> Path:
     )
 
 
-def load(path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    variables: Mapping[str, Any] | None = None,
+    above: tuple[Path, ...] = (),
+) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
-    `variables` are those of the recipe that needs it; each takes the place of the one of its name.
+    `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
+    recipes that need it, the outermost first.
     """
     from raft.imports import beside
 
     config, lines = read_one(path, overrides, variables)
     faults: list[Fault] = []
-    needs = dependencies(config, path, faults)
+    faults += _odd(config)
+    if faults:
+        raise RecipeError(path, faults, lines)
+    needs = dependencies(config, path, faults, (*above, path))
     job = config.get("job", "align")
-    if job not in JOBS:
+    if not isinstance(job, str) or job not in JOBS:
         raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
     for name, default in DEFAULTS.get(job, {}).items():
         if isinstance(config.get(name, default), dict):
@@ -127,67 +143,160 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
 
 def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str]) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
-        lines[override.split("=", 1)[0]] = "command line"
+        lines[_check_override(override)] = "command line"
     own = _read(path, lines)
     base = own.pop("base", None)
-    layers = [OmegaConf.create(own)]
+    with _understood(path, lines):
+        layers = [OmegaConf.create(own)]
     if base is not None:
-        beneath = _read(path.parent / str(base), lines)
-        if "base" in beneath:
-            raise UserError(
-                f"{path.parent / str(base)}: a base has a base of its own; one level is allowed, "
-                "so that a recipe stays readable"
-            )
-        layers.insert(0, OmegaConf.create(_without_replaced_kinds(beneath, own)))
+        layers.insert(0, _beneath(path, base, own, lines))
     for override in overrides:  # a section that stands in no file is there because of an override
         lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], "command line")
-    try:
-        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(overrides))
+    with _understood(path, lines):
+        merged = OmegaConf.merge(*layers)
+    for override in overrides:
+        with _understood(f"override {override!r}", lines):
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+    with _understood(path, lines):
         assert isinstance(merged, DictConfig)
         if variables and "variables" not in merged:
             merged.variables = {}
         for name, value in variables.items() if OmegaConf.is_dict(merged.get("variables")) else ():
             merged.variables[name] = _literal(value)
+        _bound(OmegaConf.to_container(merged), path)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as fault:
-        raise UserError(f"{path}: {str(fault).splitlines()[0]} (key {getattr(fault, 'full_key', None)})") from None
+
+
+def _check_override(override: str) -> str:
+    """The key of an override. UserError: it is not of the form key=value, or its value is no YAML on one line."""
+    found = OVERRIDE.fullmatch(override)
+    if found is None:
+        raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{override!r}: not UTF-8; set the terminal's encoding to UTF-8") from None
+    if not found[2].isprintable():
+        raise UserError(f"{override!r}: the value holds a line break or a control character; write it in YAML's quotes")
+    yaml_file.lines(found[2], f"the value of {override!r}")
+    return found[1]
+
+
+def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) -> Any:
+    """The layer of the base, without what the recipe itself replaces."""
+    from omegaconf import OmegaConf
+
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: base: {base!r} is no file; name a YAML file beside this one")
+    file = path.parent / base
+    content = _read(file, lines)
+    if "base" in content:
+        raise UserError(f"{file}: a base has a base of its own; one level is allowed, so that a recipe stays readable")
+    if unlike := next(_unlike(content, own), None):
+        raise UserError(f"{path}: {unlike} is a mapping here or in its base {file}, but not in both; make them alike")
+    with _understood(file, lines):
+        return OmegaConf.create(_without_replaced_kinds(content, own))
+
+
+def _unlike(beneath: dict[str, Any], own: dict[str, Any], key: str = "") -> Iterator[str]:
+    """The dotted keys that hold a mapping in one of the two and a text, a number or a list in the other."""
+    for name in [name for name in own if beneath.get(name) is not None and own[name] is not None]:
+        below = f"{key}.{name}" if key else str(name)
+        mappings = [isinstance(one[name], dict) for one in (beneath, own)]
+        if all(mappings):
+            yield from _unlike(beneath[name], own[name], below)
+        elif any(mappings):
+            yield below
+
+
+@contextmanager
+def _understood(path: Path | str, lines: dict[str, str]) -> Iterator[None]:
+    """Turns what OmegaConf raises inside the block, which is of many classes, into a UserError with the place."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path}: an interpolation ${{...}} leads back to itself, or sections are too deep") from None
+    except Exception as fault:
+        key = getattr(fault, "full_key", None) if isinstance(fault, OmegaConfBaseException) else None
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        place = _place(str(key), lines, path) if key and isinstance(path, Path) else path
+        raise UserError(f"{place}: {f'{key}: ' if key else ''}{said}") from None
+
+
+def _bound(content: Any, path: Path) -> None:
+    """UserError if the content, its interpolations filled in, is too large to be what anybody meant."""
+    sizes: dict[str, float] = {}
+
+    def size(value: Any, place: tuple[str, ...]) -> float:
+        if isinstance(value, dict):
+            return 1 + sum(size(one, (*place, str(name))) for name, one in value.items())
+        if isinstance(value, list):
+            return 1 + sum(size(one, (*place, str(index))) for index, one in enumerate(value))
+        text = value if isinstance(value, str) else ""
+        return 1 + len(text) + sum(referred(found[1], place) for found in REFERENCE.finditer(text))
+
+    def referred(name: str, place: tuple[str, ...]) -> float:
+        up = len(name) - len(name.lstrip("."))
+        parts = re.findall(r"[^.\[\]]+", name)
+        target = (*place[: len(place) - up], *parts) if up else tuple(parts)
+        key = ".".join(target)
+        if key not in sizes:
+            sizes[key] = 0  # one that leads back to itself is OmegaConf's to tell
+            sizes[key] = size(_at(content, target), target)
+        return sizes[key]
+
+    if size(content, ()) > LONGEST:
+        raise UserError(f"{path}: with its interpolations ${{...}} filled in it has more than {LONGEST:,} characters")
+
+
+def _at(content: Any, place: Sequence[str]) -> Any:
+    for name in place:
+        if isinstance(content, list):
+            content = content[int(name)] if name.isdecimal() and int(name) < len(content) else None
+        else:
+            content = content.get(name) if isinstance(content, dict) else None
+    return content
+
+
+def _odd(value: Any, key: str = "") -> Iterator[Fault]:
+    """Values that no artifact's key could hold: numbers that are not finite, mixed keys, halves of characters."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Fault(key, f"{value} is no finite number")
+    if isinstance(value, str) and not _writable(value):
+        yield Fault(key, f"{value!r} holds half a character, which cannot be written as UTF-8")
+    if isinstance(value, dict):
+        if len({isinstance(name, str) for name in value}) == 2 or not all(_writable(str(name)) for name in value):
+            yield Fault(key, f"the keys {', '.join(map(repr, value))} are not all text; put quotes around each")
+        for name, one in value.items():
+            yield from _odd(one, f"{key}.{name}" if key else str(name))
+    for index, one in enumerate(value if isinstance(value, list) else ()):
+        yield from _odd(one, f"{key}[{index}]")
+
+
+def _writable(text: str) -> bool:
+    try:
+        return bool(text.encode()) or True
+    except UnicodeEncodeError:
+        return False
 
 
 def _read(path: Path, lines: dict[str, str]) -> dict[str, Any]:
-    import yaml
     from omegaconf import OmegaConf
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        for key, line in _lines(yaml.compose(text, Loader=yaml.SafeLoader)):
-            lines.setdefault(key, f"{path}:{line}")
-        content = OmegaConf.to_container(OmegaConf.create(text))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path.absolute()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(fault).split())})") from None
-    if not isinstance(content, dict) or not content:
+    text = yaml_file.read(path)
+    found = yaml_file.lines(text, str(path))
+    if all(key.startswith("[") for key in found if key):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file has none")
-    return content  # type: ignore[return-value]
-
-
-def _lines(node: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    if node is None:
-        return
-    yield key, node.start_mark.line + 1
-    if node.id == "mapping":
-        for name, value in node.value:
-            below = f"{key}.{name.value}" if key else str(name.value)
-            yield from ((inner, line) for inner, line in _lines(value, below) if inner != below)
-            yield below, name.start_mark.line + 1
-    elif node.id == "sequence":
-        for index, value in enumerate(node.value):
-            yield from _lines(value, f"{key}[{index}]")
+    for key, line in found.items():
+        lines.setdefault(key, f"{path}:{line}")
+    with _understood(path, lines):
+        return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
 
 
 def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -203,16 +312,24 @@ def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dic
     return kept
 
 
-def dependencies(config: dict[str, Any], path: Path, faults: list[Fault]) -> list[Loaded]:
+def dependencies(config: dict[str, Any], path: Path, faults: list[Fault], above: tuple[Path, ...] = ()) -> list[Loaded]:
     """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
 
-    The variables of this recipe go down to those it needs, so that one override reaches them all.
+    The variables of this recipe go down to those it needs, so that one override reaches them all. UserError if recipes
+    need each other; `above` are this one and those that need it.
     """
     needs: list[Loaded] = []
     variables = config.get("variables")
     shared = variables if isinstance(variables, Mapping) else {}
     for key, options in _naming(config):
-        needed = load(path.parent / str(options.pop("recipe")), variables=shared)
+        name = options.pop("recipe")
+        if not isinstance(name, str) or not name:
+            faults.append(Fault(f"{key}.recipe", f"{name!r} is no file; name a recipe, by its path from this one"))
+            continue
+        file = path.parent / name
+        if file.resolve() in [one.resolve() for one in above]:
+            raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the circle")
+        needed = load(file, variables=shared, above=above)
         job = needed.recipe.job
         if job not in MAKES:
             message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
@@ -243,14 +360,15 @@ def _literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _naming(config: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _naming(section: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """The sections that name a recipe, each with its dotted key."""
-    for name, options in config.items():
-        if isinstance(options, dict) and name != "variables":
-            below = f"{key}.{name}" if key else str(name)
-            if options.get("recipe"):
-                yield below, options
-            yield from _naming(options, below)
+    named = section.items() if isinstance(section, dict) else ()
+    listed = enumerate(section) if isinstance(section, list) else ()
+    below = [(f"{key}.{name}" if key else str(name), one) for name, one in named if name not in NO_SECTIONS]
+    for place, options in [*below, *((f"{key}[{index}]", one) for index, one in listed)]:
+        if isinstance(options, dict) and "recipe" in options:
+            yield place, options
+        yield from _naming(options, place)
 
 
 def _place(key: str, lines: dict[str, str], path: Path) -> str:

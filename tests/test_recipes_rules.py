@@ -1,20 +1,17 @@
 """What stands beside the recipes that we ship: the rule of GSM8K, the rows of HH-RLHF, products made from a seed."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from raft.imports import beside
+from raft.imports import beside, module
 from raft.records import Prompt
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 with beside(RECIPES / "qwen3-1.7b-gsm8k.yaml"):
-    gsm8k_rules, hh_rlhf, arithmetic_prompts = map(
-        importlib.import_module, ("gsm8k_rules", "hh_rlhf", "arithmetic_prompts")
-    )
+    gsm8k_rules, hh_rlhf, arithmetic_prompts = map(module, ("gsm8k_rules", "hh_rlhf", "arithmetic_prompts"))
 
 SOLUTION = "Each of the 6 boxes holds 12 pens.\nSo there are 6 * 12 = <<6*12=72>>72 pens.\n#### 72"
 TURNS = "\n\nHuman: Hello\n\nAssistant: Good day.\n\nHuman: How are you?\n\nAssistant:"

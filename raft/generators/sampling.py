@@ -9,6 +9,8 @@ from raft.errors import UserError
 from raft.plugins import faults_of_range
 from raft.records import Prompt, Response
 
+COLDEST = 0.001  # the lowest temperature above 0: logits divided by it stay well inside float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -38,6 +40,8 @@ class Sampling:
             yield "top_p", f"{self.top_p!r} is out of range; it must be above 0 and at most 1"
         if not 0 < self.repetition_penalty < float("inf"):
             yield "repetition_penalty", f"{self.repetition_penalty!r} is out of range; it must be above 0"
+        if 0 < self.temperature < COLDEST:
+            yield "temperature", f"{self.temperature!r} divides logits by nearly nothing; give at least {COLDEST}, or 0"
         if self.temperature == 0 and self.k > 1:
             yield "temperature", "0 is greedy: all k responses would be the same; set k: 1 or a temperature above 0"
         for name in ("stop", "cut_at"):

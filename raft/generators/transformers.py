@@ -5,6 +5,7 @@ numbers of its own, so a response does not depend on the rows beside it, only it
 about the last digit, in bfloat16 enough to change a token); so the block they share is in the key.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from raft.plugins import faults_of_range, speed
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
 
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 Tensor = Any  # torch.Tensor; importing it here would make every command slow
 
 
@@ -46,6 +48,8 @@ class Transformers(Sampling):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         yield from faults_of_range(self, block=(1, float("inf")))
+        if self.device is not None and not DEVICE.fullmatch(self.device):
+            yield "device", f"{self.device!r} is no device; allowed: cpu, cuda, mps, xpu, with a number: cuda:1"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group for each prompt, block by block, in order."""

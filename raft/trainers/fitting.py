@@ -10,12 +10,13 @@ import importlib.util
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 
@@ -102,6 +103,53 @@ class Fitting:
         if self.lora is not None:
             known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
             yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+            if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
+                yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
+
+    def check(self) -> None:
+        """UserError if transformers, or torch's optimiser, refuses `args`; without any, nothing is imported.
+
+        The optimiser is made for one weight: most of its options are looked at only then.
+        """
+        if not self.args:
+            return
+        import torch
+        from transformers import Trainer, TrainingArguments
+
+        for fault in plugins.faults_of_types(get_type_hints(TrainingArguments), self.args, "trainer.args"):
+            raise UserError(f"{fault.key}: {fault.message}")
+        if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
+            raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
+        weight = torch.nn.Parameter(torch.zeros(1, device=device()))
+        with refused("args"), tempfile.TemporaryDirectory() as folder:
+            arguments = _arguments(self, 1, Path(folder), 0)
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
+            optimizer = kind([weight], **options)
+            weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            float(torch.nn.utils.clip_grad_norm_([weight], arguments.max_grad_norm))
+            if arguments.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+                raise ImportError("use_liger_kernel: liger-kernel is not installed here: pip install liger-kernel")
+
+
+@contextmanager
+def refused(option: str) -> Iterator[None]:
+    """Turns what transformers, torch and peft raise at an option of theirs into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as fault:  # of any class: type, range, a missing package
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"trainer.{option}: {said}") from fault
+
+
+def _no_pattern(text: str) -> str | None:
+    try:
+        re.compile(text)
+    except re.error as fault:
+        return str(fault)
+    return None
 
 
 def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
@@ -153,10 +201,8 @@ def adapt(options: Fitting, model: Any, task: str) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    try:
+    with refused("lora"):
         return get_peft_model(model, LoraConfig(task_type=task, **options.lora))
-    except (ValueError, TypeError) as fault:
-        raise UserError(f"trainer.lora: {fault}") from fault
 
 
 def plain(model: Any) -> Any:
@@ -211,7 +257,7 @@ def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
     from transformers import TrainingArguments
 
     on_cpu = device().type == "cpu"
-    try:
+    with refused("args"):
         arguments = TrainingArguments(
             **{"dataloader_pin_memory": not on_cpu, **options.args},
             output_dir=str(out),
@@ -234,8 +280,6 @@ def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
             logging_strategy="no",
             logging_nan_inf_filter=False,
         )
-    except (ValueError, TypeError) as fault:
-        raise UserError(f"trainer.args: {fault}") from fault
     assert arguments.device.type == device().type
     arguments._n_gpu = 1  # with more, Trainer would split each batch among them by itself
     return arguments
