@@ -4,10 +4,14 @@ The generator encodes a prompt, the trainer a prompt and the response that is le
 two as one conversation, is in `raft.conversation`. Templates run in transformers' sandbox.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from raft.errors import Stopped, UserError
+from raft.messages import Malformed, Message, marked
+from raft.plugins import suggest
 from raft.records import Prompt, Response
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase; importing it here would make every command slow
@@ -25,10 +29,18 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise UserError(f"{path}: no tokenizer could be loaded ({fault}); a model folder needs one") from fault
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: bool, template: str | None = None) -> str:
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    ask: bool,
+    template: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> str:
     """Messages as the model's own template writes them; with `ask` up to where the assistant begins to speak.
 
-    `template` is the text of another template, in Jinja.
+    `template` is the text of another template, in Jinja; `tools` and `variables` (chat_template_kwargs) are read by it.
     """
     if not (template or tokenizer.chat_template):
         raise UserError(
@@ -37,7 +49,12 @@ def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: boo
         )
     try:
         return tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask
+            list(messages),
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=ask,
+            **(variables or {}),
         )
     except Stopped:
         raise
@@ -50,14 +67,82 @@ def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, ask: boo
         ) from fault
 
 
+def require_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
+    """UserError if the model's chat template does not read one of these variables, which would have no effect."""
+    if not (variables and tokenizer.chat_template):
+        return
+    read = _variables(tokenizer.get_chat_template())
+    for name in variables:
+        if name not in read:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} reads no variable {name} (chat_template_kwargs); "
+                f"{suggest(name, sorted(read))}"
+            )
+
+
+@lru_cache
+def _variables(template: str) -> set[str]:
+    """The variables that a template reads and does not set itself."""
+    from jinja2 import meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template(template).environment  # with the tags that transformers adds to Jinja's
+    return meta.find_undeclared_variables(environment.parse(template)) - {*environment.globals, "messages", "tools"}
+
+
+def require_written(tokenizer: Tokenizer, prompt: Prompt) -> None:
+    """Malformed if the policy's chat template leaves out what a message of the prompt says, or what it may call."""
+    if prompt.messages is not None:
+        lost = left_out(tokenizer, prompt.messages, prompt.tools, prompt.chat_template_kwargs)
+        if lost:
+            raise Malformed(f"the chat template of {tokenizer.name_or_path} leaves out {', '.join(lost)}")
+
+
+def left_out(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    template: str | None = None,
+) -> tuple[str, ...]:
+    """What a chat template does not write of messages and tools that are like these, in words; nothing if all is there.
+
+    Each content, function name and argument is replaced by a mark of its own and looked for in what the template writes
+    of that. Besides, the roles tool and developer have to be spelled in it: templates that write any role as it is
+    called would make a turn of which the model knows nothing.
+    """
+    template = template or tokenizer.get_chat_template(tools=tools)
+    roles = sorted({message["role"] for message in messages} & {"tool", "developer"})
+    lost = [f"the role {role}" for role in roles if role not in template]
+    try:
+        asked = json.dumps([*marked(messages, tools), variables], sort_keys=True)
+        return (*lost, *_unwritten(tokenizer, template, asked))
+    except UserError:  # the template looks into what is said, and refuses such marks
+        written = render(tokenizer, messages, ask=False, template=template, tools=tools, variables=variables)
+        said = ((message["content"] or "", message["role"]) for message in messages)
+        return (*lost, *dict.fromkeys(f"the words of the {role}" for text, role in said if text.strip() not in written))
+
+
+@lru_cache(maxsize=4096)
+def _unwritten(tokenizer: Tokenizer, template: str, asked: str) -> tuple[str, ...]:
+    messages, tools, marks, variables = json.loads(asked)
+    written = render(tokenizer, messages, ask=False, template=template, tools=tools, variables=variables)
+    return tuple(dict.fromkeys(what for mark, what in marks.items() if mark not in written))
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The tokens that the policy reads. A template writes its own BOS; plain text gets what the tokenizer adds."""
     if prompt.messages is not None:
-        return tokenizer(render(tokenizer, prompt.messages, ask=True), add_special_tokens=False)["input_ids"]
+        return tokenizer(_asked(tokenizer, prompt, prompt.messages, ask=True), add_special_tokens=False)["input_ids"]
     ids = tokenizer(prompt.text)["input_ids"]
     if tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # some tokenizers close every text; a prompt is open
     return ids
+
+
+def _asked(tokenizer: Tokenizer, prompt: Prompt, messages: Sequence[Message], ask: bool) -> str:
+    """Messages of a prompt as the policy reads them."""
+    return render(tokenizer, messages, ask=ask, tools=prompt.tools, variables=prompt.chat_template_kwargs)
 
 
 def encode_response(tokenizer: Tokenizer, prompt: Prompt, text: str) -> list[int]:
@@ -68,8 +153,8 @@ def encode_response(tokenizer: Tokenizer, prompt: Prompt, text: str) -> list[int
     if prompt.messages is None:
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return continuation(tokenizer, text) + end
-    opened = render(tokenizer, prompt.messages, ask=True)
-    closed = render(tokenizer, [*prompt.messages, {"role": "assistant", "content": text}], ask=False)
+    opened = _asked(tokenizer, prompt, prompt.messages, ask=True)
+    closed = _asked(tokenizer, prompt, [*prompt.messages, {"role": "assistant", "content": text}], ask=False)
     if not closed.startswith(opened):
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} writes a question and its answer so that the "

@@ -18,11 +18,12 @@ from typing import Literal
 
 from raft.chat import Tokenizer, render
 from raft.errors import UserError
+from raft.messages import Message
 from raft.plugins import faults_of_text, suggest, text_of
-from raft.records import Prompt
+from raft.records import Prompt, said
 
 Bos = Literal["auto", "one", "none"]
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 TEMPLATES = ("chat", "plain", "hh", "ultrarm", "pair")
 FILE = ".jinja"
@@ -98,7 +99,13 @@ def _written(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str)
     answered = [*prompt.messages, {"role": "assistant", "content": response}]
     if template in SPEAKERS:
         return _spoken(prompt, answered, template)
-    return render(tokenizer, answered, ask=False, template=_file(template) if template.endswith(FILE) else None)
+    return render(
+        tokenizer,
+        answered,
+        ask=False,
+        template=_file(template) if template.endswith(FILE) else None,
+        tools=prompt.tools,
+    )
 
 
 def _continued(prompt: Prompt, template: str) -> str:
@@ -122,7 +129,7 @@ def _spoken(prompt: Prompt, messages: Messages, template: str) -> str:
             f"prompt {prompt.id} has a turn of {strange[0]}, but the template {template} knows only user and "
             "assistant; leave out prompts.system, or use another template"
         )
-    return BETWEEN[template].join(speakers[message["role"]] + message["content"] for message in messages)
+    return BETWEEN[template].join(speakers[message["role"]] + said(message) for message in messages)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from raft import plugins
-from raft.chat import Tokenizer, encode_response
+from raft.chat import Tokenizer, encode_response, require_variables, require_written
 from raft.errors import UserError
 from raft.messages import Malformed, Message, answered, turns, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
@@ -24,7 +24,8 @@ from raft.sources import FileRows, HubRows, InlineRows, Row
 
 # options that say where prompts and responses stand, which a layout knows by itself
 PLACES = (
-    "field", "messages", "format", "prefix", "suffix", "take", "id", "response", "chosen", "rejected", "text", "label",
+    "field", "messages", "until", "tools", "format", "prefix", "suffix", "take", "id", "response", "chosen",
+    "rejected", "text", "label",
 )  # fmt: skip
 RESPONSE = "response"
 AHEAD = 100  # rows that are looked at before the job is stopped for malformed ones, to say whether all are
@@ -77,6 +78,8 @@ class Examples(Reading):
             yield from template_faults("response", self.response)
         elif self.messages is None and self.pairs is None:
             yield "response", "null is the last of messages; name the column with messages, or that of the response"
+        if self.pairs is not None and self.chat_template_kwargs:
+            yield "chat_template_kwargs", "has no effect on pairs, which no policy reads; leave it out"
         if self.layout is not None:
             for item in fields(self):
                 if item.name in PLACES and getattr(self, item.name) != item.default:
@@ -145,7 +148,7 @@ class Examples(Reading):
         asked = turns(before, self.messages) if before else before
         if not asked:
             raise Malformed(f"{self.messages} has no message before the answer of the assistant")
-        return Prompt(prompt_id, messages=self._with_system(asked)), [text]
+        return self._chat(prompt_id, asked, row), [text]
 
     def _conversations(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
         """The pair of two lists of messages; the prompt is a list of them too, or a text that they repeat."""
@@ -157,7 +160,7 @@ class Examples(Reading):
             known = turns(found, self.field) if isinstance(found, list) else self._framed(row)
         one = conversations(known, row, self.chosen, self.rejected)
         require_pair(one.chosen, one.rejected, (self.chosen, self.rejected))
-        return Prompt(prompt_id, messages=self._with_system(one.messages)), [one.chosen, one.rejected]
+        return self._chat(prompt_id, one.messages, row), [one.chosen, one.rejected]
 
     def compared(self, row: Row, prompt_id: str) -> Iterator[Pair | Drop]:
         """What a row compares, pair by pair. Malformed, before any pair, if it is broken."""
@@ -170,7 +173,7 @@ class Examples(Reading):
     def _of_layout(self, one: Compared | Unused, prompt_id: str) -> Pair | Drop:
         if isinstance(one, Unused):
             return Drop(prompt_id, None, "gather", one.reason)
-        prompt = Prompt(prompt_id, messages=self._with_system(one.messages))
+        prompt = self._chat(prompt_id, one.messages)
         return replace(_pair(prompt, [one.chosen, one.rejected]), subset=one.subset)
 
 
@@ -207,9 +210,11 @@ def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: boo
     def example(row: Row, prompt_id: str) -> list[Example]:
         prompt, (text,) = section.answered(row, prompt_id)
         response = Response(text, encode_response(tokenizer, prompt, text), None, "stop")
-        return [Example(prompt_id, response, messages=prompt.messages, text=prompt.text)]
+        require_written(tokenizer, prompt)
+        return [Example(prompt_id, response, **prompt.asked)]
 
     section = replace(section, pairs=None)
+    require_variables(tokenizer, section.chat_template_kwargs or {})
     return _made(section, example, seed, held_out)
 
 
@@ -345,7 +350,7 @@ def _compared(better: Rated, worse: Rated) -> Pair | Drop:
 
 def _pair(prompt: Prompt, sides: list[str]) -> Pair:
     chosen, rejected = (Response(side, [], None, "stop") for side in sides)
-    return Pair(prompt.id, chosen, rejected, prompt.messages, prompt.text)
+    return Pair(prompt.id, chosen, rejected, **prompt.asked)
 
 
 def _filled(row: Row, column: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raft import records
 from raft.errors import UserError
-from raft.messages import Malformed, turns, words
+from raft.messages import Malformed, tools, turns, words
 from raft.records import Group, Prompt, Response
 
 SHAPE = (
@@ -71,7 +71,8 @@ def _prompt(row: dict[str, Any], column: str) -> Prompt:
         raise Malformed(f"has {' and '.join(there) or 'neither messages nor text'}; its keys are {', '.join(row)}")
     if there == ["text"]:
         return Prompt(str(name), text=words(row, "text"), meta=meta or {})
-    return Prompt(str(name), turns(row["messages"], "messages"), meta=meta or {})
+    asked = turns(row["messages"], "messages")
+    return Prompt(str(name), asked, meta=meta or {}, tools=tools(row.get("tools"), "tools"))
 
 
 def _responses(row: dict[str, Any]) -> list[Response]:

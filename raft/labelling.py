@@ -72,5 +72,6 @@ def _require_readable(pair: Pair) -> None:
 
 
 def _plain(pair: Pair, number: int) -> dict[str, Any]:
-    prompt = {"messages": pair.messages} if pair.messages is not None else {"prompt": pair.text}
+    prompt: dict[str, Any] = {"messages": pair.messages} if pair.messages is not None else {"prompt": pair.text}
+    prompt |= {"tools": pair.tools} if pair.tools else {}
     return {"id": f"{pair.prompt_id}-{number}", **prompt, "chosen": pair.chosen.text, "rejected": pair.rejected.text}

@@ -9,6 +9,7 @@ be lost or guessed makes the row malformed: an unknown role, an image, a call in
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from raft import records
@@ -20,6 +21,7 @@ ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "as
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of earlier turns, as templates and servers name them
 KEPT = ("name", "tool_call_id", *THOUGHTS)
 DEEPEST = 100  # lists and mappings inside each other
+MARK = "qzxw"  # of `marked`: in no template, and no word that one would look for
 SHAPE = "a list of messages such as {role: user, content: ...}"
 
 
@@ -40,11 +42,25 @@ def messages(value: Any, column: str) -> list[Message]:
 def turns(value: Any, column: str) -> list[Message]:
     """As `messages`, of a conversation that ends where the assistant is to speak."""
     found = messages(value, column)
-    if found[-1]["role"] == "assistant":
-        raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
-    if found[-1]["role"] != "tool" and not (found[-1]["content"] or "").strip():
-        raise Malformed("the last message is empty")
+    require_open(found, column)
     return found
+
+
+def require_open(found: list[Message], column: str) -> None:
+    """Malformed unless messages end where the assistant is to speak."""
+    last = found[-1]
+    if last["role"] == "assistant":
+        raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
+    if last["role"] != "tool" and not last["content"].strip():
+        raise Malformed("the last message is empty")
+
+
+def until_user(found: list[Message], column: str) -> list[Message]:
+    """Messages up to the last one of the user."""
+    places = [at for at, message in enumerate(found) if message["role"] == "user"]
+    if not places:
+        raise Malformed(f"{column} has no words of the user")
+    return found[: places[-1] + 1]
 
 
 def answered(value: Any, column: str) -> tuple[list[Message], str]:
@@ -67,6 +83,35 @@ def tools(value: Any, column: str) -> list[dict[str, Any]] | None:
         raise Malformed(f"{column} is not a list of tools such as {{type: function, function: {{name: ...}}}}")
     require_json(value, column)
     return value
+
+
+def marked(
+    found: Sequence[Message], tools: list[dict[str, Any]] | None
+) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, str]]:
+    """Messages and tools of the same make whose words are marks, and what each of these marks stands for."""
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        marks[name := f"mark{len(marks)}of{MARK}"] = what
+        return name
+
+    def call(one: dict[str, Any]) -> dict[str, Any]:
+        inner, said = one["function"], {}
+        if inner["arguments"]:
+            said[mark("the arguments of a tool call")] = mark("the arguments of a tool call")
+        return {**one, "function": {**inner, "name": mark("the function of a tool call"), "arguments": said}}
+
+    def message(one: Message) -> Message:
+        content = one["content"] and mark(f"the words of the {one['role']}")
+        calls = {"tool_calls": [call(inner) for inner in one["tool_calls"]]} if "tool_calls" in one else {}
+        return {**one, "content": content, **calls}
+
+    def tool(one: dict[str, Any]) -> dict[str, Any]:
+        inner = one.get("function", one)
+        named = {**inner, "name": mark("the tools")} if isinstance(inner, dict) and "name" in inner else inner
+        return {**one, "function": named} if "function" in one else named
+
+    return [message(one) for one in found], tools and [tool(one) for one in tools], marks
 
 
 def words(row: dict[str, Any], column: str) -> str:

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import plugins
-from raft.chat import Tokenizer, encode_prompt
+from raft import plugins, records
+from raft.chat import Tokenizer, encode_prompt, require_variables, require_written
 from raft.errors import UserError
-from raft.messages import Malformed, Message, require_json, turns, words
+from raft.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
 from raft.records import Drop, Prompt
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -32,6 +32,12 @@ MOST_REASONS = 5
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
 IN_BRACES = re.compile(r"\{[^{}]+\}")
 INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
+# What chat templates get from raft itself, or what is no variable of theirs but an argument of apply_chat_template.
+DECIDED = frozenset(
+    ["conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
+     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+     "return_assistant_tokens_mask", "tokenizer_kwargs"]
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +47,19 @@ class Reading(Source):
     Its text is the column `field`, or several in a template such as "{instruction}\\n\\n{input}", of which `take` (a
     regular expression) takes out its first group, between `prefix` and `suffix`; with `format: chat` that is one
     message of the user. Or it is the column `messages`, a list of {role, content} that ends where the assistant is to
-    speak. `system` goes before messages that have none. `id` is the column with the id; with null rows are numbered.
+    speak; `until: last-user` leaves out what comes after the user's last words, such as an answer. `tools` is the
+    column of the functions that messages may call. `system` goes before messages that have none.
+    `chat_template_kwargs` are variables for the policy's chat template. `id` is the column with the id; with null rows
+    are numbered.
     """
 
     field: str | None = "prompt"
     messages: str | None = None
+    until: Literal["end", "last-user"] = "end"
+    tools: str | None = "tools"
     format: Literal["text", "chat"] = "text"
     system: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     prefix: str = ""
     suffix: str = ""
     take: str | None = None
@@ -66,6 +78,12 @@ class Reading(Source):
             yield from template_faults("field", self.field)
         if self.system is not None and not self.is_chat:
             yield "system", "is for a chat; give messages, or format: chat, or write it into prefix"
+        if self.chat_template_kwargs and not self.is_chat:
+            yield "chat_template_kwargs", "is for a chat; give messages, or format: chat"
+        for name in sorted(DECIDED.intersection(self.chat_template_kwargs or {})):
+            yield f"chat_template_kwargs.{name}", "is not for a recipe to say; leave it out"
+        if self.messages is None and (self.until, self.tools) != ("end", "tools"):
+            yield "until" if self.until != "end" else "tools", "is for messages; leave it out"
         if self.take is not None:
             yield from pattern_faults("take", self.take, r"a group around what to take, such as (?s)(.*\n\nAssistant:)")
 
@@ -77,7 +95,8 @@ class Reading(Source):
     def columns(self) -> list[str]:
         """The columns that every row has to have."""
         asked = [self.messages] if self.messages is not None else columns_of(self.field)
-        return [*asked, *([self.id] if self.id not in (None, "id") else [])]
+        named = [name for own in ("tools", "id") if (name := getattr(self, own)) not in (None, own)]
+        return [*asked, *named]
 
     def missing(self, row: Row) -> str | None:
         """Which columns a row lacks, None if it has those that every row has to have."""
@@ -87,11 +106,27 @@ class Reading(Source):
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         """The prompt of a row. Malformed says why there is none."""
         if self.messages is not None:
-            return Prompt(prompt_id, messages=self._with_system(turns(row.get(self.messages), self.messages)))
+            return self._chat(prompt_id, self._turns(row), row)
         text = self._framed(row)
         if self.format == "chat":
-            return Prompt(prompt_id, messages=self._with_system([{"role": "user", "content": text}]))
+            return self._chat(prompt_id, [{"role": "user", "content": text}])
         return Prompt(prompt_id, text=text)
+
+    def _chat(self, prompt_id: str, turns: list[Message], row: Row | None = None) -> Prompt:
+        """A chat as the policy is asked; `row` has the tools."""
+        called = tools(row.get(self.tools), self.tools) if row is not None and self.tools else None
+        variables = self.chat_template_kwargs or None
+        return Prompt(prompt_id, self._with_system(turns), tools=called, chat_template_kwargs=variables)
+
+    def _turns(self, row: Row) -> list[Message]:
+        assert self.messages is not None
+        said = messages(row.get(self.messages), self.messages)
+        if self.until == "last-user":
+            said = until_user(said, self.messages)
+        elif said[-1]["role"] == "assistant":
+            raise Malformed(f"{self.messages} ends with the assistant's own words; until: last-user leaves them out")
+        require_open(said, self.messages)
+        return said
 
     def _framed(self, row: Row) -> str:
         if self.field is None:
@@ -192,14 +227,14 @@ class Prompts(Reading):
 
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         read = super().prompt(row, prompt_id)
-        return Prompt(prompt_id, read.messages, read.text, self._meta(row))
+        return replace(read, meta=self._meta(row))
 
     def _meta(self, row: Row) -> dict[str, Any]:
         if self.meta is None:
             inner = row.get("meta")
             flat = {**row, **inner} if isinstance(inner, dict) else row
-            text = self.field if is_column(self.field) else None
-            own = {self.messages or text, self.id, *(["meta"] if flat is not row else [])}
+            read = [self.messages, self.tools] if self.messages else [self.field if is_column(self.field) else None]
+            own = {*read, self.id, *(["meta"] if flat is not row else [])}
             return {name: value for name, value in flat.items() if name not in own and _is_json({name: value})}
         kept = {name: row[name] for name in self.meta if name in row}
         for name, value in kept.items():
@@ -257,11 +292,14 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
     UserError if a part's first row lacks a column that it needs, or if two rows have the same id.
     """
     parts = source.parts()
+    for _, part in parts:
+        require_variables(tokenizer, part.chat_template_kwargs or {})
     for number, _, prompt_id, row in identified([part for _, part in parts]):
         part = parts[number][1]
         try:
             prompt = part.prompt(row, prompt_id)
             tokens = len(encode_prompt(tokenizer, prompt))
+            require_written(tokenizer, prompt)
         except Malformed as fault:
             yield Drop(prompt_id, None, "collect", str(fault))
             continue
@@ -351,7 +389,8 @@ def _is_json(value: Any) -> bool:
 
 def held_out_key(prompt: Prompt) -> str:
     """A hash of what a prompt says, alike for prompts that differ only in case, white space or Unicode form."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt.content).casefold())
+    said = "\n".join([prompt.content, *(records.dump(tool).decode() for tool in prompt.tools or [])])
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", said).casefold())
     return blake2b(" ".join(folded.split()).encode(), digest_size=16).hexdigest()
 
 

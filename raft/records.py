@@ -14,6 +14,8 @@ from typing import Any, Self
 from raft.errors import UserError
 from raft.files import create
 
+ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -34,21 +36,35 @@ class Prompt(Record):
     """What the policy answers: chat messages, or a plain text to be continued; exactly one of the two.
 
     `meta` holds what a rule needs to judge a response (a reference answer, say); `source` is the
-    index of the part of a mixture that the prompt comes from.
+    index of the part of a mixture that the prompt comes from. `tools` are the functions that a chat may call, and
+    `chat_template_kwargs` the variables that the policy's chat template gets, both as transformers takes them.
     """
 
     id: str
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     text: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     source: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What of it examples and pairs hold."""
+        return {name: getattr(self, name) for name in ASKED}
 
     @property
     def content(self) -> str:
-        """The words of the prompt without any template: its text, or the contents of its messages by line."""
+        """The words of the prompt without any template: its text, or what its messages say, by line."""
         if self.text is not None:
             return self.text
-        return "\n".join(message["content"] for message in self.messages or [])
+        return "\n".join(map(said, self.messages or []))
+
+
+def said(message: dict[str, Any]) -> str:
+    """What a message says: its content, which is None beside some tool calls, and each call as a line of JSON."""
+    calls = (json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or [])
+    return "\n".join(filter(None, [message["content"], *calls]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +117,10 @@ class Example(Record):
     index: int = 0
     reward: float | None = None
     weight: float = 1.0
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Example":
@@ -111,7 +129,7 @@ class Example(Record):
     @property
     def prompt(self) -> Prompt:
         """The prompt that the response answers."""
-        return Prompt(id=self.prompt_id, messages=self.messages, text=self.text)
+        return Prompt(self.prompt_id, **{name: getattr(self, name) for name in ASKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +139,11 @@ class Pair(Record):
     prompt_id: str
     chosen: Response
     rejected: Response
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     text: str | None = None
     subset: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Pair":
@@ -132,7 +152,7 @@ class Pair(Record):
     @property
     def prompt(self) -> Prompt:
         """The prompt that both responses answer."""
-        return Prompt(id=self.prompt_id, messages=self.messages, text=self.text)
+        return Prompt(self.prompt_id, **{name: getattr(self, name) for name in ASKED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,8 @@ def _group(batch: Batch, prompt: dict[str, Any], others: Any, picks: "_Picks", r
     why = reasons.get(prompt["id"], {})
     group: dict[str, Any] = {"id": prompt["id"]}
     if batch.shows_prompts:
-        group["prompt"] = prompt["messages"] if prompt.get("messages") is not None else prompt["text"]
+        asked = prompt.get("messages")
+        group["prompt"] = prompt["text"] if asked is None else [{**one, "content": records.said(one)} for one in asked]
         group |= {"meta": prompt["meta"]} if prompt.get("meta") else {}
     if None in why:
         group["dropped"] = why[None]

@@ -403,7 +403,6 @@ def _row(picks: Any, pick: int, group: Group, rewards: np.ndarray) -> dict[str, 
     best = group.responses[index]
     if picks.rejected is not None:
         rejected = group.responses[int(picks.rejected[pick])]
-        return Pair(prompt.id, best, rejected, prompt.messages, prompt.text).row()
-    return Example(
-        prompt.id, best, index, float(rewards[index]), float(picks.weights[pick]), prompt.messages, prompt.text
-    ).row()  # fmt: skip
+        return Pair(prompt.id, best, rejected, **prompt.asked).row()
+    weight = float(picks.weights[pick])
+    return Example(prompt.id, best, index, float(rewards[index]), weight, **prompt.asked).row()

@@ -1,5 +1,7 @@
 """Laws of raft.prompts: what of a row becomes a prompt, and what an iteration draws."""
 
+import copy
+import dataclasses
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -25,7 +27,7 @@ MESSAGES = [
 ]
 
 NO_MESSAGES = "messages is not a list of messages such as {role: user, content: ...}"
-NOTHING_LEFT = "messages ends with the assistant's own words, so there is nothing left to say"
+NOTHING_LEFT = "messages ends with the assistant's own words; until: last-user leaves them out"
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,14 @@ def test_messages_are_taken_as_they_are_and_a_system_message_of_their_own_stays(
     system, own = ({"role": "system", "content": words} for words in ("Be kind.", "Be brief."))
     assert only(tokenizer, {"m": MESSAGES}, messages="m", system="Be kind.").messages == [system, *MESSAGES]
     assert only(tokenizer, {"m": [own, *MESSAGES]}, messages="m", system="Be kind.").messages == [own, *MESSAGES]
+
+
+def test_what_comes_after_the_last_words_of_the_user_can_be_left_out(tokenizer: Any):
+    said = [*MESSAGES, {"role": "gpt", "content": "No."}, {"role": "assistant", "content": "Yes."}]
+    assert only(tokenizer, {"m": said}, messages="m", until="last-user").messages == MESSAGES
+    assert only(tokenizer, {"m": MESSAGES}, messages="m", until="last-user").messages == MESSAGES
+    nobody = {"messages": [{"role": "assistant", "content": "x"}]}
+    assert reason(tokenizer, nobody, messages="messages", until="last-user") == "messages has no words of the user"
 
 
 @pytest.mark.parametrize(
@@ -445,3 +455,102 @@ def test_real_dialogues_give_their_prompts(tokenizer: Any):
     kept, dropped = read(File(path=str(path), **options), tokenizer)
     assert len(kept) == 2312 and not dropped
     assert all(one.text.startswith("\n\nHuman:") and one.text.endswith("\n\nAssistant:") for one in kept)
+
+
+# As Zephyr's: whom it does not know it does not write.
+ZEPHYR = """{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] + eos_token }}\
+{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] + eos_token }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+# As Qwen's: tools before all, calls as JSON between marks, results as turns of the user, thinking to be turned off.
+CALLING = """{% if tools %}[tools]{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}{% for m in messages %}\
+{% if m['role'] == 'tool' %}[user]<tool_response>{{ m['content'] }}</tool_response>{% else %}[{{ m['role'] }}]\
+{{ m['content'] if m['content'] is string else '' }}{% for c in m['tool_calls'] or [] %}<tool_call>\
+{{ c['function'] | tojson }}</tool_call>{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]\
+{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"""
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+CALLS = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "arguments": {"city": "Rome"}}]},
+    {"role": "tool", "content": "dry", "tool_call_id": "1"},
+]
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    other = copy.copy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+def dropped_by(template: str, tokenizer: Any, messages: list[dict]) -> str:
+    _, (drop,) = read(Inline(items=[{"m": messages}], messages="m"), with_template(tokenizer, template))
+    return drop.reason.partition("leaves out ")[2]
+
+
+def test_a_prompt_whose_words_the_template_leaves_out_is_dropped(tokenizer: Any):
+    system = {"role": "system", "content": "Be kind."}
+    assert dropped_by(ZEPHYR, tokenizer, [system, *MESSAGES]) == "the words of the system"
+    assert dropped_by(ZEPHYR, tokenizer, [*MESSAGES[:2], {"role": "tool", "content": "x"}]) == (
+        "the role tool, the words of the tool"
+    )
+    kept, _ = read(Inline(items=[{"m": MESSAGES}], messages="m"), with_template(tokenizer, ZEPHYR))
+    assert kept == [Prompt("000000", messages=MESSAGES)]
+
+
+@pytest.mark.parametrize("role", ["tool", "developer"])
+def test_a_role_that_only_some_models_know_has_to_be_in_the_template(tokenizer: Any, role: str):
+    anybody = tokenizer.chat_template  # writes every role as it is called
+    assert dropped_by(anybody, tokenizer, [{"role": role, "content": "x"}, *MESSAGES]) == f"the role {role}"
+
+
+def test_tool_calls_their_results_and_the_tools_are_read_by_the_policy(tokenizer: Any):
+    rows = [{"m": CALLS, "tools": [WEATHER], "answer": 7}]
+    calling = with_template(tokenizer, CALLING)
+    ((prompt,), _) = read(Inline(items=rows, messages="m"), calling)
+    assert prompt.tools == [WEATHER] and prompt.meta == {"answer": 7}
+    assert calling.decode(encode_prompt(calling, prompt)) == (
+        '[tools]{"type": "function", "function": {"name": "weather", "parameters": {}}}[user]Rain?[assistant]'
+        '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>[user]<tool_response>dry'
+        "</tool_response>[assistant]"
+    )
+    assert Prompt.of(prompt.row()) == prompt
+    for other in (None, "[]"):  # two prompts that differ in their tools alone are two
+        ((bare,), _) = read(Inline(items=[{"m": CALLS, "tools": other}], messages="m"), calling)
+        assert bare.tools is None and held_out_key(bare) != held_out_key(prompt)
+
+
+def test_tool_calls_that_the_template_does_not_write_are_dropped(tokenizer: Any):
+    deaf = CALLING.replace("c['function'] | tojson", "''").replace("t | tojson", "''")
+    (_, (drop,)) = read(Inline(items=[{"m": CALLS, "tools": [WEATHER]}], messages="m"), with_template(tokenizer, deaf))
+    assert drop.reason.partition("leaves out ")[2] == (
+        "the arguments of a tool call, the function of a tool call, the tools"
+    )
+
+
+def test_prompts_that_differ_in_a_call_alone_are_two():
+    def key(city: str) -> str:
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        return held_out_key(Prompt("x", [CALLS[0], {**CALLS[1], "tool_calls": [call]}, CALLS[2]]))
+
+    assert key("Rome") == key("rome") != key("Oslo")
+
+
+def test_variables_of_the_chat_template_reach_every_prompt_and_an_unknown_one_is_a_fault(tokenizer: Any):
+    calling = with_template(tokenizer, CALLING)
+    source = Inline(items=["Hi"], format="chat", chat_template_kwargs={"enable_thinking": False})
+    ((prompt,), _) = read(source, calling)
+    assert prompt.chat_template_kwargs == {"enable_thinking": False} and Prompt.of(prompt.row()) == prompt
+    assert calling.decode(encode_prompt(calling, prompt)) == "[user]Hi[assistant]<think></think>"
+    other = dataclasses.replace(source, chat_template_kwargs={"enable_thought": False})
+    with pytest.raises(UserError, match=r"reads no variable enable_thought .*did you mean enable_thinking"):
+        read(other, calling)
+
+
+def test_options_of_chats_without_an_effect_are_faults():
+    assert fault_keys(kind="list", items=["x"], chat_template_kwargs={"enable_thinking": False}) == [
+        "prompts.chat_template_kwargs"
+    ]
+    assert fault_keys(kind="list", items=["x"], format="chat", chat_template_kwargs={"tools": []}) == [
+        "prompts.chat_template_kwargs.tools"
+    ]
+    assert fault_keys(kind="list", items=["x"], until="last-user") == ["prompts.until"]
+    assert fault_keys(kind="list", items=["x"], tools="functions") == ["prompts.tools"]

@@ -85,12 +85,27 @@ class Remote(Sampling, Connection):
         asked: dict[str, Any] = {"model": self.model, "n": 1, "seed": seed, "max_tokens": self.max_tokens}
         asked |= {"temperature": self.temperature, "top_p": self.top_p} | ({"stop": self.stop} if self.stop else {})
         chat = prompt.messages is not None
-        asked |= {"messages": prompt.messages} if chat else {"prompt": prompt.text}
+        asked |= _chat(prompt) if chat else {"prompt": prompt.text}
         own = {"top_k": self.top_k or 0, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
         if is_vllm:  # what is left out would be read from the model folder's generation config
             asked |= {"return_token_ids": True} | ({"logprobs": True, "top_logprobs": 0} if chat else {"logprobs": 0})
             return asked | own
         return asked | {name: value for name, value in own.items() if value != USUAL[name]}
+
+
+def _chat(prompt: Prompt) -> dict[str, Any]:
+    """Messages and what belongs to them in OpenAI's protocol, in which arguments of tool calls are a text of JSON."""
+    more = {"tools": prompt.tools, "chat_template_kwargs": prompt.chat_template_kwargs}
+    messages = [dict(message) for message in prompt.messages or []]
+    for message in messages:
+        if "tool_calls" in message:
+            message["tool_calls"] = [_call(call) for call in message["tool_calls"]]
+    return {"messages": messages, **{name: value for name, value in more.items() if value is not None}}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    inner = call["function"]
+    return {**call, "function": {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}}
 
 
 class Host:

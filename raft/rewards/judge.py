@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from raft import engines, serving
 from raft.errors import UserError
 from raft.plugins import faults_of_range, faults_of_text, source, speed, text_of
-from raft.records import Group, Prompt, Score
+from raft.records import Group, Prompt, Score, said
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
 from raft.seeds import derive
@@ -207,9 +207,8 @@ class Judge(Connection):
     async def _verdict(self, asked: Asked, prompt: Prompt, places: tuple[int, ...], shown: dict[str, str]) -> Verdict:
         """What the judge says of the texts that it is shown; `places` are theirs in the group."""
         what, chat = f"prompt {prompt.id}", self.format == "chat"
-        question = wording.write(
-            self.question, what, prompt=prompt.content, messages=prompt.messages or [], **shown
-        )  # fmt: skip
+        turns = [{**one, "content": said(one)} for one in prompt.messages or []]
+        question = wording.write(self.question, what, prompt=prompt.content, messages=turns, **shown)
         body = self._body(asked, question, derive(self.seed, prompt.id, *places))
         try:
             answer = await asked.server.ask(what, "chat/completions" if chat else "completions", body)
