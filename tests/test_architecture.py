@@ -10,7 +10,7 @@ FLOORS = [
     {"files", "imports", "seeds", "terminal", "guard"},
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
     {"contracts", "attention", "stamps", "messages"},
-    {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
+    {"output", "completions", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
     {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
     {"prompts", "likelihood", "runs", "preflight", "charts", "report_groups"},

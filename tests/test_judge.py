@@ -307,7 +307,10 @@ def test_a_withheld_answer_is_no_verdict(ask, proxy):
 
     proxy.spoil = spoil
     (found,) = scores(ask(), group("ape", "bee"))
-    assert found[0].reward is None and "withheld (finish_reason content_filter)" in found[0].error
+    assert (
+        found[0].reward is None
+        and "withholds the text or a part of it (finish_reason content_filter)" in found[0].error
+    )
 
 
 @pytest.mark.engine

@@ -40,7 +40,7 @@ def test_wrong_options_are_told(key):
 def test_more_faults_of_options(tmp_path):
     faults = []
     build(Judge, {"model": "m", "mode": "grade", "verdict": r"(\d)(\d)"}, "reward", faults)
-    assert [fault.message for fault in faults] == ["has 2 groups, but the grade is one; write the others as (?:...)"]
+    assert [fault.message for fault in faults] == ["has 2 groups, but the verdict is one; write the others as (?:...)"]
     (tmp_path / "t.jinja").write_text("{{ a }}")
     faults.clear()
     build(Judge, {"model": "m", "template": str(tmp_path / "t.jinja")}, "reward", faults)

@@ -1,14 +1,18 @@
 """The laws of asking a server; a small real one on this machine says what it is told to."""
 
 import asyncio
+import contextlib
+import gzip
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from raft.errors import UserError
-from raft.server import Connection, Refused, chosen, connected, excerpt
+from raft.keys import describe
+from raft.server import Connection, Refused, connected, url_faults
 
 OPTIONS = Connection(api_key_env="TINY_KEY", retries=0, timeout=5)
 
@@ -19,7 +23,11 @@ class Saying(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.content, self.seen = 200, b"{}", []
+        self.writes = None  # what writes the whole answer instead
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that goes away is part of these tests."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,6 +38,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append((self.path, dict(self.headers)))
+        if self.server.writes is not None:
+            self.server.writes(self)
+            return
         self.send_response(self.server.status)
         self.send_header("Location", "http://127.0.0.1:1/elsewhere")
         self.end_headers()
@@ -105,28 +116,148 @@ def test_a_strange_list_of_models_is_no_crash(server, listed):
         ask(server, card="m")
 
 
+@pytest.mark.parametrize("listed", [{"data": 5}, [], [{"id": "n"}], "x", None, {"data": {"id": "m"}}])
+def test_a_list_of_models_of_another_shape_is_told(server, listed):
+    server.content = json.dumps(listed).encode()
+    with pytest.raises(UserError, match=r"has no model 'm'|no answer from .* no JSON"):
+        ask(server, card="m")
+
+
+def test_a_bare_list_of_models_is_read(server):
+    server.content = b'[{"id": "m", "max_model_len": 7}]'
+    assert ask(server, card="m")["max_model_len"] == 7
+
+
+DEEP = 100_000
+STRANGE = {
+    "deep list": b"[" * DEEP + b"]" * DEEP,
+    "deep object": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "huge integer": b'{"n": ' + b"9" * 10_000 + b"}",
+    "page": b"<html>Sign in</html>",
+    "latin": b'{"a": "\xe9"}',
+    "number": b"5",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize("name", STRANGE)
+def test_an_answer_that_is_no_json_object_is_one_sentence(server, name, status):
+    server.status, server.content = status, STRANGE[name]
+    with pytest.raises(UserError, match=r"^prompt 7: .{10,500}$"):
+        ask(server)
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_the_timeout_is_that_of_the_whole_answer(server, where):
+    """One byte every tenth of a second, for ever: each read alone is in time."""
+
+    def drip(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX: " if where == "headers" else b"HTTP/1.0 200 OK\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+
+    server.writes = drip
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"at last no whole answer within 0\.6 s"):
+        ask(server, Connection(retries=0, timeout=0.6))
+    assert time.monotonic() - began < 2
+
+
+def endless(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"x" * 65536)
+
+
+def packed(handler: Handler) -> None:
+    """A gzip of 256 KB that unpacks to 256 MB."""
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n")
+    with contextlib.suppress(OSError):
+        handler.wfile.write(gzip.compress(bytes(1 << 28), 1))
+
+
+@pytest.mark.parametrize("writes", [endless, packed])
+def test_an_answer_has_a_largest_size_that_counts_what_is_unpacked(server, writes):
+    server.writes = writes
+    with pytest.raises(UserError, match="sends an answer of more than 32 MB"):
+        ask(server, Connection(retries=3, timeout=60))
+
+
+def test_a_packing_that_was_not_asked_for_is_refused(server):
+    server.writes = lambda handler: handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Encoding: br\r\n\r\nx")
+    with pytest.raises(UserError, match="packs its answer by br"):
+        ask(server)
+
+
+def test_a_packed_answer_is_read(server):
+    body = gzip.compress(b'{"a": 1}')
+    server.writes = lambda handler: handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + body)
+    assert ask(server) == {"a": 1}
+
+
 @pytest.mark.parametrize(
-    "answer",
+    "error, words, refused",
     [
-        {},
-        {"choices": []},
-        {"choices": "x"},
-        {"choices": [{"text": "x"}]},
-        {"choices": [{"message": {"content": ["x"]}, "text": 7, "finish_reason": "stop"}]},
-        {"choices": [None]},
+        ({"error": {"message": "upstream", "code": 502}}, "status 502: upstream", False),
+        ({"error": {"message": "slow down", "code": "429"}}, "status 429: slow down", False),
+        ({"error": "model is loading"}, "status 500: model is loading", False),
+        ({"object": "error", "message": "worker is gone", "code": 50001}, "status 500: worker is gone", False),
+        ({"choices": [{"error": {"message": "cut", "code": 504}, "finish_reason": "error"}]}, "status 504: cut", False),
+        ({"choices": [{"text": "", "finish_reason": "abort"}]}, "status 500: finish_reason abort", False),
+        ({"error": {"message": "no such model", "code": 404}}, "status 404: no such model", True),
+        ({"error": {"message": "no", "code": True}}, "status 500: no", False),
+        ({"error": {"message": {"detail": ["x"]}, "code": -1}}, r"status 500: \['x'\]", False),
     ],
 )
-@pytest.mark.parametrize("chat", [True, False])
-def test_an_answer_in_another_protocol_is_an_error(answer, chat):
-    with pytest.raises(UserError, match="prompt 7: an answer that is not OpenAI's protocol"):
-        chosen("prompt 7", answer, chat)
+def test_an_error_in_an_answer_of_status_200_has_the_status_that_it_says(server, error, words, refused):
+    server.content = json.dumps(error).encode()
+    with pytest.raises(UserError, match=words) as caught:
+        ask(server, Connection(retries=0))
+    assert isinstance(caught.value, Refused) is refused
 
 
-def test_an_excerpt_is_short_harmless_and_on_one_line():
-    assert excerpt("a\nb\t\x1b[2J \ud800") == "a b \\x1b[2J \\ud800"
-    long = excerpt("word " * 10**6)
-    assert len(long) == 200 and long.endswith("...")
-    assert excerpt("\u202e" * 500).isascii()
+def test_an_error_that_passes_inside_an_answer_is_asked_again(server):
+    answers = iter([b'{"error": {"message": "upstream", "code": 502}}', b'{"a": 1}'])
+    server.writes = lambda handler: handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + next(answers))
+    assert ask(server, Connection(retries=1)) == {"a": 1}
+
+
+def test_a_refusal_without_a_key_says_that_none_was_sent(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
+    server.status = 401
+    with pytest.raises(Refused, match=r"no key was sent \(reward\.api_key_env names the variable"):
+        ask(server, Connection(retries=0))
+    with pytest.raises(Refused, match=r"no key was sent \(the environment has no TINY_KEY\)"):
+        ask(server)
+    assert "secret" not in json.dumps([headers for _, headers in server.seen])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a b/v1", "http://h\n/v1", "http://h/v1\t", " http://h", "http://h/\x00", "http://[::1", "http://h/#x"],
+)
+def test_an_address_with_blanks_or_breaks_is_none(url):
+    assert [name for name, _ in url_faults(url)] == ["url"]
+
+
+def test_an_address_is_one():
+    for url in (
+        "http://127.0.0.1:8000/v1",
+        "https://api.example.com/v1/",
+        "http://[::1]:80/v1",
+        "http://bücher.example/v1",
+    ):
+        assert not list(url_faults(url))
+
+
+def test_the_name_of_the_variable_with_the_key_is_in_no_key_of_a_run():
+    assert (
+        describe(Connection(api_key_env="ONE")) == describe(Connection(api_key_env="OTHER")) == describe(Connection())
+    )
 
 
 def test_options_out_of_range_are_told():

@@ -7,21 +7,24 @@ of any other server it is only known that it has a model by that name.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from raft import plugins
+from raft import completions, plugins
 from raft.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer
+from raft.completions import excerpt, foreign
 from raft.errors import UserError
-from raft.generators.sampling import Sampling
+from raft.generators.sampling import Sampling, spell
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
-from raft.server import Connection, Server, chosen, connected, excerpt, foreign, is_vllm, stoppable, url_faults
+from raft.server import Connection, Server, connected, is_vllm, items, url_faults
 
 TOLERANCE = 0.5  # mean difference of log-probabilities: a number format moves them by hundredths, others by units
+LARGE = 1e39  # beyond what a float32 can be
+ROUNDING = 1e-3  # how far rounding can bring a log-probability above 0
 USUAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # what a server does that knows no such options
 
 
@@ -48,36 +51,38 @@ class Remote(Sampling, Connection):
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group for each prompt as it is finished; at most `concurrency` prompts are under way."""
-        with stoppable() as run:  # leaving it, however that comes, cancels and closes what is under way
-            groups = self._groups(policy, prompts, seed)
-            while (group := run(_next(groups))) is not None:
-                yield group
+        yield from items(self._groups(policy, prompts, seed))  # leaving it, however that comes, ends what is under way
 
     def release(self) -> None:
         """Nothing to give back: the accelerator is the server's."""
 
-    async def _groups(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> AsyncIterator[Group]:
-        tokenizer = load_tokenizer(str(policy.path))
+    async def _groups(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> AsyncGenerator[Group]:
+        reader = Reader.of(policy, self)
         async with connected(self, "generator", self.url, self.key) as server:
             host = await Host.met(server, self, policy)
             under_way: set[asyncio.Task[Group]] = set()
-            for prompt in prompts:
-                under_way.add(asyncio.create_task(self._answer(host, tokenizer, prompt, seed)))
-                if len(under_way) == self.concurrency:
+            try:
+                for prompt in prompts:
+                    under_way.add(asyncio.create_task(self._answer(host, reader, prompt, seed)))
+                    if len(under_way) == self.concurrency:
+                        for group in await _finished(under_way):
+                            yield group
+                while under_way:
                     for group in await _finished(under_way):
                         yield group
-            while under_way:
-                for group in await _finished(under_way):
-                    yield group
+            finally:
+                for task in under_way:
+                    task.cancel()
+                await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _answer(self, host: "Host", tokenizer: Tokenizer, prompt: Prompt, seed: int) -> Group:
-        self.check_room(prompt, encode_prompt(tokenizer, prompt), host.context)
+    async def _answer(self, host: "Host", reader: "Reader", prompt: Prompt, seed: int) -> Group:
+        self.check_room(prompt, encode_prompt(reader.tokenizer, prompt), host.context)
 
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
             body = self._body(prompt, derive(seed, prompt.id, k), host.is_vllm)
             answer = await host.server.ask(f"prompt {prompt.id}", path, body)
-            return self.clean(read(tokenizer, prompt, answer), tokenizer)
+            return self.clean(reader.read(prompt, answer), reader.tokenizer)
 
         return Group(prompt, list(await asyncio.gather(*map(respond, range(self.k)))))
 
@@ -114,6 +119,8 @@ class Host:
     def __init__(self, server: Server, options: Remote, card: dict[str, Any]) -> None:
         self.server, self.options, self.is_vllm = server, options, is_vllm(card)
         self.context: int | None = card.get("max_model_len")  # vLLM cuts what is longer without a word
+        if self.context is not None and type(self.context) is not int:
+            raise UserError(f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is no whole number")
 
     @classmethod
     async def met(cls, server: Server, options: Remote, policy: Policy) -> "Host":
@@ -140,7 +147,10 @@ class Host:
         answer = await self.server.ask("the policy's probe", "completions", body)
         try:
             table = answer["choices"][0]["prompt_logprobs"]
-            return [table[at][str(token)]["logprob"] for at, token in enumerate(ids[1:], start=1)]
+            found = [table[at][str(token)]["logprob"] for at, token in enumerate(ids[1:], start=1)]
+            if not all(map(_is_number, found)):
+                raise TypeError
+            return found
         except (KeyError, IndexError, TypeError):
             raise UserError(
                 f"{self.options.url} gives no log-probabilities of a prompt, so it cannot be told whether it holds "
@@ -148,37 +158,93 @@ class Host:
             ) from None
 
 
-def read(tokenizer: Tokenizer, prompt: Prompt, answer: dict[str, Any]) -> Response:
-    """The response in a server's answer. UserError where it is none that can be scored and trained."""
-    what = f"prompt {prompt.id}"
-    choice, text, reason = chosen(what, answer, chat=prompt.messages is not None)
-    try:
-        ids, logprobs = choice.get("token_ids"), _logprobs(choice.get("logprobs"))
-    except (KeyError, TypeError):
-        raise foreign(what, answer) from None
-    if reason not in ("stop", "length") or text is None:
-        raise UserError(
-            f"{what}: the server withholds the text or a part of it (finish_reason {excerpt(str(reason))}); "
-            "remove the prompt, or start the server without filters, tools and reasoning parser"
-        )
-    if ids is None and reason == "stop":
-        return Response(text, encode_response(tokenizer, prompt, text), None, reason)
-    if ids is None:
-        return Response(text, continuation(tokenizer, text), None, reason)
-    if logprobs is not None and len(logprobs) != len(ids):
-        raise UserError(f"{what}: an answer of {len(ids)} tokens with {len(logprobs)} log-probabilities")
-    return Response(text, ids, logprobs, reason)
+@dataclass(frozen=True)
+class Reader:
+    """Reads the responses in a server's answers, and looks whether they can be ones of the policy: `vocabulary` is how
+    many tokens that has."""
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    options: Remote
+
+    @classmethod
+    def of(cls, policy: Policy, options: Remote) -> "Reader":
+        from transformers import AutoConfig
+
+        tokenizer = load_tokenizer(str(policy.path))
+        rows = AutoConfig.from_pretrained(policy.path).get_text_config().vocab_size
+        return cls(tokenizer, max(rows, len(tokenizer)), options)
+
+    def read(self, prompt: Prompt, answer: dict[str, Any]) -> Response:
+        """The response in an answer. UserError where it is none that can be scored and trained."""
+        what, tokenizer = f"prompt {prompt.id}", self.tokenizer
+        found = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
+        if found.fault or found.ended is None:
+            raise UserError(f"{what}: {found.fault}")
+        ids, logprobs = found.choice.get("token_ids"), _logprobs(what, found.choice.get("logprobs"))
+        if ids is None and found.ended == "stop":
+            return Response(found.text, encode_response(tokenizer, prompt, found.text), None, "stop")
+        if ids is None:
+            return Response(found.text, continuation(tokenizer, found.text), None, found.ended)
+        if fault := self._fault(ids, logprobs):
+            raise UserError(f"{what}: {self.options.url} answers with {fault}, so the server is not to be trusted")
+        text = found.text.removesuffix(tokenizer.eos_token) if ids[-1] == tokenizer.eos_token_id else found.text
+        if not self._spelled(ids, text):
+            raise UserError(
+                f"{what}: the tokens that {self.options.url} sends do not spell its text {excerpt(text)!r}; start it "
+                "with the policy's own tokenizer, and without reasoning or tool parsers"
+            )
+        return Response(text, ids, logprobs, found.ended)
+
+    def _fault(self, ids: Any, logprobs: list[float] | None) -> str:
+        """What is wrong with tokens and their log-probabilities, "" if nothing is."""
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            return f"token_ids that are no whole numbers ({excerpt(str(ids))})"
+        if beyond := [token for token in ids if not 0 <= token < self.vocabulary]:
+            return f"the token {excerpt(str(beyond[0]))}, and the policy has {self.vocabulary}"
+        if not 0 < len(ids) <= self.options.max_tokens:
+            return f"{len(ids)} tokens where 1 to {self.options.max_tokens} can be"
+        if logprobs is not None and len(logprobs) != len(ids):
+            return f"{len(ids)} tokens and {len(logprobs)} log-probabilities"
+        if above := [one for one in logprobs or [] if one > ROUNDING]:
+            return f"a log-probability of {above[0]:g}"
+        return ""
+
+    def _spelled(self, ids: list[int], text: str) -> bool:
+        """Whether tokens spell a text, up to a stop text and what else servers leave out of it: an end token that is
+        none of the special ones, the beginning of a character."""
+        wanted = _letters(text)
+        for spelled in (_letters(spell(self.tokenizer, ids)), _letters(spell(self.tokenizer, ids[:-1]))):
+            rest = spelled.removeprefix(wanted)
+            if spelled.startswith(wanted) and (
+                not rest or any(rest.startswith(_letters(s)) for s in self.options.stop)
+            ):
+                return True
+        return False
 
 
-def _logprobs(given: dict[str, Any] | None) -> list[float] | None:
+def _letters(text: str) -> str:
+    """A text without white space and broken characters, which servers and tokenizers treat in ways of their own."""
+    return "".join(text.replace("\ufffd", "").split())
+
+
+def _logprobs(what: str, given: Any) -> list[float] | None:
     """Log-probabilities by token, as they stand in an answer to a chat or to a plain text."""
     if given is None:
         return None
-    return [token["logprob"] for token in given["content"]] if "content" in given else given["token_logprobs"]
+    try:
+        found = [one["logprob"] for one in given["content"]] if "content" in given else given["token_logprobs"]
+    except (KeyError, TypeError):
+        raise foreign(what, given) from None
+    if found is None:
+        return None
+    if not (isinstance(found, list) and all(map(_is_number, found))):
+        raise UserError(f"{what}: log-probabilities that are no numbers ({excerpt(str(found))})")
+    return [float(one) for one in found]
 
 
-async def _next(groups: AsyncIterator[Group]) -> Group | None:
-    return await anext(groups, None)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGE
 
 
 async def _finished(under_way: set[asyncio.Task[Group]]) -> list[Group]:

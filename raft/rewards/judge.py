@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -18,14 +18,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from raft import engines, serving
+from raft import completions, engines, serving
+from raft.completions import excerpt
 from raft.errors import UserError
 from raft.plugins import faults_of_range, faults_of_text, source, speed, text_of
 from raft.records import Group, Prompt, Score, said
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
 from raft.seeds import derive
-from raft.server import Connection, Refused, Server, chosen, connected, excerpt, is_vllm, stoppable, url_faults
+from raft.server import Connection, Refused, Server, connected, is_vllm, items, url_faults
 from raft.sources import pattern_faults
 
 UNREADABLE = {400, 413, 422}  # statuses that are about one request, most often that it is too long
@@ -47,8 +48,8 @@ class Judge(Connection):
     With `url`, `model` is the name that the server there has for it; without, it is a folder or a hub id, which raft
     serves itself by vLLM with the options `engine`. `template` is a Jinja file that writes the question, a message of
     the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
-    `ranking: challenger` compares each response only with the best one before it. In `mode: grade` the group of the
-    regular expression `verdict` is the grade, where it matches last.
+    `ranking: challenger` compares each response only with the best one before it. The group of the regular expression
+    `verdict` is the verdict, where it matches last behind the judge's thoughts; without one, see `rewards/verdicts.py`.
     """
 
     model: str = source("served")
@@ -59,7 +60,7 @@ class Judge(Connection):
     template: str | None = source("file", None)
     system: str | None = None
     format: Literal["chat", "text"] = "chat"
-    verdict: str = r"\[\[(-?\d+(?:\.\d+)?)\]\]"
+    verdict: str | None = None
     lowest: float = 1.0
     highest: float = 10.0
     temperature: float = 0.0
@@ -104,11 +105,7 @@ class Judge(Connection):
 
         Requests of all the groups are under way together, `concurrency` of them at a time.
         """
-        block = list(groups)
-        with stoppable() as run:  # leaving it, however that comes, cancels what is under way
-            found = self._scored(block)
-            for _ in block:
-                yield run(_next(found))
+        yield from items(self._scored(list(groups)))  # leaving it, however that comes, cancels what is under way
 
     def release(self) -> None:
         """Ends the server of our own where it holds an accelerator that is another's now; the next score starts it."""
@@ -156,7 +153,9 @@ class Judge(Connection):
                 raise self.own.ended() from None
             raise
 
-    async def _scored(self, block: list[Group]) -> AsyncIterator[list[Score]]:
+    async def _scored(self, block: list[Group]) -> AsyncGenerator[list[Score]]:
+        if not block:
+            return
         one = self._graded if self.mode == "grade" else self._compared
         async with self._asked() as asked:
             tasks = [asyncio.create_task(one(asked, group)) for group in block]
@@ -213,23 +212,27 @@ class Judge(Connection):
         try:
             answer = await asked.server.ask(what, "chat/completions" if chat else "completions", body)
         except Refused as fault:
-            if fault.status not in UNREADABLE:
+            if fault.status not in UNREADABLE and not fault.filtered:
                 raise
             return Verdict(None, str(fault))
-        _, text, reason = chosen(what, answer, chat)
-        if reason == "length":  # of what is cut nobody can say whether its last verdict was to be the last
+        found = completions.read(what, answer, chat, self.max_tokens)
+        if found.ended == "length":  # of what is cut nobody can say whether its last verdict was to be the last
             return Verdict(
                 None, f"the judge's answer was cut at max_tokens: {self.max_tokens}; raise reward.max_tokens"
             )
-        if text is None or reason != "stop":
-            return Verdict(None, f"the judge's answer was withheld (finish_reason {excerpt(str(reason))})")
-        value = self._read(text)
-        return Verdict(value, "" if value is not None else f"no verdict in: {excerpt(text)}")
+        if found.fault:
+            return Verdict(None, f"no verdict: {found.fault}")
+        return self._read(found.text)
 
-    def _read(self, text: str) -> str | float | None:
+    def _read(self, text: str) -> Verdict:
+        """The verdict in an answer, behind what the judge thought before it."""
+        if (answer := completions.after_thought(text)) is None:
+            return Verdict(None, f"no verdict: the judge thinks to the end of its answer: {excerpt(text)}")
         if self.mode == "pairwise":
-            return verdicts.preference(text)
-        return verdicts.grade(text, self.verdict, self.lowest, self.highest)
+            value: str | float | None = verdicts.preference(answer, self.verdict)
+        else:
+            value = verdicts.grade(answer, self.verdict, self.lowest, self.highest)
+        return Verdict(value, "" if value is not None else f"no verdict in: {excerpt(answer)}")
 
     def _body(self, asked: Asked, question: str, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {"model": asked.model, "n": 1, "seed": seed, "max_tokens": self.max_tokens}
@@ -256,23 +259,24 @@ class Judge(Connection):
             yield from (("template", f"{template}: {one}") for one in wording.faults(self.question, self.mode))
 
     def _mode_faults(self) -> Iterator[tuple[str, str]]:
+        if self.verdict is not None:
+            yield from _pattern_faults(self.verdict)
         if self.mode == "pairwise":
             for item in fields(self):
-                if item.name in ("verdict", "lowest", "highest") and getattr(self, item.name) != item.default:
+                if item.name in ("lowest", "highest") and getattr(self, item.name) != item.default:
                     yield item.name, "is for mode: grade; remove it"
             return
         if self.ranking != "all-pairs":
             yield "ranking", "is for mode: pairwise; each grade stands for itself"
         if not -math.inf < self.lowest < self.highest < math.inf:
             yield "highest", f"{self.highest:g} is not above lowest: {self.lowest:g}"
-        faults = list(pattern_faults("verdict", self.verdict, r"one group that holds the grade, such as Score: (\d+)"))
-        yield from faults
-        if not faults and (count := re.compile(self.verdict).groups) > 1:
-            yield "verdict", f"has {count} groups, but the grade is one; write the others as (?:...)"
 
 
-async def _next(found: AsyncIterator[list[Score]]) -> list[Score]:
-    return await anext(found)
+def _pattern_faults(pattern: str) -> Iterator[tuple[str, str]]:
+    faults = list(pattern_faults("verdict", pattern, r"one group that holds the verdict, such as Score: (\d+)"))
+    yield from faults
+    if not faults and (count := re.compile(pattern).groups) > 1:
+        yield "verdict", f"has {count} groups, but the verdict is one; write the others as (?:...)"
 
 
 def _texts(group: Group) -> tuple[list[str], list[int]]:

@@ -6,6 +6,7 @@ a place rather than a response is told by that (as in RLHFlow's collection of pr
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,18 @@ import numpy as np
 from raft import ranking
 from raft.records import Score
 
-MARKS = re.compile(r"\[\[([ABC])\]\]")
+SAID = {
+    "A": {"a", "a>b", "a>>b", "b<a", "b<<a", "1", "responsea", "assistanta", "model_a", "modela"},
+    "B": {"b", "b>a", "b>>a", "a<b", "a<<b", "2", "responseb", "assistantb", "model_b", "modelb"},
+    "C": {"c", "tie", "a=b", "b=a", "a~b", "a≈b", "a==b", "equal", "neither", "draw"},
+}
+OPENS, CLOSES = r"(?:\[\[|［［)\s*", r"\s*(?:\]\]|］］)"
+PREFERENCE = rf"(?i){OPENS}([ABC]|tie|[AB]\s*(?:>{{1,2}}|<{{1,2}}|[=~≈])\s*[AB]){CLOSES}"
+PREFERENCE += (
+    r"|\"(?:verdict|winner|preferred|preference|better|choice)\"\s*:\s*\"([ABC]|tie|[AB]\s*[<>=~]{1,2}\s*[AB])\""
+)
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+GRADE = rf"(?i){OPENS}{NUMBER}{CLOSES}|\"(?:verdict|grade|score|rating)\"\s*:\s*\"?{NUMBER}\"?\s*[,}}\n]"
 Kind = Literal["wins", "losses", "no_preference", "no_verdict", "biased"]
 KINDS: tuple[Kind, ...] = ("wins", "losses", "no_preference", "no_verdict", "biased")
 VALUE = {"wins": 1.0, "losses": 0.0}  # of the one against the other; without a preference 0.5
@@ -40,20 +52,35 @@ class Outcome(NamedTuple):
         return Outcome(turned.get(self.kind, self.kind), self.reason)
 
 
-def preference(text: str) -> str | None:
-    """The last of [[A]], [[B]] and [[C]] in a text: whoever reasons may name them all before."""
-    found = MARKS.findall(text)
-    return found[-1] if found else None
+def preference(text: str, pattern: str | None = None) -> str | None:
+    """The last verdict on a pair in a text, "A", "B" or "C": whoever reasons may name them all before.
+
+    [[A]], [[a]], [[A>B]], [[A>>B]], [[A=B]], [[tie]] and the JSON of {"verdict": "A"} are read, or with a `pattern` the
+    group of its last match, if it says one of these.
+    """
+    word = _last(pattern or PREFERENCE, text)
+    if word is None:
+        return None
+    word = re.sub(r"[\s\"'*]", "", unicodedata.normalize("NFKC", word)).casefold()
+    return next((value for value, words in SAID.items() if word in words), None)
 
 
-def grade(text: str, pattern: str, lowest: float, highest: float) -> float | None:
-    """The number of the last match of a pattern with one group, if it is one from `lowest` to `highest`."""
-    found = re.findall(pattern, text)
+def grade(text: str, pattern: str | None, lowest: float, highest: float) -> float | None:
+    """The last grade in a text, [[7]] or {"grade": 7} or the group of a pattern, if a number from lowest to highest."""
+    word = _last(pattern or GRADE, text)
     try:
-        number = float(found[-1])
-    except (IndexError, ValueError):
+        number = float((word or "").replace("_", " "))
+    except ValueError:
         return None
     return number if lowest <= number <= highest else None
+
+
+def _last(pattern: str, text: str) -> str | None:
+    """The group of the last match of a pattern; of several the one that took part."""
+    found = None
+    for match in re.finditer(pattern, text):
+        found = match
+    return None if found is None else next((part for part in found.groups() if part is not None), None)
 
 
 def outcome(first: Verdict, second: Verdict) -> Outcome:
