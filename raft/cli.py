@@ -1,30 +1,28 @@
 """The command line. `raft --help` and `raft check` of a bad recipe import nothing heavy.
 
-Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 143 stopped by a signal.
+Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 75 stopped by SIGTERM or
+SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/stopping.py.
 """
 
 import argparse
 import errno
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raft import __version__, commands
+from raft import __version__, commands, stopping
 from raft.errors import Stopped, UserError
 from raft.terminal import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
-    options = parse(arguments)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    status = execute(options)
+    stopping.begin(_again())
+    status = execute(parse(arguments))
     if status or "vllm" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # whoever read it may be gone
@@ -35,22 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Carries a command out, says what went wrong, and returns the exit status."""
     try:
+        stopping.read_grace()
         options.command(options)
-        status = 0
-    except UserError as fault:
+        return 0
+    except (Stopped, Exception) as fault:
+        if stopping.asked():  # whatever else went wrong comes of the signal, or will be met again
+            stopping.tell()
+            return stopping.status()
+        return _status(fault)
+
+
+def _status(fault: BaseException) -> int:
+    """The exit status of what the user can put right, after one message; whatever else it is, is raised."""
+    if isinstance(fault, BrokenPipeError):
+        return 0
+    if isinstance(fault, UserError):
         complain(f"raft: {fault}")
-        status = 2
-    except Stopped:
-        complain(f"\nraft: stopped; nothing finished is lost. Go on with:\n  {_again()}")
-        status = 143
-    except BrokenPipeError:
-        status = 0
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    elif isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
         complain(f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}")
-        status = 2
-    return status
+    else:
+        raise fault
+    return 2
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -110,11 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("scores", type=Path, metavar="OUT.jsonl")
     score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
     return parser
-
-
-def _stop(signum: int, frame: Any) -> None:
-    signal.signal(signum, signal.SIG_DFL)  # a second one ends the process at once
-    raise Stopped
 
 
 def _again() -> str:

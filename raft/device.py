@@ -5,12 +5,15 @@ On a CPU everything fits side by side and releasing is a no-op.
 
 from typing import Any
 
+from raft import stopping
+
 _holder: Any = None
 
 
 def take(component: Any) -> None:
     """Makes the component (or, with None, whoever asks) the only one that holds accelerator memory."""
     global _holder
+    stopping.check()
     if _holder is not None and _key(_holder) != _key(component):
         _holder.release()
         _free_cache()

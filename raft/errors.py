@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class Stopped(BaseException):
-    """The run was asked to stop (SIGTERM, Ctrl-C); the same command goes on with it.
+    """The run was asked to stop (see stopping.py); the same command goes on with it.
 
     No Exception, so that code which turns those into other things lets it through.
     """

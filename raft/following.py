@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from raft import contracts, records, server, stages
+from raft import contracts, records, server, stages, stopping
 from raft.errors import Stopped
 from raft.files import flush
 from raft.keys import Artifact, digest
@@ -41,6 +41,7 @@ def followed(place: Place, responses: str, scores: Mapping[str, Any], prompts: A
             one.finish()
     except BaseException:
         for one in followers:
+            one.finish(stopping.left())
             one.cancel()
         raise
 
@@ -55,10 +56,10 @@ class Follower(threading.Thread):
         self.left, self.cancelled = threading.Event(), False
         self.read_to = 0
 
-    def finish(self) -> None:
-        """Waits until what is under way is scored."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Waits until what is under way is scored, if need be no longer than `seconds`."""
         self.left.set()
-        self.join()
+        self.join(seconds)
 
     def cancel(self) -> None:
         """Breaks off what is under way."""

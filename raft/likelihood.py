@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import attention, chat, layout, probe
+from raft import attention, chat, layout, probe, stopping
 from raft.records import Group
 from raft.timing import part
 
@@ -32,6 +32,7 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
             for prompt, group in zip(prompts, block, strict=True)
         ]
         sums = [[0.0] * len(family) for family in families]
+        stopping.check()
         for batch in layout.batches(families, layout.FORWARD[device], packed):
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft import records, timing
+from raft import records, stopping, timing
 from raft.errors import UserError
 from raft.files import Disk, create
 from raft.progress import Progress
@@ -41,7 +41,7 @@ class Output:
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """The whole artifact, in order."""
-        self.rows = records.write(self.path, rows)
+        self.rows = records.write(self.path, stopping.watched(rows))
 
     def drop(self, prompt_id: str, index: int | None, reason: str) -> None:
         """Says that a row goes no further."""
@@ -83,10 +83,12 @@ class Output:
         self._file.close()
 
     def gather(self, ids: Iterable[str]) -> None:
-        """The artifact from the partial file, in the order of `ids`."""
+        """The artifact from the partial file, in the order of `ids`. Stopped if one is missing because of a signal."""
         self.close()
         with open(self.partial, "rb") as partial, create(self.path) as whole:
             for prompt_id in ids:
+                if prompt_id not in self.offsets:
+                    stopping.check()
                 partial.seek(self.offsets[prompt_id])
                 whole.write(partial.readline())
                 self.rows += 1

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft import logs, metrics, records, stamps, timing
+from raft import logs, metrics, records, stamps, stopping, timing
 from raft.errors import UserError
 from raft.files import Disk, disk_faults, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
@@ -89,6 +89,7 @@ class Place:
     def _make(
         self, path: Path, stage: Callable[..., None], section: Any, inputs: dict[str, Any], key: dict[str, Any]
     ) -> Artifact:
+        stopping.check()
         self.run.refuse_links(path)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)

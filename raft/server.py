@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -117,10 +116,7 @@ async def _next(found: AsyncGenerator[Any]) -> Any:
 
 @contextmanager
 def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
-    """A function that runs coroutines. A signal that stops the run cancels what is under way, and raises Stopped.
-
-    Raised by Python in the middle of a callback of asyncio, Stopped would be logged there and lost.
-    """
+    """A function that runs coroutines, until `cancel` is called for this thread; then it raises Stopped."""
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         state: dict[str, Any] = {"stopped": False, "task": None}
@@ -145,25 +141,11 @@ def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
                     raise Stopped from None
                 raise
 
-        before = _handled_signals()
-        for one in before:
-            loop.add_signal_handler(one, stop)
         _under_way[threading.get_ident()] = lambda: loop.call_soon_threadsafe(stop)
         try:
             yield run
         finally:
             del _under_way[threading.get_ident()]
-            for one, handler in before.items():
-                loop.remove_signal_handler(one)
-                signal.signal(one, handler)
-
-
-def _handled_signals() -> dict[int, Any]:
-    """The signals that stop the run, where somebody in this thread has said how."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    found = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    return {one: how for one, how in found.items() if callable(how) and how is not signal.default_int_handler}
 
 
 @asynccontextmanager

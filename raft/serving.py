@@ -10,14 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from raft import engines, guard, logs
+from raft import engines, guard, logs, stopping
 from raft.errors import UserError
 from raft.terminal import safe
 
@@ -112,7 +111,7 @@ class Served:
                         return
                 except httpx.TransportError:
                     pass
-                time.sleep(0.2)
+                stopping.sleep(0.2)
         raise self.ended()
 
 

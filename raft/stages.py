@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import contracts, device, records
+from raft import contracts, device, records, stopping
 from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.keys import Artifact
@@ -330,7 +330,13 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     examples = (kind.of(row) for row in selected.read())
     seed = derive(output.seed, "train", output.iteration)
     before = policy_of(start).path
-    output.measured = trainer.train(before, examples, output.path, seed, output.advance, output.drop)
+
+    def advance(done: int, total: int) -> None:
+        output.advance(done, total)
+        if done < total:  # else the policy is only to be written
+            stopping.check()
+
+    output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
     write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", before.name, selected.rows)
     device.take(None)
 
@@ -363,9 +369,12 @@ def _tokenizer(policy: Artifact) -> Any:
 
 
 def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]:
-    """The blocks of which at least one group is missing, whole: the rows of a block share their floats."""
+    """The blocks of which at least one group is missing, whole: the rows of a block share their floats.
+
+    None begins after a signal that stops the run.
+    """
     iterator = iter(items)
-    while block := list(itertools.islice(iterator, size)):
+    while not stopping.asked() and (block := list(itertools.islice(iterator, size))):
         if any((item.id if isinstance(item, Prompt) else item.prompt.id) not in done for item in block):
             yield from block
 

@@ -1,11 +1,10 @@
 """`raft status`: what a run has made, what it is at, and its curve, in a terminal, from its files alone."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from raft import progress, runs, show
+from raft import progress, runs, show, stopping
 from raft.terminal import say
 
 EVERY = 2.0  # seconds between two looks
@@ -62,4 +61,4 @@ def watch(folder: Path) -> None:
         say(status(folder) if on_terminal or not running else at_work(folder))
         if not running:
             return
-        time.sleep(EVERY if on_terminal else PLAIN_EVERY)
+        stopping.sleep(EVERY if on_terminal else PLAIN_EVERY)

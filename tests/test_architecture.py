@@ -7,7 +7,7 @@ RAFT = Path(__file__).parent.parent / "raft"
 # From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
 FLOORS = [
     {"errors"},
-    {"files", "imports", "seeds", "terminal", "guard"},
+    {"files", "imports", "seeds", "terminal", "guard", "stopping"},
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
     {"contracts", "attention", "stamps", "completions", "messages"},
     {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},

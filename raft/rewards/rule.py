@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
-from raft import plugins
+from raft import plugins, stopping
 from raft.errors import Stopped
 from raft.records import Group, Prompt, Score
 from raft.rewards import rules
@@ -88,6 +88,7 @@ def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Mapping[str, Any]) -> Score:
+    stopping.check()
     try:
         found = function(prompt, response, **args)
         named = found if isinstance(found, Mapping) else {"reward": found}
