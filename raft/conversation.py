@@ -16,7 +16,9 @@ from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Literal
 
-from raft.chat import Tokenizer, render
+from raft import marks
+from raft.chat import Tokenizer, frame, written
+from raft.chat import encode as encode_texts
 from raft.errors import UserError
 from raft.messages import Message
 from raft.plugins import faults_of_text, suggest, text_of
@@ -61,10 +63,17 @@ def encode_all(
     if template == "pair":
         segments = (_segments(tokenizer, prompt, response) for response in responses)
         return [framed(question, answer) for question, answer, framed in segments]
-    # With a CLS token (BERT and its kin) every text is framed: those models read nothing without the frame.
-    framed = tokenizer.cls_token_id is not None
     texts = [_written(tokenizer, prompt, response, template) for response in responses]
-    return [_with_bos(tokenizer, ids, bos) for ids in tokenizer(texts, add_special_tokens=framed)["input_ids"]]
+    return [_with_bos(tokenizer, _framed(tokenizer, ids), bos) for ids in encode_texts(tokenizer, texts)]
+
+
+def _framed(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """With a CLS token (BERT and its kin) every text is framed: those models read nothing without the frame."""
+    if tokenizer.cls_token_id is None:
+        return ids
+    head, tail = frame(tokenizer)
+    ids = ids if ids[: len(head)] == head else [*head, *ids]
+    return ids if ids[len(ids) - len(tail) :] == tail else [*ids, *tail]
 
 
 def cut(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limit: int, bos: Bos = "auto") -> list[int]:
@@ -91,15 +100,15 @@ def cut(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limi
 
 
 def _written(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str) -> str:
-    """The conversation as text."""
+    """The conversation as text, with stand-ins (`raft.marks`) for special tokens that messages and response spell."""
     if prompt.messages is None:
-        return _continued(prompt, template) + response
+        return _continued(prompt, template) + marks.of(tokenizer).hide(response)
     if template == "plain":
         raise UserError(f"prompt {prompt.id} has messages, but the template is plain; use template: chat")
     answered = [*prompt.messages, {"role": "assistant", "content": response}]
     if template in SPEAKERS:
-        return _spoken(prompt, answered, template)
-    return render(
+        return _spoken(prompt, marks.of(tokenizer).hide(answered), template)
+    return written(
         tokenizer,
         answered,
         ask=False,
@@ -167,7 +176,9 @@ def _segments(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[list
             f"prompt {prompt.id} is more than one question, but the template pair reads a question and an answer; "
             "leave out such prompts (examples.single_turn), or use another reward model"
         )
-    question, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt.content, response))
+    hide = marks.of(tokenizer).hide
+    asked = prompt.content if prompt.messages is None else hide(prompt.content)
+    question, answer = encode_texts(tokenizer, [asked, hide(response)])
     return question, answer, Frame(tokenizer)
 
 

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A fault of the recipe, the data or the machine; the command line prints it alone and exits with 2."""
 
 
+class RowError(UserError):
+    """A fault of one row of the data: it is dropped or has no reward, with this as the reason, and the rest goes on."""
+
+
 class Stopped(BaseException):
     """The run was asked to stop (see stopping.py); the same command goes on with it.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from raft import plugins, records
 from raft.chat import Tokenizer, encode_prompt, require_variables, require_written
-from raft.errors import UserError
+from raft.errors import RowError, UserError
 from raft.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
 from raft.records import Drop, Prompt
 from raft.seeds import derive
@@ -300,7 +300,7 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
             prompt = part.prompt(row, prompt_id)
             tokens = len(encode_prompt(tokenizer, prompt))
             require_written(tokenizer, prompt)
-        except Malformed as fault:
+        except (Malformed, RowError) as fault:
             yield Drop(prompt_id, None, "collect", str(fault))
             continue
         if tokens > part.max_tokens:

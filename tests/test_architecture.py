@@ -9,6 +9,7 @@ FLOORS = [
     {"errors"},
     {"files", "imports", "seeds", "terminal", "guard", "stopping"},
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
+    {"template_worker", "templates", "marks"},
     {"contracts", "attention", "stamps", "completions", "messages"},
     {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
     {"diagnostics", "advice", "drawing"},

@@ -53,6 +53,21 @@ def test_a_plain_prompt_is_open_at_its_end():
     assert tokenizer.decode(chat.encode_prompt(tokenizer, STORY)) == f"{BOS}Once upon a time"
 
 
+@pytest.mark.parametrize("adds_eos", [True, False])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_plain_prompt_that_brings_its_bos_has_one(adds_bos: bool, adds_eos: bool):
+    tokenizer = make(adds_bos=adds_bos, adds_eos=adds_eos)
+    ids = chat.encode_prompt(tokenizer, Prompt("p", text=f"{BOS}{USER}Hello{EOS}"))
+    assert tokenizer.decode(ids) == f"{BOS}{USER}Hello{EOS}"
+
+
+def test_a_decoder_that_is_framed_by_cls_and_sep_reads_an_open_prompt():
+    tokenizer = make(adds_bos=True, adds_eos=True)
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.cls_token, tokenizer.sep_token = None, None, BOS, EOS
+    assert tokenizer("x")["input_ids"][-1] == tokenizer.sep_token_id
+    assert tokenizer.decode(chat.encode_prompt(tokenizer, STORY)) == f"{BOS}Once upon a time"
+
+
 @pytest.mark.parametrize("blank", [None, "first", "always"])
 def test_a_prompt_and_its_response_are_the_beginning_of_the_conversation(blank: str | None):
     tokenizer = make(WITH_BOS, adds_bos=True, blank=blank)

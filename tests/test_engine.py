@@ -242,10 +242,10 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
     from types import SimpleNamespace
 
     from raft.chat import load_tokenizer
+    from raft.generators.sampling import Sampling
 
     tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    spelled = tokenizer.decode(ids, skip_special_tokens=True)
-    output = SimpleNamespace(token_ids=ids, text=spelled, finish_reason="stop")
-    response = vllm._response(output, [-1.0] * len(ids), tokenizer)
+    output = SimpleNamespace(token_ids=ids, finish_reason="stop")
+    response = vllm._response(output, [-1.0] * len(ids), tokenizer, Sampling().ends(tokenizer))
     assert response.text == "The end." and response.token_ids == ids

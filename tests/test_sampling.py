@@ -166,3 +166,62 @@ def test_a_bad_option_is_named(options, key):
 def test_greedy_with_one_response_is_allowed():
     faults = []
     assert build(Sampling, {"temperature": 0, "k": 1}, "generator", faults) and not faults
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """A tokenizer of SentencePiece's kind: words begin with ▁, what it does not know is spelled in bytes."""
+    words = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁cat", "▁", "s"]
+    raw = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=[], byte_fallback=True))
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def bytes_of(tokenizer, text: str) -> list[int]:
+    """The tokens that spell a text byte by byte, in either kind of tokenizer."""
+    fallback = "<0x00>" in tokenizer.get_vocab()
+    pieces = [f"<0x{byte:02X}>" for byte in text.encode()] if fallback else pre_tokenized(text)
+    return tokenizer.convert_tokens_to_ids(pieces)
+
+
+def pre_tokenized(text: str) -> list[str]:
+    """The letters by which byte-level tokenizers write the bytes of a text."""
+    return list(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0])
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("text", ["日", "é", "🙂 s", "日s本", "s 日"])
+def test_a_character_of_several_tokens_is_spelled_once_at_either_edge(make, text):
+    tokenizer = make()
+    ids = bytes_of(tokenizer, text)
+    assert len(ids) == len(text.encode()) and spell(tokenizer, ids) == text
+    assert spelled_by(tokenizer, ids, text) == len(ids)
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_response_that_the_limit_cuts_inside_a_character_ends_before_it(make, missing):
+    tokenizer = make()
+    ids = bytes_of(tokenizer, "日🙂")[:-missing]
+    assert spell(tokenizer, ids) == "日"
+    assert spelled_by(tokenizer, ids, "日") == 3
+    raw = Response("日", ids, [-1.0] * len(ids), "length")
+    assert Sampling(strip=True, cut_at=["日"]).clean(raw, tokenizer) == Response("", [], [], "marker")
+
+
+def test_a_response_that_begins_inside_a_character_says_so(tokenizer):
+    assert spell(tokenizer, bytes_of(tokenizer, "日s")[1:]) == "\ufffd\ufffds"  # two of its three bytes
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_a_text_is_what_vllms_own_stream_spells(make):
+    from tokenizers.decoders import DecodeStream
+
+    tokenizer = make()
+    prompt = tokenizer("s", add_special_tokens=False)["input_ids"]
+    for text in ("日本 s🙂", "🙂", "s日"):
+        for length in range(1, len(text.encode()) + 1):
+            ids, stream = bytes_of(tokenizer, text)[:length], DecodeStream(ids=prompt, skip_special_tokens=True)
+            theirs = "".join(filter(None, (stream.step(tokenizer.backend_tokenizer, token) for token in ids)))
+            assert spell(tokenizer, ids) == theirs

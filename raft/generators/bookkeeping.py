@@ -1,6 +1,6 @@
 """What vLLM does in Python for every token, done once for a response: a small model computes less than that costs.
 
-Nothing here changes a result. vLLM itself spells a response and says where it ends; it is only asked less often.
+Nothing here changes a result. vLLM itself says where a response ends; it is only asked less often.
 """
 
 from collections.abc import Iterable

@@ -3,20 +3,26 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
-from raft.chat import Tokenizer, continuation
+from raft import marks
+from raft.chat import Tokenizer, continuation, end_tokens
 from raft.errors import UserError
 from raft.plugins import faults_of_range
 from raft.records import Prompt, Response
 
 COLDEST = 0.001  # the lowest temperature above 0: logits divided by it stay well inside float32
+PART = "\ufffd"  # how a decoder writes bytes that are no whole character
+LONGEST = 4  # bytes of a character in UTF-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How responses are drawn: `k` for each prompt, each from the softmax of the policy's logits.
 
-    `stop` ends a response at any of these texts, which is left out of the text (its tokens stay).
+    `stop` ends a response at any of these texts, which is left out of the text (its tokens stay); a special token may
+    be one of them.
     `cut_at` and `strip` clean a response afterwards: it ends before the first of the markers, and loses
     white space at both ends; the cleaned response is what is scored and trained.
     """
@@ -56,13 +62,31 @@ class Sampling:
                 f"more than the {context} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
             )
 
+    def ends(self, tokenizer: Tokenizer) -> "Ends":
+        """What ends a response. A special token among `stop` is the token itself, for no text of a response has it."""
+        tokens = self._special("stop", tokenizer)
+        texts = [text for text in self.stop if text not in tokens]
+        return Ends(texts, end_tokens(tokenizer) | frozenset(tokens.values()))
+
+    def _special(self, name: str, tokenizer: Tokenizer) -> dict[str, int]:
+        """The special tokens among the texts of an option. UserError where one stands inside a longer text."""
+        special, texts = marks.of(tokenizer), getattr(self, name)
+        for text in texts:
+            if text not in special.ids and (found := special.pattern.search(text)):
+                raise UserError(
+                    f"generator.{name}: {text!r} would never be found, for the special token {found[0]} is left "
+                    f"out of the text of a response; give {found[0]!r} alone, which is matched as a token"
+                )
+        return {text: special.ids[text] for text in texts if text in special.ids}
+
     def clean(self, response: Response, tokenizer: Tokenizer) -> Response:
         """The response as it is scored and trained: before the first marker, stripped if asked for.
 
         The tokens that spell what is left stay as they were generated, white space at the beginning among
         them. Where the end is inside a token no such tokens exist: what is left is encoded again, and its
-        log-probabilities are unknown.
+        log-probabilities are unknown. A special token among the markers is matched as a token.
         """
+        response = self._before_tokens(response, tokenizer)
         end = first_of(self.cut_at, response.text)
         reason = response.finish_reason if end is None else "marker"
         left = response.text[:end].rstrip() if self.strip else response.text[:end]
@@ -71,6 +95,27 @@ class Sampling:
             return response
         return _shorten(response, left, text, reason, tokenizer)
 
+    def _before_tokens(self, response: Response, tokenizer: Tokenizer) -> Response:
+        """The response before the first special token of `cut_at`."""
+        cut = set(self._special("cut_at", tokenizer).values())
+        at = next((at for at, token in enumerate(response.token_ids) if token in cut), None)
+        if at is None:
+            return response
+        ids, logprobs = response.token_ids[:at], response.logprobs and response.logprobs[:at]
+        return Response(spell(tokenizer, ids), ids, logprobs, "marker")
+
+
+class Ends(NamedTuple):
+    """What ends a response: any of these texts, which are left out of it, or any of these tokens."""
+
+    texts: list[str]
+    tokens: frozenset[int]
+
+    def spell(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+        """The text of generated tokens without what ended them."""
+        text = spell(tokenizer, ids[:-1] if ids and ids[-1] in self.tokens else ids)
+        return text[: first_of(self.texts, text)]
+
 
 def first_of(markers: Sequence[str], text: str) -> int | None:
     """Where the first of the markers begins in the text; None if it holds none of them."""
@@ -78,21 +123,43 @@ def first_of(markers: Sequence[str], text: str) -> int | None:
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated tokens as it goes on from a prompt, special tokens left out.
+    """The text of generated tokens as it goes on from a prompt: whole characters, special tokens left out.
 
-    Some tokenizers drop the space before a text's first word, which a continuation must keep; so the
-    first token is decoded twice in a row and the text of the first of the two taken away.
+    Some tokenizers drop the space before a text's first word, which a continuation must keep; so the tokens are
+    decoded behind a plain word, whose text is taken away. What a character is begun with at the end, and does not
+    finish, spells nothing, as in vLLM.
     """
-    anchor = len(tokenizer.decode(ids[:1], skip_special_tokens=True))
-    return tokenizer.decode([*ids[:1], *ids], skip_special_tokens=True)[anchor:]
+    before, word = _anchor(tokenizer)
+    for end in range(len(ids), max(-1, len(ids) - LONGEST), -1):
+        whole = _decoded(tokenizer, [*before, *ids[:end]])
+        text = whole[len(word) :] if whole.startswith(word) else _decoded(tokenizer, ids[:end])
+        if not text.endswith(PART):
+            break
+    return text.rstrip(PART)
+
+
+@lru_cache(maxsize=8)
+def _anchor(tokenizer: Tokenizer) -> tuple[list[int], str]:
+    """The tokens of a plain word and their text: a letter, else the first token that is a word; else nothing.
+
+    A token of a single byte would be read together with the bytes behind it.
+    """
+    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for ids in [letter, *([token] for token in range(len(tokenizer)))]:
+        text, pieces = _decoded(tokenizer, ids), map(str, tokenizer.convert_ids_to_tokens(ids))
+        if text.strip().isalnum() and not any(piece.startswith("<0x") for piece in pieces):
+            return ids, text
+    return [], ""
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def spelled_by(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> int | None:
     """How many of the first tokens spell exactly this text; None if it ends inside a token."""
-    low = bisect_left(range(len(ids)), len(text), key=lambda count: len(spell(tokenizer, ids[:count])))
-    # A character of up to four bytes can span as many tokens, and reads as one wrong character until the last.
-    near = range(low, min(low + 4, len(ids) + 1))
-    return next((count for count in near if spell(tokenizer, ids[:count]) == text), None)
+    count = bisect_left(range(len(ids)), len(text), key=lambda count: len(spell(tokenizer, ids[:count])))
+    return count if spell(tokenizer, ids[:count]) == text else None
 
 
 def _shorten(response: Response, left: str, text: str, reason: str, tokenizer: Tokenizer) -> Response:

@@ -27,11 +27,10 @@ Tensor = Any  # torch.Tensor; importing it here would make every command slow
 
 
 class Loaded(NamedTuple):
-    """A policy in memory; `ends` are the tokens that end a response."""
+    """A policy in memory."""
 
     model: Any
     tokenizer: Tokenizer
-    ends: set[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +110,8 @@ def load(path: Path, dtype: str, device: str | None) -> Loaded:
     except (OSError, ValueError) as fault:
         raise UserError(f"{path}: no model could be loaded ({fault}); it must be a causal model's folder") from fault
     model.to(device).eval()
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     model.generation_config = GenerationConfig()  # the folder's own temperature and penalties are not the recipe's
-    return Loaded(model, tokenizer, ends)
+    return Loaded(model, tokenizer)
 
 
 class Drawing:
@@ -126,6 +123,7 @@ class Drawing:
 
     def __init__(self, sampling: Sampling, loaded: Loaded, seeds: Sequence[int]) -> None:
         self.sampling, self.loaded = sampling, loaded
+        self.ends = sampling.ends(loaded.tokenizer)
         self.warp = warpers(sampling)
         self.uniform = uniform(seeds, sampling.max_tokens)
         self.token_ids: list[list[int]] = [[] for _ in seeds]
@@ -170,8 +168,7 @@ class Drawing:
         """The responses of all rows, in order."""
         for ids, logprobs, reason in zip(self.token_ids, self.logprobs, self.reasons, strict=True):
             assert reason is not None, "a response is read before it has ended"
-            text = self._text(ids)
-            yield Response(text[: first_of(self.sampling.stop, text)], ids, logprobs, reason)
+            yield Response(self.ends.spell(self.loaded.tokenizer, ids), ids, logprobs, reason)
 
     def _choose(self, rows: list[int], scores: Tensor) -> Tensor:
         """One token for each row: where its uniform number falls in the cumulative distribution."""
@@ -189,15 +186,11 @@ class Drawing:
         ids = self.token_ids[row]
         ids.append(token)
         self.logprobs[row].append(logprob)
-        stop = self.sampling.stop
-        if token in self.loaded.ends or (stop and first_of(stop, self._text(ids)) is not None):
+        texts = self.ends.texts
+        if token in self.ends.tokens or (texts and first_of(texts, spell(self.loaded.tokenizer, ids)) is not None):
             self.reasons[row] = "stop"
         elif len(ids) == self.sampling.max_tokens:
             self.reasons[row] = "length"
-
-    def _text(self, ids: list[int]) -> str:
-        spoken = ids[:-1] if ids[-1] in self.loaded.ends else ids
-        return spell(self.loaded.tokenizer, spoken)
 
 
 def pad(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from raft import chat, engines, logs, probe
 from raft.errors import UserError
 from raft.generators.bookkeeping import Gathered, Room, Slots
-from raft.generators.sampling import Sampling
+from raft.generators.sampling import Ends, Sampling
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
 from raft.timing import part
@@ -219,7 +219,8 @@ class Engine:
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
         after, taken = next(waiting, None), 0
         unfinished: dict[str, tuple[Prompt, list[Response | None]]] = {}
-        gathered = Gathered(each_step=bool(options.stop))
+        ends = options.ends(self.tokenizer)
+        gathered = Gathered(each_step=bool(ends.texts))
         while True:
             while after is not None and len(live) < self.most:
                 prompt, ids, k = after
@@ -227,7 +228,7 @@ class Engine:
                 if live and taken + blocks > self.room.blocks:
                     break
                 unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
-                params = _params(options, derive(seed, prompt.id, k))
+                params = _params(options, ends, derive(seed, prompt.id, k))
                 name = f"{k}/{prompt.id}"
                 theirs = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
                 live[name] = theirs, blocks
@@ -240,7 +241,7 @@ class Engine:
                     logprobs, taken = gathered.logprobs.pop(theirs), taken - blocks
                     place, _, prompt_id = output.request_id.partition("/")
                     prompt, responses = unfinished[prompt_id]
-                    response = _response(output.outputs[0], logprobs, self.tokenizer)
+                    response = _response(output.outputs[0], logprobs, self.tokenizer, ends)
                     responses[int(place)] = options.clean(response, self.tokenizer)
                     if None not in responses:
                         del unfinished[prompt_id]
@@ -260,7 +261,7 @@ class Engine:
             yield prompt, ids
 
 
-def _params(options: VLLM, seed: int) -> Any:
+def _params(options: VLLM, ends: Ends, seed: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -273,19 +274,21 @@ def _params(options: VLLM, seed: int) -> Any:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         max_tokens=options.max_tokens,
-        stop=options.stop or None,
+        stop=ends.texts or None,
+        stop_token_ids=sorted(ends.tokens),
+        detokenize=bool(ends.texts),  # a text is spelled once, when it is whole
         logprobs=0,
         skip_clone=True,  # made afresh for each response
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer) -> Response:
-    ids, text = list(output.token_ids), output.text
-    if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers do not know it as special, and vLLM then spells it
-        text = text.removesuffix(tokenizer.eos_token)
+def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer, ends: Ends) -> Response:
+    """What vLLM has drawn, spelled as every generator spells it."""
+    ids = list(output.token_ids)
     assert len(logprobs) >= len(ids)  # more where tokens came several at a time, and a stop string among them
-    return Response(text, ids, logprobs[: len(ids)], "length" if output.finish_reason == "length" else "stop")
+    reason = "length" if output.finish_reason == "length" else "stop"
+    return Response(ends.spell(tokenizer, ids), ids, logprobs[: len(ids)], reason)
 
 
 def _environment(options: VLLM) -> None:

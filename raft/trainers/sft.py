@@ -105,7 +105,7 @@ class Corpus:
         reasons = set()
         for example in examples:
             prompt = chat.encode_prompt(tokenizer, example.prompt)
-            response = chat.trained_tokens(tokenizer, example.response)
+            response = chat.trained_tokens(tokenizer, example.response, example.messages is not None)
             reason = next(_reasons(prompt, response, example.weight, limit), None)
             if reason is None:
                 self._add(prompt, response, example.weight)
@@ -126,7 +126,7 @@ class Corpus:
         left: list[int] = []
         for example in examples:
             left += chat.encode_prompt(tokenizer, example.prompt)
-            left += chat.trained_tokens(tokenizer, example.response)
+            left += chat.trained_tokens(tokenizer, example.response, example.messages is not None)
             while len(left) >= size:
                 self._add(left[:1], left[1:size], 1.0)
                 left = left[size:]
