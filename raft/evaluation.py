@@ -25,8 +25,10 @@ class Evaluator:
         self.recipe, self.run, self.first, self.told = recipe, run, first, told
         options = recipe.evaluation
         self.prompts = run.once(
-            "evaluation.jsonl", stages.hold_out, options.prompts or recipe.prompts, policy=first, count=options.count
-        )
+            "evaluation.jsonl", stages.hold_out, options.prompts or recipe.prompts, policy=first, count=options.count,
+            own=options.prompts is not None,
+        )  # fmt: skip
+        stages.tell_drops(told, self.prompts, "hold_out")
         rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
         known = {name: reward for name, reward in rewards.items() if reward is not None}
         limit = getattr(recipe.generator, "max_tokens", None)
@@ -36,6 +38,7 @@ class Evaluator:
         self.references: Artifact | None = None
         if options.references is not None:
             self.references = run.once("references.jsonl", stages.gather, options.references, start=first)
+            stages.tell_drops(told, self.references, "gather")
         self.examiner = replace(recipe.generator, k=options.k)
         self.first_answers: Artifact | None = None
         self.scores_before: Artifact | None = None

@@ -17,7 +17,7 @@ from raft.chat import Tokenizer, encode_response, require_variables, require_wri
 from raft.errors import UserError
 from raft.messages import Malformed, Message, answered, turns, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
-from raft.prompts import Reading, columns_of, filled, identified, reasons, template_faults
+from raft.prompts import FIRST, Reading, columns_of, filled, identified, reasons, template_faults
 from raft.records import Drop, Example, Pair, Prompt, Response
 from raft.seeds import derive
 from raft.sources import FileRows, HubRows, InlineRows, Row
@@ -122,6 +122,18 @@ class Examples(Reading):
         if self.pairs and self.field is not None and self.field not in row and {self.chosen, self.rejected} <= {*row}:
             return f"{fault}; with field: null the prompt is what {self.chosen} and {self.rejected} have in common"
         return f"{fault}; {_other_form(self, row)}"
+
+    def first_rows(self) -> Iterator[tuple[str, str, Row]]:
+        return islice(_rows(self), FIRST)
+
+    def understand(self, row: Row, prompt_id: str) -> None:
+        if self.pairs in (None, "from_labels"):
+            self.answered(row, prompt_id)
+        else:
+            list(self.compared(row, prompt_id))
+
+    def advice(self, row: Row) -> str:
+        return _other_form(self, row)
 
     def answered(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
         """A row's prompt and what answers it: one text, or the chosen and the rejected. Malformed if there is none."""

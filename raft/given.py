@@ -14,6 +14,7 @@ from raft import records
 from raft.errors import UserError
 from raft.messages import Malformed, tools, turns, words
 from raft.records import Group, Prompt, Response
+from raft.sources import jsonl
 
 SHAPE = (
     '{"prompt_id", "messages" or "text", "responses": [{"text"}]}; '
@@ -33,6 +34,8 @@ def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
             raise UserError(f"{place}: {fault}; a row is {SHAPE if prompts is None else IN_TWO}") from None
         except ValueError as fault:  # NaN, or half a character
             raise UserError(f"{place}: holds what no JSON can say ({fault})") from None
+        except RecursionError:
+            raise UserError(f"{place}: lists and mappings are nested too deep; flatten them") from None
         if group.prompt.id in seen:
             raise UserError(f"{place}: a second row has prompt_id {group.prompt.id}; give each its own")
         seen.add(group.prompt.id)
@@ -44,10 +47,10 @@ def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
 def _in_step(responses: Path, prompts: Path | None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """The place of each row, the row with the prompt, and the row with the responses."""
     if prompts is None:
-        yield from ((place, row, row) for place, row in records.placed(responses))
+        yield from ((place, row, row) for place, row in jsonl(responses))
         return
     rule = "each line of the one belongs to the same line of the other"
-    for asked, answered in zip_longest(records.placed(prompts), records.placed(responses)):
+    for asked, answered in zip_longest(jsonl(prompts), jsonl(responses)):
         if answered is None:
             raise UserError(f"{asked[0]}: {responses} has no responses to this prompt; {rule}")
         if asked is None:

@@ -72,10 +72,13 @@ def load_dataset(
 ) -> Any:
     """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run.
 
-    `folder` is the one inside the data set that is read, all of it if None.
+    `folder` is the one inside the data set that is read, all of it if None. A folder here may also be what
+    save_to_disk wrote.
     """
     import datasets
 
+    if is_saved(Path(name)):
+        return _saved(name, split, {"name": config, "revision": revision, "folder": folder})
     commit = None if Path(name).is_dir() else dataset_commit(name, revision)
     try:
         rows = datasets.load_dataset(name, config, data_dir=folder, split=split, revision=commit)
@@ -91,6 +94,33 @@ def load_dataset(
         # without the hub `datasets` takes the commit that was loaded last
         raise UserError(f"data set {name}: the local cache holds commit {cached}, not {commit}; go on with a network")
     return rows
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what save_to_disk of the datasets library wrote: one data set, or several splits."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _saved(name: str, split: str, others: dict[str, str | None]) -> Any:
+    """The rows of a data set that save_to_disk wrote. UserError if it has no such split, or cannot be read."""
+    import datasets
+
+    for option, value in others.items():
+        if value is not None:
+            raise UserError(f"{name} was written by save_to_disk, which knows no {option}; leave it out ({value})")
+    try:
+        found = datasets.load_from_disk(name)
+        splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+        if split not in splits:
+            raise UserError(f"{name} has no split {split}; say split: {' or '.join(splits) or '(it has none)'}")
+        return splits[split].with_format(None)
+    except UserError:
+        raise
+    except Exception as fault:
+        raise UserError(
+            f"data set {name}: what save_to_disk wrote cannot be read ({fault}); save it again, "
+            "or write it with to_parquet and give kind: file"
+        ) from None
 
 
 def identity(path: Path) -> str:

@@ -27,6 +27,7 @@ def align(recipe: Align, run: Run, told: Told) -> None:
     recipe = replace(recipe, generator=able(recipe.generator, first, told))
     evaluation = Evaluator(recipe, run, first, told)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
+    stages.tell_drops(told, pool, "collect")
     evaluation.look(start, policy)
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:
@@ -59,7 +60,9 @@ def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
     """job: sft."""
     start = beginning(recipe, run)
     examples = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
+    stages.tell_drops(told, examples, "gather")
     policy = run.once("policy", stages.train, recipe.trainer, start=start, selected=examples)
+    stages.tell_drops(told, policy, "train")
     told.measured(policy)
 
 
@@ -67,9 +70,12 @@ def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
     """job: reward-model."""
     start = beginning(recipe, run)
     pairs = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
+    stages.tell_drops(told, pairs, "gather")
     aside, own = (recipe.examples, True) if recipe.evaluation is None else (recipe.evaluation, False)
     held_out = run.once("held_out.jsonl", stages.set_aside, aside, start=start, held_out=own)
+    stages.tell_drops(told, held_out, "set_aside")
     made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
+    stages.tell_drops(told, made, "train")
     told.measured(run.once("metrics.json", stages.examine, recipe.trainer, made=made, pairs=held_out))
 
 
@@ -81,6 +87,7 @@ def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
     for name, place in sets.items():
         aside = getattr(recipe.sets[name], "held_out", 0) > 0
         pairs[name] = place.once("pairs.jsonl", stages.gather, recipe.sets[name], held_out=aside)
+        stages.tell_drops(told, pairs[name], "gather")
         prompts = place.once("prompts.jsonl", comparison.prompts, pairs=pairs[name])
         groups[name] = {
             "prompts": prompts, "responses": place.once("responses.jsonl", comparison.responses, pairs=pairs[name])
@@ -106,6 +113,7 @@ def label(recipe: Label, run: Run, told: Told) -> None:
         policy = run.once("start", stages.adopt, recipe.policy, probed=True)
         generator = able(recipe.generator, policy, told)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
+        stages.tell_drops(told, pool, "collect")
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         with followed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)

@@ -13,6 +13,7 @@ from raft import hub
 from raft.errors import UserError
 from raft.plugins import Fault, fault_of_file, is_there, text_of
 from raft.recipe import Loaded, RecipeError
+from raft.sources import FileRows, InlineRows
 
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
@@ -91,6 +92,11 @@ def _context(config: dict[str, Any]) -> int | None:
 
 def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
     """Faults of the files and models that a recipe names; what its own needs will make is not asked for yet."""
+    if hasattr(part, "first_fault") and isinstance(part, FileRows | InlineRows):
+        path = getattr(part, "path", None)
+        here = path is None or (str(Path(path).parent) not in made and fault_of_file(path) is None)
+        if here and (fault := part.first_fault()) is not None:
+            yield Fault(key, fault)
     for item in dataclasses.fields(part):
         value, below = getattr(part, item.name), f"{key}.{item.name}" if key else item.name
         kind = item.metadata.get("source")

@@ -29,6 +29,8 @@ from raft.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_fau
 
 PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
 MOST_REASONS = 5
+FIRST = 100  # rows that are looked at before a run starts
+ADVICE = "mend the rows, or the options that say how they are read (docs/recipes.md)"
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
 IN_BRACES = re.compile(r"\{[^{}]+\}")
 INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
@@ -102,6 +104,34 @@ class Reading(Source):
         """Which columns a row lacks, None if it has those that every row has to have."""
         lacking = [name for name in self.columns() if name not in row]
         return f"no column {', '.join(lacking)}; columns: {', '.join(map(str, row)) or 'none'}" if lacking else None
+
+    def first_rows(self) -> Iterator[tuple[str, str, Row]]:
+        """The first rows, each with its place and id."""
+        return ((place, prompt_id, row) for _, place, prompt_id, row in islice(identified([self]), FIRST))
+
+    def understand(self, row: Row, prompt_id: str) -> None:
+        """Malformed if a row cannot be used, as far as is known without a model."""
+        self.prompt(row, prompt_id)
+
+    def advice(self, row: Row) -> str:
+        """What to do where no row can be used; `row` is one of them."""
+        return ADVICE
+
+    def first_fault(self) -> str | None:
+        """What is wrong with the first rows, if one cannot be read or none of them can be used."""
+        drops, used, row = [], 0, {}
+        try:
+            for place, prompt_id, row in self.first_rows():
+                try:
+                    self.understand(row, prompt_id)
+                    used += 1
+                except Malformed as fault:
+                    drops.append(Drop(prompt_id, None, "", f"{place}: {fault}"))
+        except UserError as fault:
+            return str(fault)
+        if used or not drops:
+            return None
+        return f"none of the first {len(drops)} rows can be used, {reasons(drops)}; {self.advice(row)}"
 
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         """The prompt of a row. Malformed says why there is none."""

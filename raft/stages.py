@@ -80,8 +80,11 @@ def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> No
     output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def hold_out(source: Any, output: Output, policy: Artifact, count: int) -> None:
-    """The evaluation prompts: a seeded choice of `count` different ones."""
+def hold_out(source: Any, output: Output, policy: Artifact, count: int, own: bool = False) -> None:
+    """The evaluation prompts: a seeded choice of `count` different ones.
+
+    `own`: the source is not that of the pool, so that its drops are listed here and not there.
+    """
     chosen: dict[str, Prompt] = {}
     drops: list[Drop] = []
     rows = 0
@@ -96,6 +99,8 @@ def hold_out(source: Any, output: Output, policy: Artifact, count: int) -> None:
     order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     kept = list(chosen.values())
     output.write(kept[index].row() for index in sorted(order[:count]))
+    for drop in drops if own else ():
+        output.drop(drop.prompt_id, None, drop.reason)
 
 
 def _too_few_to_hold_out(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
@@ -114,7 +119,7 @@ def _none_left(rows: int, drops: Sequence[Drop]) -> str:
     """That no row can be used, and why; a lower number of them would be none too."""
     if not rows:
         return "the source is empty; give at least one row"
-    done = "mend the rows, or the options that say how they are read (docs/recipes.md)"
+    done = prompt_sources.ADVICE
     if any(drop.reason == HELD_OUT for drop in drops):
         done = "lower evaluation.count, or give more prompts"
     return f"none of {rows} rows can be used, {prompt_sources.reasons(drops)}; {done}"
@@ -179,6 +184,15 @@ def drops_of(artifact: Artifact, stage: str) -> Iterator[Drop]:
     listed = artifact.path.with_name("dropped.jsonl")
     if artifact.stamp["dropped"] and listed.exists():
         yield from (Drop.of(row) for row in records.read(listed) if row["stage"] == stage)
+
+
+def tell_drops(told: Any, artifact: Artifact, stage: str) -> None:
+    """Notices the rows that a stage dropped, and why; those held out are none."""
+    drops = [drop for drop in drops_of(artifact, stage) if drop.reason != HELD_OUT]
+    if drops:
+        of = f" of {artifact.stamp['rows_in']}" if artifact.stamp["rows_in"] is not None else ""
+        reasons = prompt_sources.reasons(drops)
+        told.noticed(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
 
 
 def draw(source: Any, output: Output, pool: Artifact) -> None:

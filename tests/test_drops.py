@@ -85,7 +85,47 @@ def test_a_run_of_which_no_row_is_a_prompt_says_why_each_is_none(tmp_path: Path)
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "p.jsonl").write_text(json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": 5}) + "\n")
     worlds.make_recipe(tmp_path, prompts={"path": "p.jsonl", "messages": "messages"})
+    for command in ("check", "run"):
+        done = worlds.raft(tmp_path, command, "recipe.yaml")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert re.search(r"none of the first 2 rows .*assistant's own words.*not a list of messages", done.stderr)
+        assert "lower it" not in done.stderr and not (tmp_path / "outputs").exists()
+
+
+FIRST_ROWS = {
+    "a bad line": ('{"prompt": "a"}\n{"prompt": \n', {}, r"recipe\.yaml: prompts: p\.jsonl:2: not a line of JSON"),
+    "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' stands twice"),
+    "another column": ('{"question": "a"}\n', {}, r"p\.jsonl:1: no column prompt; columns: question"),
+    "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "6 of them: .*'narrator'"),
+    "input": ('{"instruction": "a", "input": "b"}\n', {"field": "instruction"}, "leaves out the column input"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_ROWS)
+def test_check_reads_the_first_rows(tmp_path: Path, name: str):
+    content, options, message = FIRST_ROWS[name]
+    (tmp_path / "p.jsonl").write_text(content)
+    worlds.make_recipe(tmp_path, prompts={"path": "p.jsonl", **options})
+    done = worlds.raft(tmp_path, "check", "recipe.yaml")
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+
+
+def test_check_lets_rows_pass_of_which_some_can_be_used(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n{"prompt": "a"}\n')
+    worlds.make_recipe(tmp_path, prompts={"path": "p.jsonl"})
+    assert worlds.raft(tmp_path, "check", "recipe.yaml").returncode == 0
+
+
+def test_a_run_says_how_many_rows_were_dropped_and_why(tmp_path: Path):
+    rows = [{"prompt": f"the red fox {number} " * (1 if number < 6 else 60)} for number in range(20)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"kind": "list", "items": ["one", "two", ""]}
+    worlds.make_recipe(
+        tmp_path, iterations=1, prompts={"path": "p.jsonl", "per_iteration": 2},
+        evaluation={"prompts": own, "count": 2, "k": 1}, reward={"kind": "rule", "function": "length"},
+    )  # fmt: skip
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(r"none of 2 rows .*ends with the assistant's own words.*not a list of messages", done.stderr)
-    assert "lower it" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    reason = r"\d+ tokens, more than prompts\.max_tokens: 64 \(the first: 000006\)"
+    assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped, 14 of them: {reason}", done.stdout)
+    assert "notice: evaluation.jsonl: 1 rows were dropped, 1 of them: empty (the first: 000002)" in done.stdout

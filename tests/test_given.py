@@ -104,3 +104,25 @@ def test_the_responses_of_a_run_without_their_prompts_are_told_what_they_need(tm
         "has neither messages nor text" in said
         and "a run's responses.jsonl needs its prompts.jsonl too (--prompts" in said
     )
+
+
+def test_a_line_that_says_a_key_twice_or_is_nested_too_deep_is_refused(tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"prompt_id": "p", "text": "a", "text": "b", "responses": [{"text": "x"}]}\n')
+    assert re.search(r"in\.jsonl:1: .*the key 'text' stands twice", fault(tmp_path / "in.jsonl"))
+    deep = "[" * 900 + "]" * 900
+    (tmp_path / "in.jsonl").write_text(
+        f'{{"prompt_id": "p", "text": "a", "meta": {{"a": {deep}}}, "responses": [{{"text": ""}}]}}'
+    )
+    assert re.search(r"in\.jsonl:1: .*nested", fault(tmp_path / "in.jsonl"))
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path):
+    assert "no file at" in fault(tmp_path / "none.jsonl")
+    assert "is a folder" in fault(tmp_path)
+
+
+def test_prompts_are_read_in_the_published_forms_of_messages(tmp_path: Path):
+    talk = [{"from": "human", "value": "why?"}]
+    row = {"prompt_id": "p", "messages": talk, "responses": [{"text": "so"}]}
+    (group,) = given.groups(lines(tmp_path / "in.jsonl", [row]), None)
+    assert group.prompt.messages == CHAT

@@ -344,6 +344,38 @@ def test_a_folder_laid_out_as_a_data_set_is_read_as_one(tmp_path: Path, monkeypa
         list(HubRows(dataset=str(folder), split="trian").rows())
 
 
+def test_what_save_to_disk_wrote_is_read_as_one_and_by_its_split(tmp_path: Path):
+    import datasets
+
+    train, test = ([{"prompt": f"{name} {number}"} for number in range(3)] for name in ("train", "test"))
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_list(train), "test": datasets.Dataset.from_list(test)})
+    both.save_to_disk(tmp_path / "both")
+    both["test"].with_format("numpy").save_to_disk(tmp_path / "alone")
+    datasets.Dataset.from_list(test, split="test").save_to_disk(tmp_path / "named")
+    found = list(HubRows(dataset=str(tmp_path / "both")).rows())
+    assert found == [(f"{tmp_path}/both/train[{number}]", row) for number, row in enumerate(train)]
+    assert [row for _, row in HubRows(dataset=str(tmp_path / "both"), split="test").rows()] == test
+    assert [row for _, row in HubRows(dataset=str(tmp_path / "alone")).rows()] == test
+    assert [row for _, row in HubRows(dataset=str(tmp_path / "named"), split="test").rows()] == test
+    assert HubRows(dataset=str(tmp_path / "both")).identify() != HubRows(dataset=str(tmp_path / "alone")).identify()
+
+
+def test_a_split_that_save_to_disk_did_not_write_is_refused_with_those_that_there_are(tmp_path: Path):
+    import datasets
+
+    datasets.Dataset.from_list([{"prompt": "x"}], split="test").save_to_disk(tmp_path / "set")
+    for options, message in (
+        ({}, "has no split train; say split: test"),
+        ({"split": "test", "name": "en"}, r"save_to_disk, which knows no name; leave it out \(en\)"),
+        ({"split": "test", "folder": "data"}, "knows no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(HubRows(dataset=str(tmp_path / "set"), **options).rows())
+    (tmp_path / "set" / "state.json").write_text("[]")
+    with pytest.raises(UserError, match="what save_to_disk wrote cannot be read"):
+        list(HubRows(dataset=str(tmp_path / "set"), split="test").rows())
+
+
 def test_a_data_set_that_cannot_be_had_is_the_users_fault(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for ask in (lambda source: list(source.rows()), lambda source: source.identify()):
