@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("responses", type=Path, metavar="IN.jsonl")
     score.add_argument("scores", type=Path, metavar="OUT.jsonl")
     score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
+    score.add_argument("--reasoning", default="split", choices=["split", "keep"], help="whether thoughts are taken off")
+    score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="what stands around a thought")
     return parser
 
 

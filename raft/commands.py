@@ -121,7 +121,8 @@ def score(options: Namespace) -> None:
     from raft import scoring
     from raft.terminal import say
 
-    say(scoring.score_file(options.reward, options.responses, options.scores, options.prompts))
+    thoughts = {"reasoning": options.reasoning, "reasoning_marks": options.reasoning_marks}
+    say(scoring.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
 
 
 def _start(loaded: Any) -> None:

@@ -5,7 +5,7 @@
 Every fault of a row is a UserError with its file and line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from raft import records
 from raft.errors import UserError
 from raft.messages import Malformed, tools, turns, words
+from raft.reasoning import without_thought
 from raft.records import Group, Prompt, Response
 from raft.sources import jsonl
 
@@ -23,12 +24,19 @@ SHAPE = (
 IN_TWO = '{"id", "messages" or "text"} in the one file, {"prompt_id", "responses": [{"text"}]} in the other'
 
 
-def groups(responses: Path, prompts: Path | None) -> Iterator[Group]:
-    """The groups of a file of responses; where their prompts are in another file, the two go in step."""
+def groups(
+    responses: Path, prompts: Path | None, read: Callable[[Response], Response] = without_thought
+) -> Iterator[Group]:
+    """The groups of a file of responses; where their prompts are in another file, the two go in step.
+
+    `read` makes of a response what is to be scored; the thought before an answer is not.
+    """
     seen: set[str] = set()
     for place, asked, answered in _in_step(responses, prompts):
         try:
-            group = Group(_prompt(asked, "prompt_id" if prompts is None else "id"), _responses(answered))
+            group = Group(
+                _prompt(asked, "prompt_id" if prompts is None else "id"), list(map(read, _responses(answered)))
+            )
             records.dump({**group.row(), **group.prompt.row()})
         except Malformed as fault:
             raise UserError(f"{place}: {fault}; a row is {SHAPE if prompts is None else IN_TWO}") from None
@@ -90,7 +98,9 @@ def _response(one: Any, where: str) -> Response:
         raise Malformed(f'{where} is no response with a "text" that is text')
     for name, kind, called in (
         ("token_ids", list, "a list"), ("logprobs", list, "a list"), ("finish_reason", str, "text"),
+        ("reasoning", str, "text"),
     ):  # fmt: skip
         if not isinstance(one.get(name), kind | None):
             raise Malformed(f"{where}.{name} is not {called} but {one[name]!r}")
-    return Response(one["text"], one.get("token_ids") or [], one.get("logprobs"), one.get("finish_reason") or "stop")
+    ids, reason, thought = one.get("token_ids") or [], one.get("finish_reason") or "stop", one.get("reasoning")
+    return Response(one["text"], ids, one.get("logprobs"), reason, thought)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft import reasoning
 from raft.contracts import comparable
 from raft.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
+from raft.records import Response
 
 FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -224,10 +226,22 @@ class EvaluateReward(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Responses that somebody else made: rows as `raft score` takes them, or a run's responses.jsonl and prompts."""
+    """Responses that somebody else made: rows as `raft score` takes them, or a run's responses.jsonl and prompts.
+
+    With `reasoning: split` the thought before an answer is taken off; `reasoning_marks` as in `generator`.
+    """
 
     path: str = source("file")
     prompts: str | None = source("file", None)
+    reasoning: Literal["split", "keep"] = "split"
+    reasoning_marks: list[str] | None = None
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from reasoning.faults(self.reasoning, self.reasoning_marks)
+
+    def read(self, response: Response) -> Response:
+        """A response as it is scored."""
+        return response if self.reasoning == "keep" else reasoning.without_thought(response, self.reasoning_marks)
 
 
 @dataclass(frozen=True, kw_only=True)

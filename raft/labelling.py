@@ -62,7 +62,7 @@ def publish(section: None, output: Output, selected: Artifact) -> None:
 
 
 def _groups(section: Any) -> Iterator[Group]:
-    return given.groups(Path(section.path), section.prompts and Path(section.prompts))
+    return given.groups(Path(section.path), section.prompts and Path(section.prompts), section.read)
 
 
 def _require_readable(pair: Pair) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from raft.errors import UserError
 from raft.files import create
 
+RESPONSE = ("text", "token_ids", "logprobs", "finish_reason")  # of every response
 ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it
 
 
@@ -75,12 +76,33 @@ class Response(Record):
     itself. `logprobs` has one natural log-probability for each of them, of the policy that generated,
     before temperature and top-p; None where the generator cannot say. `finish_reason` is "stop" (ended
     by itself or at a stop string), "length" (cut by the limit) or "marker" (cleaned at a turn marker).
+
+    Where a thought stood before the answer, `text` is the answer alone and `reasoning` the thought. Of `token_ids` the
+    first `reasoning_tokens` are the thought (None: it ends inside a token), which the last `opened` tokens of the
+    prompt began. A thought without an answer has the text "".
     """
 
     text: str
     token_ids: list[int]
     logprobs: list[float] | None
     finish_reason: str
+    reasoning: str | None = None
+    reasoning_tokens: int | None = 0
+    opened: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """As JSON; without what only a thought has, where there is none."""
+        row = asdict(self)
+        return row if self.reasoning is not None else {name: row[name] for name in RESPONSE}
+
+    @property
+    def unanswered(self) -> str | None:
+        """Why a response that is nothing but a thought has no reward, None for all others."""
+        if self.reasoning is None or self.text:
+            return None
+        if self.finish_reason == "length":
+            return "the thought was cut by the token limit before there was an answer (generator.max_tokens)"
+        return "a thought without an answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +113,7 @@ class Group(Record):
     responses: list[Response]
 
     def row(self) -> dict[str, Any]:
-        return {"prompt_id": self.prompt.id, "responses": [asdict(response) for response in self.responses]}
+        return {"prompt_id": self.prompt.id, "responses": [response.row() for response in self.responses]}
 
 
 @dataclass(frozen=True, slots=True)

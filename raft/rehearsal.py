@@ -64,7 +64,7 @@ def _prompts(recipe: Any) -> Iterator[Prompt]:
         return
     if recipe.policy is None:
         named = recipe.responses
-        groups = given.groups(Path(named.path), named.prompts and Path(named.prompts))
+        groups = given.groups(Path(named.path), named.prompts and Path(named.prompts), named.read)
         yield from (group.prompt for group in groups)
         return
     policy = hub.locate_model(recipe.policy.model, recipe.policy.revision)

@@ -4,6 +4,7 @@ OUT is written whole, out of OUT.partial; then OUT.stamp.json says what made it,
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,31 @@ from raft.output import Output
 from raft.plugins import component
 from raft.progress import Progress
 from raft.recipe import RecipeError, dependencies, find, read_one
+from raft.records import Group
 from raft.runs import FORMAT, locked
 from raft.stamps import content_of, differences, partial_path, read_stamp, require, stamp_path
 
 
-def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None) -> str:
+def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None, **thoughts: Any) -> str:
     """Scores every group of `responses` into `scores`, in order; returns a sentence on what was done.
 
     A row is {"prompt_id", "messages" or "text", "meta", "responses": [{"text"}]}, or a row of a run's
-    responses.jsonl if its prompts.jsonl is given. UserError if `scores` was made of something else.
+    responses.jsonl if its prompts.jsonl is given; `thoughts` are the options of `jobs.Given`
+    on them. UserError if `scores` was made of something else.
     """
     for file in filter(None, (responses, prompts)):
         if not file.is_file():
             raise UserError(f"no file at {file.absolute()}")
     path = find(reward)
     with beside(path):
-        section, asked = _reward(path), Given(path=str(responses), prompts=str(prompts) if prompts else None)
+        section = _reward(path)
+        asked = Given(path=str(responses), prompts=str(prompts) if prompts else None, **thoughts)
         made_from = {"reward": describe(section), "responses": describe(asked)}
         key = plain({"format": FORMAT, "stage": "score_file", **made_from})
         scores.parent.mkdir(parents=True, exist_ok=True)
         lock = scores.with_name(f".{scores.name}.lock")
         with locked(lock, f"{scores}", "choose another OUT.jsonl", leave=False):
-            stamp = _finished(scores, key) or _score(section, responses, prompts, scores, key)
+            stamp = _finished(scores, key) or _score(section, asked, scores, key)
     return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
 
 
@@ -80,9 +84,13 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return stamp
 
 
-def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key: dict[str, Any]) -> dict[str, Any]:
+def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict[str, Any]:
     """Makes the scores and their stamp. Every row is looked at before the first is scored."""
-    ids = [group.prompt.id for group in given.groups(responses, prompts)]
+
+    def groups() -> Iterator[Group]:
+        return given.groups(Path(asked.path), Path(asked.prompts) if asked.prompts else None, asked.read)
+
+    ids = [group.prompt.id for group in groups()]
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
     progress, began = Progress(scores.name, "prompts"), time.time()
@@ -90,7 +98,7 @@ def _score(reward: Any, responses: Path, prompts: Path | None, scores: Path, key
     timing.taken()
     try:
         with disk_faults():
-            stages.score_groups(reward, output, given.groups(responses, prompts), ids)
+            stages.score_groups(reward, output, groups(), ids)
     finally:
         output.progress.close()
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])

@@ -7,6 +7,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see o
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,24 @@ def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[
     """The groups with their scores, block by block."""
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, contracts.BLOCK)):
-        yield from zip(block, reward.score(block), strict=True)
+        answered = [(group, _answered(group)) for group in block]
+        asked = [some for _, some in answered if some.responses]
+        scores = zip(asked, reward.score(asked), strict=True)
+        for group, some in answered:
+            found = next(scores)[1] if some.responses else []
+            yield group, found if some is group else _with_unanswered(group, found)
+        assert next(scores, None) is None, "a reward has scored more groups than there are"
+
+
+def _answered(group: Group) -> Group:
+    """The group without the responses that are nothing but a thought, of which no reward is asked."""
+    some = [one for one in group.responses if one.unanswered is None]
+    return group if len(some) == len(group.responses) else replace(group, responses=some)
+
+
+def _with_unanswered(group: Group, scores: Sequence[Score]) -> list[Score]:
+    found = iter(scores)
+    return [next(found) if one.unanswered is None else Score(None, error=one.unanswered) for one in group.responses]
 
 
 def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndarray:

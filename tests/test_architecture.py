@@ -10,7 +10,7 @@ FLOORS = [
     {"files", "imports", "seeds", "terminal", "guard", "stopping"},
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
     {"template_worker", "templates", "marks"},
-    {"contracts", "attention", "stamps", "completions", "messages"},
+    {"contracts", "attention", "stamps", "completions", "messages", "reasoning"},
     {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
     {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},

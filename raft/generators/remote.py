@@ -76,13 +76,15 @@ class Remote(Sampling, Connection):
                 await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _answer(self, host: "Host", reader: "Reader", prompt: Prompt, seed: int) -> Group:
-        self.check_room(prompt, encode_prompt(reader.tokenizer, prompt), host.context)
+        asked = encode_prompt(reader.tokenizer, prompt)
+        self.check_room(prompt, asked, host.context)
+        opened = self.opening(reader.tokenizer, asked)
 
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
             body = self._body(prompt, derive(seed, prompt.id, k), host.is_vllm)
             answer = await host.server.ask(f"prompt {prompt.id}", path, body)
-            return self.clean(reader.read(prompt, answer), reader.tokenizer)
+            return self.finish(reader.read(prompt, answer), reader.tokenizer, opened)
 
         return Group(prompt, list(await asyncio.gather(*map(respond, range(self.k)))))
 

@@ -4,9 +4,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from raft import marks
+from raft import marks, reasoning
 from raft.chat import Tokenizer, continuation, end_tokens
 from raft.errors import UserError
 from raft.plugins import faults_of_range
@@ -23,6 +23,8 @@ class Sampling:
 
     `stop` ends a response at any of these texts, which is left out of the text (its tokens stay); a special token may
     be one of them.
+    `reasoning: split` tells the thought of a model from its answer, which alone is scored; `keep` leaves both in the
+    text. `reasoning_marks` are what begins and what ends a thought, for a model whose own are not in `raft.reasoning`.
     `cut_at` and `strip` clean a response afterwards: it ends before the first of the markers, and loses
     white space at both ends; the cleaned response is what is scored and trained.
     """
@@ -37,6 +39,8 @@ class Sampling:
     stop: list[str] = field(default_factory=list)
     cut_at: list[str] = field(default_factory=list)
     strip: bool = False
+    reasoning: Literal["split", "keep"] = "split"
+    reasoning_marks: list[str] | None = None
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(
@@ -50,6 +54,7 @@ class Sampling:
             yield "temperature", f"{self.temperature!r} divides logits by nearly nothing; give at least {COLDEST}, or 0"
         if self.temperature == 0 and self.k > 1:
             yield "temperature", "0 is greedy: all k responses would be the same; set k: 1 or a temperature above 0"
+        yield from reasoning.faults(self.reasoning, self.reasoning_marks)
         for name in ("stop", "cut_at"):
             if "" in getattr(self, name):
                 yield name, "holds an empty text, which would match everywhere"
@@ -78,6 +83,20 @@ class Sampling:
                     f"out of the text of a response; give {found[0]!r} alone, which is matched as a token"
                 )
         return {text: special.ids[text] for text in texts if text in special.ids}
+
+    def opening(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> int:
+        """How many of the last tokens of a prompt open a thought."""
+        return 0 if self.reasoning == "keep" else reasoning.opening(tokenizer, prompt, self.reasoning_marks)
+
+    def finish(self, response: Response, tokenizer: Tokenizer, opened: int = 0) -> Response:
+        """The response as it is scored and trained: without its thought, and cleaned."""
+
+        def clean(one: Response) -> Response:
+            return self.clean(one, tokenizer)
+
+        if self.reasoning == "keep":
+            return clean(response)
+        return reasoning.split(response, tokenizer, spell, clean, self.reasoning_marks, opened)
 
     def clean(self, response: Response, tokenizer: Tokenizer) -> Response:
         """The response as it is scored and trained: before the first marker, stripped if asked for.

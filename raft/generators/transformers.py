@@ -84,7 +84,11 @@ class Transformers(Sampling):
         rows = [ids for prompt in block for ids in [self._encode(loaded, prompt)] * self.k]
         drawing = Drawing(self, loaded, [derive(seed, prompt.id, k) for prompt in block for k in range(self.k)])
         drawing.run(rows)
-        responses = (self.clean(response, loaded.tokenizer) for response in drawing.responses())
+        opened = [self.opening(loaded.tokenizer, ids) for ids in rows]
+        responses = (
+            self.finish(response, loaded.tokenizer, count)
+            for response, count in zip(drawing.responses(), opened, strict=True)
+        )
         for prompt in block:
             yield Group(prompt, list(islice(responses, self.k)))
 

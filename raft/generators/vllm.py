@@ -218,7 +218,7 @@ class Engine:
         """As `answer`; `live` has, by our name of each response under way, vLLM's and the blocks that it may take."""
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
         after, taken = next(waiting, None), 0
-        unfinished: dict[str, tuple[Prompt, list[Response | None]]] = {}
+        unfinished: dict[str, tuple[Prompt, int, list[Response | None]]] = {}
         ends = options.ends(self.tokenizer)
         gathered = Gathered(each_step=bool(ends.texts))
         while True:
@@ -227,7 +227,8 @@ class Engine:
                 blocks = self.room.taken(len(ids) + options.max_tokens + 1)  # a GPU is asked one token ahead
                 if live and taken + blocks > self.room.blocks:
                     break
-                unfinished.setdefault(prompt.id, (prompt, [None] * options.k))
+                if prompt.id not in unfinished:
+                    unfinished[prompt.id] = prompt, options.opening(self.tokenizer, ids), [None] * options.k
                 params = _params(options, ends, derive(seed, prompt.id, k))
                 name = f"{k}/{prompt.id}"
                 theirs = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
@@ -240,9 +241,9 @@ class Engine:
                     theirs, blocks = live.pop(output.request_id)
                     logprobs, taken = gathered.logprobs.pop(theirs), taken - blocks
                     place, _, prompt_id = output.request_id.partition("/")
-                    prompt, responses = unfinished[prompt_id]
+                    prompt, opened, responses = unfinished[prompt_id]
                     response = _response(output.outputs[0], logprobs, self.tokenizer, ends)
-                    responses[int(place)] = options.clean(response, self.tokenizer)
+                    responses[int(place)] = options.finish(response, self.tokenizer, opened)
                     if None not in responses:
                         del unfinished[prompt_id]
                         yield Group(prompt, responses)  # type: ignore[arg-type]

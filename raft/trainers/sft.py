@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,9 +31,13 @@ class SFT(Fitting):
     With `blocks` the examples are one long text, cut into blocks of so many tokens, and every token but the first of a
     block is learned, prompts as well: plain language modelling. Examples do see each other there, weights do not count,
     and what is left at the end, less than a block, is left out.
+
+    With `reasoning: cut` the thought of a response is not learned but taken out, as templates leave out the thoughts of
+    earlier turns: the answer follows the prompt, with the tokens with which it was generated.
     """
 
     blocks: int | None = None
+    reasoning: Literal["learn", "cut"] = "learn"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -46,7 +50,7 @@ class SFT(Fitting):
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.load(self, start, seed)
-        corpus = Corpus(out)
+        corpus = Corpus(out, cut=self.reasoning == "cut")
         if self.blocks is None:
             corpus.read(tokenizer, examples, packing.longest(self, model), dropped)
         else:
@@ -92,8 +96,8 @@ class SFT(Fitting):
 class Corpus:
     """The examples as tokens on disk; in memory only where each response begins and how much it counts."""
 
-    def __init__(self, folder: Path):
-        self.texts = Texts(folder)
+    def __init__(self, folder: Path, cut: bool = False):
+        self.texts, self.cut = Texts(folder), cut  # whether thoughts are left out
         self.begins = array("i")  # where the response begins in its text
         self.weights = array("d")
 
@@ -104,8 +108,7 @@ class Corpus:
         """Keeps what can be learned and names the rest through `dropped`. UserError if nothing is left."""
         reasons = set()
         for example in examples:
-            prompt = chat.encode_prompt(tokenizer, example.prompt)
-            response = chat.trained_tokens(tokenizer, example.response, example.messages is not None)
+            prompt, response = _tokens(tokenizer, example, self.cut)
             reason = next(_reasons(prompt, response, example.weight, limit), None)
             if reason is None:
                 self._add(prompt, response, example.weight)
@@ -125,8 +128,8 @@ class Corpus:
             raise UserError(f"trainer.blocks: {size} tokens are more than {of} ({longest}); lower it")
         left: list[int] = []
         for example in examples:
-            left += chat.encode_prompt(tokenizer, example.prompt)
-            left += chat.trained_tokens(tokenizer, example.response, example.messages is not None)
+            prompt, response = _tokens(tokenizer, example, self.cut)
+            left += prompt + response
             while len(left) >= size:
                 self._add(left[:1], left[1:size], 1.0)
                 left = left[size:]
@@ -178,6 +181,17 @@ class Corpus:
     def two(self) -> list[np.ndarray]:
         """Two texts, short, to prove with them that packed examples do not see each other."""
         return [self.texts[index][: probe.LENGTH] for index in (0, len(self) - 1)]
+
+
+def _tokens(tokenizer: Any, example: Example, cut: bool) -> tuple[list[int], list[int]]:
+    """The prompt and what is learned of the response; with `cut` neither has a part of a thought."""
+    prompt, response = chat.encode_prompt(tokenizer, example.prompt), example.response
+    learned = chat.trained_tokens(tokenizer, response, example.messages is not None)
+    if not cut or response.reasoning is None:
+        return prompt, learned
+    if response.reasoning_tokens is None:  # the thought ends inside a token, so there are no tokens of the answer
+        return prompt, []
+    return prompt[: len(prompt) - response.opened], learned[response.reasoning_tokens :]
 
 
 def _reasons(prompt: list[int], response: list[int], weight: float, limit: tuple[int, str]) -> Iterator[str]:
