@@ -1,10 +1,18 @@
-"""What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe."""
+"""What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe.
 
+`block`, `remote`, `comparable`, `release` and `takes_pairs` may be left out. What an own kind returns is looked at
+before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+"""
+
+import math
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from raft.records import Example, Group, Pair, Policy, Prompt, Score
+from raft.errors import UserError
+from raft.imports import guarded, is_own, name_of
+from raft.records import Example, Group, Pair, Policy, Prompt, Response, Score
 
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
@@ -58,9 +66,21 @@ def comparable(reward: Any) -> bool:
     return getattr(reward, "comparable", True)
 
 
-def block(reward: Any) -> int:
-    """How many groups, in order, influence each other's scores; 1 where each group stands for itself."""
-    return getattr(reward, "block", BLOCK)
+def block(component: Any) -> int:
+    """How many groups, in order, influence each other's floats; 1 where each group stands for itself."""
+    return getattr(component, "block", BLOCK)
+
+
+def takes_pairs(trainer: Any) -> bool:
+    """Whether a trainer learns from pairs, as those of reward models do."""
+    return getattr(trainer, "takes_pairs", False)
+
+
+def release(component: Any) -> None:
+    """Has a component give the accelerator's memory back, if it holds any."""
+    if hasattr(component, "release"):
+        with guarded(component):
+            component.release()
 
 
 def remote(reward: Any) -> bool:
@@ -79,3 +99,79 @@ class Trainer(Protocol):
         Deterministic in (start, examples, seed) on one machine. Examples that cannot be trained on are
         named through `dropped`.
         """
+
+
+def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+    """The groups of a generator. UserError, which names the class, if they are not what was asked for."""
+    asked: dict[str, Prompt] = {}
+
+    def noted() -> Iterator[Prompt]:
+        for one in prompts:
+            asked[one.id] = one
+            yield one
+
+    if not is_own(generator):
+        yield from generator.generate(policy, prompts, seed)
+        return
+    for group in _each(generator, lambda: generator.generate(policy, noted(), seed)):
+        if not isinstance(group, Group) or asked.pop(group.prompt.id, None) is None:
+            raise _broken(generator, "yields one raft.records.Group for each prompt that it took", group)
+        if len(group.responses) != generator.k or any(map(_unlike_response, group.responses)):
+            raise _broken(generator, f"gives k = {generator.k} raft.records.Response to each prompt", group.responses)
+        yield group
+    if asked:
+        raise _broken(generator, "answers every prompt that it took", f"no answer to {', '.join(list(asked)[:3])}")
+
+
+def _unlike_response(one: Any) -> bool:
+    if not isinstance(one, Response) or not isinstance(one.text, str) or not isinstance(one.token_ids, list):
+        return True
+    numbers = one.logprobs if one.logprobs is not None else []
+    return (
+        not all(isinstance(token, int) and token >= 0 for token in one.token_ids)
+        or (one.logprobs is not None and len(numbers) != len(one.token_ids))
+        or not all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+        or not isinstance(one.finish_reason, str)
+    )
+
+
+def scored(reward: Any, groups: list[Group]) -> Iterator[tuple[Group, list[Score]]]:
+    """Groups with their scores, in order. UserError, which names the class, if there is not one for each response."""
+    found = _each(reward, lambda: reward.score(groups))
+    for group in groups:
+        scores = next(found, None)
+        if not isinstance(scores, list | tuple) or not all(isinstance(one, Score) for one in scores):
+            raise _broken(reward, "yields a list of raft.records.Score for each group", scores)
+        if len(scores) != len(group.responses):
+            told = f"{len(scores)} for the {len(group.responses)} responses to {group.prompt.id}"
+            raise _broken(reward, "gives one score to each response", told)
+        yield group, [_checked(reward, one) for one in scores]
+    if (more := next(found, None)) is not None:
+        raise _broken(reward, "yields one list for each group, and then ends", more)
+
+
+def _checked(reward: Any, score: Score) -> Score:
+    """The score with plain floats. UserError: a number is none, or not finite."""
+    for name, value in {"reward": score.reward, **score.parts}.items():
+        none = name == "reward" and value is None and isinstance(score.error, str)
+        if not none and not (isinstance(value, Real) and math.isfinite(value) and abs(value) <= LARGEST):
+            raise _broken(reward, "gives finite numbers, or None and an error", f"{name} {value!r}")
+    known = score.reward if score.reward is None else float(score.reward)
+    return Score(known, {str(name): float(part) for name, part in score.parts.items()}, score.error, score.rank)
+
+
+def _each(component: Any, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """The items of what a component yields, each made with its code guarded."""
+    with guarded(component):
+        items = iter(make())
+    while True:
+        with guarded(component):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def _broken(component: Any, owes: str, found: Any) -> UserError:
+    shown = found if isinstance(found, str) else repr(found)
+    return UserError(f"{name_of(component)} {owes} (raft/contracts.py), but here is: {shown[:200]}")

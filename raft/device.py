@@ -6,6 +6,7 @@ On a CPU everything fits side by side and releasing is a no-op.
 from typing import Any
 
 from raft import stopping
+from raft.contracts import release
 
 _holder: Any = None
 
@@ -15,7 +16,7 @@ def take(component: Any) -> None:
     global _holder
     stopping.check()
     if _holder is not None and _key(_holder) != _key(component):
-        _holder.release()
+        release(_holder)
         _free_cache()
     _holder = component
 

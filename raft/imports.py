@@ -8,6 +8,7 @@ seen by a library, and is run only if the recipe, or a module that the recipe na
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from raft.errors import Stopped
+from raft.errors import Stopped, UserError
 
 HOME = str(Path(__file__).parent)
 HASHES: dict[str, str] = {}  # of source files, as they were when they were imported
@@ -154,3 +155,50 @@ def place(fault: BaseException, near: str | None = None) -> str | None:
     own = [one for one in frames if one.filename == near]
     frames = own or [one for one in frames if "importlib" not in one.filename]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else None
+
+
+def is_own(component: Any) -> bool:
+    """Whether a component's class is the user's own."""
+    return not type(component).__module__.startswith("raft.")
+
+
+def name_of(component: Any) -> str:
+    """A component's class as a recipe names it."""
+    return f"{type(component).__module__}:{type(component).__qualname__}"
+
+
+@contextmanager
+def guarded(component: Any) -> Iterator[None]:
+    """Inside the block a component's code runs: where it is the user's own, what it raises is told as theirs.
+
+    UserError with the class, the exception and its place; also for sys.exit() and a KeyboardInterrupt of their own.
+    """
+    if not is_own(component):
+        yield
+        return
+    with unchanged():
+        try:
+            yield
+        except (UserError, Stopped):
+            raise
+        except BaseException as fault:
+            near = getattr(sys.modules.get(type(component).__module__), "__file__", None)
+            raise UserError(f"{name_of(component)} raised {tell(fault, near)}") from fault
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Puts back at the end what code of a user may change of the process, and ends a process that it forked."""
+    process, folder, streams = os.getpid(), os.open(".", os.O_RDONLY), (sys.stdout, sys.stderr)
+    torch = sys.modules.get("torch")
+    gradients = torch.is_grad_enabled() if torch is not None and hasattr(torch, "is_grad_enabled") else None
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+        os.fchdir(folder)
+        os.close(folder)
+        sys.stdout, sys.stderr = streams
+        if torch is not None and gradients is not None:
+            torch.set_grad_enabled(gradients)

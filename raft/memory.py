@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raft import engines, hub, layout, sizes
+from raft.contracts import takes_pairs
 from raft.errors import UserError
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
@@ -173,7 +174,7 @@ def _folder(loaded: Loaded, part: Any) -> Path:
 
 def _longest(recipe: Any) -> int | None:
     """Tokens of the longest prompt and response, where the recipe says so."""
-    return recipe.prompts.max_tokens + recipe.generator.max_tokens if recipe.job == "align" else None
+    return recipe.prompts.max_tokens + getattr(recipe.generator, "max_tokens", 0) if recipe.job == "align" else None
 
 
 def _product(what: str, count: int | None, unit: str, each: int | None) -> Terms:
@@ -261,7 +262,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     trainer = loaded.recipe.trainer
     if not isinstance(trainer, Fitting):
         raise UserError("trainer.kind is one of your own")
-    model, pairs = sizes.read(_folder(loaded, loaded.recipe.policy)), trainer.takes_pairs
+    model, pairs = sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
     mixed, count = where.size(trainer.precision) == 2, model.parameters(output=not pairs)
     longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
     tokens = max(trainer.tokens_per_forward or layout.FORWARD[where.kind], longest)

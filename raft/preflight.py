@@ -143,11 +143,12 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
             f"the prompts are chat messages, but {folder} has no chat template; use format: text, or a model with one",
         )
     context = _context(config)
-    needed = recipe.prompts.max_tokens + recipe.generator.max_tokens
+    longest = getattr(recipe.generator, "max_tokens", 0)  # a generator of one's own may have no such option
+    needed = recipe.prompts.max_tokens + longest
     if context and needed > context:
         yield Fault(
             "prompts.max_tokens",
-            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {recipe.generator.max_tokens} "
+            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {longest} "
             f"(generator.max_tokens) make {needed}, but {folder} reads {context}; lower one of the two",
         )
 

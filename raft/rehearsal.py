@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft import doctor, examples, given, hub, prompts
+from raft import contracts, doctor, examples, given, hub, prompts
 from raft.chat import load_tokenizer
 from raft.errors import UserError
 from raft.imports import beside
@@ -27,7 +27,7 @@ def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
     with beside(loaded.path):
         for name, reward in rewards.items():
             yield from doctor.examine(reward, list(islice(_prompts(recipe), FEW)), name, _answers(recipe))
-            reward.release()
+            contracts.release(reward)
 
 
 def _answers(recipe: Any) -> doctor.Answers | None:

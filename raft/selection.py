@@ -69,7 +69,10 @@ class Selection(ABC):
         ties_go = "tied" in self.drop or (self.makes_pairs and ranks is not None)
         eligible = without_ties(rewards) if ties_go else rewards
         ordered = eligible if ranks is None or not self.by_order else np.where(np.isnan(eligible), np.nan, -ranks)
-        prompts, responses = self.chosen(ordered, rng)
+        places = self.chosen(ordered, rng)
+        if not isinstance(places, tuple) or len(places) != 2:
+            raise TypeError("chosen returns two arrays: groups, and the index of a response in each")
+        prompts, responses = places
         rejected = self.rejected(ordered, prompts)
         return Picks(prompts, responses, np.ones(len(prompts)), rejected, self._reasons(rewards, eligible, prompts))
 
@@ -205,6 +208,24 @@ class AllPairs(Selection):
 
     def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         return _every_two(rewards)[2]
+
+
+def broken(picks: Picks, rewards: np.ndarray) -> str | None:
+    """Why these are no picks from rewards [N, K], None if they are: places in range that are eligible, none twice."""
+    arrays = [picks.prompts, picks.responses, picks.weights, *([] if picks.rejected is None else [picks.rejected])]
+    if not all(isinstance(one, np.ndarray) and one.shape == (len(picks.prompts),) for one in arrays):
+        return "chosen and rejected return arrays of whole numbers, all of one length"
+    places = [picks.prompts, picks.responses, *arrays[3:]]
+    if not all(np.issubdtype(one.dtype, np.integer) for one in places):
+        return "chosen and rejected return whole numbers"
+    limits = [len(rewards), *[rewards.shape[1]] * (len(places) - 1)]
+    for one, limit in zip(places, limits, strict=True):
+        if len(one) and (one.min() < 0 or one.max() >= limit):
+            return f"a place is out of range: {int(one.min())} to {int(one.max())}, allowed are 0 to {limit - 1}"
+    for responses in places[1:]:
+        if np.isnan(rewards[picks.prompts, responses]).any():
+            return "a response was picked that is not eligible (its reward is NaN)"
+    return None
 
 
 def filtered(responses: Sequence[Response], drop: Sequence[str]) -> list[str | None]:

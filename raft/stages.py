@@ -16,6 +16,7 @@ import numpy as np
 from raft import contracts, device, records, stopping
 from raft import prompts as prompt_sources
 from raft.errors import UserError
+from raft.imports import guarded, is_own, name_of
 from raft.keys import Artifact
 from raft.measuring import ranks_of, refuse_failed, rewards_of
 from raft.output import Output
@@ -75,7 +76,7 @@ def gather(examples: Any, output: Output, start: Artifact | None = None, held_ou
 def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> None:
     """metrics.json of a reward model: how it fares on the pairs set aside."""
     found = dict(made.stamp["measured"])
-    if pairs.rows:
+    if pairs.rows and hasattr(trainer, "evaluate"):
         found.update(trainer.evaluate(made.path, (Pair.of(row) for row in pairs.read())))
     output.measured = found
     output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -231,8 +232,8 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     done = output.resume()
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
-    missing = _missing_blocks(wanted, done, generator.block)
-    for group in generator.generate(policy_of(policy), missing, _stream_seed(output, stream)):
+    missing = _missing_blocks(wanted, done, contracts.block(generator))
+    for group in contracts.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id not in done:
             output.append(group.row())
         output.advance(len(output.offsets), prompts.rows)
@@ -328,7 +329,11 @@ def select(
                 output.drop(group.prompt.id, int(index), reason)
                 eligible[row, index] = np.nan
     ranks = ranks_of(scores) if reference is None else None
-    picks = selection.pick(eligible, np.random.default_rng(derive(output.seed, "select", output.iteration)), ranks)
+    rng = np.random.default_rng(derive(output.seed, "select", output.iteration))
+    with guarded(selection):
+        picks = selection.pick(eligible, rng, ranks)
+    if is_own(selection) and (why := selections.broken(picks, eligible)):
+        raise UserError(f"{name_of(selection)}: {why}")
     output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
     if output.rows == 0:
         reasons = sorted(set(picks.reasons.values()))
@@ -341,7 +346,7 @@ def select(
 def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> None:
     """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
     device.take(None)
-    kind = Pair if trainer.takes_pairs else Example
+    kind = Pair if contracts.takes_pairs(trainer) else Example
     examples = (kind.of(row) for row in selected.read())
     seed = derive(output.seed, "train", output.iteration)
     before = policy_of(start).path
@@ -351,9 +356,29 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
         if done < total:  # else the policy is only to be written
             stopping.check()
 
-    output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
+    with guarded(trainer):
+        output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
+    if is_own(trainer):
+        _look_at_trained(trainer, output)
     write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", before.name, selected.rows)
     device.take(None)
+
+
+def _look_at_trained(trainer: Any, output: Output) -> None:
+    """UserError if a trainer of the user's own left no model folder, or measured what is no number; probes it."""
+    from raft import probe
+
+    measured = output.measured
+    if not (output.path / "config.json").is_file():
+        raise UserError(f"{name_of(trainer)} wrote no model into `out` (no config.json); use save_pretrained(out)")
+    numbers = isinstance(measured, dict) and all(
+        isinstance(name, str) and isinstance(value, int | float) and np.isfinite(value)
+        for name, value in measured.items()
+    )
+    if not numbers:
+        raise UserError(f"{name_of(trainer)}: train returns a dict of finite numbers, not {repr(measured)[:200]}")
+    if not contracts.takes_pairs(trainer) and not (output.path / "probe.json").exists():
+        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
 
 
 def policy_of(artifact: Artifact) -> Policy:
@@ -400,7 +425,7 @@ def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[
     while block := list(itertools.islice(iterator, contracts.BLOCK)):
         answered = [(group, _answered(group)) for group in block]
         asked = [some for _, some in answered if some.responses]
-        scores = zip(asked, reward.score(asked), strict=True)
+        scores = contracts.scored(reward, asked)
         for group, some in answered:
             found = next(scores)[1] if some.responses else []
             yield group, found if some is group else _with_unanswered(group, found)

@@ -84,12 +84,12 @@ class Ensemble:
 
     def release(self) -> None:
         for member in self.members.values():
-            member.release()
+            contracts.release(member)
 
     def _scores(self, member: Any, block: list[Group]) -> Iterator[list[Score]]:
         yield from member.score(block)
         if self.unload:
-            member.release()
+            contracts.release(member)
 
     def _combined(self, scores: Mapping[str, Score]) -> Score:
         parts = {

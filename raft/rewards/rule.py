@@ -11,12 +11,17 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
 from raft import plugins, stopping
-from raft.errors import Stopped
+from raft.contracts import LARGEST
+from raft.errors import Stopped, UserError
+from raft.imports import tell, unchanged
+from raft.plugins import short
 from raft.records import Group, Prompt, Score
 from raft.rewards import rules
 
@@ -48,8 +53,18 @@ class Rule:
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         function = self._load()
+        own = ":" in self.function
         for group in groups:
-            yield [_score(function, group.prompt, response.text, self.args) for response in group.responses]
+            with unchanged() if own else nullcontext():
+                scores = [self._score(function, group.prompt, response.text, own) for response in group.responses]
+            yield scores
+
+    def _score(self, function: Callable[..., Any], prompt: Prompt, response: str, own: bool) -> Score:
+        """A function of the user's own gets copies, which it may change."""
+        args = self.args
+        if own:
+            prompt, args = deepcopy((prompt, args))
+        return _score(function, prompt, response, args)
 
     def release(self) -> None:
         """A rule holds no accelerator."""
@@ -94,18 +109,26 @@ def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Ma
         named = found if isinstance(found, Mapping) else {"reward": found}
         if "reward" not in named:
             raise ValueError(f"the rule returned {', '.join(map(str, named)) or 'nothing'}, but no reward")
-        parts = {str(name): _number(name, value) for name, value in named.items()}
+        parts = {_text(name): _number(name, value) for name, value in named.items()}
     except Stopped:
         raise
-    except Exception as fault:
-        line = next(iter(str(fault).splitlines()), "")
-        return Score(None, error=f"{type(fault).__name__}: {line}"[:MESSAGE])
+    except KeyboardInterrupt as fault:
+        raise UserError(f"the rule raised {tell(fault)}; a rule returns a number, or raises an Exception") from fault
+    except BaseException as fault:  # sys.exit() as well: no rule ends a run
+        return Score(None, error=tell(fault)[:MESSAGE])
     return Score(parts.pop("reward"), parts)
+
+
+def _text(name: Any) -> str:
+    str(name).encode()  # half a character is no name that a file could hold
+    return str(name)
 
 
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, not a number")
+        raise TypeError(f"{name} is {short(value)}, not a number")
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, not a finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{name} is {float(value):g}, beyond {LARGEST:g}: no mean could be taken of it")
     return float(value)
