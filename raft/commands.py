@@ -93,6 +93,7 @@ def plot(options: Namespace) -> None:
 
     folders = [branch.whole(folder) for folder in options.runs]
     output = options.output or folders[0] / picture.file_name(options.figure)
+    picture.refuse(output)
     table = picture.plot(options.figure, folders, output)
     say(f"{output}\n{table}")
 

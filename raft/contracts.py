@@ -113,7 +113,7 @@ def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int
     if not is_own(generator):
         yield from generator.generate(policy, prompts, seed)
         return
-    for group in _each(generator, lambda: generator.generate(policy, noted(), seed)):
+    for group in each(generator, lambda: generator.generate(policy, noted(), seed)):
         if not isinstance(group, Group) or asked.pop(group.prompt.id, None) is None:
             raise _broken(generator, "yields one raft.records.Group for each prompt that it took", group)
         if len(group.responses) != generator.k or any(map(_unlike_response, group.responses)):
@@ -137,7 +137,7 @@ def _unlike_response(one: Any) -> bool:
 
 def scored(reward: Any, groups: list[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """Groups with their scores, in order. UserError, which names the class, if there is not one for each response."""
-    found = _each(reward, lambda: reward.score(groups))
+    found = each(reward, lambda: reward.score(groups))
     for group in groups:
         scores = next(found, None)
         if not isinstance(scores, list | tuple) or not all(isinstance(one, Score) for one in scores):
@@ -154,13 +154,21 @@ def _checked(reward: Any, score: Score) -> Score:
     """The score with plain floats. UserError: a number is none, or not finite."""
     for name, value in {"reward": score.reward, **score.parts}.items():
         none = name == "reward" and value is None and isinstance(score.error, str)
-        if not none and not (isinstance(value, Real) and math.isfinite(value) and abs(value) <= LARGEST):
+        if not none and not (isinstance(value, Real) and math.isfinite(value) and abs(float(value)) <= LARGEST):
             raise _broken(reward, "gives finite numbers, or None and an error", f"{name} {value!r}")
     known = score.reward if score.reward is None else float(score.reward)
     return Score(known, {str(name): float(part) for name, part in score.parts.items()}, score.error, score.rank)
 
 
-def _each(component: Any, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+def rows(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a source of prompts or examples, each with its place. UserError, which names the class, if not."""
+    for item in each(source, source.rows):
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], dict)):
+            raise _broken(source, "yields pairs of a place and a row (a dict)", item)
+        yield item
+
+
+def each(component: Any, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
     """The items of what a component yields, each made with its code guarded."""
     with guarded(component):
         items = iter(make())

@@ -168,6 +168,14 @@ def _mean(iteration: int, quantity: str, of_seeds: list[Number]) -> Number:
     return Number(iteration, quantity, fmean(values), low, high, missing=max(missing, default=None))
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file begins as `tabulate` begins it."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.readline(len(",".join(COLUMNS)) + 1).strip() == ",".join(COLUMNS).encode()
+
+
 def tabulate(found: Sequence[Recipe], path: Path) -> None:
     """Writes numbers as CSV, a row for each (COLUMNS): those of every run, then the means over the seeds."""
     with open(path, "w", encoding="utf-8", newline="") as file:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raft.errors import UserError
+
 
 class Disk:
     """A write that goes on while the process computes; whatever depends on it settles it first."""
@@ -95,3 +97,17 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def refuse_output(out: Path, ours: bool) -> None:
+    """UserError if a command may not write a file of its own there; `ours` says that it may replace one that it made.
+
+    Devices, links and folders are left alone, and so is all that stands in a run, but for what raft draws there.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_file()):
+        raise UserError(f"{out} is no regular file, so nothing is written there; name a file")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no such folder")
+    inside = next((folder for folder in out.absolute().parents if (folder / "run.json").exists()), None)
+    if inside is not None and out.exists() and not ours:
+        raise UserError(f"{out} belongs to the run {inside}; choose another name")

@@ -144,7 +144,7 @@ def tell(fault: BaseException, near: str | None = None) -> str:
         said = "(its message cannot be read)"
     said = said.encode(errors="backslashreplace").decode()
     where = place(fault, near)
-    return f"{type(fault).__name__}: {said}{f' ({where})' if where else ''}"
+    return type(fault).__name__ + f": {said}" * bool(said) + f" ({where})" * bool(where)
 
 
 def place(fault: BaseException, near: str | None = None) -> str | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import imports
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 WHOLE = 10**9  # where an option has no upper bound of its own
@@ -66,6 +66,17 @@ TABLE = {
         "sft": "raft.trainers.sft:SFT",
         "reward-model": "raft.trainers.reward_model:BradleyTerry",
     },
+}
+
+
+# what the stages call of a kind; the rest has defaults (raft/contracts.py, and the base classes of the others)
+METHODS = {
+    "prompts": ("parts",),
+    "examples": ("rows", "answered"),
+    "generator": ("generate",),
+    "reward": ("score",),
+    "selection": ("pick",),
+    "trainer": ("train",),
 }
 
 
@@ -155,6 +166,8 @@ def find(section: str, kind: Any) -> type:
     found = load(target)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{target} is not a dataclass; a component is a frozen dataclass whose fields are its options")
+    if lacking := [name for name in METHODS[section] if not callable(getattr(found, name, None))]:
+        raise ValueError(f"{target} has no {', '.join(lacking)}, so it is no {section} (see raft/contracts.py)")
     return found
 
 
@@ -201,9 +214,17 @@ def build(cls: type, options: Any, where: str, faults: list[Fault], chosen: bool
             values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
     if len(faults) > before:
         return None
-    instance = cls(**values)
-    if hasattr(instance, "faults"):
-        faults.extend(Fault(_join(where, name), message) for name, message in instance.faults())
+    try:
+        instance = cls(**values)
+        if hasattr(instance, "faults"):
+            faults.extend(Fault(_join(where, name), message) for name, message in instance.faults())
+    except (UserError, Stopped):
+        raise
+    except BaseException as fault:
+        if cls.__module__.startswith("raft."):
+            raise
+        faults.append(Fault(where, f"{cls.__module__}:{cls.__qualname__} raised {imports.tell(fault)}"))
+        return None
     return instance if len(faults) == before else None
 
 

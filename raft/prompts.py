@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import plugins, records
+from raft import contracts, plugins, records
 from raft.chat import Tokenizer, encode_prompt, require_variables, require_written
 from raft.errors import RowError, UserError
 from raft.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
@@ -379,7 +379,7 @@ def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
 
 def _rows(parts: Sequence[Reading]) -> Iterator[tuple[int, str, Row]]:
     for number, part in enumerate(parts):
-        for count, (place, row) in enumerate(part.rows()):
+        for count, (place, row) in enumerate(contracts.rows(part)):
             if count == 0 and (fault := part.missing(row)) is not None:
                 raise UserError(f"{place}: {fault}")
             if (lost := _left_out(part, row)) is not None:

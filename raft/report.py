@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from raft.errors import UserError
+from raft.files import refuse_output
 from raft.report_facts import facts
 from raft.report_groups import batches, encoded, pack
 
@@ -31,8 +31,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
     UserError if it cannot be written there, or if the files of the run are out of step.
     """
     out = folder / "report.html" if out is None else out
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"{out}: " + ("is a folder; name a file" if out.is_dir() else "there is no such folder"))
+    refuse_output(out, out.name == "report.html")
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         with open(temporary, "wb") as page:

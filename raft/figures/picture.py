@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raft import drawing
-from raft.curves import recipes, tabulate
+from raft.curves import is_table, recipes, tabulate
 from raft.errors import UserError
+from raft.files import refuse_output
 from raft.plugins import suggest
 
 FIGURES = {
@@ -29,6 +30,15 @@ FIGURES = {
 def file_name(name: str) -> str:
     """What the picture of a figure is called in a run."""
     return "reward_curve.png" if name == "reward" else f"{name}.png"
+
+
+def refuse(out: Path) -> None:
+    """UserError if picture or table would take the place of something that raft plot has not written."""
+    refuse_output(out, out.name in map(file_name, FIGURES))
+    table = out.with_suffix(".csv")
+    refuse_output(table, is_table(table))
+    if table.exists() and not is_table(table):
+        raise UserError(f"{table}, where the numbers of the figure go, is no table of raft plot; choose another name")
 
 
 def plot(name: str, folders: Sequence[Path], out: Path) -> Path:

@@ -129,6 +129,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name} is {short(value)}, not a number")
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, not a finite number")
-    if abs(value) > LARGEST:
-        raise ValueError(f"{name} is {float(value):g}, beyond {LARGEST:g}: no mean could be taken of it")
-    return float(value)
+    number = float(value)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} is {number:g}, beyond {LARGEST:g}: no mean could be taken of it")
+    return number

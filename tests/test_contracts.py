@@ -1,0 +1,222 @@
+"""What own kinds and rules of a user may do: whatever breaks a contract is one sentence with the name of the class."""
+
+import functools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raft import contracts, imports, keys, selection
+from raft.errors import UserError
+from raft.records import Group, Policy, Prompt, Response, Score
+from raft.rewards.rule import Rule
+
+HERE = __name__
+RESPONSES = [Response("one", [1], None, "stop"), Response("three", [2, 3], None, "stop")]
+GROUPS = [Group(Prompt(f"p{n}", text="?", meta={"n": n}), RESPONSES) for n in range(2)]
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A reward that yields what its test says, and has nothing but the method that it must have."""
+
+    yields: Any
+
+    def score(self, groups: Iterable[Group]) -> Iterator[Any]:
+        return iter(self.yields)
+
+
+@pytest.mark.parametrize(
+    ("yields", "says"),
+    [
+        ([[Score(1.0)]] * 2, "one score to each response"),
+        ([[Score(1.0)] * 5] * 2, "one score to each response"),
+        ([[Score(float("nan"))] * 2] * 2, "finite numbers"),
+        ([[Score(float("inf"))] * 2] * 2, "finite numbers"),
+        ([[Score(1e308)] * 2] * 2, "finite numbers"),
+        ([[Score("x")] * 2] * 2, "finite numbers"),
+        ([[Score(None)] * 2] * 2, "None and an error"),
+        ([[Score(1.0, {"part": float("nan")})] * 2] * 2, "finite numbers"),
+        ([[1.0, 2.0]] * 2, "a list of raft.records.Score"),
+        ([None, None], "a list of raft.records.Score"),
+        ([], "a list of raft.records.Score"),
+        ([[Score(1.0)] * 2] * 3, "then ends"),
+        (5, "TypeError"),
+    ],
+)
+def test_scores_that_break_the_contract_name_the_class(yields: Any, says: str):
+    with pytest.raises(UserError, match=f"{HERE}:Odd .*{says}"):
+        list(contracts.scored(Odd(yields), GROUPS))
+
+
+def test_scores_become_plain_floats():
+    found = list(contracts.scored(Odd([[Score(np.float32(0.5)), Score(None, error="no")]] * 2), GROUPS))
+    assert found[0][1] == [Score(0.5), Score(None, error="no")]
+    assert type(found[0][1][0].reward) is float
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("oh"), SystemExit(0), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_an_own_kind_raises_is_told_with_class_file_and_line(fault: BaseException):
+    def raising() -> Iterator[Any]:
+        raise fault
+        yield
+
+    with pytest.raises(UserError, match=rf"{HERE}:Odd raised {type(fault).__name__}.*test_contracts.py, line \d+"):
+        list(contracts.scored(Odd(raising()), GROUPS))
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A generator that makes its groups by a function of the prompt."""
+
+    make: Any
+    k: int = 2
+
+    def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Any]:
+        for prompt in prompts:
+            yield from self.make(prompt)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda prompt: [], "answers every prompt"),
+        (lambda prompt: ["x"], "raft.records.Group"),
+        (lambda prompt: [Group(prompt, RESPONSES)] * 2, "one raft.records.Group for each prompt"),
+        (lambda prompt: [Group(Prompt("other", text=""), RESPONSES)], "one raft.records.Group for each prompt"),
+        (lambda prompt: [Group(prompt, RESPONSES[:1])], "k = 2"),
+        (lambda prompt: [Group(prompt, [*RESPONSES[:1], None])], "k = 2"),
+        (lambda prompt: [Group(prompt, [Response("x", [-1], None, "stop")] * 2)], "k = 2"),
+        (lambda prompt: [Group(prompt, [Response("x", [1], [0.0, 0.0], "stop")] * 2)], "k = 2"),
+        (lambda prompt: [Group(prompt, [Response("x", [1], [float("nan")], "stop")] * 2)], "k = 2"),
+    ],
+)
+def test_answers_that_break_the_contract_name_the_class(make: Any, says: str, tmp_path: Path):
+    with pytest.raises(UserError, match=f"{HERE}:Answering .*{says}"):
+        list(contracts.answers(Answering(make), Policy(tmp_path, tmp_path), (one.prompt for one in GROUPS), 0))
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        (([1, 0], [0]), "one length"),
+        (([0], [-1]), "out of range"),
+        (([99], [0]), "out of range"),
+        (([0.0], [0.0]), "whole numbers"),
+        (([1], [1]), "not eligible"),
+        (([0, 1], [1, 0]), None),
+    ],
+)
+def test_picks_are_places_in_range_that_are_eligible(places: Any, says: str | None):
+    groups, responses = map(np.array, places)
+    picks = selection.Picks(groups, responses, np.ones(len(groups)), None, {})
+    found = selection.broken(picks, np.array([[1.0, 2.0], [3.0, np.nan]]))
+    assert found is None if says is None else says in str(found)
+
+
+def vandal(prompt: Prompt, response: str) -> float:
+    os.chdir("/")
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    prompt.meta.clear()
+    if os.fork() == 0:
+        return 0.0  # the child goes no further than the end of the group
+    os.wait()
+    return 1.0
+
+
+def test_a_rule_changes_nothing_outside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    streams = (sys.stdout, sys.stderr)
+    assert [len(one) for one in Rule(function=f"{HERE}:vandal").score(GROUPS)] == [2, 2]
+    assert Path.cwd() == tmp_path and (sys.stdout, sys.stderr) == streams
+    assert [one.prompt.meta for one in GROUPS] == [{"n": 0}, {"n": 1}]
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Own(BaseException):
+    pass
+
+
+def raising(prompt: Prompt, response: str) -> float:
+    raise {"one": Speechless(), "three": Own("\ud800")}[response]
+
+
+def test_an_error_of_any_class_and_message_is_the_error_of_a_response():
+    first, second = next(Rule(function=f"{HERE}:raising").score(GROUPS[:1]))
+    assert first.reward is None and "Speechless: (its message cannot be read) (test_contracts.py, line" in first.error
+    assert second.reward is None and "Own: \\ud800 (test_contracts.py, line" in second.error
+
+
+def interrupting(prompt: Prompt, response: str) -> float:
+    raise KeyboardInterrupt
+
+
+def test_a_rule_that_interrupts_itself_stops_with_one_sentence():
+    with pytest.raises(UserError, match=r"the rule raised KeyboardInterrupt.*test_contracts.py, line \d+"):
+        next(Rule(function=f"{HERE}:interrupting").score(GROUPS))
+
+
+def adding(more: float, prompt: Prompt, response: str) -> float:
+    return more + len(response)
+
+
+class Counting:
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        return float(len(response))
+
+
+partial, counting, largest = functools.partial(adding, 1.0), Counting(), max
+exec("def made(prompt, response): return 1.0")
+
+
+@pytest.mark.parametrize("name", ["adding", "partial", "counting", "largest", "made"])
+def test_the_key_of_a_rule_holds_the_file_that_names_it(name: str):
+    described = keys.describe(Rule(function=f"{HERE}:{name}"))["function"]
+    import hashlib
+
+    assert described == {
+        "name": f"{HERE}:{name}", "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    }  # fmt: skip
+
+
+def test_the_key_holds_what_was_imported_and_not_what_the_file_says_now(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rule_that_changes.py"
+    file.write_text("def f(prompt, response): return 1.0\n")
+    with imports.beside(tmp_path / "r.yaml"):
+        rule = Rule(function="rule_that_changes:f")
+        before = keys.describe(rule)
+        assert next(rule.score(GROUPS[:1]))[0].reward == 1.0
+        file.write_text("def f(prompt, response): return 2.0\n")
+        assert keys.describe(rule) == before
+        assert next(rule.score(GROUPS[:1]))[0].reward == 1.0
+        del sys.modules["rule_that_changes"]
+        assert next(rule.score(GROUPS[:1]))[0].reward == 2.0  # no bytecode of the same second and size is used
+        assert keys.describe(rule) != before
+
+
+def test_files_beside_a_recipe_are_seen_by_those_that_it_names_alone(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named_by_a_recipe.py").write_text(
+        "def f():\n    import beside_it.inner\n    return beside_it.inner.x\n"
+    )
+    (tmp_path / "beside_it").mkdir()
+    (tmp_path / "beside_it" / "__init__.py").write_text("")
+    (tmp_path / "beside_it" / "inner.py").write_text("x = 5\n")
+    with imports.beside(tmp_path / "r.yaml"):
+        with pytest.raises(ImportError):
+            __import__("named_by_a_recipe")
+        assert imports.module("named_by_a_recipe").f() == 5  # imported when it is called
+        with pytest.raises(ImportError):
+            __import__("never_named")
+    for name in ("named_by_a_recipe", "beside_it", "beside_it.inner"):
+        del sys.modules[name]
