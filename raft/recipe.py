@@ -20,6 +20,7 @@ from raft.plugins import Fault, build, is_file, suggest
 
 OUTPUTS = Path("outputs")
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
+SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
@@ -166,6 +167,7 @@ def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], line
         for name, value in variables.items() if OmegaConf.is_dict(merged.get("variables")) else ():
             merged.variables[name] = _literal(value)
         _bound(OmegaConf.to_container(merged), path)
+        _refuse_secrets(OmegaConf.to_container(merged), path)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -253,6 +255,15 @@ def _bound(content: Any, path: Path) -> None:
 
     if size(content, ()) > LONGEST:
         raise UserError(f"{path}: with its interpolations ${{...}} filled in it has more than {LONGEST:,} characters")
+
+
+def _refuse_secrets(content: Any, path: Path) -> None:
+    """UserError if a value is that of an environment variable with a secret: resolved.yaml would hold it."""
+    for name in (found[1] for found in SECRET.finditer(str(content))):
+        raise UserError(
+            f"{path}: ${{oc.env:{name}}} would write a secret into the run's folder; leave it in the environment, "
+            "and give the name of the variable where an option asks for it (api_key_env)"
+        )
 
 
 def _at(content: Any, place: Sequence[str]) -> Any:
