@@ -17,10 +17,10 @@ from itertools import takewhile
 from typing import Literal
 
 from raft import marks
-from raft.chat import Tokenizer, frame, written
+from raft.chat import Tokenizer, frame, left_out, written
 from raft.chat import encode as encode_texts
-from raft.errors import UserError
-from raft.messages import Message
+from raft.errors import RowError, UserError
+from raft.messages import TOOLS, Message
 from raft.plugins import faults_of_text, suggest, text_of
 from raft.records import Prompt, said
 
@@ -108,13 +108,18 @@ def _written(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str)
     answered = [*prompt.messages, {"role": "assistant", "content": response}]
     if template in SPEAKERS:
         return _spoken(prompt, marks.of(tokenizer).hide(answered), template)
-    return written(
-        tokenizer,
-        answered,
-        ask=False,
-        template=_file(template) if template.endswith(FILE) else None,
-        tools=prompt.tools,
-    )
+    own = _file(template) if template.endswith(FILE) else None
+    _require_calls(tokenizer, prompt, own)
+    return written(tokenizer, answered, ask=False, template=own, tools=prompt.tools)
+
+
+def _require_calls(tokenizer: Tokenizer, prompt: Prompt, template: str | None) -> None:
+    """RowError where a prompt has calls of tools, or their results, and the template does not write them."""
+    messages = prompt.messages or []
+    if any("tool_calls" in message or message["role"] in ("tool", "developer") for message in messages):
+        lost = [one for one in left_out(tokenizer, messages, prompt.tools, template=template) if one != TOOLS]
+        if lost:
+            raise RowError(f"prompt {prompt.id}: the template of the reward model leaves out {', '.join(lost)}")
 
 
 def _continued(prompt: Prompt, template: str) -> str:

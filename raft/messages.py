@@ -22,6 +22,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of earlier turns, a
 KEPT = ("name", "tool_call_id", *THOUGHTS)
 DEEPEST = 100  # lists and mappings inside each other
 MARK = "qzxw"  # of `marked`: in no template, and no word that one would look for
+TOOLS = "the tools"
 SHAPE = "a list of messages such as {role: user, content: ...}"
 
 
@@ -108,7 +109,7 @@ def marked(
 
     def tool(one: dict[str, Any]) -> dict[str, Any]:
         inner = one.get("function", one)
-        named = {**inner, "name": mark("the tools")} if isinstance(inner, dict) and "name" in inner else inner
+        named = {**inner, "name": mark(TOOLS)} if isinstance(inner, dict) and "name" in inner else inner
         return {**one, "function": named} if "function" in one else named
 
     return [message(one) for one in found], tools and [tool(one) for one in tools], marks

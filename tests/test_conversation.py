@@ -6,7 +6,7 @@ import pytest
 from test_chat import ANSWER, ASKED, ASSISTANT, BARE, BOS, EOS, STORY, USER, WITH_BOS, make
 
 from raft import conversation
-from raft.errors import UserError
+from raft.errors import RowError, UserError
 from raft.records import Prompt
 
 
@@ -148,3 +148,14 @@ def test_the_rule_for_the_bos_can_be_given():
     silent.bos_token = None
     with pytest.raises(UserError, match="has no BOS"):
         conversation.encode(silent, ASKED, ANSWER, "chat", "one")
+
+
+def test_calls_that_the_template_of_a_reward_model_does_not_write_are_not_scored():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    calling = [*ASKED.messages, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    asked = Prompt("p", messages=[*calling, {"role": "user", "content": "And?"}])
+    deaf = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m['content'] or '') }}{% endfor %}"
+    with pytest.raises(RowError, match="leaves out the arguments of a tool call, the function of a tool call"):
+        conversation.encode(make(deaf), asked, ANSWER, "chat")
+    heard = deaf.replace("{% endfor %}", "{{ m['tool_calls'] | tojson if m['tool_calls'] else '' }}{% endfor %}")
+    assert '"city": "Rome"' in make(heard).decode(conversation.encode(make(heard), asked, ANSWER, "chat"))
