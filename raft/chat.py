@@ -32,6 +32,22 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise UserError(f"{path}: no tokenizer could be loaded ({fault}); a model folder needs one") from fault
 
 
+def check_rows(tokenizer: Tokenizer, model: Any, name: str) -> int:
+    """How many tokens the model has a row of embeddings for. UserError if the tokenizer writes others.
+
+    Added tokens beyond the rows (the image token of Gemma 3's text models) do no harm until a text names one.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    added = tokenizer.added_tokens_decoder
+    beyond = [piece for piece, at in tokenizer.get_vocab().items() if at >= rows and at not in added]
+    if beyond:
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for {rows:,}, so "
+            f"{len(beyond):,} tokens ({beyond[0]!r}) cannot be read; put the tokenizer of this model into its folder"
+        )
+    return rows
+
+
 def render(
     tokenizer: Tokenizer,
     messages: Sequence[Message],

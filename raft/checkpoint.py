@@ -10,6 +10,7 @@ from typing import Any
 
 from raft.errors import UserError
 
+FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")  # files of weights, or an index
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -69,6 +70,34 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     return found
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether the folder has weights of any kind that is read."""
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def extent(folder: Path) -> tuple[int, int]:
+    """How many tensors the weights are, and the longest side of any; old weights have at least a byte of each."""
+    if not any((folder / name).is_file() for name in WEIGHTS[:2]):
+        size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
+        return size, size
+    files = _files(folder)
+    sides = [side for file in sorted(set(files.values())) for side in _sides(file)]
+    return len(files), max(sides, default=0)
+
+
+def unread(folder: Path, file: Path) -> bool:
+    """Whether a file of a model folder is weights, or an index of some, that are not those of the model."""
+    if not (file.suffix in FORMATS or file.name.endswith(".index.json")):
+        return False
+    first = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    return file.name != first and file not in _files(folder).values()
+
+
+def _sides(file: Path) -> list[int]:
+    with _opened(file, "np") as opened:
+        return [side for name in opened.keys() for side in opened.get_slice(name).get_shape()]  # noqa: SIM118
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Which file holds which tensor; of several kinds of weights the one that transformers would load."""
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -77,13 +106,26 @@ def _files(folder: Path) -> dict[str, Path]:
     if file.suffix != ".json":
         return dict.fromkeys(_names(file), file)
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as fault:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        table, _ = dict(index["weight_map"]), index["metadata"]  # without both transformers reads no index
+    except (ValueError, KeyError, TypeError, RecursionError) as fault:
         raise UserError(f"{file}: no index of weights ({fault}); fetch the model again") from None
+    suffix = Path(file.name.removesuffix(".index.json")).suffix
+    outside = [name for name in table.values() if not _is_shard(name, suffix)]
+    if outside:
+        raise UserError(
+            f"{file} names {outside[0]!r} as a file of weights; raft reads shards (*{suffix}) that stand beside the "
+            "index and are not hidden, and nothing else. Fetch the model again, or name another"
+        )
     missing = sorted({name for name in table.values() if not (folder / name).is_file()})
     if missing:
         raise UserError(f"{file} names files that are not there ({missing[0]}); fetch the model again")
     return {tensor: folder / name for tensor, name in table.items()}
+
+
+def _is_shard(name: Any, suffix: str) -> bool:
+    """Whether a name of an index is that of a file in the folder itself, which its digest covers."""
+    return isinstance(name, str) and Path(name).name == name and name.endswith(suffix) and not name.startswith(".")
 
 
 def _names(file: Path) -> list[str]:
@@ -110,6 +152,8 @@ def _opened(file: Path, framework: str = "pt") -> Iterator[Any]:
             yield opened
     except SafetensorError as fault:
         raise UserError(f"{file}: no whole safetensors file ({fault}); fetch the model again") from fault
+    except OSError as fault:
+        raise UserError(f"{file} cannot be read ({fault.strerror}); give yourself the right to") from fault
 
 
 def unreadable(weights: Path, fault: Exception) -> UserError:

@@ -45,6 +45,14 @@ def template_faults(template: str) -> Iterator[tuple[str, str]]:
         yield from faults_of_text("template", template)
 
 
+def no_template(name: str) -> str:
+    """What is wrong where a reward model is to read its own chat template and has none."""
+    return (
+        f"chat, but {name} has no chat template; say how its card writes a conversation: template: pair "
+        f"(encoders that read question and answer), hh, ultrarm, or a file *{FILE}; plain is for text prompts"
+    )
+
+
 def encode(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, bos: Bos = "auto") -> list[int]:
     """The tokens of a prompt and its response, complete.
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raft import model_folder
 from raft.errors import Stopped, UserError
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -29,13 +30,13 @@ def locate_model(name: str, revision: str | None = None) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        return _with_config(path)
+        return model_folder.whole(path)
     if not NAME.fullmatch(name):
         raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
-    folder = _snapshot(name, revision, FILES, "model")
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
-    return _with_config(folder)
+    found = _snapshot(name, revision, FILES, "model")
+    if not any(found.glob("*.safetensors")):
+        found = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
+    return model_folder.whole(found)
 
 
 def fetched(name: str, revision: str | None = None) -> Path | None:
@@ -154,12 +155,6 @@ def _file_digest(path: Path) -> str:
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _with_config(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json, so it is no model folder; give what save_pretrained wrote")
-    return folder
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:

@@ -4,14 +4,13 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raft import hub
+from raft import conversation, hub, model_folder
 from raft.errors import UserError
-from raft.plugins import Fault, fault_of_file, is_there, text_of
+from raft.plugins import Fault, fault_of_file, is_there
 from raft.recipe import Loaded, RecipeError
 from raft.sources import FileRows, InlineRows
 
@@ -22,6 +21,8 @@ def check(loaded: Loaded, fetch: bool = False) -> None:
     """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
     made = {str(one.folder) for one in loaded.needs}
     faults = [*_named(loaded.recipe, "", made, fetch)]
+    if not faults:
+        faults += _trained(loaded.recipe, made)
     if not faults and loaded.recipe.job == "align":
         faults += _fits(loaded.recipe, made)
     if faults:
@@ -47,7 +48,8 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
     for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):
         if (other := _tokenizer(reward)) is None:
             continue
-        longest = min(reward.max_tokens, _context(_read(_folder(reward) / "config.json")) or reward.max_tokens)
+        context = _context(model_folder.read(_folder(reward) / "config.json"))
+        longest = min(reward.max_tokens, context or reward.max_tokens)
         tokens = len(other.encode(answer, add_special_tokens=False).ids)
         if tokens >= longest:
             yield (
@@ -68,8 +70,7 @@ def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _folder(part: Any) -> Path:
     """Where the model of a section is, if it is here."""
-    path = Path(part.model)
-    return path if path.is_dir() else hub.fetched(part.model, part.revision) or path
+    return _here(part) or Path(part.model)
 
 
 def _tokenizer(part: Any) -> Any:
@@ -107,6 +108,7 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
                 yield Fault(below, fault)
         elif kind == "model" and str(Path(value).parent) not in made:
             yield from _model(value, getattr(part, "revision", None), below, fetch)
+            yield from _layout(part, key)
         elif kind == "served" and part.url is None and str(Path(value).parent) not in made:
             yield from _model(value, part.revision, below, fetch)
         elif dataclasses.is_dataclass(value):
@@ -122,18 +124,54 @@ def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[F
     looks_local = is_there(name) or name.count("/") != 1 or name.startswith((".", "/"))
     if looks_local or fetch:
         try:
-            hub.locate_model(name, revision)
+            model_folder.check(hub.locate_model(name, revision))
         except UserError as fault:
             yield Fault(key, str(fault))
 
 
+def _layout(part: Any, key: str) -> Iterator[Fault]:
+    """A reward model that is to read its own chat template has to have one."""
+    folder = _here(part)
+    if getattr(part, "template", None) == "chat" and folder is not None and (folder / "config.json").is_file():
+        try:
+            lacks = not _has_template(folder)
+        except UserError as fault:
+            yield Fault(f"{key}.model", str(fault))
+            return
+        if lacks:
+            yield Fault(f"{key}.template", conversation.no_template(part.model))
+
+
+def _trained(recipe: Any, made: set[str]) -> Iterator[Fault]:
+    """Models that cannot be trained, or not in packed rows, are refused before anything is generated."""
+    start, trainer = getattr(recipe, "policy", None), getattr(recipe, "trainer", None)
+    folder = None if start is None or start.model is None or trainer is None else _here(start)
+    if folder is None or str(folder.parent) in made:
+        return
+    if (why := model_folder.untrainable(folder)) is not None:
+        yield Fault("policy.model", why)
+    elif getattr(trainer, "packing", False) and model_folder.carries_state(folder):
+        yield Fault(
+            "trainer.packing",
+            f"{folder} carries a state from token to token (Mamba, linear attention), so texts packed into one row "
+            "would see each other; set trainer.packing: false",
+        )
+
+
+def _here(part: Any) -> Path | None:
+    """The folder of the model that a section names, None where it is not on this machine."""
+    if is_there(part.model) and Path(part.model).is_dir():
+        return Path(part.model)
+    return hub.fetched(part.model, getattr(part, "revision", None))
+
+
 def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
     """Chat prompts need a template; a prompt and its response must fit the policy's context."""
-    folder = Path(recipe.policy.model)
-    if str(folder.parent) in made or not folder.is_dir():
+    folder = _here(recipe.policy)
+    if folder is None or str(folder.parent) in made:
         return
     try:
-        config, has_template = _read(folder / "config.json"), _has_template(folder)
+        config, has_template = model_folder.read(folder / "config.json"), _has_template(folder)
     except UserError as fault:
         yield Fault("policy.model", str(fault))
         return
@@ -161,16 +199,4 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     config = folder / "tokenizer_config.json"
-    return config.exists() and bool(_read(config).get("chat_template"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A file of a model folder. UserError if it is damaged."""
-    text, damaged = text_of(str(file)), "so the model folder is damaged; make it again, or name another"
-    try:
-        found = json.loads(text)
-    except ValueError as fault:
-        raise UserError(f"{file} is not JSON ({fault}), {damaged}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no mapping but {type(found).__name__}, {damaged}")
-    return found
+    return config.exists() and bool(model_folder.read(config).get("chat_template"))

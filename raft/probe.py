@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raft.chat import load_tokenizer
-from raft.checkpoint import unreadable
+from raft import model_folder
+from raft.chat import check_rows, load_tokenizer
+from raft.checkpoint import Checkpoint, unreadable
 from raft.errors import UserError
 
 # Constants that older versions of transformers saved beside the weights; they are computed now.
@@ -56,7 +57,9 @@ def first_texts(folder: Path) -> list[list[int]]:
 
 def make(folder: Path, tokens: Sequence[Sequence[int]], out: Path) -> None:
     """Loads the model of a folder with transformers and writes its probe."""
-    write(out, tokens, of_engines(load_model(folder), tokens))
+    model = load_model(folder)
+    check_rows(load_tokenizer(str(folder)), model, str(folder))
+    write(out, tokens, of_engines(model, tokens))
 
 
 def of_engines(model: Any, tokens: Sequence[Sequence[int]]) -> dict[str, Logprobs]:
@@ -177,16 +180,19 @@ def _distance(one: Logprobs, other: Logprobs, path: Path) -> float:
 
 
 def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] = (), **options: Any) -> Any:
-    """The model of a folder in float32, without code from elsewhere, in eval mode.
+    """The model of a folder in float32 (or `dtype`), without code from elsewhere, in eval mode.
 
     Old weights (pytorch_model*.bin) are read as tensors alone; transformers does not unpickle anything else.
 
     UserError if tensors are missing (but those in `may_lack`) or left over: transformers would only warn, and
-    go on with random weights. `options` go to `from_pretrained`.
+    go on with random weights. Left over are also those that a class is told to ignore: the towers of a multimodal
+    model, of which only the language model would be kept. `options` go to `from_pretrained`.
     """
     import torch
     import transformers
 
+    model_folder.check(model_folder.whole(folder))
+    options.setdefault("dtype", torch.float32)
     try:
         options.setdefault(
             "attn_implementation", attention(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
@@ -194,11 +200,12 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
         with quiet():
             model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
                 folder,
-                dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )
+    except UserError:
+        raise
     except pickle.UnpicklingError as fault:
         raise unreadable(folder, fault) from fault
     except Exception as fault:
@@ -207,8 +214,32 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
             "weights (*.safetensors), of an architecture that transformers knows"
         ) from fault
     _complete(folder, {str(key) for key in info["missing_keys"]} - set(may_lack), "missing")
-    _complete(folder, left_over(info) - set(may_lack), "left over")
+    _complete(folder, (left_over(info) | ignored(folder, model)) - set(may_lack), "left over")
     return model
+
+
+def positions(model: Any) -> int | None:
+    """The most tokens that a model has positions for, None where nothing limits them.
+
+    RoBERTa and its kin count positions from behind the row of their padding token, so fewer can be used than
+    max_position_embeddings says.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None and getattr(module, "weight", None) is not None:
+            return len(module.weight) - padding - 1
+    return most
+
+
+def ignored(folder: Path, model: Any) -> set[str]:
+    """The tensors of a folder that the class of its model is told to leave out, constants of old versions apart."""
+    patterns = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    if not patterns:
+        return set()
+    own = {key.removeprefix(f"{model.base_model_prefix}.") for key in model.state_dict()}
+    names = {name for name in Checkpoint(folder).names if name.removeprefix(f"{model.base_model_prefix}.") not in own}
+    return {name for name in names if any(one.search(name) for one in patterns) and not OLD_BUFFERS.search(name)}
 
 
 def attention(config: Any) -> str | None:

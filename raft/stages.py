@@ -28,12 +28,13 @@ HELD_OUT = "held out for evaluation"
 
 def adopt(start: Any, output: Output, probed: bool) -> None:
     """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
-    from raft import hub, probe
+    from raft import checkpoint, hub, model_folder, probe
 
     model = hub.locate_model(start.model, start.revision)
+    model_folder.check(model)
     output.path.mkdir()
     for file in sorted(model.iterdir()):
-        if file.is_file() and file.name not in ("README.md", "probe.json"):
+        if file.is_file() and file.name not in ("README.md", "probe.json") and not checkpoint.unread(model, file):
             (output.path / file.name).symlink_to(file.resolve())
     if probed:
         probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")

@@ -7,6 +7,8 @@ RAFT = Path(__file__).parent.parent / "raft"
 # From the ground up; a module imports only from floors below its own (names of folders stand for all in them).
 FLOORS = [
     {"errors"},
+    {"checkpoint"},
+    {"model_folder"},
     {"files", "imports", "seeds", "terminal", "guard", "stopping"},
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
     {"template_worker", "templates", "marks"},

@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from raft.chat import Tokenizer, encode_prompt, load_tokenizer
+from raft.chat import Tokenizer, check_rows, encode_prompt, load_tokenizer
 from raft.errors import UserError
 from raft.generators.sampling import Sampling, first_of, spell
 from raft.plugins import faults_of_range, speed
+from raft.probe import load_model, positions
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
 
@@ -96,23 +97,21 @@ class Transformers(Sampling):
         ids = encode_prompt(loaded.tokenizer, prompt)
         if not ids:
             raise UserError(f"prompt {prompt.id} has no tokens, so there is nothing to go on from; remove it")
-        self.check_room(prompt, ids, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None))
+        self.check_room(prompt, ids, positions(loaded.model))
         return ids
 
 
 def load(path: Path, dtype: str, device: str | None) -> Loaded:
     """The model folder in memory, ready to generate; weights are read as data alone, and no code of the folder runs."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     tokenizer = load_tokenizer(str(path))
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{path}: no model could be loaded ({fault}); it must be a causal model's folder") from fault
+    model = load_model(path, dtype=getattr(torch, dtype))
+    check_rows(tokenizer, model, str(path))
     model.to(device).eval()
     model.generation_config = GenerationConfig()  # the folder's own temperature and penalties are not the recipe's
     return Loaded(model, tokenizer)

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from raft import conversation
+from raft.errors import UserError
 from raft.plugins import faults_of_range, source
 from raft.records import Group, Prompt, Score
 from raft.rewards.reader import Ids, Options, Reader
@@ -55,7 +56,10 @@ class RewardModel(Options):
     def reader(self) -> Reader:
         """The living model, loaded when it is first needed."""
         with part("load"):
-            return Reader(self, pairs=self.template == "pair")
+            reader = Reader(self, pairs=self.template == "pair")
+        if self.template == "chat" and not reader.tokenizer.chat_template:
+            raise UserError(f"reward.template: {conversation.no_template(self.model)}")
+        return reader
 
     @property
     def limit(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import attention, chat, layout, probe
+from raft import attention, chat, layout, model_folder, probe
 from raft.checkpoint import Checkpoint
 from raft.errors import Stopped, UserError
 from raft.layout import Layout
@@ -70,6 +70,7 @@ class Reader:
 
         self.name, self.pairs = options.model, pairs
         folder = locate_model(options.model, options.revision)
+        model_folder.check(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batch_tokens = options.batch_tokens or BATCH_TOKENS[self.device]
         self.tokenizer = chat.load_tokenizer(str(folder))
@@ -87,6 +88,7 @@ class Reader:
             self.model = _load(options, folder, self.config, "", own)
             self.names = list(self.head.names)
         self.chosen = 0 if kind == "token" else _chosen(options, self.names)
+        self.rows = chat.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
         self.packs = self.head is not None and options.attention is None and attention.adopt(self.model, _hidden)
 
@@ -133,7 +135,9 @@ class Reader:
             return self.head(hidden[torch.arange(len(rows))[:, None], torch.tensor(read)]).float().tolist()
 
     def fault(self, ids: Ids) -> str | None:
-        """Why the head cannot read a conversation, None where it can."""
+        """Why the model cannot read a conversation, None where it can."""
+        if max(ids) >= self.rows:
+            return f"the model has embeddings for {self.rows:,} tokens, and this conversation has the id {max(ids)}"
         return None if self.head is None else self.head.fault(ids)
 
     def move(self, device: str) -> None:
@@ -186,7 +190,7 @@ class Reader:
 
     def _longest(self) -> int:
         """The tokens that the model has positions for; only encoders are bound to what the tokenizer says."""
-        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        positions = probe.positions(self.model) or math.inf
         if self.head is None:
             positions = min(positions, self.tokenizer.model_max_length)
         return int(min(positions, 1 << 30))

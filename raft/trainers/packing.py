@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import attention, layout
+from raft import attention, layout, probe
 from raft.errors import UserError
 from raft.layout import Layout
 from raft.trainers import fitting
@@ -17,7 +17,7 @@ Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both
 
 def longest(options: Fitting, model: Any) -> tuple[int, str]:
     """The most tokens that a text may have, and what says so."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or options.max_length
+    positions = probe.positions(fitting.plain(model)) or options.max_length
     return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 

@@ -51,7 +51,9 @@ class BradleyTerry(Fitting):
         """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see contracts.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat.load_tokenizer(str(start))
-        model = fitting.adapt(self, _classifier(self, start, tokenizer, seed), "SEQ_CLS")
+        model = _classifier(self, start, tokenizer, seed)
+        chat.check_rows(tokenizer, model, str(start))
+        model = fitting.adapt(self, model, "SEQ_CLS")
         texts = Texts(out)
         for side in itertools.chain.from_iterable(self._encoded(model, tokenizer, examples, dropped)):
             texts.append(side)

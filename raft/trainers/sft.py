@@ -50,6 +50,7 @@ class SFT(Fitting):
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat.load_tokenizer(str(start))
         model = fitting.load(self, start, seed)
+        chat.check_rows(tokenizer, model, str(start))
         corpus = Corpus(out, cut=self.reasoning == "cut")
         if self.blocks is None:
             corpus.read(tokenizer, examples, packing.longest(self, model), dropped)
