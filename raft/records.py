@@ -7,7 +7,7 @@ reading is lazy: no function here holds more than one row of a file.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,8 @@ class Record:
 
     def row(self) -> dict[str, Any]:
         """The row as JSON-able data; options that are None are left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        inner = {one.name: value.row() for one in fields(self) if isinstance(value := getattr(self, one.name), Record)}
+        return {key: value for key, value in {**asdict(self), **inner}.items() if value is not None}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Self:

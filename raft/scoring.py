@@ -37,6 +37,8 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
     with beside(path):
         section = _reward(path)
         asked = Given(path=str(responses), prompts=str(prompts) if prompts else None, **thoughts)
+        for name, fault in asked.faults():
+            raise UserError(f"--{name.replace('_', '-')} {fault}")
         made_from = {"reward": describe(section), "responses": describe(asked)}
         key = plain({"format": FORMAT, "stage": "score_file", **made_from})
         scores.parent.mkdir(parents=True, exist_ok=True)

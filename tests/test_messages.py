@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from raft.generators.remote import _chat
 from raft.messages import Malformed, answered, messages, tools, turns
+from raft.records import Prompt
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
@@ -133,3 +135,19 @@ def test_tools_are_a_list_or_its_json():
     assert tools(None, "t") is tools([], "t") is tools("[]", "t") is tools(" ", "t") is None
     for bad in ("a hammer", {"name": "f"}, ["f"]):
         assert why(bad, tools).startswith("m is not a list of tools such as")
+
+
+def test_what_a_prompt_says_has_its_calls():
+    calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    said = Prompt("p", messages=[user("Rain?"), calling, {"role": "tool", "content": "dry"}]).content
+    assert said.splitlines()[::2] == ["Rain?", "dry"] and '"city": "Paris"' in said.splitlines()[1]
+
+
+def test_a_server_gets_tools_variables_and_arguments_as_the_protocol_has_them():
+    calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    asked = Prompt("p", [user("Rain?"), calling], tools=[TOOL], chat_template_kwargs={"enable_thinking": False})
+    sent = _chat(asked)
+    assert sent["tools"] == [TOOL] and sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert sent["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"city": "Paris"}'
+    assert asked.messages == [user("Rain?"), calling]  # the prompt itself stays
+    assert _chat(Prompt("p", [user("Hi")])) == {"messages": [user("Hi")]}

@@ -173,3 +173,10 @@ def test_marks_that_are_no_pair_or_have_no_effect_are_faults():
     assert keys(reasoning_marks=["<a>"]) == keys(reasoning_marks=["<a>", ""]) == ["reasoning_marks"]
     assert keys(reasoning="keep", reasoning_marks=["<a>", "</a>"]) == ["reasoning_marks"]
     assert not keys(reasoning_marks=["<a>", "</a>"])
+
+
+def test_rows_of_examples_have_what_a_thought_needs_and_nothing_else(tokenizer: Any):
+    plain, thought = finished(tokenizer, "4"), finished(tokenizer, "<think>2</think>4")
+    for response in (plain, thought):
+        example = Example("p", response, text="Q")
+        assert example.row()["response"] == response.row() and Example.of(example.row()) == example
