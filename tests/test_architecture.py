@@ -35,6 +35,8 @@ INSIDE = {
     ("trainers", "fitting"),
     ("trainers", "packing"),
     ("trainers", "steps"),
+    ("rewards", "answers"),
+    ("rewards", "mathematics"),
     ("rewards", "rules"),
     ("rewards", "model"),
     ("rewards", "reader"),

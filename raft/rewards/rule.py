@@ -75,6 +75,8 @@ class Rule:
         if self.function not in rules.BUILT_IN:
             known = plugins.suggest(self.function, rules.BUILT_IN)
             raise ValueError(f"unknown rule {self.function!r}; {known}, or package.module:function of your own")
+        if missing := rules.missing(self.function):
+            raise ValueError(f"{self.function} {missing}")
         return getattr(rules, self.function)
 
 

@@ -7,30 +7,46 @@ Patterns are Python's `re`, which may take exponential time on a pattern such as
 
 import re
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.plugins import suggest
 from raft.records import Prompt
+from raft.rewards import answers, mathematics
 
-BUILT_IN = ["exact_answer", "length", "regex", "repetition"]
+BUILT_IN = ["exact_answer", "length", "math_verify", "regex", "repetition"]
 UNITS = ["characters", "words"]
-NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def exact_answer(
     prompt: Prompt, response: str, field: str = "answer", pattern: str | None = None, ignore_case: bool = True
 ) -> float:
-    """1.0 if the answer in the response is `prompt.meta[field]`, else 0.0.
+    """1.0 if the response comes to `prompt.meta[field]`, else 0.0. ValueError: that is no reference for any answer.
 
-    The answer is the first group of the last match of `pattern`; without a pattern it is the last number where the
-    reference is a number, and the last line otherwise. Numbers are equal by value: 1,000 is 1000.0.
+    The reference is a number, a letter of a multiple choice, or words on one line; of a worked solution what stands
+    behind its last #### or in \\boxed{}. With a `pattern` the answer is the first group of its last match. Without one
+    it is what the response puts behind #### or into \\boxed{}, else its last number, the last letter that it names as
+    its choice, or its last line. See `raft.rewards.answers` for what is equal.
     """
-    if field not in prompt.meta:
-        raise ValueError(f"prompt {prompt.id} has no meta field {field!r}; {suggest(field, list(prompt.meta))}")
-    reference = _normal(str(prompt.meta[field]), ignore_case)
-    answer = _answer(response, pattern, isinstance(reference, Decimal))
-    return float(answer is not None and _normal(answer, ignore_case) == reference)
+    reference = _reference(prompt, field)
+    if pattern is None:
+        return float(answers.matches(reference, response, ignore_case))
+    found = list(re.finditer(pattern, response))
+    answer = found[-1][1 if found[-1].re.groups else 0] if found else None
+    return float(answer is not None and answers.says(reference, answer, ignore_case))
+
+
+def math_verify(prompt: Prompt, response: str, field: str = "answer", seconds: float = 5.0) -> float:
+    """1.0 if `exact_answer` finds the response right, or the package math-verify within `seconds`, else 0.0.
+
+    math-verify compares formulas as mathematics: roots, intervals, sets, and what sympy finds to be equal.
+    """
+    reference = _reference(prompt, field)
+    if answers.matches(reference, response):
+        return 1.0
+    if reference.letter is not None:
+        return 0.0
+    return float(mathematics.checker().equal(reference.words, response, seconds))
 
 
 def regex(prompt: Prompt, response: str, pattern: str) -> float:
@@ -57,6 +73,8 @@ def faults(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is wrong with the values of the arguments of a built-in rule: pairs of argument and message."""
     if args.get("unit", "words") not in UNITS:
         yield "unit", f"{args['unit']!r} is not allowed; {suggest(str(args['unit']), UNITS)}"
+    if not (isinstance(seconds := args.get("seconds", 1), int | float) and 0 < seconds <= 3600):
+        yield "seconds", f"{seconds!r} is not allowed; it must be above 0 and at most 3600"
     for name, low in (("n", 1), ("target", 0)):
         value = args.get(name)
         if value is not None and not (type(value) is int and value >= low):
@@ -68,18 +86,17 @@ def faults(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "pattern", f"{args['pattern']!r} is not a regular expression ({fault})"
 
 
-def _answer(response: str, pattern: str | None, number: bool) -> str | None:
-    if pattern is None and not number:
-        return response.strip().rpartition("\n")[2]
-    found = list(re.finditer(pattern or NUMBER, response))
-    if not found:
-        return None
-    return found[-1][1 if found[-1].re.groups else 0]
+def missing(function: str) -> str | None:
+    """What a built-in rule needs and this installation lacks, as the end of a message."""
+    if function == "math_verify" and find_spec("math_verify") is None:
+        return "needs the package math-verify; install raft[math] (pip install math-verify), or use exact_answer"
+    return None
 
 
-def _normal(text: str, ignore_case: bool) -> Decimal | str:
-    """A number by its value, any other text without white space around it."""
-    text = text.strip()
-    if NUMBER.fullmatch(text):
-        return Decimal(text.replace(",", "").replace("−", "-"))
-    return text.casefold() if ignore_case else text
+def _reference(prompt: Prompt, field: str) -> answers.Reference:
+    if field not in prompt.meta:
+        raise ValueError(f"prompt {prompt.id} has no meta field {field!r}; {suggest(field, list(prompt.meta))}")
+    try:
+        return answers.Reference.of(prompt.meta[field])
+    except ValueError as fault:
+        raise ValueError(f"prompt {prompt.id}: the reference in {field!r} {fault}") from None
