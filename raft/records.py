@@ -18,6 +18,9 @@ RESPONSE = ("text", "token_ids", "logprobs", "finish_reason")  # of every respon
 ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it
 
 
+WITHHELD = "withheld"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A row of an artifact."""
@@ -81,6 +84,8 @@ class Response(Record):
     Where a thought stood before the answer, `text` is the answer alone and `reasoning` the thought. Of `token_ids` the
     first `reasoning_tokens` are the thought (None: it ends inside a token), which the last `opened` tokens of the
     prompt began. A thought without an answer has the text "".
+
+    Where a server gave no text that can be used, `finish_reason` is "withheld: " and why, and there are no tokens.
     """
 
     text: str
@@ -98,12 +103,24 @@ class Response(Record):
 
     @property
     def unanswered(self) -> str | None:
-        """Why a response that is nothing but a thought has no reward, None for all others."""
+        """Why a response that was withheld, or is nothing but a thought, has no reward; None for all others."""
+        if self.withheld:
+            return self.finish_reason
         if self.reasoning is None or self.text:
             return None
         if self.finish_reason == "length":
             return "the thought was cut by the token limit before there was an answer (generator.max_tokens)"
         return "a thought without an answer"
+
+    @classmethod
+    def missing(cls, why: str) -> "Response":
+        """The place of a response that a server withheld."""
+        return cls("", [], None, f"{WITHHELD}: {why}")
+
+    @property
+    def withheld(self) -> bool:
+        """Whether there is no response, but a reason why."""
+        return self.finish_reason.startswith(WITHHELD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
 
     A row is {"prompt_id", "messages" or "text", "meta", "responses": [{"text"}]}, or a row of a run's
     responses.jsonl if its prompts.jsonl is given; `thoughts` are the options of `jobs.Given`
-    on them. UserError if `scores` was made of something else.
+    on them. UserError if `scores` was made of something else, or no response has a reward.
     """
     for file in filter(None, (responses, prompts)):
         if not file.is_file():
@@ -45,7 +45,23 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
         lock = scores.with_name(f".{scores.name}.lock")
         with locked(lock, f"{scores}", "choose another OUT.jsonl", leave=False):
             stamp = _finished(scores, key) or _score(section, asked, scores, key)
+    _require_any(scores)
     return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
+
+
+def _require_any(scores: Path) -> None:
+    """UserError, with the first reason, where no response at all has a reward."""
+    rows = ((row["prompt_id"], one) for row in records.read(scores) for one in row["scores"])
+    count, first = 0, None
+    for prompt_id, one in rows:
+        if one.get("reward") is not None:
+            return
+        count, first = count + 1, first or f"prompt {prompt_id}: {one.get('error')}"
+    if first is not None:
+        raise UserError(
+            f"{scores}: none of {count} responses has a reward; the first, {first}. All reasons stand in that file; "
+            "put right what they say, delete the file, and run the same command again"
+        )
 
 
 def _reward(path: Path) -> Any:

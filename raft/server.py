@@ -107,6 +107,17 @@ def items(found: AsyncGenerator[Item]) -> Iterator[Item]:
             run(found.aclose())
 
 
+async def together(*asked: Coroutine[Any, Any, Item]) -> list[Item]:
+    """As asyncio.gather; when one fails, the others have been cancelled and have ended before that is raised."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 _END: Any = object()
 
 
@@ -189,7 +200,8 @@ class Server:
 
     async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """One request and its answer. Passing, Refused: there is none; UserError: one that is too large."""
-        status, headers, content = await self._exchange(what, path, self._worded(body))
+        sent = self._worded(body)
+        status, headers, content = await self._exchange(what, path, sent)
         found = _object(content)
         if 200 <= status < 300 and found is None:
             raise Passing(f"an answer that is no JSON: {self._excerpt(_words(content))}")
@@ -201,7 +213,7 @@ class Server:
         status = error[0] if error else status
         if status >= 500 or status in TRANSIENT:
             raise Passing(fault, retry_after(headers))
-        if body and "max_tokens" in body and not self.renamed and RENAMED in said:
+        if sent and "max_tokens" in sent and RENAMED in said:
             self.renamed = True
             return await self._attempt(what, path, body)
         filtered = completions.FILTER.search(_words(content)) is not None

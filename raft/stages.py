@@ -234,10 +234,22 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, contracts.block(generator))
+    withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
     for group in contracts.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
-        if group.prompt.id not in done:
-            output.append(group.row())
+        if group.prompt.id in done:
+            continue
+        withheld.append(group)
+        if done or not all(one.withheld for one in group.responses):
+            for one in withheld:
+                output.append(one.row())
+            withheld.clear()
         output.advance(len(output.offsets), prompts.rows)
+    if withheld:
+        first = withheld[0]
+        raise UserError(
+            f"none of {len(withheld)} prompts has a response; the first, prompt {first.prompt.id}: "
+            f"{first.responses[0].finish_reason}. Change that at the server, and run the same command again"
+        )
     output.rows_in = prompts.rows
     output.gather(row["id"] for row in prompts.read())
 

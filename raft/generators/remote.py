@@ -20,7 +20,7 @@ from raft.errors import UserError
 from raft.generators.sampling import Sampling, spell
 from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
-from raft.server import Connection, Server, connected, is_vllm, items, url_faults
+from raft.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
 
 TOLERANCE = 0.5  # mean difference of log-probabilities: a number format moves them by hundredths, others by units
 LARGE = 1e39  # beyond what a float32 can be
@@ -83,10 +83,16 @@ class Remote(Sampling, Connection):
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
             body = self._body(prompt, derive(seed, prompt.id, k), host.is_vllm)
-            answer = await host.server.ask(f"prompt {prompt.id}", path, body)
-            return self.finish(reader.read(prompt, answer), reader.tokenizer, opened)
+            try:
+                answer = await host.server.ask(f"prompt {prompt.id}", path, body)
+            except Refused as fault:
+                if not fault.filtered:
+                    raise
+                return Response.missing(excerpt(str(fault)))
+            response = reader.read(prompt, answer)
+            return response if response.withheld else self.finish(response, reader.tokenizer, opened)
 
-        return Group(prompt, list(await asyncio.gather(*map(respond, range(self.k)))))
+        return Group(prompt, await together(*map(respond, range(self.k))))
 
     def _body(self, prompt: Prompt, seed: int, is_vllm: bool) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "n": 1, "seed": seed, "max_tokens": self.max_tokens}
@@ -134,7 +140,7 @@ class Host:
 
     async def _prove(self, policy: Policy) -> None:
         probe = json.loads(policy.probe.read_bytes())
-        theirs = np.concatenate(await asyncio.gather(*map(self._logprobs, probe["tokens"])))
+        theirs = np.concatenate(await together(*map(self._logprobs, probe["tokens"])))
         difference = float(np.abs(np.concatenate(probe["logprobs"]) - theirs).mean())
         if not difference <= TOLERANCE:
             raise UserError(
@@ -178,11 +184,11 @@ class Reader:
         return cls(tokenizer, max(rows, len(tokenizer)), options)
 
     def read(self, prompt: Prompt, answer: dict[str, Any]) -> Response:
-        """The response in an answer. UserError where it is none that can be scored and trained."""
+        """The response in an answer, or why there is none. UserError: the policy cannot have made it."""
         what, tokenizer = f"prompt {prompt.id}", self.tokenizer
         found = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
         if found.fault or found.ended is None:
-            raise UserError(f"{what}: {found.fault}")
+            return Response.missing(found.fault)
         ids, logprobs = found.choice.get("token_ids"), _logprobs(what, found.choice.get("logprobs"))
         if ids is None and found.ended == "stop":
             return Response(found.text, encode_response(tokenizer, prompt, found.text), None, "stop")

@@ -26,7 +26,7 @@ from raft.records import Group, Prompt, Score, said
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
 from raft.seeds import derive
-from raft.server import Connection, Refused, Server, connected, is_vllm, items, url_faults
+from raft.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
 from raft.sources import pattern_faults
 
 UNREADABLE = {400, 413, 422}  # statuses that are about one request, most often that it is too long
@@ -170,7 +170,7 @@ class Judge(Connection):
     async def _graded(self, asked: Asked, group: Group) -> list[Score]:
         texts, places = _texts(group)
         bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
-        found = await asyncio.gather(
+        found = await together(
             *(self._verdict(asked, group.prompt, (k,), {"response": text, **bounds}) for k, text in enumerate(texts))
         )
         grades = [Score(None, error=reason) if value is None else Score(float(value)) for value, reason in found]
@@ -181,7 +181,7 @@ class Judge(Connection):
         if self.ranking == "challenger":
             return verdicts.scores(places, *await self._challenged(asked, group.prompt, texts))
         pairs = list(combinations(range(len(texts)), 2))
-        met = await asyncio.gather(*(self._met(asked, group.prompt, texts, *pair) for pair in pairs))
+        met = await together(*(self._met(asked, group.prompt, texts, *pair) for pair in pairs))
         return verdicts.scores(places, dict(zip(pairs, met, strict=True)))
 
     async def _challenged(
@@ -198,7 +198,7 @@ class Judge(Connection):
     async def _met(self, asked: Asked, prompt: Prompt, texts: list[str], one: int, other: int) -> Outcome:
         """How a text fares against another, in both orders."""
         orders = ((one, other), (other, one))
-        found = await asyncio.gather(
+        found = await together(
             *(self._verdict(asked, prompt, order, {"a": texts[order[0]], "b": texts[order[1]]}) for order in orders)
         )
         return verdicts.outcome(*found)
