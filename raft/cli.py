@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raft import __version__, commands, stopping
+from raft import __version__, commands, imports, stopping
 from raft.errors import Stopped, UserError
 from raft.terminal import complain
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
     stopping.begin(_again())
     status = execute(parse(arguments))
-    if status or "vllm" in sys.modules:
+    if status or "vllm" in sys.modules or any(thread.is_alive() for thread in imports.LEFT):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # whoever read it may be gone
                 stream.flush()

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 from raft.errors import Stopped, UserError
 
 HOME = str(Path(__file__).parent)
+LEFT: set[threading.Thread] = set()  # that code of a user began and did not end: the process does not wait for them
 HASHES: dict[str, str] = {}  # of source files, as they were when they were imported
 
 
@@ -188,15 +190,16 @@ def guarded(component: Any) -> Iterator[None]:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Puts back at the end what code of a user may change of the process, and ends a process that it forked."""
+    """Puts back at the end what code of a user may change of the process; one that it forked ends here."""
     process, folder, streams = os.getpid(), os.open(".", os.O_RDONLY), (sys.stdout, sys.stderr)
-    torch = sys.modules.get("torch")
+    threads, torch = set(threading.enumerate()), sys.modules.get("torch")
     gradients = torch.is_grad_enabled() if torch is not None and hasattr(torch, "is_grad_enabled") else None
     try:
         yield
     finally:
         if os.getpid() != process:
             os._exit(0)
+        LEFT.update(one for one in threading.enumerate() if one not in threads and not one.daemon)
         os.fchdir(folder)
         os.close(folder)
         sys.stdout, sys.stderr = streams

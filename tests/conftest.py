@@ -14,7 +14,7 @@ MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 SLOW = {  # whole runs
     "test_loop", "test_bad_input", "test_comparison", "test_label", "test_advice_run", "test_forecast", "test_tracking",
-    "test_watch", "test_branch", "test_fallback",
+    "test_watch", "test_branch", "test_fallback", "test_own_kinds",
 }  # fmt: skip
 
 
