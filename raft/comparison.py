@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from raft import accuracy
+from raft import accuracy, records
 from raft.errors import UserError
 from raft.keys import Artifact
 from raft.output import Output
-from raft.records import Group, Pair
+from raft.prompts import reasons
+from raft.records import Drop, Group, Pair
 
 
 def prompts(section: None, output: Output, pairs: Artifact) -> None:
     """The prompt of each pair. UserError if there is none."""
     if not pairs.rows:
-        raise UserError(f"{pairs.path} holds no pair to compare rewards on; dropped.jsonl beside it says why")
+        listed = pairs.path.with_name("dropped.jsonl")
+        why = reasons(map(Drop.of, records.read(listed))) if listed.exists() else "the source is empty"
+        raise UserError(f"{pairs.path} holds no pair to compare rewards on ({why})")
     output.write(Pair.of(row).prompt.row() for row in pairs.read())
 
 

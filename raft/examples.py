@@ -127,6 +127,8 @@ class Examples(Reading):
         return islice(_rows(self), FIRST)
 
     def understand(self, row: Row, prompt_id: str) -> None:
+        if self.max_failed == 1:
+            return  # then no row has to be one that can be used
         if self.pairs in (None, "from_labels"):
             self.answered(row, prompt_id)
         else:

@@ -70,7 +70,7 @@ def gather(examples: Any, output: Output, start: Artifact | None = None, held_ou
 
     output.write(kept())
     output.rows_in = rows_in
-    if output.rows == 0 and (examples.held_out or not held_out):
+    if output.rows == 0 and start is not None and (examples.held_out or not held_out):
         raise UserError(f"examples: {_none_left(rows_in, output.drops)}")
 
 
