@@ -312,7 +312,7 @@ def test_the_texts_for_a_tokenizer_are_all_that_is_said():
 )
 def test_a_wrong_option_is_named(options: dict, key: str):
     faults: list[plugins.Fault] = []
-    plugins.build(InlineExamples, {"kind": "list", "items": [{"prompt": "p"}], **options}, "examples", faults)
+    plugins.build(InlineExamples, {"items": [{"prompt": "p"}], **options}, "examples", faults)
     assert [fault.key for fault in faults] == [f"examples.{key}"]
 
 
