@@ -73,7 +73,15 @@ def examine(
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     reader = reward.reader
     tensors = "read by transformers" if reader.head is None else ", ".join(reader.head.tensors[:4])
-    return "ok", f"whole, with {len(reader.names)} outputs ({tensors}); the reward is {reader.names[reader.chosen]}"
+    return "ok", f"whole, with {len(reader.names)} outputs ({tensors}); the reward is {_read(reader)}"
+
+
+def _read(reader: Any) -> str:
+    name = reader.names[reader.chosen]
+    if reader.reading == "logit":
+        return name
+    what = {"log-odds": "log p - log(1 - p)", "probability": "the probability"}[reader.reading]
+    return f"{what} of {name} among {', '.join(reader.names)} (reward.read: logit takes its output as it is)"
 
 
 def _bos(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
@@ -143,6 +151,11 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         for number, (question, *answers) in enumerate(PAIRS)
     ]
     scores = [row for row in reward.score(groups) if all(one.reward is not None for one in row)]
+    if len(scores) > 1 and len({one.reward for row in scores for one in row}) == 1:
+        return (
+            "fault",
+            f"every answer has the reward {scores[0][0].reward:g}; look at template and head, or take another model",
+        )
     right = sum(better.reward > worse.reward for better, worse in scores)
     if right * 2 >= len(scores) and scores:
         return "ok", f"prefers the better answer in {right} of {len(scores)} plain pairs"

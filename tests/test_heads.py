@@ -252,3 +252,114 @@ def test_an_encoder_with_token_types_is_told_the_segments(tmp_path: Path):
         types = torch.tensor([[0] * len(question) + [1] * len(answer)])
         expected.append(model(torch.tensor([question + answer]), token_type_ids=types).logits[0, 0].item())
     assert rewards(RewardModel(model=str(tmp_path), template="pair"), groups()) == pytest.approx(expected * 2, abs=1e-4)
+
+
+def test_an_armorm_weighs_its_objectives_by_a_gate_of_layers_without_norms(tmp_path: Path):
+    count, heat = 6, 5.0
+    head = {
+        "regression_layer.weight": rand(count, WIDTH),
+        "reward_transform_matrix": torch.eye(count) + rand(count, count, scale=0.2),
+        "gating.logit_scale": torch.tensor([1.3]),
+    }
+    for place, (rows, columns) in enumerate([(12, WIDTH), (12, 12), (12, 12), (count, 12)]):
+        head[f"gating.layers.{place}.weight"] = rand(rows, columns, seed=place)
+        head[f"gating.layers.{place}.bias"] = rand(rows, seed=place)
+    more = {"num_objectives": count, "gating_temperature": heat, "gating_n_hidden": 3, "vocab_size": 110}
+    folder = make(tmp_path, head, "LlamaForRewardModelWithGating", **more)
+    grown = torch.cat([load_file(folder / "model.safetensors")["model.embed_tokens.weight"], rand(20, WIDTH)])[:110]
+    edit(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": grown}))
+    tokenizer = speak_llama(folder)
+    mark = tokenizer(LLAMA_MARK, add_special_tokens=False)["input_ids"]
+    w = {name: tensor.double() for name, tensor in head.items()}
+    expected, objectives = [], []
+    for text in TEXTS:
+        turns = [("user", "How are you?"), ("assistant", text)]
+        written = "<s>" + "".join(
+            f"<|start_header_id|>{role}<|end_header_id|>\n\n{said}<|eot_id|>" for role, said in turns
+        )
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+        h = llama_hidden(folder, ids)
+        gate = h[max(at for at in range(len(ids)) if ids[at : at + len(mark)] == mark)]
+        for place in range(4):
+            gate = w[f"gating.layers.{place}.weight"] @ gate + w[f"gating.layers.{place}.bias"]
+            gate = gate.clamp(min=0) if place < 3 else gate
+        odds = (gate / heat).exp()
+        weights = odds / odds.sum() * w["gating.logit_scale"]
+        found = w["regression_layer.weight"] @ h[-1]
+        expected.append(sum(float(weights[k] * (found @ w["reward_transform_matrix"])[k]) for k in range(count)))
+        objectives.append(found.tolist())
+    assert max(expected) - min(expected) > 0.01
+    for batch_tokens in (1, 16384):
+        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens)
+        assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
+    (first, _) = reward.score(groups())
+    assert [list(score.parts.values()) for score in first] == [pytest.approx(one, abs=1e-4) for one in objectives]
+    edit(folder, lambda tensors: tensors.pop("reward_transform_matrix"))
+    with pytest.raises(UserError, match=r"head: objectives lacks the tensor 'reward_transform_matrix'"):
+        load(folder)
+
+
+CLASSES = [  # what the config says, what the recipe says, and what becomes of the three outputs
+    ({}, {}, "log-odds"),
+    ({"problem_type": "single_label_classification"}, {}, "log-odds"),
+    ({"problem_type": "single_label_classification"}, {"read": "logit"}, "logit"),
+    ({"problem_type": "single_label_classification"}, {"read": "probability"}, "probability"),
+    ({"problem_type": "regression"}, {}, "logit"),
+    ({"problem_type": "multi_label_classification"}, {}, "logit"),
+    ({"problem_type": "multi_label_classification"}, {"read": "probability"}, "sigmoid"),
+    ({"id2label": {"0": "helpfulness", "1": "safety", "2": "tone"}, "label2id": None}, {}, "logit"),
+]
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForSequenceClassification", "BertForSequenceClassification"])
+@pytest.mark.parametrize(("config", "options", "kind"), CLASSES)
+def test_a_class_of_one_softmax_is_read_as_its_log_odds(
+    tmp_path: Path, architecture: str, config: dict[str, Any], options: dict[str, Any], kind: str
+):
+    save(tmp_path, architecture, num_labels=3, max_position_embeddings=128, **SIZE)
+    configure(tmp_path, **{"problem_type": None, **config})
+    (scores, _) = RewardModel(model=str(tmp_path), label=1, **options).score(groups())
+    for score in scores:
+        outputs = torch.tensor(list(score.parts.values()), dtype=torch.float64)
+        p = outputs.softmax(0)[1]
+        formulas = {
+            "logit": outputs[1], "log-odds": p.log() - (1 - p).log(), "probability": p,
+            "sigmoid": 1 / (1 + (-outputs[1]).exp()),
+        }  # fmt: skip
+        assert score.reward == pytest.approx(float(formulas[kind]), abs=1e-5)
+    assert len({score.reward for score in scores}) > 1
+
+
+def test_one_output_is_read_as_it_is_and_a_regression_has_no_probability(tmp_path: Path):
+    save(tmp_path, "LlamaForSequenceClassification", **SIZE)
+    raw = rewards(RewardModel(model=str(tmp_path)), groups())
+    odds = rewards(RewardModel(model=str(tmp_path), read="probability"), groups())
+    assert odds == pytest.approx([float(torch.tensor(one).sigmoid()) for one in raw], abs=1e-6)
+    configure(tmp_path, problem_type="regression")
+    with pytest.raises(UserError, match=r"reward\.read: log-odds, but .* has no classes"):
+        load(tmp_path, read="log-odds")
+
+
+POSITIONS = {  # behind their padding token begin the positions of all but the last two
+    "Roberta": 128, "XLMRoberta": 128, "Camembert": 128, "MPNet": 128, "Longformer": 128, "Bert": 130, "Electra": 130,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", POSITIONS)
+def test_an_encoder_reads_as_many_tokens_as_it_has_positions_for(tmp_path: Path, family: str):
+    more = {"attention_window": 16} if family == "Longformer" else {}
+    padding = {} if family in ("Bert", "Electra") else {"pad_token_id": 1, "bos_token_id": 0}
+    save(
+        tmp_path, f"{family}ForSequenceClassification", max_position_embeddings=130, **SIZE, **more, **padding,
+    )  # fmt: skip
+    reward = RewardModel(model=str(tmp_path), template="plain")
+    assert reward.reader.longest == POSITIONS[family]
+    frame = len(reward.encode(Prompt("p", text="x"), "y")[0]) - 2
+    room = POSITIONS[family] - frame
+    given = [Group(Prompt("p", text="x"), [Response("y" * (room + more), [], None, "stop") for more in (-1, 0)])]
+    ((fits, long),) = reward.score(given)
+    assert (
+        fits.reward is not None
+        and long.error
+        == f"{POSITIONS[family] + 1} tokens, more than the {POSITIONS[family]} that the reward model reads"
+    )

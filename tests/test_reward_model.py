@@ -55,7 +55,9 @@ def test_a_gpt2_reads_the_last_hidden_state_with_its_head(tmp_path: Path):
     for text in TEXTS:
         hidden = model.transformer(torch.tensor([chat_ids(tokenizer, text)])).last_hidden_state
         expected.append((hidden[0, -1].double() @ model.score.weight[2].double()).item())
-    assert rewards(RewardModel(model=str(tmp_path), label=2), groups()) == pytest.approx(expected * 2, abs=1e-5)
+    assert rewards(RewardModel(model=str(tmp_path), label=2, read="logit"), groups()) == pytest.approx(
+        expected * 2, abs=1e-5
+    )
 
 
 def test_a_bert_reads_its_pooled_first_token(tmp_path: Path):

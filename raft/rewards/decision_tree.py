@@ -137,7 +137,7 @@ def load(path: Path) -> Tree:
         return _of_sklearn(path, _Reader(path).load())
     try:
         return Tree(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as fault:
+    except (ValueError, TypeError, RecursionError, OSError) as fault:
         raise UserError(f"{path}: not a decision tree as raft writes it ({fault}); convert the pickle again") from None
 
 

@@ -6,7 +6,8 @@
 | attributes | score.weight, score.bias | the same with a bias, an output for each attribute | Decision-Tree-Reward |
 | regression | regression_head.weight | a linear map of the last token | UltraRM |
 | mlp | score.0, score.2 | two layers | INF-ORM |
-| quantile | regression_layer, gating | means over quantiles, weighted by a gate that reads the prompt | QRM |
+| quantile | regression_layer, gating with norms | means over quantiles, weighted by a gate on the prompt | QRM |
+| objectives | regression_layer, gating without norms | an output for each objective, weighted so | ArmoRM |
 | value | v_head.summary | one layer, or several | GRM |
 | token | lm_head.weight | the logit of one vocabulary id | Nemotron-Reward |
 
@@ -28,7 +29,7 @@ HELPSTEER = ["helpfulness", "correctness", "coherence", "complexity", "verbosity
 CLASSES = {  # config.architectures -> head; transformers' own ...ForSequenceClassification are classifiers
     "LlamaRewardModel": "regression",
     "INFORMForSequenceClassification": "mlp",
-    "LlamaForRewardModelWithGating": "quantile",
+    "LlamaForRewardModelWithGating": "quantile",  # of ArmoRM, too, whose gate has no norms
     "Gemma2ForQuantileSequenceClassification": "quantile",
     "LlamaForDecisionTreeRewardModel": "attributes",
     "Gemma2ForDecisionTreeRewardModel": "attributes",
@@ -48,7 +49,16 @@ TENSORS = {
     "mlp": r"score\.\d+\.(weight|bias)",
     "value": r"v_head\.summary\..*",
     "quantile": r"regression_layer\.weight|gating\..*|reward_transform_matrix",
+    "objectives": r"regression_layer\.weight|gating\..*|reward_transform_matrix",
 }
+NORM = re.compile(r"gating\.layers\.\d+\.running_mean")  # in the gate of a QRM, and in no ArmoRM
+OBJECTIVES = [  # of ArmoRM, in the order of its card
+    "helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence", "helpsteer-complexity",
+    "helpsteer-verbosity", "ultrafeedback-overall_score", "ultrafeedback-instruction_following",
+    "ultrafeedback-truthfulness", "ultrafeedback-honesty", "ultrafeedback-helpfulness", "beavertails-is_safe",
+    "prometheus-score", "argilla-overall_quality", "argilla-judge_lm", "code-complexity", "code-style",
+    "code-explanation", "code-instruction-following", "code-readability",
+]  # fmt: skip
 ENDS_OF_QUESTION = {  # where the gate of a QRM reads: the beginning of the last of these
     "llama": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "gemma2": "<end_of_turn>\n<start_of_turn>model\n",
@@ -130,23 +140,60 @@ class Layers(Head):
         return last
 
 
-class Quantile(Head):
-    """QRM (arXiv:2409.10164): each attribute's mean over its quantiles, weighted by a gate that reads the question.
+class Gated(Head):
+    """Several outputs, weighted by a gate: an MLP that reads where the question ends, so by the prompt alone.
 
-    The gate is an MLP with batch normalisation after each ReLU, in eval mode, and a softmax at a temperature. It reads
-    where the question ends, so it depends on the prompt alone. The first output is the reward, then the attributes.
+    Its last layer goes through a softmax at a temperature. The first output is the reward, then come the weighted ones.
     """
 
     def __init__(self, tensors: Tensors, config: Any, end_of_question: list[int]):
         super().__init__(tensors)
         self.end_of_question = end_of_question
+        self.present("regression_layer.weight")
+        self.present("gating.logit_scale")
+        self.temperature = float(getattr(config, "gating_temperature", 1.0 if config.model_type == "gemma2" else 10.0))
+        self.hidden = int(getattr(config, "gating_n_hidden", 3))
+
+    def fault(self, ids: Sequence[int]) -> str | None:
+        return (
+            None if self._gate_at(ids) is not None else "nowhere in it does a question end, so the gate reads nothing"
+        )
+
+    def places(self, ids: Sequence[int]) -> list[int]:
+        at = self._gate_at(ids)
+        assert at is not None, "what cannot be read was asked for by `fault`"
+        return [at, *super().places(ids)]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        scaled = (self.gate(hidden[:, 0].float()) / self.temperature).softmax(1) * self.of("gating.logit_scale")
+        found = super().forward(hidden)
+        return torch.cat([(scaled * self.transformed(found)).sum(1, keepdim=True), found], 1)
+
+    def gate(self, h: torch.Tensor) -> torch.Tensor:
+        """The last layer of the gate [rows, outputs] of the states where questions end [rows, width]."""
+        raise NotImplementedError
+
+    def transformed(self, found: torch.Tensor) -> torch.Tensor:
+        """The outputs that the gate weighs [rows, outputs]."""
+        return found @ self.of("reward_transform_matrix") if "reward_transform_matrix" in self.tensors else found
+
+    def _gate_at(self, ids: Sequence[int]) -> int | None:
+        mark = self.end_of_question
+        places = range(len(ids) - len(mark), -1, -1)
+        return next((at for at in places if list(ids[at : at + len(mark)]) == mark), None)
+
+
+class Quantile(Gated):
+    """QRM (arXiv:2409.10164): each attribute's mean over its quantiles. The gate has batch normalisation after each
+    ReLU, in eval mode."""
+
+    def __init__(self, tensors: Tensors, config: Any, end_of_question: list[int]):
+        super().__init__(tensors, config, end_of_question)
         outputs, self.quantiles = len(tensors["regression_layer.weight"]), int(getattr(config, "num_quantiles", 19))
         if outputs % self.quantiles:
             raise UserError(f"regression_layer.weight has {outputs} rows, no multiple of {self.quantiles} quantiles")
         self.names = ["reward", *attributes(config, outputs // self.quantiles)]
-        self.temperature = float(getattr(config, "gating_temperature", 1.0 if config.model_type == "gemma2" else 10.0))
-        self.present("gating.logit_scale")
-        self.maps, self.norms = self._gate_layers(int(getattr(config, "gating_n_hidden", 3)))
+        self.maps, self.norms = self._gate_layers(self.hidden)
 
     def _gate_layers(self, hidden: int) -> tuple[list[str], list[str]]:
         """The names of the gate's linear maps, and of the normalisations between them."""
@@ -164,37 +211,43 @@ class Quantile(Head):
         self.present(f"{maps[-1]}.bias")
         return maps, norms
 
-    def fault(self, ids: Sequence[int]) -> str | None:
-        return (
-            None if self._gate_at(ids) is not None else "nowhere in it does a question end, so the gate reads nothing"
-        )
-
-    def places(self, ids: Sequence[int]) -> list[int]:
-        at = self._gate_at(ids)
-        assert at is not None, "what cannot be read was asked for by `fault`"
-        return [at, *super().places(ids)]
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate = self._gate(hidden[:, 0].float())
-        found = super().forward(hidden)
-        return torch.cat([(gate * found).sum(1, keepdim=True), found], 1)
-
     def read(self, last: torch.Tensor) -> torch.Tensor:
         means = linear(last, self.of("regression_layer.weight")).unflatten(1, (-1, self.quantiles)).mean(2)
-        return means @ self.of("reward_transform_matrix") if "reward_transform_matrix" in self.tensors else means
+        return super().transformed(means)
 
-    def _gate(self, h: torch.Tensor) -> torch.Tensor:
+    def transformed(self, found: torch.Tensor) -> torch.Tensor:
+        return found  # what is named is transformed already
+
+    def gate(self, h: torch.Tensor) -> torch.Tensor:
         for name, norm in zip(self.maps[:-1], self.norms, strict=True):
             h = relu(linear(h, self.of(f"{name}.weight")))
             mean, variance = self.of(f"{norm}.running_mean"), self.of(f"{norm}.running_var")
             h = batch_norm(h, mean, variance, self.of(f"{norm}.weight"), self.of(f"{norm}.bias"))
-        h = linear(h, self.of(f"{self.maps[-1]}.weight"), self.of(f"{self.maps[-1]}.bias"))
-        return (h / self.temperature).softmax(1) * self.of("gating.logit_scale")
+        return linear(h, self.of(f"{self.maps[-1]}.weight"), self.of(f"{self.maps[-1]}.bias"))
 
-    def _gate_at(self, ids: Sequence[int]) -> int | None:
-        mark = self.end_of_question
-        places = range(len(ids) - len(mark), -1, -1)
-        return next((at for at in places if list(ids[at : at + len(mark)]) == mark), None)
+
+class Objectives(Gated):
+    """ArmoRM (arXiv:2406.12845): a regression for each objective. The gate weighs them after a matrix that takes out
+    what verbosity brings, and has a bias and a ReLU in each layer; the objectives are named as they were regressed."""
+
+    def __init__(self, tensors: Tensors, config: Any, end_of_question: list[int]):
+        super().__init__(tensors, config, end_of_question)
+        outputs = len(tensors["regression_layer.weight"])
+        self.names = ["reward", *(OBJECTIVES if outputs == len(OBJECTIVES) else attributes(config, outputs))]
+        self.present("reward_transform_matrix")
+        self.layers = [
+            [self.present(f"gating.layers.{place}.{part}") for part in ("weight", "bias")]
+            for place in range(self.hidden + 1)
+        ]
+        self.width = 1 + outputs
+
+    def read(self, last: torch.Tensor) -> torch.Tensor:
+        return linear(last, self.of("regression_layer.weight"))
+
+    def gate(self, h: torch.Tensor) -> torch.Tensor:
+        for number, (weight, bias) in enumerate(self.layers):
+            h = linear(relu(h) if number else h, self.of(weight), self.of(bias))
+        return h
 
 
 def attributes(config: Any, count: int) -> list[str]:
@@ -210,6 +263,8 @@ def choose(name: str, asked: str, config: Any, checkpoint: Checkpoint) -> str:
     architecture = (config.architectures or ["none"])[0]
     marks = [*MARKS.items(), *(("classifier", mark) for mark in ENCODER_MARKS)]
     found = next((head for head, mark in marks if any(one.startswith(mark) for one in checkpoint.names)), None)
+    if found == "quantile" and not any(map(NORM.fullmatch, checkpoint.names)):
+        found = "objectives"
     if asked == "token":
         return _language_model(name, checkpoint, found, config)
     if found is None:
@@ -219,6 +274,8 @@ def choose(name: str, asked: str, config: Any, checkpoint: Checkpoint) -> str:
             raise UserError(f"reward.head: {asked}, but the checkpoint of {name} holds the tensors of head: {found}")
         return found
     known = CLASSES.get(architecture, "classifier" if architecture.endswith("ForSequenceClassification") else None)
+    if found == "objectives" and known == "quantile":
+        return found  # QRM took over ArmoRM's name
     if found == "value" or known == found:
         return found
     if known is None:
@@ -234,7 +291,7 @@ def choose(name: str, asked: str, config: Any, checkpoint: Checkpoint) -> str:
 
 
 def _tensor_of(head: str) -> str:
-    return "the tensor " + MARKS[head]
+    return "the tensor " + MARKS["quantile" if head == "objectives" else head]
 
 
 def _language_model(name: str, checkpoint: Checkpoint, found: str | None, config: Any) -> str:
@@ -291,8 +348,8 @@ def _built(kind: str, config: Any, checkpoint: Checkpoint, tokenizer: Any, label
             raise UserError(f"reward.label: {label} is no token; the vocabulary has 0 to {known - 1}")
         return Linear({"token.weight": checkpoint.row(name, int(label or 0))}, "token")
     tensors = checkpoint.tensors(one for one in checkpoint.names if re.fullmatch(TENSORS[kind], one))
-    if kind == "quantile":
-        return Quantile(tensors, config, _end_of_question(config, tokenizer))
+    if kind in ("quantile", "objectives"):
+        return (Quantile if kind == "quantile" else Objectives)(tensors, config, _end_of_question(config, tokenizer))
     if kind == "mlp":
         return Layers(tensors, "score", 2, _labels(config, tensors["score.2.weight"]))
     if kind == "value" and "v_head.summary.weight" in tensors:
@@ -316,5 +373,5 @@ def _end_of_question(config: Any, tokenizer: Any) -> list[int]:
     mark = ENDS_OF_QUESTION.get(config.model_type)
     if mark is None:
         allowed = ", ".join(ENDS_OF_QUESTION)
-        raise UserError(f"a quantile head on {config.model_type}: raft does not know its template; known: {allowed}")
+        raise UserError(f"a gated head on {config.model_type}: raft does not know its template; known: {allowed}")
     return tokenizer(mark, add_special_tokens=False)["input_ids"]

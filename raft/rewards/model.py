@@ -101,4 +101,4 @@ class RewardModel(Options):
             return Score(None, error=f"the reward model gave {value} as {name}, not a finite number")
         chosen = self.reader.chosen if names[self.reader.chosen] == "reward" else None
         parts = {name: value for at, (name, value) in enumerate(zip(names, found, strict=True)) if at != chosen}
-        return Score(found[self.reader.chosen], {**parts, "cut_tokens": float(cut)} if cut else parts)
+        return Score(self.reader.reward(found), {**parts, "cut_tokens": float(cut)} if cut else parts)

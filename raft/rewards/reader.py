@@ -9,6 +9,7 @@ head, or leave a bias out, with no more than a warning. Nothing of it is code; h
 
 import inspect
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from raft.probe import left_over, quiet
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
+ATTRIBUTES = {  # words in the names of outputs that are no classes
+    "helpfulness", "correctness", "coherence", "complexity", "verbosity", "harmlessness", "honesty", "truthfulness",
+    "factuality", "relevance", "fluency", "quality", "safety", "score", "rating", "reward",
+}  # fmt: skip
+
 Ids = tuple[int, ...]
 
 
@@ -33,15 +39,20 @@ class Options:
     """Which model is read, and how.
 
     `head: auto` finds the head; `label` chooses among several outputs, by name or number (for `head: token` it is the
-    id whose logit is the reward). `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a
-    decoder always works in float32. A forward pass reads at most `batch_tokens` tokens, padding included; if it is not
-    given, 2048 on a CPU, where that many fit its cache, and 16384 on an accelerator.
+    id whose logit is the reward). `read` says what of that output is the reward: itself (`logit`), or, where the
+    outputs are the classes of one softmax, log p - log(1 - p) of the class (`log-odds`) or p (`probability`); `auto`
+    goes by the config. `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a decoder always
+    works in float32. A forward pass reads at most `batch_tokens` tokens, padding included; if it is not given, 2048 on
+    a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
     model: str = source("model")
     revision: str | None = None
-    head: Literal["auto", "classifier", "attributes", "regression", "mlp", "quantile", "value", "token"] = "auto"
+    head: Literal[
+        "auto", "classifier", "attributes", "regression", "mlp", "quantile", "objectives", "value", "token"
+    ] = "auto"
     label: int | str | None = None
+    read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str | None = None
     batch_tokens: int | None = None
@@ -88,6 +99,7 @@ class Reader:
             self.model = _load(options, folder, self.config, "", own)
             self.names = list(self.head.names)
         self.chosen = 0 if kind == "token" else _chosen(options, self.names)
+        self.reading = reading(options, kind, self.config, self.names)
         self.rows = chat.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
         self.packs = self.head is not None and options.attention is None and attention.adopt(self.model, _hidden)
@@ -133,6 +145,14 @@ class Reader:
             behind = [longest - len(row) for row in rows]
             read = [[start + at for at in self.head.places(row)] for start, row in zip(behind, rows, strict=True)]
             return self.head(hidden[torch.arange(len(rows))[:, None], torch.tensor(read)]).float().tolist()
+
+    def reward(self, outputs: Sequence[float]) -> float:
+        """The reward by the outputs of a conversation: what `reading` says of the chosen one."""
+        logit, others = outputs[self.chosen], [one for at, one in enumerate(outputs) if at != self.chosen]
+        if self.reading == "logit":
+            return logit
+        odds = logit - _logsumexp(others) if others and not _independent(self.config) else logit
+        return odds if self.reading == "log-odds" else 0.5 * (1 + math.tanh(odds / 2))
 
     def fault(self, ids: Ids) -> str | None:
         """Why the model cannot read a conversation, None where it can."""
@@ -231,7 +251,13 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
     except (Stopped, UserError):
         raise
     except Exception as fault:
-        raise UserError(f"{options.model} cannot be loaded as a reward model: {fault}") from fault
+        said = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+        if getattr(config, "quantization_config", None):
+            raise UserError(
+                f"{options.model} has quantised weights, which cannot be read here ({said}); name the model that it "
+                "was made from, in float32, bfloat16 or float16"
+            ) from fault
+        raise UserError(f"{options.model} cannot be loaded as a reward model: {said}") from fault
     _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over(report) - head})
     model = model.eval().requires_grad_(False).to(device)
     _check_finite(options.model, model)
@@ -280,6 +306,31 @@ def _chosen(options: Options, names: Sequence[str]) -> int:
         f"reward.label {given}, but {options.model} has {len(names)} outputs; "
         f"allowed: 0 to {len(names) - 1}, or {', '.join(names)}"
     )
+
+
+def reading(options: Options, kind: str, config: Any, names: Sequence[str]) -> str:
+    """How the chosen output becomes the reward. UserError where the recipe asks for what the outputs are not.
+
+    Outputs are taken for the classes of one softmax where the config says so (problem_type), and else where there are
+    several of a classifier and none has the name of an attribute; so does transformers.
+    """
+    said = getattr(config, "problem_type", None) if kind in ("classifier", "attributes") else "regression"
+    words = {word for name in names for word in re.split(r"[^a-z]+", name.lower())}
+    if options.read == "auto":
+        classes = said is None and kind == "classifier" and not words & ATTRIBUTES
+        return "log-odds" if len(names) > 1 and (classes or said == "single_label_classification") else "logit"
+    if options.read != "logit" and said == "regression":
+        raise UserError(f"reward.read: {options.read}, but {options.model} has no classes; its outputs are regressions")
+    return options.read
+
+
+def _independent(config: Any) -> bool:
+    return getattr(config, "problem_type", None) == "multi_label_classification"
+
+
+def _logsumexp(values: Sequence[float]) -> float:
+    most = max(values)
+    return most + math.log(sum(math.exp(one - most) for one in values)) if math.isfinite(most) else most
 
 
 def _some(keys: Iterable[str]) -> str:
