@@ -4,12 +4,13 @@ What a recipe's `policy: {config: {model_type: llama, ...}, vocab_size: 768}` as
 transformers and vLLM load it like any other, and the same inputs give the same bytes.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raft.errors import UserError
+from raft.errors import Stopped, UserError
 from raft.files import permit
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
@@ -20,6 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 BYTES = 256
+LAYERS = 1000
 
 
 def make(
@@ -95,7 +97,33 @@ def _model(config: dict[str, Any], tokenizer: Any, seed: int) -> Any:
     if "vocab_size" in config:
         raise UserError("policy.config.vocab_size: the tokenizer decides it; give policy.vocab_size")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    shape = AutoConfig.for_model(**config, **ids, vocab_size=len(tokenizer))
+    try:
+        shape = AutoConfig.for_model(**config, **ids, vocab_size=len(tokenizer))
+        _check_size(shape)
+    except (Stopped, UserError):
+        raise
+    except Exception as fault:
+        said = " ".join(str(fault).split())
+        raise UserError(f"policy.config: transformers makes no model of it ({type(fault).__name__}: {said})") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+
+
+def _check_size(shape: Any) -> None:
+    """UserError if a model of this config has no room in the memory of this machine; built without numbers to see."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    layers = getattr(shape.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > LAYERS:
+        raise UserError(f"policy.config: {layers:,} layers are more than the {LAYERS:,} that are made from nothing")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    size, room = 4 * model.num_parameters(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > room:
+        raise UserError(
+            f"policy.config: it describes a model of {size / 4e9:.3g} billion parameters, {size / 1e9:.3g} GB in "
+            f"float32, and this machine has {room / 1e9:.3g} GB; what is not given has the default of its model_type: "
+            "give hidden_size, intermediate_size, num_hidden_layers and num_attention_heads"
+        )

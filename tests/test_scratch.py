@@ -112,3 +112,20 @@ def test_what_cannot_work_is_refused(tmp_path):
         scratch.make(tmp_path, TEXTS, CONFIG, 320, 0, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(UserError, match="vocab_size"):
         scratch.make(tmp_path, TEXTS, {**CONFIG, "vocab_size": 9}, 320, 0)
+
+
+SIZES = {
+    "llama": ({}, "6.48 billion parameters"),
+    "deep": ({"num_hidden_layers": 10**6}, "1,000,000 layers are more than the 1,000"),
+    "nonsense": ({"hidden_size": "many"}, "transformers makes no model of it"),
+    "heads": ({"num_attention_heads": 0}, "transformers makes no model of it"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_config_of_which_no_model_can_be_made_here_is_refused_before_it_is_built(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 4_000_000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    config, words = SIZES[name]
+    with pytest.raises(UserError, match=r"policy\.config") as told:
+        scratch.make(tmp_path, TEXTS, {"model_type": "llama", **config}, 300, 0)
+    assert words in str(told.value)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
-from tuning import EXAMPLES, difference, make_folders, train, weights
+from tuning import CONFIGS, EXAMPLES, difference, make_folders, train, weights
 
 from raft import probe
+from raft.errors import UserError
+from raft.trainers import fitting
 from raft.trainers.sft import SFT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,3 +129,18 @@ def test_the_numbers_that_are_returned(folders, tmp_path):
     assert found["train/tokens"] == sum(len(one.response.token_ids) for one in EXAMPLES)
     assert 0 < found["train/padding"] < 0.6
     assert found["train/loss"] < found["train/loss_first"]
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}], ids=["full", "lora"])
+def test_training_keeps_the_tensors_that_it_started_from(folders, tmp_path, name, lora):
+    train(folders[name], tmp_path, lora=lora)
+    start, found = weights(folders[name]), weights(tmp_path)
+    assert {one: tensor.shape for one, tensor in start.items()} == {one: tensor.shape for one, tensor in found.items()}
+
+
+def test_a_tensor_that_training_would_lose_stops_it(folders, tmp_path):
+    model, tokenizer = probe.load_model(folders["llama"]), AutoTokenizer.from_pretrained(folders["llama"])
+    del model.model.layers[1]
+    with pytest.raises(UserError, match=r"has 12 tensors, and .* has 21 \(lost: model\.layers\.1\.input_layernorm"):
+        fitting.save(model, tokenizer, folders["llama"], tmp_path, "float32")

@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 
-from raft import attention, plugins, probe
+from raft import attention, checkpoint, plugins, probe
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.files import permit
@@ -348,8 +349,12 @@ def cast(model: Any, dtype: str) -> None:
 
 
 @part("save")
-def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None:
-    """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter."""
+def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: tuple[str, ...] = ()) -> None:
+    """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter.
+
+    UserError if it has not the tensors of the start; but output layers, whose names begin with one of `heads`, may
+    come and go.
+    """
     cast(model, dtype)
     tokenizer.save_pretrained(out)
     generation = start / "generation_config.json"
@@ -361,6 +366,27 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str) -> None
     permit(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
+    _check_kept(start, out, (*heads, *getattr(model, "all_tied_weights_keys", ())))
+
+
+def _check_kept(start: Path, out: Path, apart: tuple[str, ...]) -> None:
+    """UserError if the tensors of two folders differ in number or shape; names may begin in another way."""
+    if not any((start / name).is_file() for name in checkpoint.WEIGHTS[:2]):
+        return  # old weights: that none of them was left out was checked when they were loaded
+    before, after = (
+        {
+            name: tuple(shape)
+            for name, shape in checkpoint.shapes(folder).items()
+            if not name.startswith(apart) and not probe.OLD_BUFFERS.search(name)
+        }
+        for folder in (start, out)
+    )
+    if Counter(before.values()) != Counter(after.values()):
+        lost, new = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
+        raise UserError(
+            f"what was trained has {len(after)} tensors, and {start} has {len(before)} (lost: {', '.join(lost[:3])}; "
+            f"new: {', '.join(new[:3])}); training this architecture would change more than its weights, use another"
+        )
 
 
 def tensors(found: Any, where: Any = None) -> Any:

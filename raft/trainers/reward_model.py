@@ -25,6 +25,7 @@ from raft.trainers.steps import Order, Texts
 
 Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
 
+OUTPUTS = ("lm_head.", "embed_out.", "score.")  # the layer that is taken off, and the one that is put on
 HEAD_STD = 0.02  # of a fresh head: rewards begin near 0, so the first loss is near log 2
 
 
@@ -64,7 +65,7 @@ class BradleyTerry(Fitting):
         order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
         steps = fitting.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
         measured = fitting.fit(self, model, steps, _comparison, out, seed, advance)
-        fitting.save(fitting.merged(model), tokenizer, start, out, self.save_dtype)
+        fitting.save(fitting.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
         return fitting.summary(measured, order)
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
