@@ -334,7 +334,8 @@ def select(
     for row, group in enumerate(records.groups(prompts.path, responses.path)):
         scored = np.flatnonzero(~np.isnan(rewards[row]))
         for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
-            output.drop(group.prompt.id, int(index), "no reward")
+            one = group.responses[index]
+            output.drop(group.prompt.id, int(index), one.finish_reason if one.withheld else "no reward")
         for index, reason in zip(
             scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
         ):

@@ -7,11 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from test_generator_transformers import tiny_policy
 
+from raft import stages
 from raft.chat import load_tokenizer
 from raft.errors import UserError
 from raft.generators.remote import Remote
 from raft.generators.sampling import spell
-from raft.records import Prompt
+from raft.records import Group, Prompt, Response, Score
 from raft.rewards.judge import Judge
 from raft.scoring import score_file
 
@@ -254,3 +255,18 @@ def test_a_context_that_is_no_number_is_refused(server, policy, length):
     server.card = {"id": "m", "max_model_len": length}
     with pytest.raises(UserError, match=r"says max_model_len: .* which is no whole number"):
         answers(server, policy)
+
+
+def test_a_reward_is_asked_for_nothing_that_was_withheld():
+    class Longest:
+        block = 1
+
+        def score(self, groups):
+            for group in groups:
+                assert all(one.text for one in group.responses)
+                yield [Score(float(len(one.text))) for one in group.responses]
+
+    fine, gone = Response("a b", [5], None, "stop"), Response.missing("filtered")
+    groups = [Group(PROMPTS[0], [fine, fine]), Group(PROMPTS[1], [gone, gone]), Group(PROMPTS[2], [gone, fine])]
+    found = [[one.reward for one in scores] for _, scores in stages._scored(Longest(), groups)]
+    assert found == [[3.0, 3.0], [None, None], [None, 3.0]]
