@@ -1,8 +1,10 @@
 """Killed at any moment and continued by the same command, a run ends exactly as if nothing had happened.
 
-Real vLLM, real training. `make test` kills a run three times, `make faults` at least 25 times, over all stages.
+Real vLLM, real training. `make test` kills a run three times; `make faults` kills runs of both generators over all
+stages, KILLS times in all (25 if it is not set).
 """
 
+import math
 import os
 import random
 import signal
@@ -104,19 +106,24 @@ def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undist
 
 
 @pytest.mark.faults
-def test_a_run_killed_25_times_over_all_stages_ends_as_if_it_had_not_been(undisturbed, tmp_path):
-    chance, kills, places = random.Random(25), 0, set()
-    attempt = 0
-    while kills < 25:
+@pytest.mark.parametrize("kind", ["vllm", "transformers"])
+def test_runs_killed_many_times_over_all_stages_end_as_if_they_had_not_been(kind, tmp_path):
+    wanted = math.ceil(int(os.environ.get("KILLS", "25")) / 2)
+    recipe = {**RECIPE, "generator": {**RECIPE["generator"], "kind": kind}}  # type: ignore[dict-item]
+    (tmp_path / "undisturbed").mkdir()
+    worlds.make_recipe(tmp_path / "undisturbed", **recipe)
+    finish(tmp_path / "undisturbed")
+    chance, kills, places, attempt, began = random.Random(25), 0, set(), 0, time.monotonic()
+    while kills < wanted:
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        worlds.make_recipe(folder, **RECIPE)
+        worlds.make_recipe(folder, **recipe)
         while killed(folder, chance):
             kills += 1
-            made = {str(path.relative_to(folder)) for path in folder.rglob("*.stamp.json")}
-            places.add(len(made))
+            places.add(len(list(folder.rglob("*.stamp.json"))))
         finish(folder)
-        assert_same(folder / "outputs" / "tiny", undisturbed)
+        assert_same(folder / "outputs" / "tiny", tmp_path / "undisturbed" / "outputs" / "tiny")
         attempt += 1
-    print(f"{kills} kills in {attempt} runs, after {sorted(places)} finished artifacts")
+    seconds = time.monotonic() - began
+    print(f"{kind}: {kills} kills in {attempt} runs and {seconds:.0f} s, after {sorted(places)} finished artifacts")
     assert len(places) >= 10
