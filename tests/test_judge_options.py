@@ -60,7 +60,7 @@ def test_a_template_that_cannot_be_read_is_told_with_its_key_and_file(tmp_path: 
     with pytest.raises(UserError, match=rf"reward\.template: .*{NO_TEMPLATE[file]}"):
         score_file(str(tmp_path / "judge.yaml"), tmp_path / "responses.jsonl", tmp_path / "scores.jsonl", None)
     faults = []
-    build(Judge, judge, "evaluation.gold", faults)
+    build(Judge, judge, "evaluation.gold", faults, chosen=True)
     assert [fault.key for fault in faults] == ["evaluation.gold.template"]
 
 

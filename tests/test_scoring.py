@@ -109,9 +109,15 @@ def shorten(folder: Path) -> None:
     (folder / "in.jsonl").write_text("".join(rows[:-1]))
 
 
+def rewrite(folder: Path) -> None:
+    """Another rule, as the next process imports it: the key has what was imported, not what the file has become."""
+    (folder / "counted.py").write_text(RULE + "\n")
+    del sys.modules["counted"]
+
+
 OTHER = {
     "reward.args.times: was 1, is 2": lambda folder: reward(folder, times=2),
-    "reward.function.code: was": lambda folder: (folder / "counted.py").write_text(RULE + "\n"),
+    "reward.function.code: was": rewrite,
     "responses.path: was": shorten,
 }
 
