@@ -23,13 +23,24 @@ OWN = "prompts.per_iteration"  # each iteration draws its own
 
 
 def existing(folder: Path) -> Path:
-    """The folder of a run, by its own name; UserError if it is none."""
+    """The folder of a run, by its own name; UserError if it is none, or its run.json is damaged."""
     folder = folder.resolve() if folder.name in ("", "..") else folder
     if not (folder / "run.json").exists():
         near = sorted(str(file.parent) for file in folder.parent.glob("*/run.json"))[:5]
         raise UserError(
             f"{folder} is not a run (it has no run.json)" + (f"; runs beside it: {', '.join(near)}" if near else "")
         )
+    about(folder)
+    return folder
+
+
+def returned(folder: Path) -> Path:
+    """The run's folder, after this process has gone to where the run began: the paths of its recipe are from there."""
+    began = Path(about(folder).get("folder", "."))
+    if not began.is_dir() or began.samefile("."):
+        return folder
+    folder = folder.absolute()
+    os.chdir(began)
     return folder
 
 

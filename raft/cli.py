@@ -6,6 +6,7 @@ SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was clo
 
 import argparse
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -49,11 +50,35 @@ def _status(fault: BaseException) -> int:
         return 0
     if isinstance(fault, UserError):
         complain(f"raft: {fault}")
-    elif isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        complain(f"raft: the disk is full ({fault}); nothing finished is lost. Make room and go on with:\n  {_again()}")
+    elif isinstance(fault, OSError):
+        if logging.getLogger().handlers:  # the log of the run
+            logging.getLogger("raft").error("what the operating system refused, and where", exc_info=fault)
+        complain(f"raft: {_refusal(fault)}; nothing finished is lost. Then go on with:\n  {_again()}")
     else:
         raise fault
     return 2
+
+
+CURES = {
+    errno.ENOSPC: "the disk is full ({}); make room",
+    errno.EDQUOT: "the disk is full ({}): your quota is used up; make room",
+    errno.EFBIG: "a file became too large ({}); raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "the disk can only be read ({}); mount it for writing, or put the run elsewhere",
+    errno.EACCES: "no permission ({}); change it, or put the run elsewhere",
+    errno.EPERM: "no permission ({}); change it, or put the run elsewhere",
+    errno.ENAMETOOLONG: "a name is too long ({}); choose a shorter one",
+    errno.ENOENT: "a file or folder is missing that was there ({}); was the run moved while it was at work?",
+    errno.ENOTDIR: "a file is in the place of a folder ({}); move it away",
+    errno.EIO: "the disk failed ({}); check it",
+    errno.EMFILE: "too many open files ({}); raise the limit on open files (ulimit -n)",
+}
+
+
+def _refusal(fault: OSError) -> str:
+    """What the operating system refused, and what to do."""
+    return CURES.get(fault.errno or 0, "the operating system refused ({}); see to that").format(
+        " ".join(str(fault).split())
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ def resume(options: Namespace) -> None:
     """Goes on with a run from its own folder, or branches off a new one."""
     from raft import branch, recipe
 
-    folder = branch.existing(options.run)
+    folder = branch.returned(branch.existing(options.run))
     if options.from_iteration is not None:
         _start(branch.off(folder, options.from_iteration, options.overrides))
         return

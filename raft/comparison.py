@@ -12,6 +12,7 @@ import numpy as np
 from raft import accuracy, records
 from raft.errors import UserError
 from raft.keys import Artifact
+from raft.measuring import refuse_other_prompts
 from raft.output import Output
 from raft.prompts import reasons
 from raft.records import Drop, Group, Pair
@@ -37,6 +38,7 @@ def accuracies(
     """accuracy.json: the figures of each reward on each set, by the name of the set and that of the reward."""
     found: dict[str, dict[str, Any]] = {}
     for name, judged in scores.items():
+        refuse_other_prompts(pairs[name], *judged.values())
         lengths, subsets = _described(pairs[name])
         found[name] = {
             reward: accuracy.figures(*_rewards(one), lengths=lengths, subsets=subsets) for reward, one in judged.items()

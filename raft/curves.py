@@ -5,6 +5,7 @@ largest. The band of a single run is the 95 % interval over its prompts.
 """
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
@@ -14,6 +15,7 @@ from statistics import fmean
 import numpy as np
 
 from raft.errors import UserError
+from raft.files import write_text
 
 COLUMNS = ("recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing")
 OF_PROMPTS = "95 % interval over prompts"
@@ -178,10 +180,12 @@ def is_table(path: Path) -> bool:
 
 def tabulate(found: Sequence[Recipe], path: Path) -> None:
     """Writes numbers as CSV, a row for each (COLUMNS): those of every run, then the means over the seeds."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for recipe in found:
-            means = [Measured(recipe.seeds, recipe.numbers)] if len(recipe.runs) > 1 else []
-            for run in [*recipe.runs, *means]:
-                table.writerows((recipe.runs[0].recipe, run.run, *astuple(one)) for one in run.numbers)
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for recipe in found:
+        means = [Measured(recipe.seeds, recipe.numbers)] if len(recipe.runs) > 1 else []
+        for run in [*recipe.runs, *means]:
+            table.writerows((recipe.runs[0].recipe, run.run, *astuple(one)) for one in run.numbers)
+    write_text(path, text.getvalue())
+

@@ -1,5 +1,6 @@
 """How every picture looks, and how it is written: for print and for the colour-blind."""
 
+import io
 import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raft.curves import OF_PROMPTS, OF_SEEDS, Curve
 from raft.errors import UserError
+from raft.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +72,9 @@ def save(draw: Callable[[], "Figure"], out: Path) -> None:
     ending = writable(out)
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[ending]
     with rc_context(STYLE):
-        draw().savefig(out, format=ending, dpi=200, metadata=undated)
+        content = io.BytesIO()
+        draw().savefig(content, format=ending, dpi=200, metadata=undated)
+    write_bytes(out, content.getvalue())
 
 
 def panels(

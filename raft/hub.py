@@ -8,12 +8,12 @@ import errno
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from raft import model_folder
 from raft.errors import Stopped, UserError
+from raft.stamps import file_digest, files_of
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where there is nothing better
@@ -132,29 +132,13 @@ def identity(path: Path) -> str:
     """
     path = path.resolve() if path.is_symlink() else path
     if path.is_file():
-        return f"sha256:{_file_digest(path)}"
+        return f"sha256:{file_digest(path)}"
     if not path.is_dir():
         raise UserError(f"no file or folder at {path.absolute()}")
     if path.absolute().parent.name == "snapshots" and COMMIT.fullmatch(path.name):
         return f"commit:{path.name}"
-    listing = "".join(f"{_file_digest(path / name)}  {name}\n" for name in _names(path))
+    listing = "".join(f"{file_digest(path / name)}  {name}\n" for name in files_of(path))
     return f"sha256:{hashlib.sha256(listing.encode(errors='surrogateescape')).hexdigest()}"
-
-
-def _names(folder: Path) -> list[str]:
-    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
-    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _digest(path.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:

@@ -17,7 +17,10 @@ BLOCK = 16  # groups that share batches; fixed, because floats can depend on the
 
 
 def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
-    """For each group, the natural log-probability of each response's tokens given its prompt, at temperature 1."""
+    """For each group, the natural log-probability of each response's tokens given its prompt, at temperature 1.
+
+    Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +40,7 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             laid = layout.pack(texts) if packed else layout.pad([text for part in texts for text in part])
-            found = _likely(model, laid, [len(prompts[number]) for number, _ in places])
+            found = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
             for (number, at), total in zip(places, found, strict=True):
                 sums[number][at] = total
         yield from sums

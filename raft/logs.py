@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raft.errors import UserError
+
 
 def begin(folder: Path) -> Path:
     """Opens the log of this launch; `logs/latest.log` points to it."""
+    if (folder / "logs").is_symlink():
+        raise UserError(f"{folder / 'logs'} is a link, and raft writes through none inside a run; delete it")
     (folder / "logs").mkdir(exist_ok=True)
     file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
+    if file.is_symlink():
+        file.unlink()
     latest = folder / "logs" / "latest.log"
     latest.unlink(missing_ok=True)
     latest.symlink_to(file.name)
@@ -22,6 +28,7 @@ def begin(folder: Path) -> Path:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a full disk is told once, by whoever writes what matters
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     return file

@@ -102,6 +102,7 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
 
 def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
+    refuse_other_prompts(made["responses"], made["scores"])
     rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
     figures: Figures = metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
     if "before" in made:
@@ -135,6 +136,14 @@ def _of_selection(made: dict[str, Artifact], shape: Responses, rng: np.random.Ge
         chosen, by_chance = diagnostics.against_random(values, rows, picks)
         figures |= {f"selection/{name}": chosen, f"selection/{name}_random": by_chance}
     return figures
+
+
+def refuse_other_prompts(prompts: Artifact, *others: Artifact) -> None:
+    """UserError if the rows of an artifact are not those of the same prompts, in the same order."""
+    ids = [row.get("id", row.get("prompt_id")) for row in prompts.read()]
+    for other in others:
+        if ids != [row["prompt_id"] for row in other.read()]:
+            raise UserError(f"{other.place} is not of the prompts of {prompts.place}, or has them in another order")
 
 
 def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:

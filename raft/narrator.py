@@ -96,10 +96,7 @@ def draw(folder: Path) -> None:
     """reward_curve.png and the numbers behind it, each replaced whole."""
     from raft.figures import picture
 
-    temporary = folder / ".reward_curve.png"
-    table = picture.plot("reward", [folder], temporary)
-    temporary.replace(folder / "reward_curve.png")
-    table.replace(folder / "reward_curve.csv")
+    picture.plot("reward", [folder], folder / "reward_curve.png")
 
 
 def compared(figures: Path) -> str:
@@ -107,9 +104,7 @@ def compared(figures: Path) -> str:
     from raft.charts import accuracy_bars
 
     table, picture = figures.with_suffix(".md"), figures.with_suffix(".png")
-    temporary = picture.with_name(f".{picture.name}")
-    accuracy_bars(json.loads(figures.read_text(encoding="utf-8")), temporary)
-    temporary.replace(picture)
+    accuracy_bars(json.loads(figures.read_text(encoding="utf-8")), picture)
     shown = safe(table.read_text(encoding="utf-8"))
     return f"\n{shown}\ntable:   {table}\npicture: {picture}\nnumbers: {figures}"
 

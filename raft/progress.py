@@ -59,7 +59,9 @@ class Progress:
         self.written = now
         state = {"artifact": self.label, "unit": self.unit, "before": self.before, "done": done, "total": total}
         line = json.dumps({**state, "seconds": round(now - self.began, 1)}, ensure_ascii=False).encode()[: ROOM - 1]
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o644)
+        if self.file.is_symlink():
+            self.file.unlink()
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             os.pwrite(descriptor, line.ljust(ROOM - 1) + b"\n", 0)
         finally:
@@ -68,10 +70,15 @@ class Progress:
 
 def read(file: Path) -> dict[str, Any] | None:
     """The state that a run last wrote, None if there is none."""
-    try:
-        return json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
+    if not file.is_file():
         return None
+    try:
+        state = json.loads(file.read_bytes()[: 2 * ROOM])
+    except (ValueError, RecursionError):
+        return None
+    kinds = {"artifact": str, "unit": str, "before": int, "done": int, "total": int, "seconds": int | float}
+    whole = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+    return state if whole else None
 
 
 def left(done: int, total: int, seconds: float) -> str:

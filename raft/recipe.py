@@ -17,6 +17,7 @@ from raft import yaml_file
 from raft.errors import UserError
 from raft.jobs import DEFAULTS, JOBS, MAKES
 from raft.plugins import Fault, build, is_file, suggest
+from raft.stamps import read_object
 
 OUTPUTS = Path("outputs")
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
@@ -122,7 +123,9 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     from raft.imports import beside
 
-    origin = Path(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
+    file = folder / "run.json"
+    known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
+    origin = Path(str(known.get("recipe", folder / "recipe.yaml")))
     with beside(origin):
         loaded = load(folder / "resolved.yaml", [f"name={json.dumps(folder.name, ensure_ascii=False)}", *overrides])
     return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from raft.files import refuse_output
+from raft.files import create, refuse_output
 from raft.report_facts import facts
 from raft.report_groups import batches, encoded, pack
 
@@ -34,7 +34,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
     refuse_output(out, out.name == "report.html")
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        with open(temporary, "wb") as page:
+        with create(temporary) as page:
             _write(folder, page)
         os.replace(temporary, out)
     finally:

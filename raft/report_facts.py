@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from raft import __version__, advice, metrics, records, timeline
+from raft.errors import UserError
 from raft.jobs import Advice
 from raft.measuring import held_out_means
-from raft.runs import about, is_running, metrics_rows
+from raft.plugins import build
+from raft.runs import about, is_running, metrics_rows, read_resolved
 from raft.stamps import stamp_path
 
 # Of each figure of metrics.jsonl: a readable name, how it is written, and what it means.
@@ -68,7 +70,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     measured = metrics_rows(folder)
     rows = _finite(measured)
     recipe = folder / "resolved.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else ""
     return {
         "name": folder.resolve().name,
         "raft": __version__,
@@ -96,13 +98,14 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
 
 def findings(folder: Path, rows: list[dict[str, Any]], recipe: str) -> list[dict[str, Any]]:
     """What was found when the rewards were examined, and what the figures say now (raft/advice.py)."""
-    import yaml
-
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
-    options = (yaml.safe_load(recipe) or {}).get("advice") or {}
+    faults: list[Any] = []
+    options = build(Advice, (read_resolved(folder) if recipe else {}).get("advice") or {}, "advice", faults)
+    if faults:
+        raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
     rows = metrics.on_common_prompts(rows, held_out_means(folder))
-    said = advice.advise(rows, Advice(**options)) if rows else []
+    said = advice.advise(rows, options) if rows else []
     told = [{"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in said]
     return [*examined, *told]
 

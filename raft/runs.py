@@ -12,7 +12,6 @@ Nothing that was made from it is kept before, so a kill never leaves rows of a p
 import fcntl
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from typing import Any
 
 from raft import logs, metrics, records, stamps, stopping, timing
 from raft.errors import UserError
-from raft.files import Disk, disk_faults, flush, put, remove, sync, write_json, write_text
+from raft.files import Disk, create, disk_faults, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.output import Output
@@ -133,6 +132,7 @@ class Place:
             "rows": output.rows,
             "rows_in": output.rows_in,
             "dropped": len(output.drops),
+            "drops": stamps.drops_digest(drop.row() for drop in output.drops),
             "measured": output.measured,
             "began": round(began, 3),
             "seconds": round(time.time() - began, 3),
@@ -271,13 +271,27 @@ def about(folder: Path) -> dict[str, Any]:
     """What run.json says. UserError if it is damaged."""
     file = folder / "run.json"
     found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
-    kinds: dict[str, type] = {"recipe": str, "job": str, "versions": dict, "machine": dict, "processes": list}
-    kinds |= {"shared": list, "timeline": list}
-    for name, kind in kinds.items():
-        if not isinstance(found.get(name, kind()), kind):
-            raise UserError(
-                f"{file} is damaged: {name} is {found[name]!r}; delete it; then raft run RECIPE writes it again"
-            )
+    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "job"), str)
+    kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
+    if wrong or "job" not in found:
+        said = f"{wrong[0]} is {found[wrong[0]]!r}" if wrong else "it names no job"
+        raise UserError(f"{file} is damaged: {said}; delete it; then raft run RECIPE writes it again")
+    return found
+
+
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as data; nothing that it names is imported. UserError if it is damaged."""
+    import yaml
+
+    file = folder / "resolved.yaml"
+    cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
+        raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it is no mapping of keys to values; {cure}")
     return found
 
 
@@ -303,7 +317,9 @@ def refuse_foreign(folder: Path) -> None:
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
     begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
     begun |= {"forecast.json"}  # of one that was only forecast
-    if folder.is_dir() and not (folder / "run.json").exists() and {one.name for one in folder.iterdir()} - begun:
+    if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
+        return
+    if {one.name for one in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
 
 
@@ -315,27 +331,27 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     free = {*FREE, *speed_keys(loaded.recipe)}
     if resolved.exists():
         changed = [
-            one
-            for one in differences(
-                yaml.safe_load(resolved.read_text(encoding="utf-8")), yaml.safe_load(loaded.resolved)
-            )
-            if one.split(":", 1)[0] not in free
+            change
+            for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
+            if change.split(":", 1)[0] not in free
         ]
         if changed:
             raise UserError(
                 f"{folder} is the run of another recipe; what differs:\n"
-                + "".join(f"  {one}\n" for one in changed[:12])
+                + "".join(f"  {change}\n" for change in changed[:12])
                 + "nothing was changed. Give the new recipe a name of its own (name=...), or put these keys back, "
                 f"or branch off with: raft resume {folder} --from-iteration N key=value"
             )
     else:
-        shutil.copyfile(loaded.path, folder / "recipe.yaml")
+        with create(folder / "recipe.yaml") as copy:
+            copy.write(loaded.path.read_bytes())
     write_text(resolved, loaded.resolved)
     if not (folder / "run.json").exists():
         write_json(
             folder / "run.json",
             {
                 "recipe": str(loaded.path.absolute()),
+                "folder": str(Path.cwd()),
                 "job": loaded.recipe.job,
                 "seed": loaded.recipe.seed,
                 "versions": versions(),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raft import records, stamps, timeline
+from raft import records, runs, stamps, timeline
 from raft.errors import UserError
 from raft.terminal import safe
 
@@ -60,7 +60,7 @@ def _section(
         scores = place / "gold.jsonl"
     if not (responses.exists() and scores.exists()):
         return []
-    for row, answered, scored in zip(records.read(prompts), records.read(responses), records.read(scores), strict=True):
+    for row, answered, scored in records.in_step(prompts, responses, scores):
         if row["id"] == prompt_id:
             head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
             winner = _winner(place, prompt_id)
@@ -101,8 +101,19 @@ def status(folder: Path, running: bool) -> str:
         dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
         rows = f"{one['rows']} rows{dropped}" if one["rows"] else ""
         said = stamps.damage(folder / one["artifact"], one, whole=False)
-        note = "deleted to save room" if one.get("pruned") else f"damaged: {said}" if said else ""
+        note = (
+            "deleted to save room"
+            if one.get("pruned")
+            else "gone; raft resume makes it again"
+            if said == stamps.GONE
+            else f"damaged: {said}"
+            if said
+            else ""
+        )
         lines.append(f"  {one['artifact']:44s} {one['seconds']:9.1f} s  {rows}{f'  ({note})' if note else ''}")
+    for name in runs.shared_names(folder):
+        if not (folder / name).exists():
+            lines.append(f"  {name:44s} gone with the run that this one branched off")
     for file in sorted(folder.rglob("*.partial")):
         with open(file, "rb") as partial:
             lines.append(f"  {file.relative_to(folder)!s:44s} half-made: {sum(1 for _ in partial) - 1} groups")

@@ -18,7 +18,7 @@ from raft import prompts as prompt_sources
 from raft.errors import UserError
 from raft.imports import guarded, is_own, name_of
 from raft.keys import Artifact
-from raft.measuring import ranks_of, refuse_failed, rewards_of
+from raft.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of
 from raft.output import Output
 from raft.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.seeds import derive
@@ -303,14 +303,20 @@ def reference(first: Artifact, output: Output, prompts: Artifact, responses: Art
 
 
 def recite(section: None, output: Output, policy: Artifact, references: Artifact) -> None:
-    """Log-probability of each reference response under a policy, and how many tokens it has."""
+    """Log-probability of each reference response under a policy, and of how many tokens: one of nothing is given."""
+    from raft.chat import encode_prompt
     from raft.likelihood import response_likelihoods
 
     device.take(None)
+    tokenizer = _tokenizer(policy)
     examples = [Example.of(row) for row in references.read()]
     groups = (Group(one.prompt, [one.response]) for one in examples)
     output.write(
-        {"prompt_id": one.prompt_id, "logprob": logprob, "tokens": len(one.response.token_ids)}
+        {
+            "prompt_id": one.prompt_id,
+            "logprob": logprob,
+            "tokens": len(one.response.token_ids) - (not encode_prompt(tokenizer, one.prompt)),
+        }
         for one, (logprob,) in zip(examples, response_likelihoods(policy_of(policy).path, groups), strict=True)
     )
     output.rows_in = references.rows
@@ -327,6 +333,7 @@ def select(
     """What is trained on. Groups in = groups picked from + groups dropped, each with its reason."""
     from raft import selection as selections
 
+    refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
     refuse_failed(scores, selection.max_failed)
     rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)

@@ -7,16 +7,17 @@ process (`keys.Artifact.path`); sizes, and small files, are compared whenever it
 import hashlib
 import json
 import math
-import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from raft import records
 from raft.errors import UserError
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
+GONE = "it is gone"
 SMALL = 8 * 2**20  # bytes of a file that is hashed even where its artifact is not read: a few milliseconds
 READERS = 4  # files that are hashed at once
 DEPTH = 3  # folders between a run and its deepest stamp: iterations/003/evaluation/
@@ -113,7 +114,7 @@ def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
     if stamp.get("pruned"):
         return None
     if not path.exists():
-        return "it is gone"
+        return GONE
     if wanted is None:
         return None
     if path.is_dir() == ("" in wanted):
@@ -134,10 +135,15 @@ def require(path: Path, stamp: Stamp, whole: bool = True) -> None:
 def require_all(folder: Path, rows: bool = False) -> None:
     """UserError if an artifact of a run is not what its stamp says; it lists all that are not.
 
-    Large files are read only with `rows`, and those of models not even then.
+    Large files are read only with `rows`, and those of models not even then. What is gone is made again by the next
+    launch, so it is a fault only of `rows`, which are to be read now.
     """
-    looked = ((path, damage(path, stamp, rows and not path.is_dir())) for path, stamp in stamped(folder))
-    faults = [(path, said) for path, said in looked if said is not None]
+    faults = []
+    for path, stamp in stamped(folder):
+        said = damage(path, stamp, rows and not path.is_dir())
+        if said is not None and (said != GONE or (rows and "" in stamp.get("content", {}))):
+            faults.append((path, said))
+    require_drops(folder)
     if len(faults) > 1:
         listed = "".join(f"  {path}: {said}\n" for path, said in faults[:WIDE])
         more = f"  and {len(faults) - WIDE} more\n" if len(faults) > WIDE else ""
@@ -149,20 +155,53 @@ def require_all(folder: Path, rows: bool = False) -> None:
         raise _damaged(path, said)
 
 
+def require_drops(folder: Path) -> None:
+    """UserError if a dropped.jsonl of a run is damaged: a stage has other rows in it than it dropped."""
+    for file in (one for depth in range(DEPTH) for one in sorted(folder.glob("*/" * depth + "dropped.jsonl"))):
+        listed: dict[str, list[dict[str, Any]]] = {}
+        for place, row in records.placed(file):
+            if not all(isinstance(row.get(name), str) for name in ("prompt_id", "stage", "reason")):
+                raise UserError(f"{place}: damaged: no prompt_id, stage and reason. {_without(file)}")
+            listed.setdefault(row["stage"], []).append(row)
+        wanted: dict[str, set[str]] = {}
+        for path, stamp in stamped(file.parent):
+            if path.parent == file.parent and isinstance(digest := stamp.get("drops"), str):
+                wanted.setdefault(stamp["key"]["stage"], set()).add(digest)
+        for stage, digests in wanted.items():
+            if drops_digest(listed.get(stage, [])) not in digests:
+                raise UserError(f"{file} is damaged: its rows of {stage} are not what was dropped. {_without(file)}")
+
+
+def drops_digest(rows: Iterable[dict[str, Any]]) -> str:
+    """The SHA-256 of what a stage dropped."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(records.dump(row))
+    return found.hexdigest()
+
+
+def _without(file: Path) -> str:
+    return f"Delete {file}: the reasons in it are lost then, and how many rows were dropped stays in the stamps"
+
+
 def again(path: Path) -> str:
     """How an artifact that was deleted is made again: by its own run, which may be another than the one looked at."""
-    above = list(path.absolute().parents[: DEPTH + 1])
-    linked = next((folder for folder in [path, *above] if folder.is_symlink()), None)
-    if linked is not None and any((folder / "run.json").exists() for folder in linked.parents[: DEPTH + 1]):
-        above = list(path.resolve().parents[: DEPTH + 1])
-    run = next((folder for folder in above if (folder / "run.json").exists()), None)
+    run = _run_of(path)
+    linked = any(one.is_symlink() for one in (path, *path.parents[:DEPTH]) if run is not None and run in one.parents)
+    if linked and (other := _run_of(path.resolve())) is not None:
+        run = other
     if run is None:
         return "give the same command again, which makes it anew"
-    return f"make it anew with: raft resume {shlex.quote(os.path.relpath(run))}"
+    return f"make it anew with: raft resume {shlex.quote(str(run))}"
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run that an artifact is in."""
+    return next((folder for folder in path.parents[: DEPTH + 1] if (folder / "run.json").exists()), None)
 
 
 def _damaged(path: Path, said: str) -> UserError:
-    if said == "it is gone":
+    if said == GONE:
         return UserError(f"{path} is gone, and its stamp says that it was finished; {again(path)}")
     return UserError(f"{path} is damaged: {said}. Nothing was changed. Delete it; then {again(path)}")
 

@@ -6,7 +6,6 @@ fails is told of once and left alone: it is never a reason to stop a run.
 """
 
 import html
-import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from raft import files, records, runs
 from raft.keys import Artifact
 from raft.recipe import Loaded
+from raft.stamps import read_object
 from raft.terminal import safe, say
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
@@ -108,7 +108,7 @@ class Tracked:
 def _state(folder: Path) -> dict[str, Any]:
     file = folder / STATE
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file, f"delete {file}; then all figures are sent again")
     return {"id": secrets.token_hex(8), "sent": {}, "tables": {}}
 
 
@@ -119,7 +119,7 @@ def _answers(it: runs.Place) -> list[list[str]]:
     scores = next(filter(Path.exists, kinds), None)
     if scores is None:
         return []
-    rows = zip(records.read(prompts), records.read(responses), records.read(scores), strict=True)
+    rows = records.in_step(prompts, responses, scores)
     shown = []
     for _, (prompt, answered, scored) in zip(range(SHOWN), rows, strict=False):
         reward = scored["scores"][0].get("reward")

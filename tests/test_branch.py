@@ -208,7 +208,7 @@ def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "branch" / "iterations").mkdir(parents=True)
     (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
-    (tmp_path / "branch" / "run.json").write_text('{"shared": ["iterations/000"]}')
+    (tmp_path / "branch" / "run.json").write_text('{"job": "align", "shared": ["iterations/000"]}')
     narrator.run = Run(tmp_path / "branch", 0)
     narrator.recipe = Align(
         name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,

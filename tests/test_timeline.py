@@ -59,6 +59,6 @@ def test_every_part_that_a_stage_counts_has_a_name_in_the_timeline(tmp_path):
     files = Path(timeline.__file__).parent.rglob("*.py")
     used = {name for file in files for name in re.findall(r'\bpart\("(\w+)"\)', file.read_text())}
     assert used == set(timeline.PARTS)
-    write_json(tmp_path / "run.json", {})
+    write_json(tmp_path / "run.json", {"job": "sft"})
     timeline.record(tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["timeline"] == []
