@@ -188,4 +188,3 @@ def tabulate(found: Sequence[Recipe], path: Path) -> None:
         for run in [*recipe.runs, *means]:
             table.writerows((recipe.runs[0].recipe, run.run, *astuple(one)) for one in run.numbers)
     write_text(path, text.getvalue())
-
