@@ -13,7 +13,7 @@ FLOORS = [
     {"records", "plugins", "yaml_file", "progress", "logs", "curves", "layout", "timing"},
     {"template_worker", "templates", "marks"},
     {"contracts", "attention", "stamps", "completions", "messages", "reasoning"},
-    {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "checkpoint", "server", "engines"},
+    {"output", "chat", "hub", "metrics", "accuracy", "ranking", "jobs", "server", "engines"},
     {"diagnostics", "advice", "drawing"},
     {"keys", "recipe", "probe", "sources", "selection", "scratch", "plots", "conversation", "serving"},
     {"prompts", "likelihood", "runs", "preflight", "charts", "report_groups"},
