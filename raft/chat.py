@@ -15,7 +15,7 @@ from raft import marks, templates
 from raft.errors import RowError, Stopped, UserError
 from raft.messages import Malformed, Message, marked
 from raft.plugins import suggest
-from raft.records import Prompt, Response
+from raft.records import Prompt, Response, said
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase; importing it here would make every command slow
 
@@ -131,6 +131,7 @@ class Shape(NamedTuple):
     fault: str | None = None
 
 
+HUGE, EDGE = 1 << 17, 16  # characters; tokens that may differ where a text is cut
 ASKED, ANSWERED = "which 7316?", "that 2590."  # what a template is tried with; it has to bring them back
 
 
@@ -165,7 +166,13 @@ def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     ends = {*_ends(tokenizer, is_chat=False), *_folder_ends(Path(tokenizer.name_or_path or ""))}
     if tokenizer.chat_template:
         ends |= {*_ends(tokenizer, is_chat=True)}
-    return frozenset(ends)
+    rows = _embeddings(Path(tokenizer.name_or_path or ""))
+    return frozenset(token for token in ends if rows is None or token < rows)
+
+
+def writes_end(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes a token of its own right behind an answer."""
+    return _shape(tokenizer, _template(tokenizer, None, None)).end is not None
 
 
 def _ends(tokenizer: Tokenizer, is_chat: bool) -> list[int]:
@@ -196,7 +203,8 @@ def require_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> Non
     """UserError if the model's chat template does not read one of these variables, which would have no effect."""
     if not (variables and tokenizer.chat_template):
         return
-    read = templates.variables(_template(tokenizer, None, None), _whose(tokenizer, tokenizer.chat_template))
+    template = _template(tokenizer, None, None)
+    read = templates.variables(template, _whose(tokenizer, template)) - {"messages", "tools"}
     for name in variables:
         if name not in read:
             raise UserError(
@@ -243,6 +251,52 @@ def _unwritten(tokenizer: Tokenizer, template: str, asked: str) -> tuple[str, ..
     messages, tools, marks, variables = json.loads(asked)
     written = render(tokenizer, messages, ask=False, template=template, tools=tools, variables=variables)
     return tuple(dict.fromkeys(what for mark, what in marks.items() if mark not in written))
+
+
+def unembedded(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
+    """Why the model of the tokenizer's folder cannot read these tokens; None where it can."""
+    rows = _embeddings(Path(tokenizer.name_or_path or ""))
+    if rows is None or max(ids, default=0) < rows:
+        return None
+    token = max(ids)
+    return (
+        f"token {token} ({tokenizer.convert_ids_to_tokens(token)!r}) is beyond the {rows} embeddings of the model; "
+        "its tokenizer is that of another"
+    )
+
+
+@lru_cache(maxsize=8)
+def _embeddings(folder: Path) -> int | None:
+    """How many tokens a model has embeddings for, as its config says."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        rows = (config.get("text_config") or config).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return rows if type(rows) is int else None
+
+
+def require_short(tokenizer: Tokenizer, prompt: Prompt, limit: int) -> None:
+    """RowError if a huge prompt has more tokens than the limit, as its beginning shows already.
+
+    To encode it whole can take minutes and gigabytes.
+    """
+    text, size = prompt.content, max(HUGE, 8 * limit)
+    while size < len(text):
+        tokens = len(tokenizer(text[:size], add_special_tokens=False)["input_ids"]) - EDGE
+        if tokens > limit:
+            raise RowError(f"{len(text)} characters, of which the first {size} have {tokens} tokens, more than {limit}")
+        size *= 8
+
+
+def require_known(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> None:
+    """RowError if the policy cannot read a prompt of these tokens, or nothing is left of its last words."""
+    if (fault := unembedded(tokenizer, ids)) is not None:
+        raise RowError(fault)
+    text = prompt.text if prompt.messages is None else said(prompt.messages[-1])
+    (kept,) = encode(tokenizer, [marks.of(tokenizer).hide(text)])
+    if text and text.strip() and not tokenizer.decode(kept).strip():
+        raise RowError("the policy's tokenizer knows no character of it, so that nothing is left to read")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:

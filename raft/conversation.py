@@ -147,7 +147,7 @@ def _spoken(prompt: Prompt, messages: Messages, template: str) -> str:
     speakers = SPEAKERS[template]
     strange = [message["role"] for message in messages if message["role"] not in speakers]
     if strange:
-        raise UserError(
+        raise RowError(
             f"prompt {prompt.id} has a turn of {strange[0]}, but the template {template} knows only user and "
             "assistant; leave out prompts.system, or use another template"
         )
@@ -185,7 +185,7 @@ def _with_bos(tokenizer: Tokenizer, ids: list[int], bos: Bos) -> list[int]:
 def _segments(tokenizer: Tokenizer, prompt: Prompt, response: str) -> tuple[list[int], list[int], "Frame"]:
     """Question and answer as tokens, and what frames them. Tokenizers drop an empty second one."""
     if prompt.messages is not None and [message["role"] for message in prompt.messages] != ["user"]:
-        raise UserError(
+        raise RowError(
             f"prompt {prompt.id} is more than one question, but the template pair reads a question and an answer; "
             "leave out such prompts (examples.single_turn), or use another reward model"
         )

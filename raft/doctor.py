@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raft.errors import RowError
 from raft.records import Group, Prompt, Response
 
 PAIRS = [  # a question, a better and a worse answer; whoever cannot tell these apart is read wrongly
@@ -63,11 +64,29 @@ def examine(
     for member, inner in getattr(reward, "members", {}).items():
         yield from examine(inner, prompts, f"{name}.{member}", answers)
     if hasattr(reward, "reader"):
+        prompts, refused = _readable(reward, prompts)
+        if refused:
+            yield Finding(name, "conversations", "warning" if prompts else "fault", refused)
+        if not prompts:
+            return
         for check in (_head, _bos, _round_trip, _padding, _same_everywhere, _tells_apart, _room):
             level, message = check(reward, prompts)
             yield Finding(name, check.__name__.strip("_"), level, message)
         if answers is not None and prompts:
             yield Finding(name, "longest_answer", *_longest_answer(reward, prompts, answers))
+
+
+def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str | None]:
+    """The prompts that the reward model's template can write with an answer, and what became of the others."""
+    readable, refused = [], []
+    for prompt in prompts:
+        try:
+            reward.encode(prompt, ANSWERS[0])
+            readable.append(prompt)
+        except RowError as fault:
+            refused.append(f"prompt {prompt.id}: {fault}")
+    told = f"{len(refused)} of {len(prompts)} prompts cannot be scored; the first: {refused[0]}" if refused else None
+    return readable, told
 
 
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:

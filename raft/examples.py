@@ -14,7 +14,7 @@ import numpy as np
 
 from raft import plugins
 from raft.chat import Tokenizer, encode_response, require_variables, require_written
-from raft.errors import UserError
+from raft.errors import RowError, UserError
 from raft.messages import Malformed, Message, answered, turns, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
 from raft.prompts import FIRST, Reading, columns_of, filled, identified, reasons, template_faults
@@ -296,7 +296,7 @@ def _tried(make: Callable[[Row, str], Iterable[Made]], place: str, prompt_id: st
     """What is made of a row, all of it or nothing."""
     try:
         return list(make(row, prompt_id))
-    except Malformed as fault:
+    except (Malformed, RowError) as fault:
         return Drop(prompt_id, None, "gather", f"{place}: {fault}")
 
 

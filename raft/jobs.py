@@ -10,6 +10,7 @@ from raft import reasoning
 from raft.contracts import comparable
 from raft.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.records import Response
+from raft.templates import is_day
 
 FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -88,13 +89,19 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`."""
+    """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`.
+
+    `date` (2026-01-31) is what chat templates write as today's; without it that is the day on which the run begins.
+    """
 
     name: str
     seed: int = 0
+    date: str | None = None
     variables: dict[str, Any] = field(default_factory=dict)
 
     def faults(self) -> Iterator[tuple[str, str]]:
+        if self.date is not None and not is_day(self.date):
+            yield "date", f"{self.date!r} is no day; write it as 2026-01-31"
         if not FOLDER_NAME.fullmatch(self.name) or not self.name.isprintable() or len(self.name.encode()) > 200:
             yield "name", f"{short(self.name)} is no folder name; letters, digits, - and _ are safe, 200 bytes at most"
 

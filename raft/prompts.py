@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raft import contracts, plugins, records
-from raft.chat import Tokenizer, encode_prompt, require_variables, require_written
+from raft.chat import Tokenizer, encode_prompt, require_known, require_short, require_variables, require_written
 from raft.errors import RowError, UserError
 from raft.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
 from raft.records import Drop, Prompt
@@ -328,13 +328,17 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
         part = parts[number][1]
         try:
             prompt = part.prompt(row, prompt_id)
-            tokens = len(encode_prompt(tokenizer, prompt))
+            require_short(tokenizer, prompt, part.max_tokens)
+            ids = encode_prompt(tokenizer, prompt)
+            require_known(tokenizer, prompt, ids)
             require_written(tokenizer, prompt)
         except (Malformed, RowError) as fault:
             yield Drop(prompt_id, None, "collect", str(fault))
             continue
-        if tokens > part.max_tokens:
-            yield Drop(prompt_id, None, "collect", f"{tokens} tokens, more than prompts.max_tokens: {part.max_tokens}")
+        if len(ids) > part.max_tokens:
+            yield Drop(
+                prompt_id, None, "collect", f"{len(ids)} tokens, more than prompts.max_tokens: {part.max_tokens}"
+            )
         else:
             yield replace(prompt, source=number if len(parts) > 1 else None)
 

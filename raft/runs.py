@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft import logs, metrics, records, stamps, stopping, timing
+from raft import logs, metrics, records, stamps, stopping, templates, timing
 from raft.errors import UserError
 from raft.files import Disk, create, disk_faults, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
@@ -216,7 +216,8 @@ class Run(Place):
             _settle(folder, loaded)
             run = cls(folder, loaded.recipe.seed)
             run.look_over()
-            yield run
+            with templates.dated(loaded.recipe.date or about(folder).get("date") or templates.today()):
+                yield run
 
     def look_over(self) -> None:
         """Takes away the stamps of what was deleted, which is made again. UserError if an artifact is damaged."""
@@ -271,7 +272,7 @@ def about(folder: Path) -> dict[str, Any]:
     """What run.json says. UserError if it is damaged."""
     file = folder / "run.json"
     found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
-    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "job"), str)
+    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "job", "date"), str)
     kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
     if wrong or "job" not in found:
@@ -354,6 +355,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
                 "folder": str(Path.cwd()),
                 "job": loaded.recipe.job,
                 "seed": loaded.recipe.seed,
+                "date": loaded.recipe.date or templates.today(),
                 "versions": versions(),
                 "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
             },

@@ -3,12 +3,14 @@
 OUT is written whole, out of OUT.partial; then OUT.stamp.json says what made it, and that it is done.
 """
 
+import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raft import given, records, stages, timing
+from raft import given, records, stages, templates, timing
 from raft.errors import UserError
 from raft.files import disk_faults, put, write_json
 from raft.imports import beside
@@ -34,7 +36,7 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
         if not file.is_file():
             raise UserError(f"no file at {file.absolute()}")
     path = find(reward)
-    with beside(path):
+    with beside(path), templates.dated(_day(scores)):
         section = _reward(path)
         asked = Given(path=str(responses), prompts=str(prompts) if prompts else None, **thoughts)
         for name, fault in asked.faults():
@@ -62,6 +64,16 @@ def _require_any(scores: Path) -> None:
             f"{scores}: none of {count} responses has a reward; the first, {first}. All reasons stand in that file; "
             "put right what they say, delete the file, and run the same command again"
         )
+
+
+def _day(scores: Path) -> str:
+    """The day that templates write: that on which an earlier call began what is there, else today."""
+    if scores.exists() and (stamp := read_stamp(scores)) is not None:
+        return stamp.get("date") or templates.today()
+    if partial_path(scores).exists():
+        with open(partial_path(scores), "rb") as lines, suppress(ValueError, AttributeError):
+            return str(json.loads(lines.readline()).get("day") or templates.today())
+    return templates.today()
 
 
 def _reward(path: Path) -> Any:
@@ -126,6 +138,7 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
         "key": key,
         "rows": output.rows,
         "dropped": 0,
+        "date": templates.today(),
         "measured": {"failed": failed},
         "began": round(began, 3),
         "seconds": round(time.time() - began, 3),

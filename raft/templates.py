@@ -30,6 +30,23 @@ def today() -> str:
     return _day or date.today().isoformat()
 
 
+def is_day(text: str) -> bool:
+    """Whether a text names a day in the form of `today`."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def has_clock(path: Path) -> bool:
+    """Whether a template writes today's date: a file, or those of a model's folder."""
+    files = [path] if path.is_file() else [*path.glob("*.jinja"), *path.glob("*/*.jinja"), *path.glob("*e*.json")]
+    named = [
+        one for one in files if one.suffix != ".json" or one.name in ("tokenizer_config.json", "chat_template.json")
+    ]
+    return any(CLOCK.encode() in one.read_bytes() for one in named if one.is_file())
+
+
 @contextmanager
 def dated(day: str) -> Iterator[None]:
     """Templates write this day until the block ends."""
@@ -54,9 +71,9 @@ def write(template: str, whose: str, values: dict[str, Any], *, strict: bool = F
     return said["text"]
 
 
-def variables(template: str, whose: str) -> set[str]:
-    """The variables that a template reads and does not set itself, but for those that every conversation has."""
-    return set(_asked(template, whose, None, strict=False)["variables"]) - {"messages", "tools"}
+def variables(template: str, whose: str, *, strict: bool = False) -> set[str]:
+    """The variables that a template reads and does not set itself."""
+    return set(_asked(template, whose, None, strict)["variables"])
 
 
 def _asked(template: str, whose: str, values: dict[str, Any] | None, strict: bool) -> dict[str, Any]:

@@ -79,10 +79,13 @@ class Remote(Sampling, Connection):
         asked = encode_prompt(reader.tokenizer, prompt)
         self.check_room(prompt, asked, host.context)
         opened = self.opening(reader.tokenizer, asked)
+        ends = self.ends(reader.tokenizer)
 
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
             body = self._body(prompt, derive(seed, prompt.id, k), host.is_vllm)
+            if host.is_vllm:  # which knows no end of a turn that its model's folder does not name
+                body |= {"stop": ends.texts, "stop_token_ids": sorted(ends.tokens)}
             try:
                 answer = await host.server.ask(f"prompt {prompt.id}", path, body)
             except Refused as fault:

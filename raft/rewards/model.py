@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from raft import conversation
-from raft.errors import UserError
+from raft.errors import RowError, UserError
 from raft.plugins import faults_of_range, source
 from raft.records import Group, Prompt, Score
 from raft.rewards.reader import Ids, Options, Reader
@@ -43,10 +43,12 @@ class RewardModel(Options):
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores all the groups as one block: the rewards of a block do not depend on the order within it."""
         block = list(groups)
-        families = [self.encode_all(group.prompt, [one.text for one in group.responses]) for group in block]
-        outputs = self.reader.outputs([ids for ids, _ in family if self.fault(ids) is None] for family in families)
+        families = [self._encoded(group) for group in block]
+        outputs = self.reader.outputs(
+            [one[0] for one in family if not isinstance(one, str) and self.fault(one[0]) is None] for family in families
+        )
         for family in families:
-            yield [self._score(ids, cut, outputs) for ids, cut in family]
+            yield [Score(None, error=one) if isinstance(one, str) else self._score(*one, outputs) for one in family]
 
     def release(self) -> None:
         if "reader" in vars(self):
@@ -75,6 +77,16 @@ class RewardModel(Options):
         tokenizer = self.reader.tokenizer
         whole = conversation.encode_all(tokenizer, prompt, responses, self.template, self.bos)
         return [self._cut(prompt, response, ids) for response, ids in zip(responses, whole, strict=True)]
+
+    def _encoded(self, group: Group) -> list[tuple[Ids, int] | str]:
+        """As `encode_all`, with the reason in the place of a conversation that cannot be written."""
+        texts = [one.text for one in group.responses]
+        try:
+            return list(self.encode_all(group.prompt, texts))
+        except RowError as fault:
+            return [str(fault)] if len(texts) == 1 else [
+                one for response in group.responses for one in self._encoded(Group(group.prompt, [response]))
+            ]  # fmt: skip
 
     def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
         if len(ids) <= self.limit or self.too_long == "error":

@@ -1,10 +1,10 @@
 """What a judge is asked: raft's own words, or those of a template file, written in Jinja's sandbox."""
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-from raft.errors import Stopped, UserError
+from raft import templates
+from raft.errors import UserError
 
 CONVERSATION = """\
 <conversation>
@@ -60,12 +60,10 @@ OFFERED = {"pairwise": set[str](), "grade": {"lowest", "highest"}}
 
 def faults(source: str, mode: str) -> Iterator[str]:
     """Why a template cannot be the question of a judge."""
-    from jinja2 import TemplateSyntaxError, meta
-
     try:
-        used = meta.find_undeclared_variables(_sandbox().parse(source))
-    except TemplateSyntaxError as fault:
-        yield f"line {fault.lineno}: {fault.message}"
+        used = templates.variables(source, "it", strict=True)
+    except UserError as fault:
+        yield str(fault)
         return
     known = ALWAYS | NEEDED[mode] | OFFERED[mode]
     for name in sorted(used - known):
@@ -77,23 +75,6 @@ def faults(source: str, mode: str) -> Iterator[str]:
 def write(source: str, what: str, **values: Any) -> str:
     """The template with its values. UserError where it cannot be written for what it is asked."""
     try:
-        return _compiled(source).render(values)
-    except Stopped:
-        raise
-    except Exception as fault:
-        raise UserError(
-            f"{what}: reward.template cannot be written ({type(fault).__name__}: {str(fault)[:200]})"
-        ) from None
-
-
-@cache
-def _compiled(source: str) -> Any:
-    return _sandbox().from_string(source)
-
-
-@cache
-def _sandbox() -> Any:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        return templates.write(source, "reward.template", values, strict=True)
+    except templates.Refused as fault:
+        raise UserError(f"{what}: reward.template cannot be written ({fault.kind}: {str(fault)[:200]})") from None

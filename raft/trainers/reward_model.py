@@ -16,7 +16,7 @@ import numpy as np
 
 from raft import accuracy, attention, chat, conversation, plugins, probe
 from raft.contracts import Advance, Dropped
-from raft.errors import UserError
+from raft.errors import RowError, UserError
 from raft.records import Pair
 from raft.seeds import derive
 from raft.trainers import fitting, packing
@@ -106,7 +106,11 @@ class BradleyTerry(Fitting):
         limit, name = packing.longest(self, model)
         for pair in pairs:
             texts = [side.text for side in (pair.chosen, pair.rejected)]
-            encoded = conversation.encode_all(tokenizer, pair.prompt, texts, self.template)
+            try:
+                encoded = conversation.encode_all(tokenizer, pair.prompt, texts, self.template)
+            except RowError as fault:
+                dropped(pair.prompt_id, None, str(fault))
+                continue
             chosen, rejected = (np.array(ids, dtype=np.int32) for ids in encoded)
             if not min(len(chosen), len(rejected)):
                 dropped(pair.prompt_id, None, "a side of the pair has no tokens")

@@ -110,7 +110,8 @@ class Corpus:
         reasons = set()
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)
-            reason = next(_reasons(prompt, response, example.weight, limit), None)
+            strange = chat.unembedded(tokenizer, [*prompt, *response])
+            reason = strange or next(_reasons(prompt, response, example.weight, limit), None)
             if reason is None:
                 self._add(prompt, response, example.weight)
             else:
