@@ -38,23 +38,27 @@ class Source(SourceFileLoader):
 
 
 class Beside:
-    """Finds top-level modules in folders for the code that is in them, and for `module`; for nothing else."""
+    """Finds modules in folders for `module`, and for code that was itself found so; for nothing else."""
 
     def __init__(self, folders: Sequence[str]):
         self.folders = list(folders)
         self.asked: str | None = None
-        self.found: set[str] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """What Python's import asks of everything on sys.meta_path."""
-        if path is None and (name == self.asked or _asking() in self.found):
+        spec = None
+        if path is None and (name == self.asked or _is_beside(_asking())):
             spec = self.look(name)
-            self.found |= {name} if spec else set()
-        else:
-            spec = PathFinder.find_spec(name, path) if path and name.partition(".")[0] in self.found else None
+        elif path is not None and self._is_ours(name, list(path)):
+            spec = PathFinder.find_spec(name, path)
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = Source(spec.loader.name, spec.loader.path)
         return spec
+
+    def _is_ours(self, name: str, path: Sequence[str]) -> bool:
+        """Whether a package, with or without a file of its own, is one that stands in the folders."""
+        top = name.partition(".")[0]
+        return any(str(one).startswith(str(Path(folder) / top)) for folder in self.folders for one in path[:1])
 
     def look(self, name: str) -> ModuleSpec | None:
         """Where a top-level module of that name is in the folders."""
@@ -77,6 +81,8 @@ def module(name: str) -> ModuleType:
     top = name.partition(".")[0]
     finder = next((one for one in sys.meta_path if isinstance(one, Beside)), None)
     own = finder.look(top) if finder and top else None
+    if finder is not None:
+        _forget_others(finder.folders)
     if finder is not None and own is not None and own.origin is not None:
         _refuse_namesake(top, own.origin)
         finder.asked = top
@@ -113,12 +119,27 @@ def _elsewhere(name: str) -> str | None:
     return None
 
 
-def _asking() -> str:
-    """The top-level name of the module whose code imports something now."""
+def _asking() -> Any:
+    """The spec of the module whose code imports something now."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and "importlib" in frame.f_code.co_filename:
         frame = frame.f_back
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] if frame else ""
+    return frame.f_globals.get("__spec__") if frame else None
+
+
+def _is_beside(spec: Any) -> bool:
+    return isinstance(getattr(spec, "loader", None), Source)
+
+
+def _forget_others(folders: Sequence[str]) -> None:
+    """Forgets modules that were found beside another recipe: theirs may have the same names."""
+    for name, one in list(sys.modules.items()):
+        spec = getattr(one, "__spec__", None)
+        if _is_beside(spec):
+            file = Path(spec.loader.path)
+            depth = name.count(".") + (file.name == "__init__.py")
+            if str(file.parents[depth]) not in folders:
+                del sys.modules[name]
 
 
 def code_hash(*parts: Any) -> str:
@@ -132,9 +153,14 @@ def code_hash(*parts: Any) -> str:
 
 
 def _file(part: Any) -> str | None:
-    if not isinstance(part, ModuleType):
-        part = sys.modules.get(getattr(part, "__module__", None) or type(part).__module__)
-    file = getattr(part, "__file__", None)
+    """The source file of a module, a function, or the class of anything else; None if it is written in C."""
+    if isinstance(part, ModuleType):
+        names = vars(part)
+    else:
+        made = part if isinstance(part, type) else type(part)
+        names = getattr(part, "__globals__", None) or getattr(vars(made).get("__init__"), "__globals__", None)
+        names = names or vars(sys.modules.get(made.__module__, sys))
+    file = names.get("__file__")
     return file if file is not None and Path(file).is_file() else None
 
 

@@ -215,8 +215,27 @@ def test_files_beside_a_recipe_are_seen_by_those_that_it_names_alone(tmp_path: P
     with imports.beside(tmp_path / "r.yaml"):
         with pytest.raises(ImportError):
             __import__("named_by_a_recipe")
-        assert imports.module("named_by_a_recipe").f() == 5  # imported when it is called
+        found = imports.module("named_by_a_recipe")
         with pytest.raises(ImportError):
             __import__("never_named")
+    with imports.beside(tmp_path / "r.yaml"):  # as in the run, after the recipe was loaded
+        assert imports.module("named_by_a_recipe") is found
+        assert found.f() == 5  # imported when it is called
     for name in ("named_by_a_recipe", "beside_it", "beside_it.inner"):
         del sys.modules[name]
+
+
+def test_files_of_one_name_beside_two_recipes_are_two_modules(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name.py").write_text(f"def f(prompt, response): return {len(name)}.0\n")
+    hashes = []
+    for name in ("first", "second", "first"):
+        (folder := tmp_path / name).touch()
+        with imports.beside(folder / "r.yaml"):
+            rule = Rule(function="same_name:f")
+            assert next(rule.score(GROUPS[:1]))[0].reward == len(name)
+            hashes.append(keys.describe(rule)["function"]["code"])
+    assert hashes[0] == hashes[2] != hashes[1]
+    del sys.modules["same_name"]
