@@ -249,7 +249,7 @@ def speeds(loaded: recipe.Loaded, number: int, found: dict[str, Any]) -> dict[st
         learned += len(chat.encode_prompt(tokenizer, example.prompt)) + len(example.response.token_ids)
     learned *= made.trainer.epochs
     responses = made.prompts.per_iteration * made.generator.k
-    steps = math.ceil(responses / at_once(made.generator)) * made.generator.max_tokens
+    steps = math.ceil(responses / at_once(made)) * made.generator.max_tokens
     moved = (steps * policy["parameters"] + seen * policy["cached numbers a token"]) * NARROW.itemsize
     rates = {}
     for stage, artifact, tokens, work, limit in (
@@ -263,14 +263,16 @@ def speeds(loaded: recipe.Loaded, number: int, found: dict[str, Any]) -> dict[st
             "tokens": tokens, "seconds": seconds, "tokens/s": tokens / seconds, limit: work / seconds,
             "share": work / seconds / ceiling[limit],
         }  # fmt: skip
-    return {**rates, "generate": {**rates["generate"], "at once": at_once(made.generator)}}
+    return {**rates, "generate": {**rates["generate"], "at once": at_once(made)}}
 
 
-def at_once(generator: Any) -> int:
-    """Responses that are generated together."""
+def at_once(made: Any) -> int:
+    """Responses that are generated together, with prompts as long as they may be."""
+    generator = made.generator
     if isinstance(generator, vllm.VLLM):
         (engine,) = vllm._engines.values()
-        return engine.window
+        text = engine.room.taken(made.prompts.max_tokens + generator.max_tokens + 1)
+        return min(engine.most, engine.room.blocks // text)
     return generator.block * generator.k
 
 

@@ -19,7 +19,6 @@ SPEED = (
     "max_num_batched_tokens",
     "enforce_eager",
     "kv_cache_memory_bytes",
-    "swap_space",
     "max_parallel_loading_workers",
     "disable_log_stats",
     "cpu_offload_gb",
@@ -76,6 +75,12 @@ def model_context(folder: Path) -> int:
         (config[name] for name in ("max_position_embeddings", "n_positions", "max_seq_len") if config.get(name)),
         LONGEST,
     )
+
+
+def shape(folder: Path) -> dict[str, Any]:
+    """What an engine is built for: the config of a model, but for where it came from and who wrote it."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
 
 
 @cache

@@ -67,6 +67,8 @@ def describe(value: Any) -> Any:
     for item in dataclasses.fields(value):
         if not item.metadata.get("speed"):
             described[item.name] = _described(value, item)
+    if hasattr(value, "resolved"):  # what is left open follows the device, and floats with it
+        described |= value.resolved()
     if hasattr(value, "identify"):
         described["content"] = value.identify()
     return described

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raft import attention, chat, layout, probe, stopping
+from raft import attention, chat, device, layout, probe, stopping
 from raft.records import Group
 from raft.timing import part
 
@@ -21,11 +21,9 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
 
     Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.
     """
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with part("load"):
-        model, tokenizer = probe.load_model(folder).to(device), chat.load_tokenizer(str(folder))
+    where = device.current()
+    with part("load"), device.fits(f"{folder}, in float32,", "leave out evaluation.kl and selection.kl"):
+        model, tokenizer = probe.load_model(folder).to(where), chat.load_tokenizer(str(folder))
         packed = attention.adopt(model, _hidden)
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, BLOCK)):
@@ -36,7 +34,7 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
         ]
         sums = [[0.0] * len(family) for family in families]
         stopping.check()
-        for batch in layout.batches(families, layout.FORWARD[device], packed):
+        for batch in layout.batches(families, layout.FORWARD[where], packed):
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             laid = layout.pack(texts) if packed else layout.pad([text for part in texts for text in part])
@@ -79,7 +77,7 @@ def _products() -> Iterator[None]:
     import torch
 
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else before)
+    torch.set_float32_matmul_precision("high" if device.current() == "cuda" else before)
     try:
         yield
     finally:

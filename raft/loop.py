@@ -5,6 +5,7 @@ made it already. That is why a killed run goes on by the same command: everythin
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 from raft import chat, comparison, labelling, stages, timeline
@@ -107,7 +108,7 @@ def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
     told.diagnosed(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
     scores: dict[str, dict[str, Artifact]] = {name: {} for name in sets}
     for title, section in recipe.rewards.items():
-        reward = replace(section)  # its model goes with it when the next one comes
+        reward = deepcopy(section)  # its models, or those of its members, go with it when the next one comes
         for name, place in sets.items():
             scores[name][title] = place.once(f"scores/{title}.jsonl", stages.score, reward, **groups[name])
     figures = run.once("accuracy.json", comparison.accuracies, pairs=pairs, scores=scores)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from raft.rewards.reader import BATCH_TOKENS
 from raft.rewards.rule import Rule
 from raft.trainers.fitting import Fitting
 
+KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE = 4 * 4  # bytes in float32: a parameter, its gradient, and the two moments of AdamW
@@ -39,10 +41,11 @@ Terms = dict[str, int | None]  # bytes by what they are for; None where config.j
 
 @dataclass(frozen=True)
 class Device:
-    """Where the turns are taken, and how many bytes it has."""
+    """Where the turns are taken, and how many bytes it has; `note` says what could not be found out."""
 
     kind: Literal["cpu", "cuda"]
     memory: int
+    note: str = ""
 
     def size(self, dtype: str) -> int:
         """Bytes of a number; `auto` is bfloat16 on a GPU and float32 on a CPU."""
@@ -54,7 +57,7 @@ class Turn:
     """What a turn takes; without terms it is not known, and `note` says why.
 
     It can do without `spare` bytes of that; below 0 it lacks them. `lower` says what makes it smaller. What `ends`
-    gives its memory back on a CPU, too.
+    gives its memory back on a CPU, too. An engine, which `shares`, counts what is already taken, and leaves it alone.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Turn:
     lower: str = ""
     spare: int = 0
     ends: bool = False
+    shares: bool = False
 
     @property
     def total(self) -> int:
@@ -72,13 +76,39 @@ class Turn:
 
 def device() -> Device:
     """The GPU that a run would use, by what its driver says, or else this machine."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    if chosen and shutil.which("nvidia-smi") and not version("torch").endswith("+cpu"):
-        command = ["nvidia-smi", f"--id={chosen}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        if said.isdigit():
-            return Device("cuda", int(said) * 2**20)
-    return Device("cpu", engines.host_memory())
+    host, chosen = Device("cpu", engines.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if not chosen or version("torch").endswith("+cpu"):
+        return host
+    if found := _by_driver(chosen) or _by_torch():
+        return Device("cuda", found)
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        note = "there is a GPU, but neither nvidia-smi nor torch can say how much memory it has; this is for the CPU"
+        return replace(host, note=note)
+    return host
+
+
+def _by_driver(chosen: str) -> int | None:
+    """Bytes of a GPU by nvidia-smi; None where it does not say, or the GPU is cut into slices (MIG)."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["--query-gpu=memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
+    memory, _, slices = _said(["nvidia-smi", f"--id={chosen}", *query]).partition(", ")
+    return int(memory) * 2**20 if memory.isdigit() and slices != "Enabled" else None
+
+
+def _by_torch() -> int | None:
+    """Bytes of the GPU, or the slice of one, that torch would use; asked in a process that leaves nothing behind."""
+    if not Path("/dev/nvidia0").exists() and not shutil.which("nvidia-smi"):
+        return None
+    said = _said([sys.executable, "-c", "import torch; print(torch.cuda.get_device_properties(0).total_memory)"])
+    return int(said) if said.isdigit() else None
+
+
+def _said(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def plan(loaded: Loaded, where: Device) -> list[Turn]:
@@ -104,6 +134,8 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
     if turns:
         place = "the GPU" if where.kind == "cuda" else "this machine"
         yield f"  memory by turns, as arithmetic, in GB (1e9 bytes), of which {place} has {_gb(where.memory)}:"
+        if where.note:
+            yield f"    {where.note}"
     known = [turn for turn in turns if turn.terms]
     for turn in known:
         yield f"    {turn.name}: {_gb(turn.total)}"
@@ -119,18 +151,24 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
 
 def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
     """Whether each turn fits, and which would fit together, the largest sets alone."""
-    for turn in turns:
-        if turn.total > memory:
-            yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}; {turn.lower}"
+    wrong = [turn for turn in turns if not fits(turn, memory)]
+    for turn in wrong:
+        left = "" if turn.shares else f", of which {_gb(KEPT)} are left to CUDA and the sleeping engine"
+        yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.lower}"
     largest = max(turns, key=lambda turn: turn.total)
-    if largest.total <= memory:
+    if not wrong:
         yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
     some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
-    sets = [one for one in some if sum(turn.total - turn.spare for turn in one) <= memory]
+    sets = [one for one in some if sum(turn.total - turn.spare for turn in one) <= memory - KEPT]
     widest = [one for one in sets if not any({*map(id, one)} < {*map(id, other)} for other in sets)]
     if widest:
         named = "; ".join(" + ".join(turn.name for turn in one) for one in widest)
         yield f"    would fit side by side, with a cache of one text: {named} (they take turns all the same)"
+
+
+def fits(turn: Turn, memory: int) -> bool:
+    """Whether a turn fits on a GPU of so many bytes."""
+    return turn.total <= memory - (0 if turn.shares else KEPT)
 
 
 def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:
@@ -212,7 +250,7 @@ def _engine(
     text = context * (token or 0)
     holds = f"room for {cache // text:,} texts of {context:,} tokens x {token:,} bytes" if text else "texts not known"
     terms = _product("weights", count, "parameters", size) | {f"cache ({holds})": cache}
-    return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text)
+    return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text, shares=True)
 
 
 def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> Turn | None:

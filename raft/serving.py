@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from raft import engines, guard, logs, stopping
+from raft import device, engines, guard, logs, stopping
 from raft.errors import UserError
 from raft.terminal import safe
 
@@ -124,11 +124,9 @@ def _end(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
 
 def _arguments(folder: Path, port: int, engine: Mapping[str, Any]) -> list[str]:
     """The command line of the server: what is ours, the defaults, and over them the options `engine`."""
-    import torch
-
     context = engine.get("max_model_len") or min(engines.model_context(folder), engines.LONGEST)
     defaults: dict[str, Any] = {"max_model_len": context}
-    if not torch.cuda.is_available():
+    if device.current() == "cpu":
         defaults |= {"dtype": "float32", **engines.cpu_defaults(context)}
     ours = {"model": str(folder), "served_model_name": NAME, "generation_config": "vllm", "seed": 0}
     serving = {"host": "127.0.0.1", "port": port, "disable_uvicorn_access_log": True}

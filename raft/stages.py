@@ -7,6 +7,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see o
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ def diagnose(
     few = [Prompt.of(row) for row in itertools.islice(prompts.read(), 8)]
     answers = None if policy is None or max_tokens is None else doctor.Answers(_tokenizer(policy), max_tokens)
     found = []
-    for name, reward in rewards.items():
+    for name, section in rewards.items():
+        reward = section if policy is not None else deepcopy(section)  # rewards to compare are many: none stays loaded
         device.take(reward)
         found += list(doctor.examine(reward, few, name, answers))
     faults = [f"{one.reward}: {one.check}: {one.message}" for one in found if one.level == "fault"]

@@ -160,3 +160,34 @@ def test_a_set_without_a_pair_is_refused(tmp_path: Path):
     (tmp_path / "bench.jsonl").write_text(json.dumps(rows[0]) + "\n")
     refused = worlds.raft(tmp_path, "run", "recipe.yaml", "sets.bench.max_failed=1.0")
     assert refused.returncode == 2 and "sets/bench/pairs.jsonl holds no pair" in refused.stderr
+
+
+def test_of_many_reward_models_one_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import gc
+    import weakref
+
+    from reward_models import SIZE, save
+
+    from raft import loop, recipe
+    from raft.forecast import Quiet
+    from raft.rewards.reader import Reader
+
+    names = ("first", "second", "third")
+    for name in names:
+        save(tmp_path / name, "LlamaForSequenceClassification", **SIZE)
+    one = {name: {"kind": "model", "model": name, "template": "chat", "max_tokens": 128} for name in names}
+    both = {"kind": "ensemble", "members": {name: one[name] for name in names[:1]}}
+    write(tmp_path, rewards={**one, "both": both}, sets={"bench": RECIPE["sets"]["bench"]})
+    living: weakref.WeakSet[Reader] = weakref.WeakSet()
+    counts, make = [], Reader.__init__
+
+    def counted(self: Reader, *given: Any, **options: Any) -> None:
+        gc.collect()
+        living.add(self)
+        counts.append(len(living))
+        make(self, *given, **options)
+
+    monkeypatch.setattr(Reader, "__init__", counted)
+    monkeypatch.chdir(tmp_path)
+    loop.run(recipe.load(tmp_path / "recipe.yaml"), Quiet())
+    assert counts == [1] * 8  # the doctor's, and those of scoring

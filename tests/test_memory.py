@@ -112,10 +112,11 @@ def test_a_turn_that_does_not_fit_a_gpu_is_named_with_the_keys_to_lower():
         Turn("score", {"weights": 30 * 10**9}, lower="lower a"),
         Turn("train", {"all": 81 * 10**9}, lower="lower b"),
     ]
-    assert [*lines(turns, GPU)][-1] == "    does not fit: train, 81.0 of 80.0; lower b"
+    left = "of which 3 are left to CUDA and the sleeping engine"
+    assert [*lines(turns, GPU)][-1] == f"    does not fit: train, 81.0 of 80.0, {left}; lower b"
     assert [*lines(turns, Device("cuda", 10**10))][-2:] == [
-        "    does not fit: score, 30.0 of 10.0; lower a",
-        "    does not fit: train, 81.0 of 10.0; lower b",
+        f"    does not fit: score, 30.0 of 10.0, {left}; lower a",
+        f"    does not fit: train, 81.0 of 10.0, {left}; lower b",
     ]
 
 
@@ -128,8 +129,8 @@ def test_the_widest_sets_that_would_fit_side_by_side_are_named():
     fits, together = [*lines(turns, GPU)][-2:]
     assert fits == "    fits: the largest turn is generate, 70.0 of 80.0"
     assert "cache of one text: generate + score; generate + train; score + train (" in together
-    assert "cache of one text: generate + score + train (" in [*lines(turns, Device("cuda", 87 * gb))][-1]
-    assert "side by side" not in [*lines(turns, Device("cuda", 20 * gb))][-1]
+    assert "cache of one text: generate + score + train (" in [*lines(turns, Device("cuda", 90 * gb))][-1]
+    assert "side by side" not in [*lines(turns, Device("cuda", 23 * gb))][-1]
 
 
 def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
@@ -218,7 +219,7 @@ def test_jobs_that_train_alone_have_that_turn_alone_and_pairs_need_no_logits(tmp
 
 def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
-    driver.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho 81559\n')
+    driver.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho "${SAID:-81559, Disabled}"\n')
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
@@ -228,7 +229,12 @@ def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Pa
     monkeypatch.setattr(memory, "version", lambda name: "2.13.0")
     assert memory.device() == Device("cuda", 81559 * 2**20)
     asked = (tmp_path / "nvidia-smi.asked").read_text()
-    assert asked == "--id=3 --query-gpu=memory.total --format=csv,noheader,nounits\n"
+    assert asked == "--id=3 --query-gpu=memory.total,mig.mode.current --format=csv,noheader,nounits\n"
+    monkeypatch.setenv("SAID", "24564, [N/A]")
+    assert memory.device() == Device("cuda", 24564 * 2**20)
+    for unreadable in ("[Insufficient Permissions], [N/A]", "81559, Enabled", "No devices were found"):
+        monkeypatch.setenv("SAID", unreadable)  # torch is asked then, and finds none here
+        assert memory.device().kind == "cpu" and "can say how much memory" in memory.device().note
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert memory.device() == host
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from raft import device as devices
 from raft.chat import Tokenizer, check_rows, encode_prompt, load_tokenizer
 from raft.errors import UserError
 from raft.generators.sampling import Sampling, first_of, spell
@@ -45,6 +46,12 @@ class Transformers(Sampling):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = speed(None)
 
+    def resolved(self) -> dict[str, Any]:
+        """What follows the device where the recipe leaves it open."""
+        if self.dtype != "auto" or self.device is None:
+            return {"dtype": devices.dtype_of(self.dtype)}
+        return {"dtype": "bfloat16" if self.device.startswith("cuda") else "float32"}
+
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         yield from faults_of_range(self, block=(1, float("inf")))
@@ -62,12 +69,9 @@ class Transformers(Sampling):
         """Gives the memory back; the next call loads the policy again."""
         import gc
 
-        import torch
-
         self._held.clear()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.free_cache()
 
     @cached_property
     def _held(self) -> dict[Path, Loaded]:
@@ -78,7 +82,7 @@ class Transformers(Sampling):
         if path not in self._held:
             if self._held:
                 self.release()
-            self._held[path] = load(path, self.dtype, self.device)
+            self._held[path] = load(path, self.resolved()["dtype"], self.device)
         return self._held[path]
 
     def _answer(self, loaded: Loaded, block: list[Prompt], seed: int) -> Iterator[Group]:
@@ -106,13 +110,12 @@ def load(path: Path, dtype: str, device: str | None) -> Loaded:
     import torch
     from transformers import GenerationConfig
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    device = device or devices.current()
     tokenizer = load_tokenizer(str(path))
     model = load_model(path, dtype=getattr(torch, dtype))
     check_rows(tokenizer, model, str(path))
-    model.to(device).eval()
+    with devices.fits(str(path), "lower generator.block, or use a smaller policy"):
+        model.to(device).eval()
     model.generation_config = GenerationConfig()  # the folder's own temperature and penalties are not the recipe's
     return Loaded(model, tokenizer)
 

@@ -8,14 +8,16 @@ policy is 0.1 s away instead of a restart.
 
 import gc
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import chat, engines, logs, probe
+from raft import chat, device, engines, logs, probe
 from raft.errors import UserError
 from raft.generators.bookkeeping import Gathered, Room, Slots
 from raft.generators.sampling import Ends, Sampling
@@ -23,6 +25,7 @@ from raft.records import Group, Policy, Prompt, Response
 from raft.seeds import derive
 from raft.timing import part
 
+LOG = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
 OURS = (
     "model",
@@ -33,7 +36,28 @@ OURS = (
     "worker_extension_cls",
     "enable_sleep_mode",
     "trust_remote_code",
+    "model_weights",
+    "revision",
+    "tokenizer_revision",
+    "code_revision",
+    "tokenizer_mode",
+    "skip_tokenizer_init",
+    "logprobs_mode",
+    "generation_config",
+    "runner",
+    "convert",
+    "worker_cls",
+    "allowed_local_media_path",
 )
+ONE_GPU = re.compile(
+    r"(tensor|pipeline|data|prefill_context|decode_context)_parallel_.*|distributed_executor_backend|nnodes|node_rank"
+    r"|master_(addr|port)|device_ids|enable_(expert_parallel|elastic_ep|eplb|dbo)"
+)
+UNTRIED = re.compile(
+    r"speculative_config|spec_(method|model|tokens)|enable_lora|(kv|ec|weight)_transfer_config|diffusion_config"
+    r"|tokens_only|logits_processors|return_sampling_mask|fault_tolerance_config|enable_fault_tolerance"
+)
+FORMATS = ("auto", "safetensors", "pt", "hf")  # of weights that can be loaded anew out of a policy's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +82,16 @@ class VLLM(Sampling):
         if self.context is not None and self.context <= self.max_tokens:
             yield "context", f"{self.context} leaves no room for a prompt beside max_tokens: {self.max_tokens}"
         yield from engines.faults(self.engine, OURS)
+        for name, value in self.engine.items():
+            if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
+                yield (
+                    f"engine.{name}",
+                    "raft's engine computes on one GPU; remove it, or use vllm serve and kind: remote",
+                )
+            elif UNTRIED.fullmatch(name):
+                yield f"engine.{name}", "is not supported: tokens or new weights might come out otherwise; remove it"
+        if (found := self.engine.get("load_format", "auto")) not in FORMATS:
+            yield "engine.load_format", f"{found!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         with part("start"):
@@ -70,6 +104,10 @@ class VLLM(Sampling):
         for engine in _engines.values():
             engine.sleep()
 
+    def resolved(self) -> dict[str, Any]:
+        """What follows the device where the recipe leaves it open."""
+        return {"dtype": device.dtype_of(self.dtype)}
+
     @property
     def device_key(self) -> str:
         """All generators of a run share one engine."""
@@ -80,15 +118,16 @@ _engines: dict[str, "Engine"] = {}
 
 
 def _engine(options: VLLM, policy: Policy) -> "Engine":
-    key = json.dumps([options.dtype, options.context, options.batch_invariant, options.engine], sort_keys=True)
+    made_for = [options.dtype, options.context, options.batch_invariant, options.engine, engines.shape(policy.path)]
+    key = json.dumps(made_for, sort_keys=True)
     if key not in _engines:
-        assert not _engines, "one engine serves a run"
+        close()
         _engines[key] = Engine(options, policy)
     return _engines[key]
 
 
 def close() -> None:
-    """Lets the engine go, so that another with other options can be built in this process."""
+    """Lets the engine go, so that one of another shape or with other options can be built in this process."""
     for engine in _engines.values():
         engine.llm.engine_core.shutdown()
     _engines.clear()
@@ -106,36 +145,39 @@ class Engine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self.on_gpu = torch.cuda.is_available()
+        self.on_gpu = device.current() == "cuda"
         if options.batch_invariant and self.on_gpu and torch.cuda.get_device_capability() < (9, 0):
             raise UserError(
                 "generator.batch_invariant takes a GPU of compute capability 9.0 or newer (Hopper): on older ones vLLM "
                 "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
             )
-        self.dtype = ("bfloat16" if self.on_gpu else "float32") if options.dtype == "auto" else options.dtype
+        self.dtype = device.dtype_of(options.dtype)
         self.context = options.context or min(engines.model_context(policy.path), engines.LONGEST)
         if self.context > engines.model_context(policy.path):
             raise UserError(
                 f"generator.context is {self.context}, but {policy.path} reads "
                 f"{engines.model_context(policy.path)} tokens; lower it"
             )
-        defaults: dict[str, Any] = {"enable_sleep_mode": True} if self.on_gpu else engines.cpu_defaults(self.context)
-        arguments = EngineArgs(
-            model=str(policy.path),
-            dtype=self.dtype,
-            max_model_len=self.context,
-            seed=0,
-            worker_extension_cls="raft.generators.worker.Worker",
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **{**defaults, **options.engine},
-        )
+        longest = max(map(len, probe.tokens(policy.probe)))
+        if self.context <= longest:
+            raise UserError(
+                f"generator.context is {self.context}, but the texts that prove the engine have up to {longest} tokens; "
+                f"raise it to {longest + 1} or more"
+            )
+        given: dict[str, Any] = {
+            "model": str(policy.path),
+            "dtype": self.dtype,
+            "max_model_len": self.context,
+            "seed": 0,
+            "worker_extension_cls": "raft.generators.worker.Worker",
+            **_defaults(options, self.dtype, self.context, self.on_gpu),
+        }
         threads = torch.get_num_threads()
         with logs.captured():
             try:
                 # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
-                self.llm: Any = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-            except (ValueError, torch.OutOfMemoryError) as fault:
+                self.llm: Any = LLMEngine.from_engine_args(EngineArgs(**given), usage_context=UsageContext.LLM_CLASS)
+            except (ValueError, TypeError, RuntimeError, AssertionError) as fault:  # memory, drivers and options
                 said = "; ".join(one["msg"] for one in fault.errors()) if hasattr(fault, "errors") else fault
                 raise UserError(
                     f"vLLM cannot start with {policy.path}: {said}; what it may be told is in generator.engine, and "
@@ -158,6 +200,10 @@ class Engine:
 
     def hold(self, policy: Policy) -> None:
         """Makes the engine hold this policy, awake and proved."""
+        with device.fits("the engine", "lower generator.engine.gpu_memory_utilization"):
+            self._hold(policy)
+
+    def _hold(self, policy: Policy) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
         new = self.held != policy.path
@@ -174,7 +220,8 @@ class Engine:
     def prove(self, policy: Policy) -> None:
         """ProbeError unless the engine computes what the policy's probe says; only then it holds the policy."""
         measured = self.likelihoods(probe.tokens(policy.probe))
-        probe.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
+        distance = probe.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
+        LOG.info("the engine holds %s: its probe differs by %.2g nats (rms)", policy.path, distance)
         self.held = policy.path
 
     def load(self, path: Path) -> None:
@@ -187,6 +234,7 @@ class Engine:
         if self.on_gpu and not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = True
+            LOG.info("the engine sleeps: %.2f of %.2f GB of the GPU are free", *(one / 1e9 for one in _gpu_memory()))
 
     def likelihoods(self, texts: list[list[int]]) -> list[list[float]]:
         """Log-probability of each token but the first, given those before it."""
@@ -260,6 +308,28 @@ class Engine:
             ids = chat.encode_prompt(self.tokenizer, prompt)
             options.check_room(prompt, ids, self.context)
             yield prompt, ids
+
+
+def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str, Any]:
+    """What an engine is told where the recipe says nothing, and under it what the recipe says.
+
+    On a GPU the logits are computed in float32, as transformers has them: in bfloat16 a log-probability is off by up
+    to 0.1 nats. What sleeps gives the memory of its CUDA graphs back, too.
+    """
+    found: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    if not on_gpu:
+        return found | engines.cpu_defaults(context) | options.engine
+    found |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine
+    if dtype != "float32":
+        found["hf_overrides"] = {"head_dtype": "float32", **options.engine.get("hf_overrides", {})}
+    return found
+
+
+def _gpu_memory() -> tuple[int, int]:
+    """Bytes that are free, and all."""
+    import torch
+
+    return torch.cuda.mem_get_info()
 
 
 def _params(options: VLLM, ends: Ends, seed: int) -> Any:

@@ -15,12 +15,13 @@ class Worker:
     """Mixed into vLLM's worker; a path travels to it, never tensors."""
 
     model_runner: Any
+    reload_weights: Any  # the worker's own, in the context that some kernels ask for
 
     def load_policy(self, path: str) -> None:
         """Loads the weights of a model folder into the living model."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        self.model_runner.reload_weights(weights_path=path)
+        self.reload_weights(weights_path=path)
         model = self.model_runner.get_model()
         for module in model.modules():
             if isinstance(module, ParallelLMHead) and next(module.parameters()).device.type == "cpu":

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from raft import completions, engines, serving
+from raft import completions, device, engines, serving
 from raft.completions import excerpt
 from raft.errors import UserError
 from raft.plugins import faults_of_range, faults_of_text, source, speed, text_of
@@ -109,9 +109,7 @@ class Judge(Connection):
 
     def release(self) -> None:
         """Ends the server of our own where it holds an accelerator that is another's now; the next score starts it."""
-        import torch
-
-        if torch.cuda.is_available():
+        if device.current() == "cuda":
             self.close()
 
     def close(self) -> None:

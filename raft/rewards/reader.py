@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import attention, chat, layout, model_folder, probe
+from raft import attention, chat, device, layout, model_folder, probe
 from raft.checkpoint import Checkpoint
 from raft.errors import Stopped, UserError
 from raft.layout import Layout
@@ -57,6 +57,11 @@ class Options:
     attention: str | None = None
     batch_tokens: int | None = None
 
+    def resolved(self) -> dict[str, Any]:
+        """What follows the device where the recipe leaves it open."""
+        tokens = self.batch_tokens or BATCH_TOKENS[device.current()]
+        return {"dtype": device.dtype_of(self.dtype), "batch_tokens": tokens}
+
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
         if self.batch_tokens is not None:
@@ -74,15 +79,13 @@ class Reader:
     """
 
     def __init__(self, options: Options, pairs: bool = False):
-        import torch
-
         from raft.hub import locate_model
         from raft.rewards import heads
 
         self.name, self.pairs = options.model, pairs
         folder = locate_model(options.model, options.revision)
         model_folder.check(folder)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device.current()
         self.batch_tokens = options.batch_tokens or BATCH_TOKENS[self.device]
         self.tokenizer = chat.load_tokenizer(str(folder))
         self.config = _config(options.model, folder)
@@ -160,15 +163,14 @@ class Reader:
             return f"the model has embeddings for {self.rows:,} tokens, and this conversation has the id {max(ids)}"
         return None if self.head is None else self.head.fault(ids)
 
-    def move(self, device: str) -> None:
+    def move(self, where: str) -> None:
         """To the accelerator, or to host memory, which gives the accelerator's memory back."""
-        import torch
-
-        self.model.to(device)
-        if self.head is not None:
-            self.head.to(device)
-        if device == "cpu" and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        with device.fits(f"the reward model {self.name}", "use a smaller one"):
+            self.model.to(where)
+            if self.head is not None:
+                self.head.to(where)
+        if where == "cpu":
+            device.free_cache()
 
     def _read(self, batch: list[list[Ids]]) -> dict[Ids, list[float]]:
         """One forward pass, or two of half the size where the accelerator's memory does not suffice for one."""
@@ -185,7 +187,7 @@ class Reader:
                     f"{self.name}: one conversation of {len(rows[0])} tokens does not fit the accelerator's memory; "
                     "lower reward.max_tokens, or use a smaller model"
                 ) from fault
-        torch.cuda.empty_cache()
+        device.free_cache()
         larger = batch if len(batch) > 1 else [[row] for row in rows]
         half = len(larger) // 2
         return self._read(larger[:half]) | self._read(larger[half:])
@@ -239,8 +241,7 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
     import torch
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = ("bfloat16" if device == "cuda" else "float32") if options.dtype == "auto" else options.dtype
+    dtype = device.dtype_of(options.dtype)
     chosen = _attention(options, config)
     try:
         with quiet():
@@ -259,7 +260,8 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
             ) from fault
         raise UserError(f"{options.model} cannot be loaded as a reward model: {said}") from fault
     _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over(report) - head})
-    model = model.eval().requires_grad_(False).to(device)
+    with device.fits(f"the reward model {options.model}", "use a smaller one"):
+        model = model.eval().requires_grad_(False).to(device.current())
     _check_finite(options.model, model)
     return model
 

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 
-from raft import attention, checkpoint, plugins, probe
+from raft import attention, checkpoint, layout, plugins, probe
+from raft import device as devices
 from raft.contracts import Advance, Dropped
 from raft.errors import UserError
 from raft.files import permit
@@ -47,6 +48,7 @@ DECIDED = re.compile(
     r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
     r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
 )
+ADVICE = "lower trainer.tokens_per_forward, set trainer.gradient_checkpointing: true, or use trainer.lora"
 UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 
@@ -89,6 +91,11 @@ class Fitting:
     ) -> dict[str, float]:
         """What a trainer of its kind does."""
         raise NotImplementedError
+
+    def resolved(self) -> dict[str, Any]:
+        """What follows the device where the recipe leaves it open."""
+        tokens = self.tokens_per_forward or layout.FORWARD[devices.current()]
+        return {"precision": "bfloat16" if mixed(self) else "float32", "tokens_per_forward": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
@@ -185,7 +192,8 @@ def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **mor
 
 def ready(options: Fitting, model: Any) -> Any:
     """The model on its device, with our attention if it is to read packed rows and can."""
-    model.to(device())
+    with devices.fits("the model to train", ADVICE):
+        model.to(device())
     if options.packing and options.attention == "auto":
         attention.adopt(model, hidden)
     return model
@@ -237,17 +245,10 @@ def fit(
     options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
 ) -> list[dict[str, float]]:
     """Trains the model in place and returns what each step measured: the sums of what its batches did."""
-    import torch
-
     uses_cache = model.config.use_cache
-    trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
-    try:
+    with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
+        trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
         trainer.train()
-    except torch.OutOfMemoryError as fault:
-        raise UserError(
-            f"training does not fit the memory of the device ({fault}); lower trainer.tokens_per_forward, "
-            "set trainer.gradient_checkpointing: true, or use trainer.lora"
-        ) from fault
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.zero_grad(set_to_none=True)
     model.config.use_cache = uses_cache
@@ -296,8 +297,13 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Adva
             self.parts: list[dict[str, Any]] = []
             total = sum(super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
             self.measured.append(_sums(self.parts))
-            _finite(self.measured[-1]["loss"], self.state.global_step + 1)
+            _finite("loss is", self.measured[-1]["loss"], self.state.global_step + 1)
             return total
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            norm = super()._get_grad_norm(model, grad_norm)  # before the optimiser has spread it into the weights
+            _finite("norm of the gradients is", float(norm), self.state.global_step + 1)
+            return norm
 
         def compute_loss(self, model: Any, inputs: Any, *ignored: Any, **more: Any) -> Any:
             with self.accelerator.autocast():
@@ -322,9 +328,13 @@ def _sums(parts: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(sum(part[name] for part in parts)) for name in parts[0]}
 
 
-def _finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}; lower trainer.learning_rate, or raise trainer.warmup")
+def _finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {what} {value} at step {step}, so the weights would be lost. After steps with a growing loss: lower "
+            "trainer.learning_rate, or raise trainer.warmup. From the first steps on: try trainer.precision: float32 "
+            "and trainer.attention: eager, which tell whether a kernel is at fault"
+        )
 
 
 def summary(measured: list[dict[str, float]], order: Order) -> dict[str, float]:
@@ -402,16 +412,16 @@ def device() -> Any:
     """Where training happens: the first CUDA device, or the CPU."""
     import torch
 
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda:0" if devices.current() == "cuda" else "cpu")
 
 
 def mixed(options: Fitting) -> bool:
     """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
+    if options.precision != "auto" or devices.current() == "cpu":
+        return options.precision == "bfloat16"
     import torch
 
-    if options.precision == "auto":
-        return device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return options.precision == "bfloat16"
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def torch_seed(seed: int) -> int:
@@ -423,8 +433,5 @@ def free() -> None:
     """Gives memory back; Trainer holds itself in circles."""
     import gc
 
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    devices.free_cache()
