@@ -184,7 +184,7 @@ def test_old_weights_and_kinds_of_your_own_are_not_known(tmp_path: Path, monkeyp
 
 def test_options_that_make_no_sense_are_no_traceback(tmp_path: Path, monkeypatch):
     generator = {"kind": "vllm", "max_tokens": 12, "engine": {"gpu_memory_utilization": "most"}}
-    loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"target_modules": "(", "r": 2}})
+    loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"r": "many"}})
     turns = by_name(plan(loaded, GPU))
     assert "cannot be reckoned with" in turns["generate"].note and "cannot be reckoned with" in turns["train"].note
     assert turns["score"].terms

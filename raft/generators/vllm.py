@@ -161,7 +161,7 @@ class Engine:
         longest = max(map(len, probe.tokens(policy.probe)))
         if self.context <= longest:
             raise UserError(
-                f"generator.context is {self.context}, but the texts that prove the engine have up to {longest} tokens; "
+                f"generator.context is {self.context}, but its probe has texts of up to {longest} tokens; "
                 f"raise it to {longest + 1} or more"
             )
         given: dict[str, Any] = {
