@@ -134,7 +134,7 @@ def _is_beside(spec: Any) -> bool:
 def _forget_others(folders: Sequence[str]) -> None:
     """Forgets modules that were found beside another recipe: theirs may have the same names."""
     for name, one in list(sys.modules.items()):
-        spec = getattr(one, "__spec__", None)
+        spec: Any = getattr(one, "__spec__", None)
         if _is_beside(spec):
             file = Path(spec.loader.path)
             depth = name.count(".") + (file.name == "__init__.py")
@@ -155,7 +155,7 @@ def code_hash(*parts: Any) -> str:
 def _file(part: Any) -> str | None:
     """The source file of a module, a function, or the class of anything else; None if it is written in C."""
     if isinstance(part, ModuleType):
-        names = vars(part)
+        names: Any = vars(part)
     else:
         made = part if isinstance(part, type) else type(part)
         names = getattr(part, "__globals__", None) or getattr(vars(made).get("__init__"), "__globals__", None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, groupby, product
+from typing import Any
 
 from raft.messages import Malformed, Message, answered, messages, turns, words
 from raft.sources import Row
@@ -296,7 +297,7 @@ def _signed(
     row: Row, column: str, prompt: Messages, first: str, second: str, subset: str | None = None
 ) -> Compared | Unused:
     """HelpSteer's preference: below 0 the first is better, above 0 the second."""
-    strength = row.get(column)
+    strength: Any = row.get(column)
     if isinstance(strength, bool) or strength not in range(-STRONGEST, STRONGEST + 1):  # -2.0, as pandas writes, is -2
         raise Malformed(f"{column} is not a whole number from -{STRONGEST} to {STRONGEST} but {strength!r}")
     if strength == 0:

@@ -93,10 +93,11 @@ def _context(config: dict[str, Any]) -> int | None:
 
 def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
     """Faults of the files and models that a recipe names; what its own needs will make is not asked for yet."""
-    if hasattr(part, "first_fault") and isinstance(part, FileRows | InlineRows):
+    first_fault = getattr(part, "first_fault", None)
+    if first_fault is not None and isinstance(part, FileRows | InlineRows):
         path = getattr(part, "path", None)
         here = path is None or (str(Path(path).parent) not in made and fault_of_file(path) is None)
-        if here and (fault := part.first_fault()) is not None:
+        if here and (fault := first_fault()) is not None:
             yield Fault(key, fault)
     for item in dataclasses.fields(part):
         value, below = getattr(part, item.name), f"{key}.{item.name}" if key else item.name

@@ -119,7 +119,8 @@ class Reading(Source):
 
     def first_fault(self) -> str | None:
         """What is wrong with the first rows, if one cannot be read or none of them can be used."""
-        drops, used, row = [], 0, {}
+        drops, used = [], 0
+        row: Row = {}
         try:
             for place, prompt_id, row in self.first_rows():
                 try:

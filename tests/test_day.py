@@ -11,7 +11,6 @@ from raft import recipe, scoring, templates
 from raft.errors import UserError
 from raft.runs import Run
 
-
 RULE = ["reward.function=length"]  # one of raft's own: a module of a recipe can have its name only once in a process
 
 

@@ -7,6 +7,7 @@ proportion to the text. What is no plain number (roots, intervals, formulas) is 
 
 import math
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ CHOICES = [
 ]
 
 
-class Number(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Number:
     """A number, and whether it stands before a per cent sign."""
 
     value: Fraction
@@ -59,8 +61,6 @@ class Number(NamedTuple):
             return True
         share, plain = (self, other) if self.percent else (other, self)
         return share.percent and not plain.percent and share.value == 100 * plain.value
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Reference(NamedTuple):

@@ -51,8 +51,10 @@ class Checker:
     def _started(self) -> "subprocess.Popen[bytes]":
         if self.child is not None and self.child.poll() is None:
             return self.child
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.child = subprocess.Popen([sys.executable, "-I", __file__], bufsize=0, start_new_session=True, **pipes)
+        self.child = subprocess.Popen(
+            [sys.executable, "-I", __file__], bufsize=0, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         weakref.finalize(self, self.child.kill)
         assert self.child.stdout is not None
         if _line(self.child.stdout, START) != b"ready\n":
