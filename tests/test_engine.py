@@ -248,4 +248,4 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     output = SimpleNamespace(token_ids=ids, finish_reason="stop")
     response = vllm._response(output, [-1.0] * len(ids), tokenizer, Sampling().ends(tokenizer))
-    assert response.text == "The end." and response.token_ids == ids
+    assert response.text == " The end." and response.token_ids == ids  # as it goes on from a prompt

@@ -39,7 +39,9 @@ def test_a_reward_does_not_depend_on_the_batch_or_the_order(llama: Path):
 def test_a_response_that_ends_in_the_padding_token_is_read_at_its_end(llama: Path):
     tokenizer = make_tokenizer()
     texts = [f"Hi{PAD}", f"Hi{PAD}{PAD}", "Hi", "A longer one."]
-    given = [Group(Prompt("p", text="Say: "), [Response(text, [], None, "stop") for text in texts])]
+    # Written in a text prompt, where special tokens are marks; in a response they are words.
+    empty = Response("", [], None, "stop")
+    given = [Group(Prompt(f"{at}", text=f"Say: {text}"), [empty]) for at, text in enumerate(texts)]
     ids = [tokenizer(f"Say: {text}")["input_ids"] for text in texts]
     assert ids[1][-3:] == [ids[0][-2], 0, 0]
     found = rewards(RewardModel(model=str(llama), template="plain"), given)
