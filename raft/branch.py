@@ -35,9 +35,15 @@ def existing(folder: Path) -> Path:
 
 
 def returned(folder: Path) -> Path:
-    """The run's folder, after this process has gone to where the run began: the paths of its recipe are from there."""
-    began = Path(about(folder).get("folder", "."))
-    if not began.is_dir() or began.samefile("."):
+    """The run's folder, after this process has gone to where the run began: the paths of its recipe are from there.
+
+    Where a run was copied or moved with all that is around it, that is the same place around the copy.
+    """
+    known, beside = about(folder), folder.absolute().parent.resolve()
+    outputs = Path(known.get("outputs", "."))
+    around = [beside, *beside.parents][min(len(outputs.parts), len(beside.parents))]
+    began = around if "outputs" in known and around / outputs == beside else Path(known.get("folder", "."))
+    if Path.cwd() / outputs == beside or not began.is_dir() or began.samefile("."):
         return folder
     folder = folder.absolute()
     os.chdir(began)

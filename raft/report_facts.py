@@ -90,18 +90,19 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "timeline": list(timeline.shares(made, timeline.processes(known))),
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
-        "findings": findings(folder, measured, text),
+        "findings": findings(folder, measured),
         "table": _text(folder / "accuracy.md"),
         "recipe": text,
     }
 
 
-def findings(folder: Path, rows: list[dict[str, Any]], recipe: str) -> list[dict[str, Any]]:
+def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was found when the rewards were examined, and what the figures say now (raft/advice.py)."""
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
+    recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
     faults: list[Any] = []
-    options = build(Advice, (read_resolved(folder) if recipe else {}).get("advice") or {}, "advice", faults)
+    options = build(Advice, recipe.get("advice") or {}, "advice", faults)
     if faults:
         raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
     rows = metrics.on_common_prompts(rows, held_out_means(folder))

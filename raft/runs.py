@@ -272,7 +272,7 @@ def about(folder: Path) -> dict[str, Any]:
     """What run.json says. UserError if it is damaged."""
     file = folder / "run.json"
     found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
-    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "job", "date"), str)
+    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
     kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
     if wrong or "job" not in found:
@@ -353,6 +353,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             {
                 "recipe": str(loaded.path.absolute()),
                 "folder": str(Path.cwd()),
+                "outputs": os.path.relpath(folder.parent.absolute()),
                 "job": loaded.recipe.job,
                 "seed": loaded.recipe.seed,
                 "date": loaded.recipe.date or templates.today(),

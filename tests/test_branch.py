@@ -172,6 +172,23 @@ def test_a_run_that_was_renamed_moved_or_called_from_elsewhere_goes_on_in_its_ow
     assert done.returncode == 2 and "name: new: raft resume goes on in kept/07 itself" in done.stderr
 
 
+def test_a_copy_of_a_run_with_all_around_it_reads_what_is_around_the_copy(world, tmp_path, monkeypatch):
+    began = Path(json.loads((world / "outputs" / "tiny" / "run.json").read_text())["folder"])
+    assert began != world and branch.returned(Path("outputs/tiny")) == Path("outputs/tiny") and Path.cwd() == world
+    monkeypatch.chdir(world / "base")
+    assert branch.returned(Path("../outputs/tiny")).samefile(world / "outputs" / "tiny") and Path.cwd() == world
+    shutil.move(world / "outputs" / "tiny", tmp_path / "alone")
+    assert branch.returned(tmp_path / "alone") == tmp_path / "alone" and Path.cwd() == began
+
+
+def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
+    (world.parent / "elsewhere").mkdir()
+    done = worlds.raft(world.parent / "elsewhere", "resume", world / "outputs" / "tiny", "iterations=4")
+    assert done.returncode == 0, done.stderr
+    assert (world / "outputs" / "tiny" / "iterations" / "004" / "metrics.json").exists()
+    assert not list((world.parent / "elsewhere").iterdir())
+
+
 def test_a_measured_policy_stays_evaluated_or_not_whatever_iterations_becomes(tmp_path):
     evaluation = {"count": 4, "every": 2, "gold": None, "kl": False}
     worlds.make_recipe(tmp_path, evaluation=evaluation, keep="all", **SMALL)

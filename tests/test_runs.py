@@ -107,8 +107,43 @@ def test_a_half_made_artifact_of_other_inputs_is_refused(tmp_path):
 
     with pytest.raises(RuntimeError):
         run(tmp_path).once("g.jsonl", stage, value=1)
-    with pytest.raises(UserError, match="half-made from other inputs"):
+    with pytest.raises(UserError, match=r"half-made from other inputs .*\n  inputs\.value: was 1, is 2"):
         run(tmp_path).once("g.jsonl", stage, value=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"prompt_id": "1", \n', r":3: damaged: no line of JSON"),
+        (b"\n", r":3: damaged: no line of JSON"),
+        (b'{"prompt_id": "\xff"}\n', r":3: damaged: no line of JSON"),
+        (bytes(9) + b"\n", r":3: damaged: no line of JSON"),
+        (b"[1]\n", r":3: damaged: expected an object such as \{...\}, found list"),
+        (b'{"value": 1}\n', r":3: damaged: a row without a prompt_id"),
+        (b'{"prompt_id": 1}\n', r":3: damaged: a row without a prompt_id"),
+        (b'{"prompt_id": "0"}\n', r":3: damaged: a second row of prompt '0'"),
+    ],
+)
+def test_a_broken_line_in_the_middle_of_a_half_made_artifact_is_named(tmp_path, line, said):
+    def stage(section, output):
+        done = output.resume()
+        for name in "012":
+            if name not in done:
+                output.append({"prompt_id": name})
+        if fail:
+            raise RuntimeError("killed here")
+        output.gather("012")
+
+    fail, partial = True, tmp_path / "g.jsonl.partial"
+    with pytest.raises(RuntimeError):
+        run(tmp_path).once("g.jsonl", stage)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    fail = False
+    with pytest.raises(UserError, match=rf"g\.jsonl\.partial{said}.*; delete that file"):
+        run(tmp_path).once("g.jsonl", stage)
+    partial.unlink()
+    assert run(tmp_path).once("g.jsonl", stage).rows == 3
 
 
 def test_a_killed_process_loses_no_appended_group(tmp_path):
