@@ -125,10 +125,17 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     file = folder / "run.json"
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
-    origin = Path(str(known.get("recipe", folder / "recipe.yaml")))
+    origin = _origin(known, folder)
     with beside(origin):
         loaded = load(folder / "resolved.yaml", [f"name={json.dumps(folder.name, ensure_ascii=False)}", *overrides])
     return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
+
+
+def _origin(known: dict[str, Any], folder: Path) -> Path:
+    """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy."""
+    recipe, began = (Path(str(known.get(name, folder / "recipe.yaml"))) for name in ("recipe", "folder"))
+    here = recipe.relative_to(began) if recipe.is_relative_to(began) else recipe
+    return here.absolute() if here.is_file() else recipe
 
 
 def speed_keys(part: Any, key: str = "") -> Iterator[str]:
