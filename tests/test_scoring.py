@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import worlds
-from folders import stamp
+from folders import stamp, write_run
 
+from raft import report, timeline, watch
 from raft.contracts import BLOCK
 from raft.errors import UserError
 from raft.records import read
@@ -194,6 +195,25 @@ def test_two_processes_do_not_score_into_the_same_file(folder):
         score(folder)
     score(folder)
     assert not list(folder.glob(".out*"))
+
+
+def test_scores_made_inside_a_run_stand_in_none_of_its_commands_way(folder):
+    run = write_run(folder / "run", 2, 2, 1, text=lambda *place: "words", reward=lambda *place: 1.0)
+    score(folder, "run/rescored.jsonl")
+    assert "rescored.jsonl" in watch.status(run)
+    timeline.record(run)
+    assert report.write(run).exists() and "score_file" in {one["stage"] for one in timeline.artifacts(run)}
+
+
+def test_damaged_scores_are_not_taken_for_done(folder):
+    score(folder)
+    lines = (folder / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "out.jsonl").write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(UserError, match=r"out\.jsonl is damaged: .*Delete it; then give the same command again"):
+        score(folder)
+    (folder / "out.jsonl").unlink()
+    score(folder)
+    assert (folder / "out.jsonl").read_bytes() == b"".join(lines)
 
 
 def test_an_error_leaves_no_lock(folder):
