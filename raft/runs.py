@@ -213,9 +213,9 @@ class Run(Place):
         refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
-            _settle(folder, loaded)
             run = cls(folder, loaded.recipe.seed)
             run.look_over()
+            _settle(folder, loaded)
             with templates.dated(loaded.recipe.date or about(folder).get("date") or templates.today()):
                 yield run
 
