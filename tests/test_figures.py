@@ -48,7 +48,7 @@ def make_run(
 ) -> Path:
     """A run's folder with the artifacts that figures read; the winners are the best of each prompt."""
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps({"job": "align"}))
     for at, table in enumerate(training, start=1):
         finish(folder / f"iterations/{at:03d}/scores.jsonl", scores(table))
         best = [{"prompt_id": str(row), "reward": max(rewards)} for row, rewards in enumerate(table)]  # type: ignore[type-var]
