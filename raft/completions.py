@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raft.errors import UserError
-from raft.terminal import safe
+from raft.terminal import is_unicode, safe
 
 EXCERPT = 200  # characters of what a server says that are kept
 
@@ -156,14 +156,6 @@ def _fault(said: Mapping[str, Any], text: str | None, thought: str, ended: str |
         return f"the answer holds no text (null) {named}"
     if ended is None:
         return f"the answer ended for a reason that raft does not know {named}"
-    if not _is_unicode(text):
+    if not is_unicode(text):
         return f"the text holds half a character: {excerpt(text)}"
     return ""
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

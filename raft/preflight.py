@@ -42,7 +42,7 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
     own = _tokenizer(getattr(recipe, "policy", None))
     if not isinstance(limit, int) or own is None:
         return
-    words = SAMPLE * (1 + limit // len(own.encode(SAMPLE, add_special_tokens=False).ids))
+    words = SAMPLE * (1 + limit // max(1, len(own.encode(SAMPLE, add_special_tokens=False).ids)))
     answer = own.decode(own.encode(words, add_special_tokens=False).ids[:limit])
     gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
     for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):

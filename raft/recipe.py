@@ -18,6 +18,7 @@ from raft.errors import UserError
 from raft.jobs import DEFAULTS, JOBS, MAKES
 from raft.plugins import Fault, build, is_file, suggest
 from raft.stamps import read_object
+from raft.terminal import is_unicode
 
 OUTPUTS = Path("outputs")
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
@@ -289,22 +290,15 @@ def _odd(value: Any, key: str = "") -> Iterator[Fault]:
     """Values that no artifact's key could hold: numbers that are not finite, mixed keys, halves of characters."""
     if isinstance(value, float) and not math.isfinite(value):
         yield Fault(key, f"{value} is no finite number")
-    if isinstance(value, str) and not _writable(value):
+    if isinstance(value, str) and not is_unicode(value):
         yield Fault(key, f"{value!r} holds half a character, which cannot be written as UTF-8")
     if isinstance(value, dict):
-        if len({isinstance(name, str) for name in value}) == 2 or not all(_writable(str(name)) for name in value):
+        if len({isinstance(name, str) for name in value}) == 2 or not all(is_unicode(str(name)) for name in value):
             yield Fault(key, f"the keys {', '.join(map(repr, value))} are not all text; put quotes around each")
         for name, one in value.items():
             yield from _odd(one, f"{key}.{name}" if key else str(name))
     for index, one in enumerate(value if isinstance(value, list) else ()):
         yield from _odd(one, f"{key}[{index}]")
-
-
-def _writable(text: str) -> bool:
-    try:
-        return bool(text.encode()) or True
-    except UnicodeEncodeError:
-        return False
 
 
 def _read(path: Path, lines: dict[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.errors import RowError, UserError
+from raft.terminal import is_unicode
 
 WORKER = Path(__file__).with_name("template_worker.py")
 LIMITS = {"memory": "more than 1 GB of memory", "length": "a text of more than 33 million characters"}
@@ -66,7 +67,7 @@ def write(template: str, whose: str, values: dict[str, Any], *, strict: bool = F
     said = _asked(template, whose, values, strict)
     if "refused" in said:
         raise Refused(said["refused"], said["kind"])
-    if not _is_text(said["text"]):
+    if not is_unicode(said["text"]):
         raise RowError(f"{whose} writes half a character (a lone surrogate), which no tokenizer reads; mend it")
     return said["text"]
 
@@ -93,14 +94,6 @@ class Refused(RowError):
     def __init__(self, reason: str, kind: str):
         super().__init__(reason)
         self.kind = kind
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Worker:

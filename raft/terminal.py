@@ -34,3 +34,12 @@ def _write(text: str, stream: TextIO | None) -> None:
         return
     encoding, text = stream.encoding or "utf-8", safe(text)
     print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a character (a lone surrogate) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

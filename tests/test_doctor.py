@@ -9,7 +9,7 @@ import worlds
 from heads import LLAMA_GATE, gate, make, rand, speak_llama
 from reward_models import SIZE, edit, save
 
-from raft import chat, doctor
+from raft import chat, doctor, preflight, recipe
 from raft.records import Prompt, read
 from raft.rewards.model import RewardModel
 
@@ -141,6 +141,18 @@ def test_check_foresees_answers_that_the_reward_model_cannot_read(llama: Path, t
     told = worlds.raft(tmp_path, "check", "recipe.yaml", "prompts.max_tokens=16", "generator.max_tokens=240").stdout
     assert "warning: reward.members.a: answers of generator.max_tokens: 240 have about" in told
     assert "it reads 256" in told and "selection.max_failed" in told
+
+
+def test_check_foresees_nothing_of_a_policy_whose_tokenizer_keeps_nothing(llama: Path, tmp_path: Path):
+    """Its tokenizer knows one Han character alone, so a sentence of English has no token."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    worlds.make_recipe(tmp_path, reward={"kind": "model", "model": str(llama), "template": "plain"})
+    pieces = Tokenizer(models.BPE({"日": 0}, []))
+    pieces.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    pieces.save(str(tmp_path / "base" / "tokenizer.json"))
+    loaded = recipe.load(tmp_path / "recipe.yaml", [f"policy.model={tmp_path / 'base'}"])
+    assert list(preflight.foreseen(loaded)) == []
 
 
 def test_a_run_keeps_what_the_doctor_found_and_tells_its_warnings(llama: Path, tmp_path: Path):
