@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with suppress(OSError):  # whoever read it may be gone
                 stream.flush()
         os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
+    stopping.end()
 
 
 def execute(options: argparse.Namespace) -> int:

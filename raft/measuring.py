@@ -102,8 +102,8 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
 
 def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
-    refuse_other_prompts(made["responses"], made["scores"])
     rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
+    _refuse_others(shape.ids, made["responses"].place, made["scores"])
     figures: Figures = metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
     if "before" in made:
         figures["reward/absorbed"] = diagnostics.absorbed(rewards_of(made["before"])[0], rewards)
@@ -140,10 +140,13 @@ def _of_selection(made: dict[str, Artifact], shape: Responses, rng: np.random.Ge
 
 def refuse_other_prompts(prompts: Artifact, *others: Artifact) -> None:
     """UserError if the rows of an artifact are not those of the same prompts, in the same order."""
-    ids = [row.get("id", row.get("prompt_id")) for row in prompts.read()]
+    _refuse_others([row.get("id", row.get("prompt_id")) for row in prompts.read()], prompts.place, *others)
+
+
+def _refuse_others(ids: list[str], place: Path, *others: Artifact) -> None:
     for other in others:
         if ids != [row["prompt_id"] for row in other.read()]:
-            raise UserError(f"{other.place} is not of the prompts of {prompts.place}, or has them in another order")
+            raise UserError(f"{other.place} is not of the prompts of {place}, or has them in another order")
 
 
 def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:

@@ -155,15 +155,12 @@ def test_the_server_has_the_settings_of_every_engine_and_none_that_is_for_one_in
     assert "VLLM_API_KEY" not in os.environ
 
 
-def test_the_output_goes_beside_the_log_of_the_launch(tmp_path):
-    handler, root = logging.FileHandler(tmp_path / "now.log", delay=True), logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with serving._sink() as output:
-            output.write(b"hello")
-        assert (tmp_path / "now.server.log").read_bytes() == b"hello"
-    finally:
-        root.removeHandler(handler)
+def test_the_output_goes_beside_the_log_of_the_launch(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.FileHandler(tmp_path / "now.log", delay=True)])
+    with serving._sink() as output:
+        output.write(b"hello")
+    assert (tmp_path / "now.server.log").read_bytes() == b"hello"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with serving._sink() as output:
         assert not isinstance(output.name, str)  # a file without a name
 

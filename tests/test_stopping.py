@@ -79,6 +79,22 @@ def test_signals_that_come_together_are_one():
     assert done.stdout == "75\n"
 
 
+def test_a_signal_after_the_work_is_done_changes_no_status():
+    """Python gives the signals back before it takes its modules apart."""
+    text = """
+class Last:
+    def __del__(self, write=os.write, kill=os.kill, pid=os.getpid()):
+        write(1, b'last')
+        kill(pid, 15)
+from raft import cli
+sys.last = Last()
+cli.main(['check', 'quickstart'])
+"""
+    done = script(text)
+    assert done.stdout.endswith("last")
+    assert done.returncode == 0, done.stderr
+
+
 def test_waiting_ends_when_a_signal_comes():
     text = "began = time.monotonic(); threading.Timer(0.2, tell_self).start()\n"
     text += "try:\n    stopping.sleep(30)\nexcept Stopped:\n    print(time.monotonic() - began < 5)"
