@@ -19,7 +19,7 @@ test: check test-fast
 	.venv/bin/python -m pytest -m "engine and not faults"
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not faults" -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest -m "not engine and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)
 	.venv/bin/python -m pytest -m faults -s

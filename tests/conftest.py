@@ -8,19 +8,31 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+if PARALLEL := "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker, and each command that it starts, has one core
 
 MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
-SLOW = {  # whole runs
-    "test_loop", "test_bad_input", "test_comparison", "test_label", "test_advice_run", "test_forecast", "test_tracking",
-    "test_watch", "test_branch", "test_fallback", "test_own_kinds",
-}  # fmt: skip
+SLOW = (  # whole runs, the longest first
+    "test_advice_run", "test_loop", "test_branch", "test_stopping", "test_tracking", "test_doctor", "test_forecast",
+    "test_watch", "test_label", "test_comparison", "test_fallback", "test_following", "test_trainer_sft_written",
+    "test_missing_rewards", "test_bad_input", "test_damage", "test_own_kinds",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, whole runs next, what needs the engine last."""
-    items.sort(key=lambda item: (item.get_closest_marker("engine") is not None, item.path.stem in SLOW))
+    """Fast tests first, whole runs next, what needs the engine last; workers side by side begin with the whole runs.
+
+    Otherwise the longest file would be left to one worker at the end.
+    """
+    slow = {name: number for number, name in enumerate(SLOW)}
+
+    def turn(item: pytest.Item) -> tuple[bool, int]:
+        place = slow.get(item.path.stem, len(SLOW) if PARALLEL else -1)
+        return item.get_closest_marker("engine") is not None, place
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="module")
