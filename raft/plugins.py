@@ -118,9 +118,7 @@ def text_of(file: str) -> str:
     except UnicodeDecodeError as fault:
         raise UserError(f"{file}: not UTF-8 (byte {fault.start}: {fault.reason}); save the file as UTF-8") from None
     except OSError as fault:
-        if Path(file).exists():
-            raise UserError(f"{file} cannot be read ({fault.strerror})") from None
-        raise UserError(f"no file at {Path(file).absolute()}") from None
+        raise UserError(fault_of_file(file) or f"{file} cannot be read ({fault.strerror}); try again") from None
 
 
 def fault_of_file(name: str) -> str | None:
@@ -128,15 +126,15 @@ def fault_of_file(name: str) -> str | None:
     path = Path(name)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return f"{name} is {'a folder' if path.is_dir() else 'no regular file'}; give a file"
+            return f"{bounded(name)} is {'a folder' if path.is_dir() else 'no regular file'}; give a file"
         with open(path, "rb"):
             return None
     except (FileNotFoundError, NotADirectoryError):
-        return f"no file at {path.absolute()}"
+        return f"no file at {bounded(str(path.absolute()))}"
     except OSError as fault:
-        return f"{name} cannot be read ({fault.strerror})"
+        return f"{bounded(name)} cannot be read ({fault.strerror}); name a file that can be"
     except ValueError as fault:  # half a character, or a NUL
-        return f"{name!r} names no file ({fault})"
+        return f"{short(name)} names no file ({fault})"
 
 
 def section(name: str, default: Any = MISSING, **options: Any) -> Any:
@@ -325,6 +323,11 @@ def short(value: Any, most: int = 80) -> str:
     except ValueError:  # a whole number of more digits than Python writes
         return "a number of thousands of digits"
     return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def bounded(text: str, most: int = 400) -> str:
+    """A path or another text as a message shows it: its beginning and its end, where it is long."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def _name(hint: type) -> str:

@@ -26,7 +26,7 @@ def check(loaded: Loaded, fetch: bool = False) -> None:
     if not faults and loaded.recipe.job == "align":
         faults += _fits(loaded.recipe, made)
     if faults:
-        raise RecipeError(loaded.path, faults, {})
+        raise RecipeError(loaded.path, faults, loaded.lines)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
 

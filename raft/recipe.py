@@ -36,6 +36,7 @@ class Loaded:
     config: dict[str, Any]
     path: Path
     needs: list["Loaded"]
+    lines: dict[str, str]  # where each of its keys stands
     outputs: Path = OUTPUTS
 
     @property
@@ -104,7 +105,7 @@ def load(
         recipe = build(JOBS[job], config, "", faults)
     if faults:
         raise RecipeError(path, faults, lines)
-    return Loaded(recipe, config, path, needs)
+    return Loaded(recipe, config, path, needs, lines)
 
 
 def read_one(

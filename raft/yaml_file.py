@@ -70,21 +70,20 @@ def _walk(node: Any, key: str, where: str, above: tuple[Any, ...]) -> Iterator[t
     """Each key below a node, with the line of its name, and the node's own last."""
     if node is None:
         return
-    line = node.start_mark.line + 1
-    place = f"{where}:{line}{f': {key}' if key else ''}"
-    _check(node, place, above)
+    _check(node, key, where, above)
     if node.id == "mapping":
         for name, value in node.value:
-            below = f"{key}.{name.value}" if key else str(_name(name, place))
+            below = f"{key}.{name.value}" if key else str(name.value)
             yield from ((inner, at) for inner, at in _walk(value, below, where, (*above, node)) if inner != below)
             yield below, name.start_mark.line + 1
     elif node.id == "sequence":
         for index, value in enumerate(node.value):
             yield from _walk(value, f"{key}[{index}]", where, (*above, node))
-    yield key, line
+    yield key, node.start_mark.line + 1
 
 
-def _check(node: Any, place: str, above: tuple[Any, ...]) -> None:
+def _check(node: Any, key: str, where: str, above: tuple[Any, ...]) -> None:
+    place = _place(node, key, where)
     if any(node is one for one in above):
         raise UserError(f"{place}: an alias (*name) stands inside what it is the alias of")
     if len(above) > DEEPEST:
@@ -96,13 +95,16 @@ def _check(node: Any, place: str, above: tuple[Any, ...]) -> None:
             f"{place}: YAML reads {node.value} as another number (base {60 if ':' in node.value else 8}); "
             "write it as a plain number, or as text in quotes"
         )
-    names = [_name(name, place) for name, _ in node.value] if node.id == "mapping" else []
-    if twice := next((name for name in names if names.count(name) > 1 and name != "<<"), None):
-        raise UserError(f"{place}: the key {twice} stands twice here; remove one")
+    names: set[str] = set()
+    for name, _ in node.value if node.id == "mapping" else ():
+        at = _place(name, key, where)
+        if name.id != "scalar" or name.tag.endswith(":null"):
+            shown = "null" if name.id == "scalar" else "a list or a mapping"
+            raise UserError(f"{at}: {shown} is no key; keys are text")
+        if name.value in names and name.value != "<<":
+            raise UserError(f"{at}: the key {name.value} stands twice here; remove one")
+        names.add(name.value)
 
 
-def _name(node: Any, place: str) -> str:
-    if node.id != "scalar" or node.tag.endswith(":null"):
-        shown = "null" if node.id == "scalar" else "a list or a mapping"
-        raise UserError(f"{place}: {shown} is no key; keys are text")
-    return node.value
+def _place(node: Any, key: str, where: str) -> str:
+    return f"{where}:{node.start_mark.line + 1}{f': {key}' if key else ''}"

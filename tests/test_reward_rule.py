@@ -79,6 +79,10 @@ def test_a_dict_of_numbers_keeps_its_parts():
         ("{}", "ValueError: the rule returned nothing, but no reward"),
         ("{'a': 1}", "ValueError: the rule returned a, but no reward"),
         ("{'reward': 1, 'a': math.nan}", "ValueError: a is nan, not a finite number"),
+        (
+            r"{'reward': 1, '\ud800': 2}",
+            r"ValueError: '\ud800', a name in what the rule returned, holds half a character",
+        ),
     ],
 )
 def test_what_is_no_number_is_an_error_and_never_a_reward(text: str, error: str):

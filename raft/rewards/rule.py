@@ -24,6 +24,7 @@ from raft.imports import tell, unchanged
 from raft.plugins import short
 from raft.records import Group, Prompt, Score
 from raft.rewards import rules
+from raft.terminal import is_unicode
 
 MESSAGE = 200  # characters of an error that are kept
 
@@ -122,8 +123,10 @@ def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Ma
 
 
 def _text(name: Any) -> str:
-    str(name).encode()  # half a character is no name that a file could hold
-    return str(name)
+    text = str(name)
+    if not is_unicode(text):
+        raise ValueError(f"{short(text)}, a name in what the rule returned, holds half a character")
+    return text
 
 
 def _number(name: str, value: Any) -> float:

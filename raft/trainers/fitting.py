@@ -129,7 +129,8 @@ class Fitting:
         if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
             raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
-        with refused("args"), tempfile.TemporaryDirectory() as folder:
+        given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
+        with refused(f"args ({plugins.bounded(given)})"), tempfile.TemporaryDirectory() as folder:
             arguments = _arguments(self, 1, Path(folder), 0)
             kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
             optimizer = kind([weight], **options)
