@@ -96,7 +96,9 @@ def words_of(error: Any) -> str:
 
 def foreign(what: str, answer: Any) -> UserError:
     """The error of an answer that cannot be read."""
-    return UserError(f"{what}: an answer that is not OpenAI's protocol: {excerpt(str(answer))}")
+    return UserError(
+        f"{what}: an answer that is not OpenAI's protocol: {excerpt(str(answer))}; look what runs at the url"
+    )
 
 
 def excerpt(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from raft import plugins
-from raft.chat import Tokenizer, encode_response, require_variables, require_written
+from raft.chat import Tokenizer, encode_response, require_variables, require_written, unembedded
 from raft.errors import RowError, UserError
 from raft.messages import Malformed, Message, answered, turns, words
 from raft.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
@@ -224,6 +224,8 @@ def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: boo
     def example(row: Row, prompt_id: str) -> list[Example]:
         prompt, (text,) = section.answered(row, prompt_id)
         response = Response(text, encode_response(tokenizer, prompt, text), None, "stop")
+        if (strange := unembedded(tokenizer, response.token_ids)) is not None:
+            raise RowError(strange)
         require_written(tokenizer, prompt)
         return [Example(prompt_id, response, **prompt.asked)]
 

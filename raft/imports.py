@@ -167,7 +167,7 @@ def _file(part: Any) -> str | None:
 def tell(fault: BaseException, near: str | None = None) -> str:
     """What a user's code raised, in one line: its class, its message, and the file and line."""
     try:
-        said = next(iter(str(fault).splitlines()), "")
+        said = next(iter(str(fault.msg if isinstance(fault, SyntaxError) else fault).splitlines()), "")
     except Exception:  # a message that cannot be made is the user's fault as well
         said = "(its message cannot be read)"
     said = said.encode(errors="backslashreplace").decode()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import model_folder
-from raft.chat import check_rows, load_tokenizer
+from raft.chat import check_rows, load_tokenizer, unembedded
 from raft.checkpoint import Checkpoint, unreadable
 from raft.errors import UserError
 
@@ -50,9 +50,16 @@ class ProbeError(UserError):
 
 
 def first_texts(folder: Path) -> list[list[int]]:
-    """Fixed sentences as tokens of the folder's tokenizer: what the first policy is probed with."""
+    """Fixed sentences as tokens of the folder's tokenizer: what the first policy is probed with.
+
+    Added tokens that the model has no embeddings for may be words; sentences with such are left out.
+    """
     tokenizer = load_tokenizer(str(folder))
-    return [ids for text in FIRST_TEXTS if len(ids := tokenizer(text)["input_ids"][:LENGTH]) > 1]
+    texts = [ids for text in FIRST_TEXTS if len(ids := tokenizer(text)["input_ids"][:LENGTH]) > 1]
+    strange = [fault for ids in texts if (fault := unembedded(tokenizer, ids)) is not None]
+    if texts and len(strange) == len(texts):
+        raise UserError(f"{folder}: {strange[0]}; put the tokenizer of this model into its folder")
+    return [ids for ids in texts if unembedded(tokenizer, ids) is None]
 
 
 def make(folder: Path, tokens: Sequence[Sequence[int]], out: Path) -> None:

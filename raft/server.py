@@ -23,6 +23,7 @@ LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for
 TRANSIENT = {408, 409, 425, 429}  # statuses that another attempt may change, beside all from 500 on
 LARGEST = 32 << 20  # bytes of an answer, unpacked: 100,000 tokens with their log-probabilities take 15 MB
 PACKED = {"", "identity", "gzip", "deflate"}  # unpacked piece by piece, no piece more than a thousandfold
+OTHER = "; look what runs there: it is to speak OpenAI's protocol"
 RENAMED = "max_completion_tokens"  # what some APIs call max_tokens; they say so when they refuse it
 
 
@@ -195,7 +196,8 @@ class Server:
                     await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
         raise UserError(
             f"{what}: no answer from {self.url} after {self.options.retries + 1} attempts, at last {fault}; see that "
-            f"the server runs and is not overloaded ({self.section}.concurrency, timeout), then run it again"
+            "a server of OpenAI's protocol runs there and is not overloaded "
+            f"({self.section}.concurrency, timeout), then run it again"
         )
 
     async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -230,13 +232,13 @@ class Server:
             ):
                 if (packed := answer.headers.get("Content-Encoding", "").strip().lower()) not in PACKED:
                     raise UserError(
-                        f"{what}: {self.url} packs its answer by {excerpt(packed)}, which was not asked for"
+                        f"{what}: {self.url} packs its answer by {excerpt(packed)}, which was not asked for{OTHER}"
                     )
                 content = bytearray()
                 async for piece in answer.aiter_bytes():
                     content += piece
                     if len(content) > LARGEST:
-                        raise UserError(f"{what}: {self.url} sends an answer of more than {LARGEST >> 20} MB")
+                        raise UserError(f"{what}: {self.url} sends an answer of more than {LARGEST >> 20} MB{OTHER}")
                 return answer.status_code, answer.headers, bytes(content)
         except TimeoutError:
             raise Passing(f"no whole answer within {self.options.timeout:g} s") from None
@@ -265,7 +267,7 @@ class Server:
         listed = models if isinstance(models, list) else []
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if model not in cards:
-            known = self._excerpt(suggest(model, list(cards)))
+            known = self._excerpt(suggest(model, list(cards)) if cards else f"what it lists is {models!r}{OTHER}")
             raise UserError(f"{self.section}.model: {self.url} has no model {model!r}; {known}")
         return cards[model]
 

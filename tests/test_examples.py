@@ -3,12 +3,14 @@
 import gzip
 import json
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raft import examples, plugins
+from raft.chat import load_tokenizer
 from raft.errors import UserError
 from raft.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
 from raft.records import Drop, Example, Pair
@@ -54,6 +56,17 @@ def test_a_response_is_its_own_tokens_and_its_end(tokenizer: Any):
     assert tokenizer.decode(example.response.token_ids) == "Größe</s>"
     assert (example.response.text, example.response.finish_reason, example.response.logprobs) == ("Größe", "stop", None)
     assert (example.index, example.reward, example.weight) == (0, None, 1.0)
+
+
+def test_a_response_of_tokens_that_the_model_lacks_is_dropped(tokenizer: Any, tmp_path: Path):
+    late = deepcopy(tokenizer)
+    late.add_tokens(["late"])
+    late.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(tokenizer)}))
+    items = [{"prompt": "a", "response": "early"}, {"prompt": "b", "response": "too late"}]
+    section = InlineExamples(items=items, max_failed=1.0)
+    (kept,), (dropped,) = split(supervised(section, load_tokenizer(str(tmp_path)), 0))
+    assert kept.response.text == "early" and f"token {len(tokenizer)} ('late') is beyond" in dropped.reason
 
 
 def test_a_response_in_a_chat_ends_as_the_template_says(tokenizer: Any):

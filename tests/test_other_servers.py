@@ -1,6 +1,7 @@
 """What becomes of the answers of other people's servers: whole scores and generations against a small real one."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,7 @@ from raft.chat import load_tokenizer
 from raft.errors import UserError
 from raft.generators.remote import Remote
 from raft.generators.sampling import spell
-from raft.records import Group, Prompt, Response, Score
+from raft.records import Group, Policy, Prompt, Response, Score
 from raft.rewards.judge import Judge
 from raft.scoring import score_file
 
@@ -248,6 +249,22 @@ def test_what_the_policy_wrote_is_taken_with_rounding_stop_texts_and_half_charac
         server.says = of_vllm(ids, text, [1e-7] * len(ids), "stop")
         found = answers(server, policy, stop=stop)
         assert all(one.token_ids == ids for group in found.values() for one in group)
+
+
+def test_tokens_that_the_policys_tokenizer_has_and_the_policy_has_not(server, policy, tmp_path):
+    shutil.copytree(policy.path, tmp_path / "late")
+    tokenizer = load_tokenizer(str(policy.path))
+    tokenizer.add_tokens(["late"])
+    tokenizer.save_pretrained(tmp_path / "late")
+    late, rows = Policy(tmp_path / "late", tmp_path / "probe.json"), len(tokenizer) - 1
+    server.says = lambda asked: chat("a late" if asked["messages"][-1]["content"] == "b" else "a b")
+    found = answers(server, late)
+    assert all(f"token {rows} ('late') is beyond" in one.finish_reason and one.withheld for one in found["p1"])
+    assert not any(one.withheld for name in ("p0", "p2") for one in found[name])
+    server.card = {"id": "m", "owned_by": "vllm", "max_model_len": 64}
+    server.says = of_vllm([rows], "late")
+    with pytest.raises(UserError, match=f"answers with the token {rows}, and the policy has {rows}"):
+        answers(server, late)
 
 
 @pytest.mark.parametrize("length", ["many", [64], 64.5, True, {}])

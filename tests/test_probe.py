@@ -1,6 +1,7 @@
 """The probe: what it measures, and which weights it lets through."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raft import probe, scratch
+from raft.chat import load_tokenizer
 from raft.errors import UserError
 
 LLAMA = {
@@ -84,6 +86,19 @@ def test_the_first_texts_are_short_and_more_than_one_token(folder):
     texts = probe.first_texts(folder)
     assert len(texts) == probe.COUNT
     assert all(1 < len(ids) <= probe.LENGTH for ids in texts)
+
+
+def test_sentences_with_tokens_that_the_model_has_no_embeddings_for_are_no_probe(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "policy")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["Once"])  # of the sentences only the second has it
+    tokenizer.save_pretrained(tmp_path / "policy")
+    whole = probe.first_texts(folder)
+    assert probe.first_texts(tmp_path / "policy") == [whole[0], *whole[2:]]
+    tokenizer.add_tokens([" ", "\u3000", "\u3002"])  # each sentence has one of these
+    tokenizer.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match=r"is beyond the \d+ embeddings of the model.*put the tokenizer of this model"):
+        probe.first_texts(tmp_path / "policy")
 
 
 def test_the_right_weights_pass_with_their_distance(path):

@@ -1,5 +1,6 @@
 """kind: sft with blocks: plain language modelling of all examples as one text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tuning import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 
 from raft import chat, scratch
 from raft.errors import UserError
+from raft.trainers.sft import Corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,3 +58,15 @@ def test_blocks_that_cannot_be_are_refused(start: Path, tmp_path: Path):
         train(start, tmp_path / "a", blocks=200)
     with pytest.raises(UserError, match=r"trainer\.blocks: 4096 tokens are more than"):
         train(start, tmp_path / "b", blocks=4096)
+
+
+def test_an_example_with_a_token_that_the_model_lacks_is_left_out_of_the_blocks(start: Path, tmp_path: Path):
+    strange = replace(EXAMPLES[0], prompt_id="s", response=replace(EXAMPLES[0].response, token_ids=[5, 1000]))
+    found, dropped = [], []
+    for number, examples in enumerate([EXAMPLES, [EXAMPLES[0], strange, *EXAMPLES[1:]]]):
+        (tmp_path / str(number)).mkdir()
+        corpus = Corpus(tmp_path / str(number), cut=False)
+        corpus.read_blocks(chat.load_tokenizer(str(start)), examples, 16, (256, "x"), lambda *one: dropped.append(one))
+        found.append([corpus.texts[index].tolist() for index in range(len(corpus))])
+    assert found[0] == found[1] and [one[0] for one in dropped] == ["s"]
+    assert "token 1000 (None) is beyond the" in dropped[0][2]

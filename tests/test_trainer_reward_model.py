@@ -1,6 +1,7 @@
 """Training a reward model from pairs: compared with plain torch, one conversation at a time."""
 
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,20 @@ def test_a_pair_with_a_longer_side_is_named_and_left_out(folders, tmp_path):
     assert found["train/examples"] == 12
     assert [prompt_id for prompt_id, _, _ in dropped] == ["98", "99"]
     assert dropped[0][2].endswith("more than trainer.max_length (100)")
+
+
+def test_a_pair_with_a_token_that_the_model_lacks_is_named_and_left_out(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "start")
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    tokenizer.add_tokens(["indeed"])  # two of three pairs say it
+    tokenizer.save_pretrained(tmp_path / "start")
+    dropped: list[tuple] = []
+    found = BradleyTerry().train(
+        tmp_path / "start", iter(PAIRS), tmp_path / "out", 0, lambda *step: None, lambda *drop: dropped.append(drop)
+    )
+    assert found["train/examples"] == 4
+    assert [prompt_id for prompt_id, _, _ in dropped] == [str(n) for n in range(12) if n % 3]
+    assert "('indeed') is beyond the" in dropped[0][2]
 
 
 def test_no_pair_at_all_is_an_error(folders, tmp_path):

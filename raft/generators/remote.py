@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raft import completions, plugins
-from raft.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer
+from raft.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer, unembedded
 from raft.completions import excerpt, foreign
 from raft.errors import UserError
 from raft.generators.sampling import Sampling, spell
@@ -182,9 +182,8 @@ class Reader:
     def of(cls, policy: Policy, options: Remote) -> "Reader":
         from transformers import AutoConfig
 
-        tokenizer = load_tokenizer(str(policy.path))
         rows = AutoConfig.from_pretrained(policy.path).get_text_config().vocab_size
-        return cls(tokenizer, max(rows, len(tokenizer)), options)
+        return cls(load_tokenizer(str(policy.path)), rows, options)
 
     def read(self, prompt: Prompt, answer: dict[str, Any]) -> Response:
         """The response in an answer, or why there is none. UserError: the policy cannot have made it."""
@@ -193,10 +192,12 @@ class Reader:
         if found.fault or found.ended is None:
             return Response.missing(found.fault)
         ids, logprobs = found.choice.get("token_ids"), _logprobs(what, found.choice.get("logprobs"))
-        if ids is None and found.ended == "stop":
-            return Response(found.text, encode_response(tokenizer, prompt, found.text), None, "stop")
         if ids is None:
-            return Response(found.text, continuation(tokenizer, found.text), None, found.ended)
+            stops = found.ended == "stop"
+            own = encode_response(tokenizer, prompt, found.text) if stops else continuation(tokenizer, found.text)
+            if strange := unembedded(tokenizer, own):
+                return Response.missing(strange)
+            return Response(found.text, own, None, found.ended)
         if fault := self._fault(ids, logprobs):
             raise UserError(f"{what}: {self.options.url} answers with {fault}, so the server is not to be trusted")
         text = found.text.removesuffix(tokenizer.eos_token) if ids[-1] == tokenizer.eos_token_id else found.text

@@ -112,7 +112,9 @@ class BradleyTerry(Fitting):
                 dropped(pair.prompt_id, None, str(fault))
                 continue
             chosen, rejected = (np.array(ids, dtype=np.int32) for ids in encoded)
-            if not min(len(chosen), len(rejected)):
+            if (strange := chat.unembedded(tokenizer, [*encoded[0], *encoded[1]])) is not None:
+                dropped(pair.prompt_id, None, strange)
+            elif not min(len(chosen), len(rejected)):
                 dropped(pair.prompt_id, None, "a side of the pair has no tokens")
             elif (longer := max(len(chosen), len(rejected))) > limit:
                 dropped(pair.prompt_id, None, f"the longer side has {longer} tokens, more than {name} ({limit})")

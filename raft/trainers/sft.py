@@ -55,7 +55,7 @@ class SFT(Fitting):
         if self.blocks is None:
             corpus.read(tokenizer, examples, packing.longest(self, model), dropped)
         else:
-            corpus.read_blocks(tokenizer, examples, self.blocks, packing.longest(self, model))
+            corpus.read_blocks(tokenizer, examples, self.blocks, packing.longest(self, model), dropped)
         texts = corpus.excerpts()
         before = probe.of_engines(model, texts)
         model = fitting.adapt(self, model, "CAUSAL_LM")
@@ -123,14 +123,19 @@ class Corpus:
                 "raise trainer.max_length, or loosen the selection"
             )
 
-    def read_blocks(self, tokenizer: Any, examples: Iterable[Example], size: int, limit: tuple[int, str]) -> None:
-        """Keeps the tokens of all examples, one after the other, as texts of `size` tokens."""
+    def read_blocks(
+        self, tokenizer: Any, examples: Iterable[Example], size: int, limit: tuple[int, str], dropped: Dropped
+    ) -> None:
+        """Keeps the tokens of all examples that the model has, one after the other, as texts of `size` tokens."""
         longest, of = limit
         if size > longest:
             raise UserError(f"trainer.blocks: {size} tokens are more than {of} ({longest}); lower it")
         left: list[int] = []
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)
+            if (strange := chat.unembedded(tokenizer, [*prompt, *response])) is not None:
+                dropped(example.prompt_id, example.index, strange)
+                continue
             left += prompt + response
             while len(left) >= size:
                 self._add(left[:1], left[1:size], 1.0)
