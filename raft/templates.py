@@ -20,7 +20,7 @@ from raft.errors import RowError, UserError
 from raft.terminal import is_unicode
 
 WORKER = Path(__file__).with_name("template_worker.py")
-LIMITS = {"memory": "more than 1 GB of memory", "length": "a text of more than 33 million characters"}
+LIMITS = {"memory": "more than 1 GB of memory", "length": "more than 33 million characters"}
 CLOCK = "strftime_now"  # the only clock that a template has
 
 _day: str | None = None

@@ -134,9 +134,10 @@ def test_what_is_no_tree_is_refused(pickled: Any, tmp_path: Path):
     (tmp_path / "x.pkl").write_bytes(b"no pickle")
     with pytest.raises(UserError, match="not a pickle of a decision tree"):
         load(tmp_path / "x.pkl")
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="not a decision tree as raft writes it"):
-        load(tmp_path / "x.json")
+    for text in ("{}", "[" * 20_000, "{"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UserError, match="not a decision tree as raft writes it"):
+            load(tmp_path / "x.json")
     with pytest.raises(UserError, match="no decision tree at"):
         load(tmp_path / "none.json")
 
@@ -218,6 +219,9 @@ def test_the_attributes_alone_are_a_reward_between_prompts(folder: Path):
 def test_a_tree_as_json_is_checked_too():
     with pytest.raises(UserError, match="no probability"):
         Tree(5, [-2], [0.0], [-1], [-1], [1.5])
+    for feature, left in (([0, -2, -2], [1.0, -1, -1]), ([0.0, -2, -2], [1, -1, -1])):
+        with pytest.raises(UserError, match="no whole number"):
+            Tree(5, feature, [0.0] * 3, left, [2, -1, -1], [0.5, 0.0, 1.0])
 
 
 def test_an_alignment_selects_by_rank_and_shows_no_reward_between_prompts(folder: Path, tmp_path: Path):

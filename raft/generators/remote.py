@@ -131,7 +131,10 @@ class Host:
         self.server, self.options, self.is_vllm = server, options, is_vllm(card)
         self.context: int | None = card.get("max_model_len")  # vLLM cuts what is longer without a word
         if self.context is not None and type(self.context) is not int:
-            raise UserError(f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is no whole number")
+            raise UserError(
+                f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is no whole number; look what "
+                "runs there"
+            )
 
     @classmethod
     async def met(cls, server: Server, options: Remote, policy: Policy) -> "Host":
@@ -191,7 +194,8 @@ class Reader:
         found = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
         if found.fault or found.ended is None:
             return Response.missing(found.fault)
-        ids, logprobs = found.choice.get("token_ids"), _logprobs(what, found.choice.get("logprobs"))
+        ids = found.choice.get("token_ids")
+        logprobs = _logprobs(f"{what}: {self.options.url}", found.choice.get("logprobs"))
         if ids is None:
             stops = found.ended == "stop"
             own = encode_response(tokenizer, prompt, found.text) if stops else continuation(tokenizer, found.text)
@@ -251,7 +255,10 @@ def _logprobs(what: str, given: Any) -> list[float] | None:
     if found is None:
         return None
     if not (isinstance(found, list) and all(map(_is_number, found))):
-        raise UserError(f"{what}: log-probabilities that are no numbers ({excerpt(str(found))})")
+        raise UserError(
+            f"{what} answers with log-probabilities that are no numbers ({excerpt(str(found))}), so the server is not "
+            "to be trusted"
+        )
     return [float(one) for one in found]
 
 
