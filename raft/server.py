@@ -196,7 +196,7 @@ class Server:
                     await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
         raise UserError(
             f"{what}: no answer from {self.url} after {self.options.retries + 1} attempts, at last {fault}; see that "
-            "a server of OpenAI's protocol runs there and is not overloaded "
+            "the server runs, speaks OpenAI's protocol and is not overloaded "
             f"({self.section}.concurrency, timeout), then run it again"
         )
 
