@@ -16,7 +16,7 @@ from typing import Any
 from raft import yaml_file
 from raft.errors import UserError
 from raft.jobs import DEFAULTS, JOBS, MAKES
-from raft.plugins import Fault, build, is_file, suggest
+from raft.plugins import Fault, build, is_file, is_there, suggest
 from raft.stamps import read_object
 from raft.terminal import is_unicode
 
@@ -71,6 +71,8 @@ def find(name: str) -> Path:
         return Path(name)
     if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in shipped:
         return shipped[key]
+    if is_there(name):
+        return Path(name)  # reading it says what else it is
     raise UserError(
         f"no recipe at {Path(name).absolute()}, and none of that name comes with raft; {suggest(key, list(shipped))}"
     )

@@ -29,6 +29,8 @@ def read(path: Path) -> str:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise UserError(f"no recipe at {path.absolute()}") from None
+    except UserError:
+        raise
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a YAML file") from None
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
@@ -96,14 +98,21 @@ def _check(node: Any, key: str, where: str, above: tuple[Any, ...]) -> None:
             "write it as a plain number, or as text in quotes"
         )
     names: set[str] = set()
-    for name, _ in node.value if node.id == "mapping" else ():
+    for name, value in node.value if node.id == "mapping" else ():
         at = _place(name, key, where)
+        if name.tag.endswith(":merge") and any(one.id != "mapping" for one in _merged(value)):
+            raise UserError(f"{at}: << takes a mapping, or a list of mappings")
         if name.id != "scalar" or name.tag.endswith(":null"):
             shown = "null" if name.id == "scalar" else "a list or a mapping"
             raise UserError(f"{at}: {shown} is no key; keys are text")
         if name.value in names and name.value != "<<":
             raise UserError(f"{at}: the key {name.value} stands twice here; remove one")
         names.add(name.value)
+
+
+def _merged(value: Any) -> list[Any]:
+    """What a key << puts into its mapping."""
+    return value.value if value.id == "sequence" else [value]
 
 
 def _place(node: Any, key: str, where: str) -> str:

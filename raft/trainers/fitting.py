@@ -38,6 +38,8 @@ SCHEDULES = Literal[
     "cosine_with_min_lr", "warmup_stable_decay",
 ]  # fmt: skip
 
+HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
+
 # What the run itself decides, has an option of its own for, or would pass by our data path without effect.
 DECIDED = re.compile(
     r"output_dir|seed|data_seed|report_to|run_name|project|trackio_.*|num_train_epochs|max_steps|learning_rate"
@@ -113,6 +115,8 @@ class Fitting:
             yield from _not_free("lora", self.lora, known, UNMERGEABLE)
             if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
                 yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
+            if isinstance(rank := self.lora.get("r"), int) and not 1 <= rank <= HIGHEST:
+                yield "lora.r", f"{rank} is out of range; it must be from 1 to {HIGHEST}, and is mostly 8 to 128"
 
     def check(self) -> None:
         """UserError if transformers, or torch's optimiser, refuses `args`; without any, nothing is imported.
