@@ -25,11 +25,21 @@ def load_tokenizer(path: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        made = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Stopped:
         raise
     except Exception as fault:
-        raise UserError(f"{path}: no tokenizer could be loaded ({fault}); a model folder needs one") from fault
+        raise UserError(
+            f"{path}: no tokenizer could be loaded ({' '.join(str(fault).split())}); a model folder needs one, and a "
+            "config.json that transformers reads"
+        ) from fault
+    if not isinstance(made.model_max_length, int | float):
+        raise UserError(f"{path}/tokenizer_config.json: model_max_length is {made.model_max_length!r}, no number")
+    if len(made) <= len(made.all_special_tokens):
+        raise UserError(
+            f"{path}: its tokenizer knows no words; put the files of the model's tokenizer (tokenizer.json) into it"
+        )
+    return made
 
 
 def check_rows(tokenizer: Tokenizer, model: Any, name: str) -> int:

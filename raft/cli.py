@@ -70,6 +70,7 @@ CURES = {
     errno.ENAMETOOLONG: "a name is too long ({}); choose a shorter one",
     errno.ENOENT: "a file or folder is missing that was there ({}); was the run moved while it was at work?",
     errno.ENOTDIR: "a file is in the place of a folder ({}); move it away",
+    errno.EISDIR: "a folder is in the place of a file ({}); move it away",
     errno.EIO: "the disk failed ({}); check it",
     errno.EMFILE: "too many open files ({}); raise the limit on open files (ulimit -n)",
 }

@@ -219,6 +219,7 @@ def unchanged() -> Iterator[None]:
     """Puts back at the end what code of a user may change of the process; one that it forked ends here."""
     process, folder, streams = os.getpid(), os.open(".", os.O_RDONLY), (sys.stdout, sys.stderr)
     threads, torch = set(threading.enumerate()), sys.modules.get("torch")
+    deepest = sys.getrecursionlimit()
     gradients = torch.is_grad_enabled() if torch is not None and hasattr(torch, "is_grad_enabled") else None
     try:
         yield
@@ -229,5 +230,6 @@ def unchanged() -> Iterator[None]:
         os.fchdir(folder)
         os.close(folder)
         sys.stdout, sys.stderr = streams
+        sys.setrecursionlimit(deepest)
         if torch is not None and gradients is not None:
             torch.set_grad_enabled(gradients)

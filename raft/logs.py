@@ -6,10 +6,18 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raft.errors import UserError
+
+
+class Log(logging.FileHandler):
+    """A log whose folder may be gone: that is told by whoever writes what matters."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
 
 
 def begin(folder: Path) -> Path:
@@ -23,7 +31,7 @@ def begin(folder: Path) -> Path:
     latest = folder / "logs" / "latest.log"
     latest.unlink(missing_ok=True)
     latest.symlink_to(file.name)
-    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler = Log(file, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -20,6 +20,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 SIDES = ("vocab_size", "num_labels", "hidden_size", "n_embd", "d_model")  # each is a side of some tensor
 COUNTS = (*LAYERS, *SIDES, "max_position_embeddings", "n_positions", "type_vocab_size")
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SHARES = re.compile(r"\w*(dropout|pdrop)(_prob|_rate|_p)?")
 ADAPTER = "adapter_config.json"
 TOWERS = re.compile(r"text_config|.*(vision|image|video|audio|speech|vq|vlm|dit|qformer|encoder|vocoder).*_config")
 MERGE = (
@@ -125,6 +126,9 @@ def _types(config: Mapping[str, Any]) -> Iterator[str]:
             value = part.get(key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 yield f"{before}{key} is {_short(value)}, no whole number"
+        for key, value in part.items():
+            if SHARES.fullmatch(key) and type(value) in (int, float) and not 0 <= value <= 1:
+                yield f"{before}{key} is {_short(value)}, no share from 0 to 1"
         for fault in _token_ids(part):
             yield before + fault
 

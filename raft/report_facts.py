@@ -70,7 +70,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     measured = metrics_rows(folder)
     rows = _finite(measured)
     recipe = folder / "resolved.yaml"
-    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else ""
+    text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""  # a pipe would never end
     return {
         "name": folder.resolve().name,
         "raft": __version__,
@@ -177,7 +177,8 @@ def _half_made(folder: Path) -> list[dict[str, Any]]:
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     """The files of a run and of its parts, also of iterations that are links to those of another run."""
-    return sorted(file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + pattern))
+    found = (file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + pattern))
+    return sorted(filter(Path.is_file, found))  # reading a pipe would wait for ever
 
 
 def _finite(content: Any) -> Any:
@@ -195,4 +196,4 @@ def _wanted(recipe: str) -> int | None:
 
 
 def _text(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.exists() else None
+    return file.read_text(encoding="utf-8") if file.is_file() else None

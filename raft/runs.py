@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft import logs, metrics, records, stamps, stopping, templates, timing
+from raft import logs, metrics, records, stamps, stopping, templates, timing, yaml_file
 from raft.errors import UserError
 from raft.files import Disk, create, disk_faults, flush, put, remove, sync, write_json, write_text
 from raft.jobs import FREE
@@ -288,8 +288,10 @@ def read_resolved(folder: Path) -> dict[str, Any]:
     file = folder / "resolved.yaml"
     cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
+        found = yaml.safe_load(yaml_file.read(file))
+    except UserError as fault:
+        raise UserError(f"{file} is damaged: {fault}; {cure}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} is damaged: it is no mapping of keys to values; {cure}")

@@ -114,7 +114,7 @@ def status(folder: Path, running: bool) -> str:
     for name in runs.shared_names(folder):
         if not (folder / name).exists():
             lines.append(f"  {name:44s} gone with the run that this one branched off")
-    for file in sorted(folder.rglob("*.partial")):
+    for file in filter(Path.is_file, sorted(folder.rglob("*.partial"))):
         with open(file, "rb") as partial:
             lines.append(f"  {file.relative_to(folder)!s:44s} half-made: {sum(1 for _ in partial) - 1} groups")
     return "\n".join(lines)

@@ -37,8 +37,12 @@ def adopt(start: Any, output: Output, probed: bool) -> None:
     for file in sorted(model.iterdir()):
         if file.is_file() and file.name not in ("README.md", "probe.json") and not checkpoint.unread(model, file):
             (output.path / file.name).symlink_to(file.resolve())
-    if probed:
+    if not probed:
+        return
+    try:
         probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+    except UserError as fault:  # of the folder that the recipe names: this one is of links, and will be gone
+        raise UserError(str(fault).replace(str(output.path), start.model)) from fault
 
 
 def invent(start: Any, output: Output, examples: Any) -> None:

@@ -60,6 +60,8 @@ def read_object(file: Path, cure: str) -> dict[str, Any]:
         if not file.is_file():  # reading a pipe would wait for ever
             raise UserError(f"{file} is no file; {cure}")
         content = json.loads(file.read_bytes())
+    except UserError:
+        raise
     except (ValueError, RecursionError) as fault:
         said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
         raise UserError(f"{file} is damaged: {said}; {cure}") from None

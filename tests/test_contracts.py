@@ -123,6 +123,7 @@ def vandal(prompt: Prompt, response: str) -> float:
     os.chdir("/")
     sys.stdout = sys.stderr = None  # type: ignore[assignment]
     prompt.meta.clear()
+    sys.setrecursionlimit(400)
     if os.fork() == 0:
         return 0.0  # the child goes no further than the end of the group
     os.wait()
@@ -131,9 +132,10 @@ def vandal(prompt: Prompt, response: str) -> float:
 
 def test_a_rule_changes_nothing_outside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    streams = (sys.stdout, sys.stderr)
+    streams, deepest = (sys.stdout, sys.stderr), sys.getrecursionlimit()
     assert [len(one) for one in Rule(function=f"{HERE}:vandal").score(GROUPS)] == [2, 2]
     assert Path.cwd() == tmp_path and (sys.stdout, sys.stderr) == streams
+    assert sys.getrecursionlimit() == deepest
     assert [one.prompt.meta for one in GROUPS] == [{"n": 0}, {"n": 1}]
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,38 @@ def test_looking_at_a_run_runs_none_of_its_python(run, victim, monkeypatch):
         assert cli.execute(cli.parse(command)) == 0
 
 
+PIPES = ("resolved.yaml", "accuracy.md", "iterations/001/selected.jsonl.partial", "iterations/001/x.jsonl.partial")
+
+
+@pytest.mark.parametrize("name", [*PIPES, "run.json", "progress.json", "iterations/001/policy.stamp.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, name, monkeypatch, capsys):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    monkeypatch.chdir(run.parent)
+
+    def slow(*_: object) -> None:
+        raise TimeoutError(name)
+
+    before = signal.signal(signal.SIGALRM, slow)
+    signal.alarm(10)
+    try:
+        statuses = [cli.execute(cli.parse([command, "x"])) for command in ("status", "report", "plot", "show")]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert all(status in (0, 2) for status in statuses)
+    told = capsys.readouterr().err
+    assert ("x/resolved.yaml is no regular file" in told) == (name == "resolved.yaml")
+    assert ("is no file" in told) == (name in ("run.json", "iterations/001/policy.stamp.json"))
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
         (errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "your quota"), (errno.EROFS, "can only be read"),
         (errno.EACCES, "no permission"), (errno.EPERM, "no permission"), (errno.EFBIG, "ulimit -f"),
         (errno.ENAMETOOLONG, "a name is too long"), (errno.ENOENT, "was the run moved"), (errno.EIO, "the disk failed"),
+        (errno.EISDIR, "a folder is in the place of a file"),
         (errno.ELOOP, "the operating system refused"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from heads import configure
 from reward_models import SIZE, groups, load, make_tokenizer, rewards, save
 from safetensors.torch import load_file, save_file
 
-from raft import checkpoint, hub, model_folder, preflight, probe
+from raft import checkpoint, hub, model_folder, preflight, probe, stages
+from raft.chat import load_tokenizer
 from raft.errors import UserError
 from raft.recipe import RecipeError
 from raft.recipe import load as load_recipe
@@ -79,6 +81,7 @@ WRONG = {
     "model_type": (["llama"], "no name"),
     "eos_token_id": ([[2]], "no token id or list of them"),
     "id2label": ([1], "no mapping"),
+    "attention_dropout": (2.0, "no share from 0 to 1"),
     "transformers_weights": ("../other.safetensors", "raft reads none but model.safetensors"),
 }
 
@@ -145,6 +148,32 @@ def test_quantised_policies_are_refused_before_anything_is_generated(tmp_path: P
     configure(tmp_path / "base", quantization_config={"quant_method": method, "bits": 4})
     (told,) = refusals(tmp_path, monkeypatch).values()
     assert f"quantised weights (quantization_config: {method}), which cannot be trained" in told
+
+
+def test_a_tokenizer_that_is_not_whole_is_told_before_it_is_used(tmp_path: Path):
+    save(tmp_path, "LlamaForCausalLM", **SIZE)
+    described = tmp_path / "tokenizer_config.json"
+    whole = json.loads(described.read_text())
+    described.write_text(json.dumps({**whole, "model_max_length": "x"}))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: model_max_length is 'x', no number"):
+        load_tokenizer(str(tmp_path))
+    described.write_text(json.dumps({**whole, "padding_side": "up"}))
+    with pytest.raises(UserError, match=r"no tokenizer could be loaded \([^\n]*up\); a model folder needs one"):
+        load_tokenizer(str(tmp_path))
+    described.write_text(json.dumps({**whole, "tokenizer_class": "LlamaTokenizer"}))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer could be loaded|its tokenizer knows no words"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_what_is_wrong_with_a_policy_names_the_folder_that_the_recipe_names(tmp_path: Path):
+    save(tmp_path / "mine", "LlamaForCausalLM", **SIZE)
+    configure(tmp_path / "mine", hidden_act="banana")
+    place = tmp_path / "run" / ".policy.tmp"
+    place.parent.mkdir()
+    start, output = SimpleNamespace(model=str(tmp_path / "mine"), revision=None), SimpleNamespace(path=place)
+    with pytest.raises(UserError, match=f"^{tmp_path}/mine: .*banana"):
+        stages.adopt(start, output, probed=True)
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused_at_load(tmp_path: Path):
