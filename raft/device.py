@@ -53,6 +53,19 @@ def current() -> Literal["cpu", "cuda"]:
     return "cpu"
 
 
+def require(name: str) -> None:
+    """UserError if torch has no such device on this machine."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except Exception as fault:  # of any class: not compiled in, no driver, no such number
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(
+            f"generator.device: {name} is not on this machine ({said}); leave the key out, or name another"
+        ) from fault
+
+
 def dtype_of(option: str) -> str:
     """The number format that a model is read in: `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return ("bfloat16" if current() == "cuda" else "float32") if option == "auto" else option

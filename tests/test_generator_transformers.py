@@ -244,3 +244,10 @@ def test_options_are_checked():
     faults.clear()
     build(Transformers, {"block": 0, "k": 0}, "generator", faults)
     assert {fault.key for fault in faults} == {"generator.block", "generator.k"}
+
+
+def test_a_device_that_is_not_here_is_refused_before_the_weights_are_read(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^generator\.device: cuda:99 is not on this machine \([^\n]+\); leave the key"
+    ):
+        load(tmp_path, "float32", "cuda:99")

@@ -110,6 +110,8 @@ def load(path: Path, dtype: str, device: str | None) -> Loaded:
     import torch
     from transformers import GenerationConfig
 
+    if device is not None:
+        devices.require(device)
     device = device or devices.current()
     tokenizer = load_tokenizer(str(path))
     model = load_model(path, dtype=getattr(torch, dtype))

@@ -38,6 +38,7 @@ SCHEDULES = Literal[
     "cosine_with_min_lr", "warmup_stable_decay",
 ]  # fmt: skip
 
+WORKERS = 256
 HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
 
 # What the run itself decides, has an option of its own for, or would pass by our data path without effect.
@@ -110,6 +111,8 @@ class Fitting:
             yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
         known = options_of("transformers", "training_args.py", "TrainingArguments")
         yield from _not_free("args", self.args, known, DECIDED)
+        if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
+            yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
         if self.lora is not None:
             known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
             yield from _not_free("lora", self.lora, known, UNMERGEABLE)
