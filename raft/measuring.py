@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from raft import diagnostics, metrics, records
+from raft import diagnostics, metrics, records, stamps
 from raft.errors import UserError
 from raft.keys import Artifact
 from raft.output import Output
 from raft.records import Response
 from raft.seeds import derive
-from raft.stamps import iterations, read_stamp
+from raft.stamps import iterations
 
 Figures = dict[str, Any]  # numbers by name; what was not measured is left out
 HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
@@ -143,7 +143,7 @@ def refuse_other_prompts(prompts: Artifact, *others: Artifact) -> None:
     _refuse_others([row.get("id", row.get("prompt_id")) for row in prompts.read()], prompts.place, *others)
 
 
-def _refuse_others(ids: list[str], place: Path, *others: Artifact) -> None:
+def _refuse_others(ids: list[Any], place: Path, *others: Artifact) -> None:
     for other in others:
         if ids != [row["prompt_id"] for row in other.read()]:
             raise UserError(f"{other.place} is not of the prompts of {place}, or has them in another order")
@@ -171,16 +171,14 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
     for place in iterations(folder):
         for name, file in SCORES.items():
-            stamp = read_stamp(place / file)
-            if stamp is not None and (up_to is None or int(place.name) <= up_to):
-                scores = Artifact(place / file, stamp).path
-                found[HELD_OUT[name]][int(place.name)] = _prompt_means(scores, scores.stat().st_mtime_ns)
+            if (up_to is None or int(place.name) <= up_to) and (state := stamps.state(place / file)) is not None:
+                found[HELD_OUT[name]][int(place.name)] = _prompt_means(place / file, state)
     return found
 
 
 @lru_cache(maxsize=4096)  # asked for after each iteration; what was scored once stays as it is
-def _prompt_means(scores: Path, written: int) -> np.ndarray:
-    return metrics.prompt_means(rewards_of(Artifact(scores, {}))[0])
+def _prompt_means(scores: Path, state: tuple[int, ...]) -> np.ndarray:
+    return metrics.prompt_means(rewards_of(Artifact.finished(scores))[0])
 
 
 def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:

@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raft import records
 from raft.errors import UserError
@@ -27,6 +28,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float), "parts": dict,
 }  # fmt: skip
 
+T = TypeVar("T")
 Stamp = dict[str, Any]
 Content = dict[str, list[Any]]  # [size in bytes, SHA-256] of each file by its name in the folder; "" is a single file
 
@@ -52,6 +54,17 @@ def read_stamp(path: Path) -> Stamp | None:
     if (fault := _fault(stamp)) is not None:
         raise UserError(f"{file} is damaged: {fault}; delete it; then {again(path)}")
     return stamp
+
+
+def state(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a finished file or its stamp does, without reading either; None if it is not finished."""
+    try:
+        there = [stamp_path(path).stat()]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with suppress(OSError):  # whoever reads it says that it is gone
+        there.append(path.stat())
+    return tuple(value for one in there for value in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
 
 
 def read_object(file: Path, cure: str) -> dict[str, Any]:
@@ -89,8 +102,7 @@ def stamped(folder: Path) -> Iterator[tuple[Path, Stamp]]:
 def content_of(path: Path) -> Content:
     """What a file or a folder holds."""
     names = files_of(path) if path.is_dir() else [""]
-    with ThreadPoolExecutor(READERS) as readers:  # hashlib lets other threads work
-        digests = list(readers.map(lambda name: file_digest(path / name), names))
+    digests = _of_each(lambda name: file_digest(path / name), names)
     return {name: [(path / name).stat().st_size, digest] for name, digest in zip(names, digests, strict=True)}
 
 
@@ -123,9 +135,15 @@ def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
         return "it is a folder" if path.is_dir() else "it is no folder"
     if path.is_dir() and (added := [name for name in files_of(path) if name not in wanted]):
         return f"{added[0]} was added to it"
+    return next(filter(None, _of_each(lambda name: _difference(path, name, wanted[name], whole), list(wanted))), None)
+
+
+def _of_each(function: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """What a function that reads a file gives for each name; side by side, as hashlib lets other threads work."""
+    if len(names) == 1:
+        return [function(names[0])]
     with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(lambda name: _difference(path, name, wanted[name], whole), wanted)
-        return next(filter(None, found), None)
+        return list(readers.map(function, names))
 
 
 def require(path: Path, stamp: Stamp, whole: bool = True) -> None:

@@ -184,3 +184,19 @@ def test_a_stamp_with_a_field_of_another_type_is_named(run, tmp_path, field, val
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
     with pytest.raises(UserError, match=rf"a\.jsonl\.stamp\.json is damaged: .*{field}"):
         run.once("a.jsonl", rows)
+
+
+def test_what_was_read_is_known_until_the_file_or_its_stamp_changes(tmp_path):
+    file = tmp_path / "scores.jsonl"
+    assert stamps.state(file) is None
+    file.write_text("1\n")
+    assert stamps.state(file) is None
+    stamps.stamp_path(file).write_text("{}")
+    states = [stamps.state(file), stamps.state(file)]
+    file.write_text("22\n")
+    states.append(stamps.state(file))
+    stamps.stamp_path(file).write_text('{"a": 1}')
+    states.append(stamps.state(file))
+    file.unlink()
+    states.append(stamps.state(file))
+    assert states[0] == states[1] and len(set(states)) == 4

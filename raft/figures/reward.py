@@ -11,24 +11,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISSING = plots.REWARDS.missing
+SOURCES = {
+    reading.TRAINING: (("reward/best_of_k", metrics.prompt_best), ("reward/mean", metrics.prompt_means)),
+    "evaluation/scores.jsonl": (("reward/eval", metrics.prompt_means),),
+    "evaluation/gold.jsonl": (("gold/eval", metrics.prompt_means),),
+}
 
 
 def measure(folder: Path) -> Measured:
     """The rewards that stand in metrics.jsonl, with bands from the scores of each prompt."""
-    training = reading.training(folder)
-    sources = {
-        "reward/best_of_k": (training, metrics.prompt_best),
-        "reward/mean": (training, metrics.prompt_means),
-        "reward/eval": (reading.held_out(folder, "scores"), metrics.prompt_means),
-        "gold/eval": (reading.held_out(folder, "gold"), metrics.prompt_means),
-    }
-    numbers = [
-        number
-        for metric, (tables, of_prompts) in sources.items()
-        for iteration, rewards in tables.items()
-        for number in reading.number(iteration, metric, of_prompts(rewards), rewards)
-    ]
-    return Measured(folder.name, numbers, reading.k_of(folder))
+    found = [one for name, quantities in SOURCES.items() for one in reading.means(folder, name, quantities)]
+    order = [quantity for quantities in SOURCES.values() for quantity, _ in quantities]
+    return Measured(folder.name, sorted(found, key=lambda one: order.index(one.quantity)), reading.k_of(folder))
 
 
 def draw(found: list[Recipe]) -> "Figure":
