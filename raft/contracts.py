@@ -1,7 +1,7 @@
 """What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe.
 
-`block`, `remote`, `comparable`, `release` and `takes_pairs` may be left out. What an own kind returns is looked at
-before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+`block`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What an own kind returns
+is looked at before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
 """
 
 import math
@@ -37,6 +37,9 @@ class Generator(Protocol):
         Response k of a prompt is drawn with the seed `derive(seed, prompt.id, k)` and nothing else.
         `prompts` is read lazily, in whole blocks.
         """
+
+    def proof(self) -> dict[str, Any]:
+        """How it proved that it held the policy, for the stamp of the responses; JSON-able."""
 
     def release(self) -> None:
         """Gives the accelerator's memory back; the next call takes it again."""
@@ -74,6 +77,14 @@ def block(component: Any) -> int:
 def takes_pairs(trainer: Any) -> bool:
     """Whether a trainer learns from pairs, as those of reward models do."""
     return getattr(trainer, "takes_pairs", False)
+
+
+def proof(generator: Any) -> dict[str, Any]:
+    """How a generator proved that it held the policy; empty where it does not say."""
+    if not hasattr(generator, "proof"):
+        return {}
+    with guarded(generator):
+        return generator.proof()
 
 
 def release(component: Any) -> None:

@@ -38,7 +38,8 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             laid = layout.pack(texts) if packed else layout.pad([text for part in texts for text in part])
-            found = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
+            with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl"):
+                found = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
             for (number, at), total in zip(places, found, strict=True):
                 sums[number][at] = total
         yield from sums

@@ -256,7 +256,7 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
             f"none of {len(withheld)} prompts has a response; the first, prompt {first.prompt.id}: "
             f"{first.responses[0].finish_reason}. Change that at the server, and run the same command again"
         )
-    output.rows_in = prompts.rows
+    output.measured, output.rows_in = contracts.proof(generator), prompts.rows
     output.gather(row["id"] for row in prompts.read())
 
 

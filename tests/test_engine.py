@@ -5,12 +5,14 @@ The policy ties its embeddings: vLLM's own reload is silently wrong for those on
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from raft import probe, scratch
+from raft import chat, probe, scratch
 from raft.errors import UserError
 from raft.generators import bookkeeping, vllm, worker
 from raft.generators.vllm import VLLM
@@ -189,6 +191,34 @@ def test_the_proof_fires_when_tied_embeddings_are_reloaded_as_vllm_does_by_itsel
         with pytest.raises(ProbeError, match="nats"):
             answers(policies[1], PROMPTS[:1])
     answers(policies[1], PROMPTS[:1])
+
+
+def test_the_stamp_says_how_near_the_engine_was_to_the_probe_and_what_computes_its_logits(policies):
+    answers(policies[1], PROMPTS[:1])
+    found = OPTIONS.proof()
+    (engine,) = vllm._engines.values()
+    wanted = json.loads(policies[1].probe.read_text())
+    measured = [one for row in engine.likelihoods(wanted["tokens"]) for one in row]
+    expected = [one for row in wanted["logprobs"] for one in row]
+    squares = [(a - b) ** 2 for a, b in zip(measured, expected, strict=True)]
+    assert found == {"probe_rms_nats": pytest.approx(fmean(squares) ** 0.5, rel=0.5), "head_dtype": "float32"}
+    assert 0 < found["probe_rms_nats"] < 1e-4
+
+
+def test_a_token_that_the_policys_folder_names_as_an_end_ends_a_response(policies, tmp_path, monkeypatch):
+    whole = answers(policies[0])
+    counts = Counter(token for group in whole.values() for one in group for token in one.token_ids[:-1])
+    ((end, _),) = counts.most_common(1)
+    shutil.copytree(policies[0].path, tmp_path / "policy")
+    (tmp_path / "policy" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
+    (engine,) = vllm._engines.values()
+    monkeypatch.setattr(engine, "tokenizer", chat.load_tokenizer(str(tmp_path / "policy")))
+    for prompt_id, found in answers(policies[0]).items():
+        for here, there in zip(found, whole[prompt_id], strict=True):
+            ids = there.token_ids
+            cut = ids[: ids.index(end) + 1] if end in ids else ids
+            reason = "stop" if cut[-1] in (1, end) else "length"
+            assert (here.token_ids, here.finish_reason) == (cut, reason)
 
 
 def test_a_limit_cuts_without_an_end_token_and_an_end_keeps_it(policies):

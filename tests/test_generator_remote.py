@@ -95,6 +95,13 @@ def test_remote_responses_equal_local_ones_token_for_token(server, policy, optio
     assert {response.finish_reason for group in far.values() for response in group} >= {"stop"}
 
 
+def test_a_vllm_server_is_told_every_token_that_ends_a_response_and_others_none(serve, policy):
+    for owner, ends in (("vllm", [0, 1]), ("somebody", None)):  # EOS, and what the generation config adds
+        server = serve(owner)
+        answers(remote(server), policy, PROMPTS[:1])
+        assert [asked.get("stop_token_ids") for asked in text_requests(server)] == [ends] * 2
+
+
 def test_one_request_for_each_response_with_its_keyed_seed(server, policy):
     answers(remote(server, k=3), policy, PROMPTS[:1], seed=7)
     asked = text_requests(server)

@@ -88,7 +88,8 @@ class Transformers(Sampling):
     def _answer(self, loaded: Loaded, block: list[Prompt], seed: int) -> Iterator[Group]:
         rows = [ids for prompt in block for ids in [self._encode(loaded, prompt)] * self.k]
         drawing = Drawing(self, loaded, [derive(seed, prompt.id, k) for prompt in block for k in range(self.k)])
-        drawing.run(rows)
+        with devices.fits("a block of prompts", "lower generator.block or generator.k"):
+            drawing.run(rows)
         opened = [self.opening(loaded.tokenizer, ids) for ids in rows]
         responses = (
             self.finish(response, loaded.tokenizer, count)

@@ -9,6 +9,7 @@ policy is 0.1 s away instead of a restart.
 import gc
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -108,6 +109,13 @@ class VLLM(Sampling):
         """What follows the device where the recipe leaves it open."""
         return {"dtype": device.dtype_of(self.dtype)}
 
+    def proof(self) -> dict[str, Any]:
+        """How far the engine's log-probabilities were from its policy's probe, and the format of its logits."""
+        for engine in _engines.values():  # one at most
+            head = str(engine.llm.vllm_config.model_config.head_dtype).removeprefix("torch.")
+            return {"probe_rms_nats": engine.distance, "head_dtype": head}
+        return {}
+
     @property
     def device_key(self) -> str:
         """All generators of a run share one engine."""
@@ -191,6 +199,7 @@ class Engine:
                 Slots.shorten(core.engine_core.scheduler.kv_cache_manager)
         self.tokenizer = chat.load_tokenizer(str(policy.path))
         self.held: Path | None = None
+        self.distance = math.nan
         self.asleep = False
         self.room = Room(core.engine_core.scheduler.kv_cache_config)
         self.most = self.llm.vllm_config.scheduler_config.max_num_seqs
@@ -222,7 +231,7 @@ class Engine:
         measured = self.likelihoods(probe.tokens(policy.probe))
         distance = probe.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
         LOG.info("the engine holds %s: its probe differs by %.2g nats (rms)", policy.path, distance)
-        self.held = policy.path
+        self.held, self.distance = policy.path, distance
 
     def load(self, path: Path) -> None:
         """New weights into the living engine."""
@@ -298,7 +307,8 @@ class Engine:
 
     def _step(self, gathered: Gathered) -> list[Any]:
         """As `LLMEngine.step`, with less bookkeeping."""
-        outputs = gathered.take(self.llm.engine_core.get_output().outputs)
+        with device.fits("a step of the engine", "lower generator.engine.gpu_memory_utilization"):
+            outputs = gathered.take(self.llm.engine_core.get_output().outputs)
         processed = self.llm.output_processor.process_outputs(outputs)
         self.llm.engine_core.abort_requests(processed.reqs_to_abort)
         return processed.request_outputs
