@@ -78,9 +78,18 @@ def model_context(folder: Path) -> int:
 
 
 def shape(folder: Path) -> dict[str, Any]:
-    """What an engine is built for: the config of a model, but for where it came from and who wrote it."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+    """What an engine is built for: the config of a model as transformers reads it, but for what no engine asks it.
+
+    Published models are of older versions of transformers, with other names and gaps, and mostly in bfloat16; what
+    training saves is in float32. An engine serves both.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    return {name: value for name, value in config.items() if name not in UNASKED}
+
+
+UNASKED = {"_name_or_path", "dtype", "transformers_version", "use_cache"}
 
 
 @cache
