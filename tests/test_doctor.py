@@ -91,7 +91,7 @@ def test_only_what_is_too_long_is_told_as_too_long(tmp_path: Path):
     short, long = Prompt("short", text="no marks"), Prompt("long", text="on and on " * 12)
     level, message = doctor._room(reward, [short])
     assert level == "warning" and "0 are too long" in message and "raise max_tokens" not in message
-    assert "1 cannot be scored for another reason (the first: " in message and "does a question end" in message
+    assert "1 cannot be scored for another reason (the first: " in message and "no question ends in it" in message
     level, message = doctor._room(reward, [short, long])
     assert level == "warning" and "1 are too long" in message and "raise max_tokens" in message
     assert "1 cannot be scored for another reason" in message

@@ -148,15 +148,18 @@ class Gated(Head):
 
     def __init__(self, tensors: Tensors, config: Any, end_of_question: list[int]):
         super().__init__(tensors)
-        self.end_of_question = end_of_question
+        self.end_of_question, self.mark = end_of_question, ENDS_OF_QUESTION[config.model_type]
         self.present("regression_layer.weight")
         self.present("gating.logit_scale")
         self.temperature = float(getattr(config, "gating_temperature", 1.0 if config.model_type == "gemma2" else 10.0))
         self.hidden = int(getattr(config, "gating_n_hidden", 3))
 
     def fault(self, ids: Sequence[int]) -> str | None:
+        if self._gate_at(ids) is not None:
+            return None
         return (
-            None if self._gate_at(ids) is not None else "nowhere in it does a question end, so the gate reads nothing"
+            f"no question ends in it: the gate reads where {self.mark!r} begins; use the tokenizer and chat template "
+            "that the model was published with"
         )
 
     def places(self, ids: Sequence[int]) -> list[int]:
