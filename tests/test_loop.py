@@ -1,6 +1,8 @@
 """The loop as a whole, small and real: transformers generates, a rule scores, and all the rest is as ever."""
 
+import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import worlds
 
+from raft import jobs, plugins
 from raft.records import dump, read
 
 PROMISED = """
@@ -36,6 +39,24 @@ def test_a_run_has_the_files_that_are_promised(finished):
     run = finished / "outputs" / "tiny"
     for name in PROMISED.split():
         assert (run / name).exists(), name
+
+
+def test_keys_name_kinds_and_no_module_of_raft_so_that_modules_can_move(finished):
+    stamps = list((finished / "outputs" / "tiny").rglob("*.stamp.json"))
+    keys = [json.loads(stamp.read_text())["key"] for stamp in stamps]
+    assert not [key for key in keys if re.search(r"raft[.:]", json.dumps(key))]
+    sections = {key["stage"]: key["section"].get("is") for key in keys if isinstance(key["section"], dict)}
+    assert sections["generate"] == "generator/transformers" and sections["train"] == "trainer/sft"
+    assert sections["select"] == "selection/best-of-k" and sections["score"] == "reward/rule"
+
+
+def test_every_section_has_a_name_of_its_own_in_keys():
+    for section, known in plugins.TABLE.items():
+        for kind in known:
+            assert plugins.stable_name(plugins.find(section, kind)) == f"{section}/{kind}"
+    sections = [one for one in vars(jobs).values() if dataclasses.is_dataclass(one) and isinstance(one, type)]
+    names = [plugins.stable_name(one) for one in sections]
+    assert len(names) == len(set(names))
 
 
 def test_the_rows_of_a_run_agree_with_each_other(finished):
