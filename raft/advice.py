@@ -6,11 +6,11 @@ change of style is what was wanted, so rules of style then say "watch" at most.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from raft.jobs import Advice
+from raft.plugins import faults_of_range
 
 Rows = Sequence[dict[str, Any]]  # of metrics.jsonl, as far as the run has come
 Level = Literal["ok", "watch", "warning"]
@@ -43,6 +43,27 @@ class Finding:
     name: str
     level: Level
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
+
+    `stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may pass without
+    a gain of held-out reward. `ignore` names rules that are not asked.
+    """
+
+    on_warning: Literal["warn", "stop"] = "warn"
+    patience: int = 3
+    ignore: list[
+        Literal[
+            "gain", "gold", "agreement", "length", "length-reward", "n-grams",
+            "diversity", "entropy", "duplicates", "ties", "truncated", "empty", "unscored",
+        ]
+    ] = field(default_factory=list)  # fmt: skip
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, patience=(1, float("inf")))
 
 
 def advise(rows: Rows, options: Advice) -> list[Finding]:

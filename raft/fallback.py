@@ -1,5 +1,6 @@
 """Who answers where vLLM cannot: transformers, for an architecture that the installed vLLM does not run."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -8,12 +9,11 @@ from raft.generators.sampling import Sampling
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
 from raft.keys import Artifact
-from raft.told import Told
 
 OWN = ("context", "batch_invariant", "engine")  # options of vLLM for which transformers has no use
 
 
-def able(generator: Any, policy: Artifact, told: Told) -> Any:
+def able(generator: Any, policy: Artifact, notice: Callable[[str], None]) -> Any:
     """The generator itself, or transformers with the same sampling where vLLM lacks the policy's architecture.
 
     Policies of a run share their architecture, so the first one decides for all; the key of the responses names
@@ -23,7 +23,7 @@ def able(generator: Any, policy: Artifact, told: Told) -> Any:
     if lacking is None:
         return generator
     unused = [f"generator.{name}" for name in OWN if getattr(generator, name)]
-    told.noticed(
+    notice(
         f"vLLM cannot run {lacking}, so transformers answers in its place (generator.kind: transformers), which is "
         "slower" + (f"; {', '.join(unused)} is for vLLM alone and left out" if unused else "")
     )

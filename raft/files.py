@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and brought to the disk."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raft.errors import UserError
+
+_digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
 
 
 class Disk:
@@ -116,3 +119,37 @@ def refuse_output(out: Path, ours: bool) -> None:
     inside = next((folder for folder in out.absolute().parents if (folder / "run.json").exists()), None)
     if inside is not None and out.exists() and not ours:
         raise UserError(f"{out} belongs to the run {inside}; choose another name")
+
+
+def read_object(file: Path, cure: str) -> dict[str, Any]:
+    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do then."""
+    try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{file} is no file; {cure}")
+        content = json.loads(file.read_bytes())
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as fault:
+        said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
+        raise UserError(f"{file} is damaged: {said}; {cure}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{file} is damaged: expected an object such as {{...}}, found {type(content).__name__}; {cure}"
+        )
+    return content
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files in a folder but hidden ones and *.md, which say nothing of a model's content."""
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
+    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes."""
+    status = path.stat()
+    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if known not in _digests:
+        with open(path, "rb") as file:
+            _digests[known] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[known]

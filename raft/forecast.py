@@ -16,10 +16,11 @@ from typing import Any
 
 from raft import files, logs, loop, recipe, runs
 from raft.errors import UserError
+from raft.files import read_object
 from raft.jobs import Align
 from raft.keys import Artifact
 from raft.recipe import Loaded
-from raft.stamps import iterations, read_object, read_stamp, stamp_path, stamped
+from raft.stamps import iterations, read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
 FILE = "forecast.json"

@@ -13,7 +13,7 @@ from typing import Any
 
 from raft import model_folder
 from raft.errors import Stopped, UserError
-from raft.stamps import file_digest, files_of
+from raft.files import file_digest, files_of
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where there is nothing better

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft import reasoning
+from raft.advice import Advice
 from raft.contracts import comparable
 from raft.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.records import Response
@@ -64,27 +65,6 @@ class Evaluation:
             yield "references.pairs", "perplexity is of single responses; remove it, and name their column in response"
         if getattr(self.references, "held_out", 0):
             yield "references.held_out", "all of references is measured; remove it, and name a file of those rows alone"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
-
-    `stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may pass without
-    a gain of held-out reward. `ignore` names rules that are not asked.
-    """
-
-    on_warning: Literal["warn", "stop"] = "warn"
-    patience: int = 3
-    ignore: list[
-        Literal[
-            "gain", "gold", "agreement", "length", "length-reward", "n-grams",
-            "diversity", "entropy", "duplicates", "ties", "truncated", "empty", "unscored",
-        ]
-    ] = field(default_factory=list)  # fmt: skip
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from faults_of_range(self, patience=(1, float("inf")))
 
 
 @dataclass(frozen=True, kw_only=True)

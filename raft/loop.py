@@ -25,7 +25,7 @@ def align(recipe: Align, run: Run, told: Told) -> None:
     """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
     start = run.iteration(0)
     first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
-    recipe = replace(recipe, generator=able(recipe.generator, first, told))
+    recipe = replace(recipe, generator=able(recipe.generator, first, told.noticed))
     evaluation = Evaluator(recipe, run, first, told)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(told, pool, "collect")
@@ -123,7 +123,7 @@ def label(recipe: Label, run: Run, told: Told) -> None:
         responses = run.once("responses.jsonl", labelling.responses, recipe.responses)
     else:
         policy = run.once("start", stages.adopt, recipe.policy, probed=True)
-        generator = able(recipe.generator, policy, told)
+        generator = able(recipe.generator, policy, told.noticed)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
         stages.tell_drops(told, pool, "collect")
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)

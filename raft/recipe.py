@@ -15,9 +15,9 @@ from typing import Any
 
 from raft import yaml_file
 from raft.errors import UserError
+from raft.files import read_object
 from raft.jobs import DEFAULTS, JOBS, MAKES
 from raft.plugins import Fault, build, is_file, is_there, suggest
-from raft.stamps import read_object
 from raft.terminal import is_unicode
 
 OUTPUTS = Path("outputs")

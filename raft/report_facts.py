@@ -10,7 +10,6 @@ from typing import Any
 
 from raft import __version__, advice, metrics, records, timeline
 from raft.errors import UserError
-from raft.jobs import Advice
 from raft.measuring import held_out_means
 from raft.plugins import build
 from raft.runs import about, is_running, metrics_rows, read_resolved
@@ -102,7 +101,7 @@ def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     examined = list(records.read(file)) if file.exists() else []
     recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
     faults: list[Any] = []
-    options = build(Advice, recipe.get("advice") or {}, "advice", faults)
+    options = build(advice.Advice, recipe.get("advice") or {}, "advice", faults)
     if faults:
         raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
     rows = metrics.on_common_prompts(rows, held_out_means(folder))

@@ -20,13 +20,13 @@ from typing import Any
 
 from raft import logs, metrics, records, stamps, stopping, templates, timing, yaml_file
 from raft.errors import UserError
-from raft.files import Disk, create, disk_faults, flush, put, remove, sync, write_json, write_text
+from raft.files import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
 from raft.jobs import FREE
 from raft.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.output import Output
 from raft.progress import Progress
 from raft.recipe import Loaded, speed_keys
-from raft.stamps import differences, iterations, partial_path, read_object, read_stamp, stamp_path
+from raft.stamps import differences, iterations, partial_path, read_stamp, stamp_path
 
 FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact

@@ -5,7 +5,6 @@ process (`keys.Artifact.path`); sizes, and small files, are compared whenever it
 """
 
 import hashlib
-import json
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from raft import records
 from raft.errors import UserError
+from raft.files import file_digest, files_of, read_object
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
 GONE = "it is gone"
@@ -31,8 +31,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 T = TypeVar("T")
 Stamp = dict[str, Any]
 Content = dict[str, list[Any]]  # [size in bytes, SHA-256] of each file by its name in the folder; "" is a single file
-
-_digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
 
 
 def stamp_path(path: Path) -> Path:
@@ -67,24 +65,6 @@ def state(path: Path) -> tuple[int, ...] | None:
     return tuple(value for one in there for value in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
 
 
-def read_object(file: Path, cure: str) -> dict[str, Any]:
-    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do then."""
-    try:
-        if not file.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"{file} is no file; {cure}")
-        content = json.loads(file.read_bytes())
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as fault:
-        said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
-        raise UserError(f"{file} is damaged: {said}; {cure}") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{file} is damaged: expected an object such as {{...}}, found {type(content).__name__}; {cure}"
-        )
-    return content
-
-
 def iterations(folder: Path) -> list[Path]:
     """The folders of the iterations that exist, in order."""
     return sorted(one for one in folder.glob("iterations/[0-9]*") if one.name.isdecimal() and one.name.isascii())
@@ -104,22 +84,6 @@ def content_of(path: Path) -> Content:
     names = files_of(path) if path.is_dir() else [""]
     digests = _of_each(lambda name: file_digest(path / name), names)
     return {name: [(path / name).stat().st_size, digest] for name, digest in zip(names, digests, strict=True)}
-
-
-def files_of(folder: Path) -> list[str]:
-    """The names of all files in a folder but hidden ones and *.md, which say nothing of a model's content."""
-    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
-    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes."""
-    status = path.stat()
-    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    if known not in _digests:
-        with open(path, "rb") as file:
-            _digests[known] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[known]
 
 
 def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from raft import files, records, runs
+from raft.files import read_object
 from raft.keys import Artifact
 from raft.recipe import Loaded
-from raft.stamps import read_object
 from raft.terminal import safe, say
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}

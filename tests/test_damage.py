@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import cli, stamps
+from raft import cli, files, stamps
 from raft.errors import UserError
 from raft.keys import Artifact
 from raft.stamps import iterations
@@ -87,7 +87,7 @@ def run(world: Path) -> Path:
 
 def told(*arguments: str) -> tuple[int, str]:
     """The exit status of a command in this process, which forgets what it has read, and what it complained of."""
-    stamps._digests.clear()
+    files._digests.clear()
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         status = cli.execute(cli.parse(list(arguments)))
     return status, "" if status == 0 else said.getvalue()
@@ -119,7 +119,7 @@ def hurt(file: Path, how: Callable[[Path], object]) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "how"), HURT)
 def test_every_damage_is_found(run, name, how):
     with hurt(run / name, DAMAGES[how]):
-        stamps._digests.clear()
+        files._digests.clear()
         with pytest.raises(UserError, match=rf"{artifact_of(run / name)} is damaged: .*raft resume outputs/tiny"):
             stamps.require_all(run)
         stamp = stamps.read_stamp(artifact_of(run / name))
