@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from raft import recipe
+from raft.config import recipe
+from raft.core.records import Policy, Prompt, read
 from raft.generators.vllm import VLLM
-from raft.records import Policy, Prompt, read
 
 TIMES, PROCESSES = 2, 2
 OWN = "as raft has it"

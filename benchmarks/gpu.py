@@ -37,9 +37,14 @@ import torch
 from gpu_world import DEVICE, REAL, TINY, make_models, make_recipe
 from iteration import line, parts, stamps, whole
 
-from raft import __version__, chat, files, keys, loop, recipe, records, runs
+from raft import __version__
+from raft.cli.narrator import Narrator
+from raft.config import recipe
+from raft.core import files, records
 from raft.generators import vllm
-from raft.narrator import Narrator
+from raft.models import chat
+from raft.pipeline import loop
+from raft.store import keys, runs
 from raft.trainers.fitting import free
 
 ON_GPU = torch.cuda.is_available()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from raft import scratch
-from raft.probe import quiet
+from raft.models import scratch
+from raft.models.probe import quiet
 from raft.trainers.fitting import free
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

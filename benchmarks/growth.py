@@ -31,10 +31,13 @@ import numpy as np
 from gpu import resident
 from iteration import stamps, whole
 
-from raft import drawing, loop, recipe, timing
-from raft.curves import Curve
-from raft.narrator import Narrator
-from raft.runs import Place
+from raft.cli.narrator import Narrator
+from raft.config import recipe
+from raft.core import timing
+from raft.pipeline import loop
+from raft.report import drawing
+from raft.report.curves import Curve
+from raft.store.runs import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,12 +29,15 @@ from typing import Any
 
 import torch
 
-from raft import chat, loop, probe, recipe, records
+from raft.cli.narrator import Narrator
+from raft.config import recipe
+from raft.core import records
+from raft.core.records import Policy, Prompt
+from raft.core.seeds import derive
 from raft.generators import vllm
 from raft.generators.worker import Drawn
-from raft.narrator import Narrator
-from raft.records import Policy, Prompt
-from raft.seeds import derive
+from raft.models import chat, probe
+from raft.pipeline import loop
 from raft.trainers import fitting
 from raft.trainers.steps import Order
 

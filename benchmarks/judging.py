@@ -20,11 +20,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from raft import loop, recipe
-from raft.narrator import Narrator
-from raft.recipe import Loaded
+from raft.cli.narrator import Narrator
+from raft.config import recipe
+from raft.config.recipe import Loaded
+from raft.pipeline import loop
 from raft.rewards.judge import Judge
-from raft.runs import stamp_path
+from raft.store.runs import stamp_path
 
 
 class Here(Judge):

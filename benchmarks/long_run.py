@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from raft import drawing, scratch
+from raft.models import scratch
+from raft.report import drawing
 
 MODEL = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import reward_models
 
-from raft import engines, layout
+from raft.launch import engines
+from raft.models import layout
 from raft.rewards.reader import Options, Reader
 
 SIZES = {  # name -> width, layers, heads

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import reward_models
 
-from raft.records import Example, Response
+from raft.core.records import Example, Response
 from raft.trainers import fitting
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
@@ -44,7 +44,7 @@ def examples(mean: int, spread: float, vocabulary: int) -> list[Example]:
 
 def step(options: SFT, folder: Path, texts: list[Example], out: Path) -> tuple[Callable[[], None], int, float]:
     """A training step as something to call, its tokens, and the share of its positions that are padding."""
-    from raft import chat
+    from raft.models import chat
 
     model = fitting.load(options, folder, 0).train()
     model.set_attn_implementation("sdpa") if options.attention == "sdpa" else None

@@ -5,6 +5,6 @@ import sys
 if not sys.flags.safe_path:
     del sys.path[0]  # the current folder, whose files could have the names of libraries
 
-from raft.cli import main
+from raft.cli.main import main
 
 main()

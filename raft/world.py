@@ -18,11 +18,11 @@ from itertools import islice
 from random import Random
 from typing import Literal
 
-from raft import examples, prompts
-from raft.plugins import faults_of_range
-from raft.records import Prompt
-from raft.seeds import derive
-from raft.sources import Row, Rows, Source
+from raft.core.plugins import faults_of_range
+from raft.core.records import Prompt
+from raft.core.seeds import derive
+from raft.data import examples, prompts
+from raft.data.sources import Row, Rows, Source
 
 VERSION = 1  # of the grammar and the rule; raise it when the same seed begins to make something else
 

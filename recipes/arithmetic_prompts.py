@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from random import Random
 
-from raft import prompts
-from raft.seeds import derive
-from raft.sources import Rows
+from raft.core.seeds import derive
+from raft.data import prompts
+from raft.data.sources import Rows
 
 
 @dataclass(frozen=True, kw_only=True)

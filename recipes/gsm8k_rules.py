@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from raft.records import Prompt
+from raft.core.records import Prompt
 from raft.rewards.rules import exact_answer
 
 MARK = "####"  # GSM8K writes the answer behind it, at the end of a worked solution

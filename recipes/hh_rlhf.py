@@ -6,8 +6,8 @@ examples: {kind: hh_rlhf:Examples, dataset: Dahoas/full-hh-rlhf, field: prompt, 
 
 from dataclasses import dataclass
 
-from raft import examples, prompts
-from raft.sources import Rows
+from raft.data import examples, prompts
+from raft.data.sources import Rows
 
 MARKERS = {"\n\nHuman:": "###Human:", "\n\nAssistant:": "###Assistant:"}
 

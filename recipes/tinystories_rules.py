@@ -4,7 +4,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from raft.records import Prompt
+from raft.core.records import Prompt
 
 WORD = re.compile(r"[a-z']+")
 

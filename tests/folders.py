@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from raft import records
-from raft.records import Drop, Example, Group, Prompt, Response, Score
+from raft.core import records
+from raft.core.records import Drop, Example, Group, Prompt, Response, Score
 
 Text = Callable[[int, int, int], str]  # of a policy, the number of a prompt and that of a response
 Reward = Callable[[int, int, int], float | None]

@@ -6,8 +6,8 @@ from pathlib import Path
 from test_generator_transformers import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from raft.chat import render
-from raft.records import Example, Response
+from raft.core.records import Example, Response
+from raft.models.chat import render
 from raft.trainers.sft import SFT
 
 WORDS = ["fox", "bee", "elk", "ape", "cat", "dog"]

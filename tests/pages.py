@@ -9,8 +9,8 @@ from typing import Any
 
 from folders import response, write_run
 
-from raft import records
-from raft.records import Group, Pair, Prompt, Score
+from raft.core import records
+from raft.core.records import Group, Pair, Prompt, Score
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='pwned = 2'><!-- <script>"
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"

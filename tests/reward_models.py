@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from raft.records import Group, Prompt, Response
+from raft.core.records import Group, Prompt, Response
 from raft.rewards.model import RewardModel
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"

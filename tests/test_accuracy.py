@@ -1,4 +1,4 @@
-"""Laws of raft.accuracy: each figure beside the same one counted pair by pair."""
+"""Laws of raft.metrics.accuracy: each figure beside the same one counted pair by pair."""
 
 import json
 import math
@@ -6,7 +6,17 @@ import math
 import numpy as np
 import pytest
 
-from raft.accuracy import SECTIONS, accuracy, calibration_error, figures, fit, length_bias, reward_bench, table, wilson
+from raft.metrics.accuracy import (
+    SECTIONS,
+    accuracy,
+    calibration_error,
+    figures,
+    fit,
+    length_bias,
+    reward_bench,
+    table,
+    wilson,
+)
 
 NAN = float("nan")
 

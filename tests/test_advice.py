@@ -5,8 +5,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from raft import advice
-from raft.jobs import FREE, Advice
+from raft.config.jobs import FREE, Advice
+from raft.metrics import advice
 
 DOCS = Path(__file__).parent.parent / "docs" / "diagnostics.md"
 

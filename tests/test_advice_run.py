@@ -10,8 +10,8 @@ import pytest
 import worlds
 import yaml
 
-from raft import diagnostics
-from raft.records import read
+from raft.core.records import read
+from raft.metrics import diagnostics
 
 SUBJECTS, VERBS, OBJECTS = "fox owl hen cat dog".split(), "sees eats finds".split(), "red big old new blue".split()  # noqa: SIM905
 
@@ -106,8 +106,8 @@ def test_the_perplexity_of_a_real_run_is_what_transformers_says(clean):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from raft.chat import encode_prompt, load_tokenizer
-    from raft.records import Example
+    from raft.core.records import Example
+    from raft.models.chat import encode_prompt, load_tokenizer
 
     run, _ = clean
     rows = list(read(run / "metrics.jsonl"))

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from test_advice import named
 
-from raft import advice, measuring, selection, stages
-from raft.jobs import Advice
-from raft.keys import Artifact
-from raft.output import Output
-from raft.records import Group, Prompt, Response
-from raft.runs import Place, Run
+from raft.config.jobs import Advice
+from raft.core.records import Group, Prompt, Response
+from raft.metrics import advice
+from raft.pipeline import selection, stages
+from raft.store import measuring
+from raft.store.keys import Artifact
+from raft.store.output import Output
+from raft.store.runs import Place, Run
 
 COUNT, HELD_OUT, K = 96, 96, 8
 WORDS = [f"w{n}" for n in range(300)] + ["#"]
@@ -76,7 +78,7 @@ def likes_one_answer(text: str, rng: np.random.Generator) -> float:
 
 
 def align(folder: Path, reward: Judge, gold: Judge | None, iterations: int, pace: float = 0.5) -> list[dict[str, Any]]:
-    """The loop of raft.loop with its real selection and measuring, on a policy that is a table."""
+    """The loop of raft.pipeline.loop with its real selection and measuring, on a policy that is a table."""
     rng = np.random.default_rng(0)
 
     def place(number: int) -> Place:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from raft.records import Group, Prompt, Response, Score
+from raft.core.records import Group, Prompt, Response, Score
 from raft.rewards import mathematics
 from raft.rewards.answers import Reference, matches
 from raft.rewards.rule import Rule

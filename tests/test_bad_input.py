@@ -94,7 +94,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path)
         "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "    whole(path)\n"
         "runs.sync = full\n"
-        "from raft.cli import main\n"
+        "from raft.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -115,7 +115,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path)
 
 
 def test_model_output_cannot_drive_the_terminal():
-    from raft.terminal import safe
+    from raft.core.terminal import safe
 
     hostile = "a\x1b[2Jb\x07c\u202ed\r\u009b31m"
     shown = safe(hostile)

@@ -12,14 +12,14 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
-from raft import branch
-from raft.errors import UserError
-from raft.jobs import Align, Start
-from raft.narrator import Narrator
-from raft.records import read
+from raft.cli.narrator import Narrator
+from raft.config.jobs import Align, Start
+from raft.core.errors import UserError
+from raft.core.records import read
 from raft.rewards.decision_tree import DecisionTree
 from raft.rewards.rule import Rule
-from raft.runs import Run
+from raft.store import branch
+from raft.store.runs import Run
 
 SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
 CHANGES = ("open", "os.mkdir", "os.symlink", "os.rename", "shutil.copyfile")  # audit events of what a set-up does

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raft.accuracy import SECTIONS, figures
-from raft.charts import accuracy_bars, accuracy_figure
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.metrics.accuracy import SECTIONS, figures
+from raft.report.charts import accuracy_bars, accuracy_figure
 
 
 def found(right: int, wrong: int, subset: str | None = None) -> dict:

@@ -1,12 +1,12 @@
-"""Laws of raft.chat, on small tokenizers made here and on one real one."""
+"""Laws of raft.models.chat, on small tokenizers made here and on one real one."""
 
 from pathlib import Path
 
 import pytest
 
-from raft import chat, conversation
-from raft.errors import UserError
-from raft.records import Prompt, Response
+from raft.core.errors import UserError
+from raft.core.records import Prompt, Response
+from raft.models import chat, conversation
 
 REAL = Path(__file__).parents[2] / "shared/data/models/TinyStories-656K"
 BOS, EOS, USER, ASSISTANT, SYSTEM = "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"

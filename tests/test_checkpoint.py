@@ -10,9 +10,9 @@ from heads import WIDTH, make, rand
 from reward_models import SIZE, groups, load, rewards, save
 from safetensors.torch import load_file, save_file
 
-from raft import probe
-from raft.checkpoint import Checkpoint
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import probe
+from raft.models.checkpoint import Checkpoint
 from raft.rewards.model import RewardModel
 
 

@@ -8,8 +8,8 @@ import pytest
 import worlds
 import yaml
 
-from raft.records import read
-from raft.runs import stamp_path
+from raft.core.records import read
+from raft.store.runs import stamp_path
 
 GOOD, BAD = ["gladly, here it is", "of course", "yes, please take it"], ["no", "go away", "never, and do not ask again"]
 
@@ -168,8 +168,9 @@ def test_of_many_reward_models_one_at_a_time_is_in_memory(tmp_path: Path, monkey
 
     from reward_models import SIZE, save
 
-    from raft import loop, recipe
-    from raft.forecast import Quiet
+    from raft.cli.forecast import Quiet
+    from raft.config import recipe
+    from raft.pipeline import loop
     from raft.rewards.reader import Reader
 
     names = ("first", "second", "third")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from raft.completions import after_thought, excerpt, read
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.launch.completions import after_thought, excerpt, read
 
 
 def chat(content="fine", reason="stop", usage=None, **message) -> dict:

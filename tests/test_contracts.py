@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft import contracts, imports, keys, selection
-from raft.errors import UserError
-from raft.records import Group, Policy, Prompt, Response, Score
+from raft.core import contracts, imports
+from raft.core.errors import UserError
+from raft.core.records import Group, Policy, Prompt, Response, Score
+from raft.pipeline import selection
 from raft.rewards.rule import Rule
+from raft.store import keys
 
 HERE = __name__
 RESPONSES = [Response("one", [1], None, "stop"), Response("three", [2, 3], None, "stop")]
@@ -42,9 +44,9 @@ class Odd:
         ([[Score("x")] * 2] * 2, "finite numbers"),
         ([[Score(None)] * 2] * 2, "None and an error"),
         ([[Score(1.0, {"part": float("nan")})] * 2] * 2, "finite numbers"),
-        ([[1.0, 2.0]] * 2, "a list of raft.records.Score"),
-        ([None, None], "a list of raft.records.Score"),
-        ([], "a list of raft.records.Score"),
+        ([[1.0, 2.0]] * 2, "a list of raft.core.records.Score"),
+        ([None, None], "a list of raft.core.records.Score"),
+        ([], "a list of raft.core.records.Score"),
         ([[Score(1.0)] * 2] * 3, "then ends"),
         (5, "TypeError"),
     ],
@@ -86,9 +88,9 @@ class Answering:
     ("make", "says"),
     [
         (lambda prompt: [], "answers every prompt"),
-        (lambda prompt: ["x"], "raft.records.Group"),
-        (lambda prompt: [Group(prompt, RESPONSES)] * 2, "one raft.records.Group for each prompt"),
-        (lambda prompt: [Group(Prompt("other", text=""), RESPONSES)], "one raft.records.Group for each prompt"),
+        (lambda prompt: ["x"], "raft.core.records.Group"),
+        (lambda prompt: [Group(prompt, RESPONSES)] * 2, "one raft.core.records.Group for each prompt"),
+        (lambda prompt: [Group(Prompt("other", text=""), RESPONSES)], "one raft.core.records.Group for each prompt"),
         (lambda prompt: [Group(prompt, RESPONSES[:1])], "k = 2"),
         (lambda prompt: [Group(prompt, [*RESPONSES[:1], None])], "k = 2"),
         (lambda prompt: [Group(prompt, [Response("x", [-1], None, "stop")] * 2)], "k = 2"),

@@ -1,13 +1,13 @@
-"""Laws of raft.conversation: what a reward model reads, to the token."""
+"""Laws of raft.models.conversation: what a reward model reads, to the token."""
 
 from pathlib import Path
 
 import pytest
 from test_chat import ANSWER, ASKED, ASSISTANT, BARE, BOS, EOS, STORY, USER, WITH_BOS, make
 
-from raft import conversation
-from raft.errors import RowError, UserError
-from raft.records import Prompt
+from raft.core.errors import RowError, UserError
+from raft.core.records import Prompt
+from raft.models import conversation
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

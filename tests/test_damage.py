@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import cli, files, stamps
-from raft.errors import UserError
-from raft.keys import Artifact
-from raft.stamps import iterations
+from raft.cli import main as cli
+from raft.core import files
+from raft.core.errors import UserError
+from raft.store import stamps
+from raft.store.keys import Artifact
+from raft.store.stamps import iterations
 
 READING = (("status",), ("report",), ("plot",), ("show",), ("resume",))
 

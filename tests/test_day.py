@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import recipe, scoring, templates
-from raft.errors import UserError
-from raft.runs import Run
+from raft.config import recipe
+from raft.core.errors import UserError
+from raft.models import templates
+from raft.pipeline import scoring
+from raft.store.runs import Run
 
 RULE = ["reward.function=length"]  # one of raft's own: a module of a recipe can have its name only once in a process
 

@@ -5,19 +5,20 @@ import os
 import pytest
 import torch
 
-from raft import device, keys
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.plugins import build
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
-from raft.plugins import build
+from raft.launch import device
 from raft.rewards.model import RewardModel
+from raft.store import keys
 from raft.trainers import fitting
 from raft.trainers.sft import SFT
 
 
 def test_a_key_holds_what_auto_became_so_rows_of_a_cpu_and_of_a_gpu_are_never_mixed(monkeypatch):
     sections = (Transformers(), VLLM(max_tokens=8), RewardModel(model="base", template="plain"), SFT())
-    monkeypatch.setattr("raft.keys._described", lambda owner, item: getattr(owner, item.name))
+    monkeypatch.setattr("raft.store.keys._described", lambda owner, item: getattr(owner, item.name))
     on_cpu = [keys.describe(one) for one in sections]
     assert [one.get("dtype", one.get("precision")) for one in on_cpu] == ["float32"] * 4
     assert on_cpu[2]["batch_tokens"] == 2048 and on_cpu[3]["tokens_per_forward"] == 2048

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raft import diagnostics, metrics
+from raft.metrics import diagnostics, metrics
 
 NAN = math.nan
 
@@ -70,8 +70,8 @@ def test_repeats_are_what_selection_drops_and_twins_are_all_of_a_kind():
 
 
 def test_repeats_are_the_duplicates_of_selection():
-    from raft.records import Response
-    from raft.selection import filtered
+    from raft.core.records import Response
+    from raft.pipeline.selection import filtered
 
     texts = ["a", "", "a", " ", "b", "", "b"]
     reasons = filtered([Response(text, [], None, "stop") for text in texts], ["duplicate"])

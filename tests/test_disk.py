@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raft import runs
-from raft.files import Disk, sync
-from raft.keys import Artifact
-from raft.output import Output
-from raft.runs import Run, partial_path, stamp_path
+from raft.core.files import Disk, sync
+from raft.store import runs
+from raft.store.keys import Artifact
+from raft.store.output import Output
+from raft.store.runs import Run, partial_path, stamp_path
 
 
 class SlowDisk:

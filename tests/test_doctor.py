@@ -9,8 +9,10 @@ import worlds
 from heads import LLAMA_GATE, gate, make, rand, speak_llama
 from reward_models import SIZE, edit, save
 
-from raft import chat, doctor, preflight, recipe
-from raft.records import Prompt, read
+from raft.config import preflight, recipe
+from raft.core.records import Prompt, read
+from raft.models import chat
+from raft.rewards import doctor
 from raft.rewards.model import RewardModel
 
 PROMPTS = [Prompt(f"p{n}", messages=[{"role": "user", "content": f"How are you, {n}?"}]) for n in range(3)]

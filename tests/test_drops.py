@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import worlds
 
-from raft import stages
-from raft.errors import UserError
-from raft.keys import Artifact
-from raft.output import Output
-from raft.progress import Progress
-from raft.prompts import Inline, Mixture, reasons
-from raft.records import Drop
+from raft.core.errors import UserError
+from raft.core.progress import Progress
+from raft.core.records import Drop
+from raft.data.prompts import Inline, Mixture, reasons
+from raft.pipeline import stages
+from raft.store.keys import Artifact
+from raft.store.output import Output
 
 
 @pytest.fixture

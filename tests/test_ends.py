@@ -9,11 +9,11 @@ from test_marks import CORPUS, TEMPLATES, byte_level
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from raft import chat
-from raft.errors import RowError, UserError
+from raft.core.errors import RowError, UserError
+from raft.core.records import Policy, Prompt, Response
 from raft.generators.sampling import Sampling
 from raft.generators.transformers import Transformers
-from raft.records import Policy, Prompt, Response
+from raft.models import chat
 
 ASKED = Prompt("p", messages=[{"role": "user", "content": "Hello"}])
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"

@@ -12,13 +12,13 @@ from statistics import fmean
 
 import pytest
 
-from raft import chat, probe, scratch
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.plugins import build
+from raft.core.records import Policy, Prompt
 from raft.generators import bookkeeping, vllm, worker
 from raft.generators.vllm import VLLM
-from raft.plugins import build
-from raft.probe import ProbeError
-from raft.records import Policy, Prompt
+from raft.models import chat, probe, scratch
+from raft.models.probe import ProbeError
 
 pytestmark = pytest.mark.engine
 
@@ -271,8 +271,8 @@ def test_engine_options_are_checked_by_name():
 def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_special(material):
     from types import SimpleNamespace
 
-    from raft.chat import load_tokenizer
     from raft.generators.sampling import Sampling
+    from raft.models.chat import load_tokenizer
 
     tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]

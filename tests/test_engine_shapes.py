@@ -5,11 +5,12 @@ import json
 import pytest
 import worlds
 
-from raft import engines, probe, scratch
+from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
-from raft.records import Policy, Prompt
+from raft.launch import engines
+from raft.models import probe, scratch
 
 
 def policy(folder, shape, seed) -> Policy:

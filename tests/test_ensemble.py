@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft.plugins import Fault, component
-from raft.records import Group, Prompt, Response, Score
+from raft.core.plugins import Fault, component
+from raft.core.records import Group, Prompt, Response, Score
 
 LENGTH = {"kind": "rule", "function": "length"}
 TEXTS = ["one", "one two three", "", "four words are here"]

@@ -1,4 +1,4 @@
-"""Laws of raft.examples: what of a row becomes an example or a pair."""
+"""Laws of raft.data.examples: what of a row becomes an example or a pair."""
 
 import gzip
 import json
@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from raft import examples, plugins
-from raft.chat import load_tokenizer
-from raft.errors import UserError
-from raft.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
-from raft.records import Drop, Example, Pair
+from raft.core import plugins
+from raft.core.errors import UserError
+from raft.core.records import Drop, Example, Pair
+from raft.data import examples
+from raft.data.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
+from raft.models.chat import load_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared/data"
 HH, SST2 = DATA / "preferences/hh_harmless_test.jsonl.gz", DATA / "reward/sst2.dev.txt"

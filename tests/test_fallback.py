@@ -6,8 +6,8 @@ import shutil
 import pytest
 from worlds import fingerprint, make_recipe, prompts, raft
 
-from raft import scratch
 from raft.generators import architectures
+from raft.models import scratch
 
 CODEGEN = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "rotary_dim": 8}
 

@@ -12,10 +12,10 @@ import pytest
 from folders import stamp
 from worlds import raft
 
-from raft import drawing
-from raft.curves import COLUMNS, Recipe, recipes
-from raft.errors import UserError
-from raft.figures import over_n, picture
+from raft.core.errors import UserError
+from raft.report import drawing
+from raft.report.curves import COLUMNS, Recipe, recipes
+from raft.report.figures import over_n, picture
 
 Table = list[list[float | None]]  # rewards by prompt and response
 
@@ -162,7 +162,7 @@ def test_each_policy_has_a_half_violin_of_all_to_its_left_and_of_the_winners_to_
 
 
 def test_a_violin_has_the_shape_of_what_it_shows():
-    from raft.figures.distribution import _shape
+    from raft.report.figures.distribution import _shape
 
     rewards = np.random.default_rng(0).normal(3.0, 2.0, 50_000)
     places, widths, quartiles = _shape(rewards)

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import following, records, stages
-from raft.errors import Stopped, UserError
-from raft.files import write_json
-from raft.following import PAUSE, TOGETHER, Follower, followed
-from raft.keys import Artifact
-from raft.plugins import speed
-from raft.records import Group, Policy, Prompt, Response, Score
+from raft.core import records
+from raft.core.errors import Stopped, UserError
+from raft.core.files import write_json
+from raft.core.plugins import speed
+from raft.core.records import Group, Policy, Prompt, Response, Score
+from raft.pipeline import following, stages
+from raft.pipeline.following import PAUSE, TOGETHER, Follower, followed
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge import Judge
 from raft.rewards.rule import Rule
-from raft.runs import Place, Run, stamp_path
+from raft.store.keys import Artifact
+from raft.store.runs import Place, Run, stamp_path
 
 COUNT = 40
 
@@ -247,8 +248,8 @@ class Blocks:
 def test_a_run_with_a_remote_reward_and_a_remote_gold_equals_one_without(tmp_path):
     (tmp_path / "elsewhere.py").write_text(
         "from dataclasses import dataclass\n"
-        "from raft.plugins import speed\n"
-        "from raft.records import Score\n\n\n"
+        "from raft.core.plugins import speed\n"
+        "from raft.core.records import Score\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Words:\n"
         "    remote: bool = speed(False)\n"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import forecast, recipe
+from raft.cli import forecast
+from raft.config import recipe
 
 
 def test_a_line_goes_through_both_points_and_never_below_nothing():

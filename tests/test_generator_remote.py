@@ -15,14 +15,14 @@ from test_generator_transformers import tiny_policy
 from tiny_server import TinyServer, cut, fail, hang, logprobs_of, malformed
 from transformers import AutoModelForCausalLM
 
-from raft.chat import encode_response
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.plugins import build
+from raft.core.records import Policy, Prompt
+from raft.core.seeds import derive
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
-from raft.plugins import build
-from raft.records import Policy, Prompt
-from raft.seeds import derive
-from raft.server import pause, retry_after
+from raft.launch.server import pause, retry_after
+from raft.models.chat import encode_response
 
 PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y"])]
 CHAT = Prompt(id="chat", messages=[{"role": "user", "content": "hello"}])

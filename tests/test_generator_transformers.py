@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.plugins import build
+from raft.core.records import Policy, Prompt
+from raft.core.seeds import derive
 from raft.generators.transformers import Drawing, Transformers, load
-from raft.plugins import build
-from raft.records import Policy, Prompt
-from raft.seeds import derive
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}{{ 'a: ' if add_generation_prompt }}"
 PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y", "one two 3"])]

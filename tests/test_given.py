@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from raft import given
-from raft.errors import UserError
-from raft.records import Prompt, Response
+from raft.core.errors import UserError
+from raft.core.records import Prompt, Response
+from raft.data import given
 
 CHAT = [{"role": "user", "content": "why?"}]
 GOOD = {"prompt_id": "p", "text": "why? ", "responses": [{"text": "so"}, {"text": ""}]}

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raft import probe, scratch, serving
+from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.vllm import VLLM, Engine
-from raft.probe import ProbeError
-from raft.records import Policy, Prompt
+from raft.launch import serving
+from raft.models import probe, scratch
+from raft.models.probe import ProbeError
 
 pytestmark = pytest.mark.engine
 

@@ -14,8 +14,8 @@ from heads import LLAMA_GATE, LLAMA_MARK, WIDTH, configure, gate, labels, make, 
 from reward_models import SIZE, TEXTS, chat_ids, edit, groups, llama_hidden, load, make_tokenizer, rewards, save
 from safetensors.torch import load_file
 
-from raft.errors import UserError
-from raft.records import Group, Prompt, Response
+from raft.core.errors import UserError
+from raft.core.records import Group, Prompt, Response
 from raft.rewards.model import RewardModel
 
 Formula = Callable[[torch.Tensor, list[int]], Any]  # hidden states [tokens, width] and ids -> outputs

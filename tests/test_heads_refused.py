@@ -7,7 +7,7 @@ import torch
 from heads import LLAMA_GATE, WIDTH, configure, gate, labels, make, rand
 from reward_models import SIZE, edit, load, save
 
-from raft.errors import UserError
+from raft.core.errors import UserError
 
 HEADS = {
     "regression": ({"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel", {}),

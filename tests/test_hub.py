@@ -1,4 +1,4 @@
-"""Laws of raft.hub, on folders and a hub cache made here; nothing is fetched."""
+"""Laws of raft.models.hub, on folders and a hub cache made here; nothing is fetched."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 
-from raft import hub
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import hub
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 TOKEN = "hf_thisIsASecretOfTheUser"

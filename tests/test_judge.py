@@ -19,10 +19,10 @@ import judges
 import pytest
 from judges import BIASED, FAIR, GRADE, GRADES, MIXED, MUTE, SCORES, TEXT, WORDS, shown
 
-from raft.errors import UserError
-from raft.records import Group, Prompt, Response
+from raft.core.errors import UserError
+from raft.core.records import Group, Prompt, Response
+from raft.core.seeds import derive
 from raft.rewards.judge import Judge
-from raft.seeds import derive
 
 SIZE = {"max_model_len": 64}
 SAYS = judges.says()

@@ -6,11 +6,11 @@ import pytest
 import yaml
 from judges import BIASED, FAIR
 
-from raft.errors import UserError
-from raft.keys import describe
-from raft.plugins import build, component
+from raft.core.errors import UserError
+from raft.core.plugins import build, component
+from raft.pipeline.scoring import score_file
 from raft.rewards.judge import Judge
-from raft.scoring import score_file
+from raft.store.keys import describe
 
 WRONG = {
     "url": ({"url": "host:1"}, "no address"),

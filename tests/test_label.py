@@ -8,8 +8,8 @@ import pytest
 import worlds
 import yaml
 
-from raft.examples import FileExamples, pairs
-from raft.records import read
+from raft.core.records import read
+from raft.data.examples import FileExamples, pairs
 
 RULE = "def vowels(prompt, response):\n    return sum(one in 'aeiou' for one in response)\n"
 

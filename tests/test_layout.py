@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raft import layout
-from raft.layout import batches, bins, common, pack, pad, rows, size
+from raft.models import layout
+from raft.models.layout import batches, bins, common, pack, pad, rows, size
 
 
 def arrays(*lengths: int) -> list[np.ndarray]:

@@ -6,13 +6,14 @@ import pytest
 import torch
 import worlds
 
-from raft import chat, probe, stages
-from raft.files import Disk
-from raft.keys import Artifact
-from raft.likelihood import response_likelihoods
-from raft.output import Output
-from raft.progress import Progress
-from raft.records import Example, Group, Prompt, Response, read, write
+from raft.core.files import Disk
+from raft.core.progress import Progress
+from raft.core.records import Example, Group, Prompt, Response, read, write
+from raft.models import chat, probe
+from raft.models.likelihood import response_likelihoods
+from raft.pipeline import stages
+from raft.store.keys import Artifact
+from raft.store.output import Output
 
 
 @pytest.fixture(scope="module")

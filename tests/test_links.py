@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 from folders import stamp, write_run
 
-from raft import branch, cli, logs, progress, report, runs, watch
-from raft.errors import UserError
-from raft.files import create, disk_faults, write_text
-from raft.narrator import draw
-from raft.output import Output
-from raft.progress import Progress
-from raft.runs import Run, is_running, locked
+from raft.cli import main as cli
+from raft.cli import watch
+from raft.cli.narrator import draw
+from raft.core import logs, progress
+from raft.core.errors import UserError
+from raft.core.files import create, disk_faults, write_text
+from raft.core.progress import Progress
+from raft.report.page import write as report
+from raft.store import branch, runs
+from raft.store.output import Output
+from raft.store.runs import Run, is_running, locked
 
 
 @pytest.fixture

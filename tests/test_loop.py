@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import jobs, plugins
-from raft.records import dump, read
+from raft.config import jobs
+from raft.core import plugins
+from raft.core.records import dump, read
 
 PROMISED = """
 recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log

@@ -1,4 +1,4 @@
-"""Laws of raft.marks: what a message spells is words, what a template writes is marks, to the token."""
+"""Laws of raft.models.marks: what a message spells is words, what a template writes is marks, to the token."""
 
 from itertools import product
 
@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from raft import chat, conversation, marks
-from raft.errors import RowError
-from raft.records import Prompt
+from raft.core.errors import RowError
+from raft.core.records import Prompt
+from raft.models import chat, conversation, marks
 
 CORPUS = ["Once upon a time there was a girl named Lily. She liked to play; 2 + 2 = 4!", "user assistant s im end"] * 9
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[SEP]"]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft import measuring, records
-from raft.keys import Artifact
-from raft.output import Output
-from raft.progress import Progress
+from raft.core import records
+from raft.core.progress import Progress
+from raft.store import measuring
+from raft.store.keys import Artifact
+from raft.store.output import Output
 
 TEXTS = [["a b", "a b", ""], ["c", "a b c d", "c d"]]
 REASONS = ["stop", "length", "stop"]

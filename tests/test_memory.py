@@ -15,9 +15,11 @@ from reward_models import SIZE
 from reward_models import save as save_model
 from safetensors.torch import load_file
 
-from raft import engines, memory, sizes
-from raft.memory import Device, Turn, lines, plan
-from raft.recipe import load
+from raft.cli import memory
+from raft.cli.memory import Device, Turn, lines, plan
+from raft.config.recipe import load
+from raft.launch import engines
+from raft.models import sizes
 
 GPU = Device("cuda", 80 * 10**9)
 HOST = Device("cpu", 32 * 10**9)
@@ -260,7 +262,7 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
 def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monkeypatch):
     a_recipe(tmp_path, monkeypatch, trainer={"lora": {"r": 4}})
     script = (
-        "import sys\nfrom raft.cli import main\nmain(['check', 'recipe.yaml'])\n"
+        "import sys\nfrom raft.cli.main import main\nmain(['check', 'recipe.yaml'])\n"
         "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets', 'peft') if name in sys.modules]\n"
         "assert not heavy, heavy\n"
     )

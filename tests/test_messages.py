@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from raft.core.records import Prompt
 from raft.generators.remote import _chat
-from raft.messages import Malformed, answered, messages, tools, turns
-from raft.records import Prompt
+from raft.models.messages import Malformed, answered, messages, tools, turns
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}

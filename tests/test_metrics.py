@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from raft import metrics
+from raft.metrics import metrics
 
 NAN = math.nan
 REWARDS = np.array([[1.0, 2.0, 6.0], [4.0, NAN, 0.0], [NAN, NAN, NAN], [5.0, 5.0, NAN]])

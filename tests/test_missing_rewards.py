@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import worlds
 
-from raft import drawing
-from raft.curves import Curve
+from raft.report import drawing
+from raft.report.curves import Curve
 
 RULES = """
 def picky(prompt, response):

@@ -12,11 +12,13 @@ from heads import configure
 from reward_models import SIZE, groups, load, make_tokenizer, rewards, save
 from safetensors.torch import load_file, save_file
 
-from raft import checkpoint, hub, model_folder, preflight, probe, stages
-from raft.chat import load_tokenizer
-from raft.errors import UserError
-from raft.recipe import RecipeError
-from raft.recipe import load as load_recipe
+from raft.config import preflight
+from raft.config.recipe import RecipeError
+from raft.config.recipe import load as load_recipe
+from raft.core.errors import UserError
+from raft.models import checkpoint, hub, model_folder, probe
+from raft.models.chat import load_tokenizer
+from raft.pipeline import stages
 from raft.rewards.model import RewardModel
 
 

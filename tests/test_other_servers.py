@@ -8,14 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from test_generator_transformers import tiny_policy
 
-from raft import stages
-from raft.chat import load_tokenizer
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.records import Group, Policy, Prompt, Response, Score
 from raft.generators.remote import Remote
 from raft.generators.sampling import spell
-from raft.records import Group, Policy, Prompt, Response, Score
+from raft.models.chat import load_tokenizer
+from raft.pipeline import stages
+from raft.pipeline.scoring import score_file
 from raft.rewards.judge import Judge
-from raft.scoring import score_file
 
 
 class Server(ThreadingHTTPServer):
@@ -150,7 +150,7 @@ def test_where_no_response_has_a_reward_the_score_fails_with_the_first_reason(se
 def test_no_traceback_of_asyncio_whether_the_server_answers_or_fails(server, files, fails, capfd):
     server.says = lambda asked: (500, {}) if fails else chat(f"[[{longer(asked)}]]")
     judge = Judge(url=server.url, model="m", retries=0, concurrency=2)
-    from raft.given import groups
+    from raft.data.given import groups
 
     try:
         list(judge.score(groups(files / "in.jsonl", None)))

@@ -6,9 +6,9 @@ from pathlib import Path
 import folders
 import pytest
 
-from raft import report
-from raft.errors import UserError
-from raft.figures import picture
+from raft.core.errors import UserError
+from raft.report.figures import picture
+from raft.report.page import write as report
 
 
 @pytest.fixture

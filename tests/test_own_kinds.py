@@ -9,8 +9,8 @@ import shutil
 from dataclasses import dataclass
 import numpy as np
 from raft import prompts
-from raft.records import Group, Response, Score
-from raft.selection import Selection
+from raft.core.records import Group, Response, Score
+from raft.pipeline.selection import Selection
 
 @dataclass(frozen=True)
 class Source(prompts.Prompts):

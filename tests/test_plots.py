@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft import drawing
-from raft.curves import Measured, recipes
-from raft.errors import UserError
-from raft.plots import REWARDS, figure, numbers
+from raft.core.errors import UserError
+from raft.report import drawing
+from raft.report.curves import Measured, recipes
+from raft.report.plots import REWARDS, figure, numbers
 
 
 def reward_curves(runs, out):
@@ -185,7 +185,7 @@ def test_the_settings_of_matplotlib_stay_as_they_were(tmp_path):
 def test_long_and_odd_names_are_shown_whole(tmp_path):
     from matplotlib import rc_context
 
-    from raft.drawing import STYLE
+    from raft.report.drawing import STYLE
 
     with rc_context(STYLE):
         figure = reward_figure([(f"_costs-$-and-{60 * letter}", rows()) for letter in "abcde"])

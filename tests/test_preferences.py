@@ -1,4 +1,4 @@
-"""Laws of raft.preferences: small files of the format of each published data set, and what becomes of their rows."""
+"""Laws of data.preferences: small files of the format of each published data set, and what becomes of their rows."""
 
 import gzip
 import json
@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import pytest
 
-from raft import plugins
-from raft.errors import UserError
-from raft.examples import Examples, FileExamples, HubExamples, InlineExamples, read, texts
-from raft.preferences import LAYOUTS
-from raft.records import Drop, Pair
+from raft.core import plugins
+from raft.core.errors import UserError
+from raft.core.records import Drop, Pair
+from raft.data.examples import Examples, FileExamples, HubExamples, InlineExamples, read, texts
+from raft.data.preferences import LAYOUTS
 
 
 def gathered(section: Examples, held_out: bool = False) -> tuple[list[Pair], list[Drop]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft.preflight import check
-from raft.recipe import RecipeError, load
+from raft.config.preflight import check
+from raft.config.recipe import RecipeError, load
 
 DAMAGED = {
     "config.json": [

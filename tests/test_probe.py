@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from raft import probe, scratch
-from raft.chat import load_tokenizer
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import probe, scratch
+from raft.models.chat import load_tokenizer
 
 LLAMA = {
     "model_type": "llama",

@@ -1,4 +1,4 @@
-"""Laws of raft.prompts: what of a row becomes a prompt, and what an iteration draws."""
+"""Laws of raft.data.prompts: what of a row becomes a prompt, and what an iteration draws."""
 
 import copy
 import dataclasses
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft import plugins, prompts
-from raft.chat import encode_prompt, load_tokenizer
-from raft.errors import UserError
-from raft.prompts import File, Hub, Inline, Mixture, draw, held_out_key
-from raft.records import Drop, Prompt
+from raft.core import plugins
+from raft.core.errors import UserError
+from raft.core.records import Drop, Prompt
+from raft.data import prompts
+from raft.data.prompts import File, Hub, Inline, Mixture, draw, held_out_key
+from raft.models.chat import encode_prompt, load_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared/data"
 MESSAGES = [

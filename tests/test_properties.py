@@ -11,9 +11,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from raft import layout, recipe, selection
-from raft.errors import UserError
-from raft.sources import FileRows
+from raft.config import recipe
+from raft.core.errors import UserError
+from raft.data.sources import FileRows
+from raft.models import layout
+from raft.pipeline import selection
 
 FEW = settings(
     max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

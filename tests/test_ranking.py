@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from raft import ranking
+from raft.metrics import ranking
 
 NAN = math.nan
 

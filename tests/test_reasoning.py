@@ -1,13 +1,13 @@
-"""Laws of raft.reasoning: where the answer begins, and that its tokens stay those that were generated."""
+"""Laws of raft.models.reasoning: where the answer begins, and that its tokens stay those that were generated."""
 
 from typing import Any
 
 import pytest
 
+from raft.core.records import Example, Group, Prompt, Response, Score
 from raft.generators.sampling import Sampling
-from raft.reasoning import answer_at, opening, without_thought
-from raft.records import Example, Group, Prompt, Response, Score
-from raft.stages import _scored
+from raft.models.reasoning import answer_at, opening, without_thought
+from raft.pipeline.stages import _scored
 from raft.trainers.sft import _tokens
 
 SPECIAL = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>", "<|end|>"]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from raft.errors import UserError
-from raft.recipe import RecipeError, find, load
-from raft.stamps import differences
+from raft.config.recipe import RecipeError, find, load
+from raft.core.errors import UserError
+from raft.store.stamps import differences
 
 ROOT = Path(__file__).parent.parent
 
@@ -208,7 +208,7 @@ def test_every_recipe_that_we_ship_is_one(file):
 def test_help_and_the_check_of_a_bad_recipe_import_no_torch(tmp_path, arguments):
     write(tmp_path, GOOD.replace("k: 2", "k: 0"), "bad.yaml")
     script = (
-        "import sys\nfrom raft.cli import main\nimport os\nos._exit = sys.exit\n"
+        "import sys\nfrom raft.cli.main import main\nimport os\nos._exit = sys.exit\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code or 0\n"
         "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets') if name in sys.modules]\n"
         "assert not heavy, heavy\nsys.exit(status)\n"

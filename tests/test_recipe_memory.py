@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from raft import memory, recipe, sizes
-from raft.memory import Device
+from raft.cli import memory
+from raft.cli.memory import Device
+from raft.config import recipe
+from raft.models import sizes
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GIGABYTES = {

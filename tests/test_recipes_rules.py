@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raft.imports import beside, module
-from raft.records import Prompt
+from raft.core.imports import beside, module
+from raft.core.records import Prompt
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -21,7 +21,7 @@ import pytest
 import worlds
 import yaml
 
-from raft import cli
+from raft.cli import main as cli
 
 FOLDER = Path(__file__).with_name("bad_inputs")
 ROWS = {

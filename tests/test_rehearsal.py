@@ -11,8 +11,8 @@ import yaml
 from folders import stamp
 from reward_models import SIZE, save
 
-from raft import commands
-from raft.errors import UserError
+from raft.cli import commands
+from raft.core.errors import UserError
 
 RULE = {"kind": "rule", "function": "length"}
 TRAINER = {"kind": "reward-model"}

@@ -15,9 +15,11 @@ import worlds
 from folders import write_run
 from pages import HOSTILE, blocks, facts, make_labelled, make_run, packed_groups, reward, text
 
-from raft import records, report, report_groups
-from raft.errors import UserError
-from raft.records import Drop
+from raft.core import records
+from raft.core.errors import UserError
+from raft.core.records import Drop
+from raft.report.page import groups as report_groups
+from raft.report.page import write as report
 
 ASSETS = Path(report.__file__).parent
 

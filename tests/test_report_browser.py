@@ -12,7 +12,7 @@ from chromium import FOUND, Page, browser
 from folders import write_run
 from pages import ARABIC, HOSTILE, JAPANESE, make_labelled, make_run, packed_groups, reward, text
 
-from raft import report
+from raft.report.page import write as report
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from reward_models import PAD, SIZE, TEXTS, chat_ids, edit, groups, llama_reward, load, make_tokenizer, rewards, save
 
-from raft.errors import UserError
-from raft.records import Group, Prompt, Response, Score
+from raft.core.errors import UserError
+from raft.core.records import Group, Prompt, Response, Score
 from raft.rewards.model import RewardModel
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from raft import plugins
-from raft.errors import Stopped
-from raft.records import Group, Prompt, Response, Score
+from raft.core import plugins
+from raft.core.errors import Stopped
+from raft.core.records import Group, Prompt, Response, Score
 from raft.rewards.rule import Rule
 
 HERE = __name__

@@ -13,12 +13,12 @@ import pytest
 import worlds
 from folders import stamp
 
-from raft import recipe
-from raft.errors import UserError
-from raft.keys import describe
-from raft.output import Output
-from raft.plugins import source, speed
-from raft.runs import Run, metrics_rows, stamp_path
+from raft.config import recipe
+from raft.core.errors import UserError
+from raft.core.plugins import source, speed
+from raft.store.keys import describe
+from raft.store.output import Output
+from raft.store.runs import Run, metrics_rows, stamp_path
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def test_a_killed_process_loses_no_appended_group(tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from raft.runs import Run
+        from raft.store.runs import Run
         def stage(section, output):
             done = output.resume()
             fresh = not done
@@ -215,7 +215,7 @@ def test_the_training_reward_of_a_policy_comes_from_the_folder_behind_it(tmp_pat
 
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", "recipe.yaml"], [".lock", "recipe.yaml", "resolved.yaml"]])
 def test_a_run_killed_at_its_birth_is_still_a_run_and_a_foreign_folder_is_none(tmp_path, left):
-    from raft.runs import refuse_foreign
+    from raft.store.runs import refuse_foreign
 
     for name in left:
         (tmp_path / name).touch()

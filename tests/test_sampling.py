@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from raft.core.plugins import build
+from raft.core.records import Response
 from raft.generators.sampling import Sampling, first_of, spell, spelled_by
-from raft.plugins import build
-from raft.records import Response
 
 TEXTS = ["hello world", "the cat sat on the mat", "User: who are you?\nAssistant: a cat é"] * 4
 

@@ -9,12 +9,14 @@ import pytest
 import worlds
 from folders import stamp, write_run
 
-from raft import report, timeline, watch
-from raft.contracts import BLOCK
-from raft.errors import UserError
-from raft.records import read
-from raft.runs import locked
-from raft.scoring import score_file
+from raft.cli import watch
+from raft.core.contracts import BLOCK
+from raft.core.errors import UserError
+from raft.core.records import read
+from raft.pipeline.scoring import score_file
+from raft.report.page import write as report
+from raft.store import timeline
+from raft.store.runs import locked
 
 COUNT = 2 * BLOCK + 7
 # counts each call in a file beside it, and kills its own process at a call that another file names

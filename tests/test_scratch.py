@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raft import plugins, scratch
-from raft.errors import UserError
-from raft.jobs import Start
+from raft.config.jobs import Start
+from raft.core import plugins
+from raft.core.errors import UserError
+from raft.models import scratch
 
 CONFIG = {
     "model_type": "llama",

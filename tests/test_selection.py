@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from raft import plugins
-from raft.records import Response
-from raft.selection import (
+from raft.core import plugins
+from raft.core.records import Response
+from raft.pipeline.selection import (
     BestOfK,
     BestVsWorst,
     Picks,

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from raft.errors import UserError
-from raft.keys import describe
-from raft.server import Connection, Refused, connected, url_faults
+from raft.core.errors import UserError
+from raft.launch.server import Connection, Refused, connected, url_faults
+from raft.store.keys import describe
 
 OPTIONS = Connection(api_key_env="TINY_KEY", retries=0, timeout=5)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_generator_transformers import tiny_policy
 
-from raft import engines, guard, serving
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.launch import engines, guard, serving
 
 FOREVER = "import time; time.sleep(1000)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {FOREVER}"
@@ -179,7 +179,7 @@ def test_a_server_that_cannot_start_is_an_error_with_its_last_words(tmp_path):
 def test_no_process_of_the_server_outlives_a_run_that_is_killed(tmp_path):
     tiny_policy(tmp_path / "model")
     run = (
-        "import sys, time\nfrom pathlib import Path\nfrom raft.serving import Served\n"
+        "import sys, time\nfrom pathlib import Path\nfrom raft.launch.serving import Served\n"
         f"served = Served(Path({str(tmp_path / 'model')!r}), {{}})\nprint('ready', served.key, flush=True)\n"
         "time.sleep(1000)"
     )

@@ -10,7 +10,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from raft import attention, layout, likelihood, memory, sizes
+from raft.cli import memory
+from raft.models import attention, layout, likelihood, sizes
 from raft.trainers import fitting
 from raft.trainers.sft import Likelihood
 

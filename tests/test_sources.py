@@ -1,4 +1,4 @@
-"""Laws of raft.sources, on small files written here."""
+"""Laws of raft.data.sources, on small files written here."""
 
 import csv
 import gzip
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from raft import sources
-from raft.errors import UserError
-from raft.sources import FileRows, HubRows, InlineRows
+from raft.core.errors import UserError
+from raft.data import sources
+from raft.data.sources import FileRows, HubRows, InlineRows
 
 SST2 = Path(__file__).parents[2] / "shared/data/reward/sst2.dev.txt"
 ROWS = [

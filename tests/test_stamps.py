@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raft import files, stamps
-from raft.errors import UserError
-from raft.keys import Artifact
-from raft.output import Output
-from raft.runs import Run
-from raft.stamps import damage, read_stamp, require_all, stamp_path
+from raft.core import files
+from raft.core.errors import UserError
+from raft.store import stamps
+from raft.store.keys import Artifact
+from raft.store.output import Output
+from raft.store.runs import Run
+from raft.store.stamps import damage, read_stamp, require_all, stamp_path
 
 ROWS = [{"prompt_id": str(number), "scores": [{"reward": number / 7}]} for number in range(9)]
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft import server, stages, stopping
-from raft.errors import Stopped
+from raft.core import stopping
+from raft.core.errors import Stopped
+from raft.core.progress import Progress
 from raft.generators.transformers import Transformers
-from raft.keys import Artifact
-from raft.output import Output
-from raft.progress import Progress
-from raft.server import stoppable
+from raft.launch import server
+from raft.launch.server import stoppable
+from raft.pipeline import stages
+from raft.store.keys import Artifact
+from raft.store.output import Output
 
 COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
 TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
@@ -27,7 +29,7 @@ TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIG
 BEGIN = """
 import os, signal, subprocess, sys, threading, time, weakref
 from raft import stopping
-from raft.errors import Stopped
+from raft.core.errors import Stopped
 def tell_self(*_): os.kill(os.getpid(), signal.SIGTERM)
 class Thing:
     pass

@@ -1,4 +1,4 @@
-"""Laws of raft.templates: a chat template is written as transformers writes it, on a fixed day, under a limit."""
+"""Laws of models.templates: a chat template is written as transformers writes it, on a fixed day, under a limit."""
 
 import json
 import time
@@ -6,8 +6,8 @@ from datetime import date
 
 import pytest
 
-from raft import templates
-from raft.errors import RowError, UserError
+from raft.core.errors import RowError, UserError
+from raft.models import templates
 
 HUNGRY = {
     "long": ("{{ 'a' * 20000000000 }}", "1 GB of memory"),
@@ -90,8 +90,8 @@ def test_a_process_that_ended_is_started_again():
 
 
 def test_only_a_template_with_a_clock_puts_the_day_into_the_key(tmp_path):
-    from raft.keys import describe
     from raft.rewards.model import RewardModel
+    from raft.store.keys import describe
 
     def folder(name: str, template: str) -> str:
         (tmp_path / name).mkdir()

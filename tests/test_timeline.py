@@ -6,9 +6,11 @@ from pathlib import Path
 
 import worlds
 
-from raft import loop, recipe, timeline
-from raft.files import write_json
-from raft.forecast import Quiet
+from raft.cli.forecast import Quiet
+from raft.config import recipe
+from raft.core.files import write_json
+from raft.pipeline import loop
+from raft.store import timeline
 
 
 def made(artifact: str, began: float, seconds: float, iteration: int | None = None, **parts: float) -> dict:

@@ -6,8 +6,8 @@ from typing import Any
 
 import worlds
 
-from raft import tracking
-from raft.records import read
+from raft.core.records import read
+from raft.report import tracking
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], list[float]]:

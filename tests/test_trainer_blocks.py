@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuning import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 
-from raft import chat, scratch
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import chat, scratch
 from raft.trainers.sft import Corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from raft import conversation, scratch
-from raft.errors import UserError
-from raft.records import Pair, Prompt, Response
+from raft.core.errors import UserError
+from raft.core.records import Pair, Prompt, Response
+from raft.models import conversation, scratch
 from raft.trainers.reward_model import HEAD_STD, BradleyTerry
 
 pytestmark = pytest.mark.usefixtures("one_thread")

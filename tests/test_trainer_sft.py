@@ -21,9 +21,9 @@ from tuning import (
     without_dropout,
 )
 
-from raft import attention, chat, probe
-from raft.errors import UserError
-from raft.records import Example
+from raft.core.errors import UserError
+from raft.core.records import Example
+from raft.models import attention, chat, probe
 from raft.trainers import fitting, packing
 from raft.trainers.sft import SFT, Corpus, Likelihood
 

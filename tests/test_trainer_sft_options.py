@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-from raft import plugins
+from raft.core import plugins
 from raft.trainers import fitting
 
 

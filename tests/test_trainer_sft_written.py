@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 from tuning import CONFIGS, EXAMPLES, difference, make_folders, train, weights
 
-from raft import probe
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import probe
 from raft.trainers import fitting
 from raft.trainers.sft import SFT
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from raft import probe, scratch
+from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.vllm import VLLM
-from raft.records import Policy, Prompt
+from raft.models import probe, scratch
 
 pytestmark = pytest.mark.engine
 

@@ -6,7 +6,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from raft.errors import UserError
+from raft.core.errors import UserError
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict, grade, outcome, preference
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import folders
 import worlds
 
-from raft import progress, watch
-from raft.output import Output
+from raft.cli import watch
+from raft.core import progress
+from raft.store.output import Output
 
 
 def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
@@ -86,7 +87,7 @@ def test_a_command_after_an_engine_ends_in_order_though_nobody_reads_what_it_say
     run = folders.write_run(tmp_path / "run", 2, 2, 1, lambda *_: "text", lambda *_: 1.0)
     code = (
         "import sys, types\nsys.modules['vllm'] = types.ModuleType('vllm')\n"
-        f"from raft.cli import main\nmain(['status', {str(run)!r}])\n"
+        f"from raft.cli.main import main\nmain(['status', {str(run)!r}])\n"
     )
     reader, writer = os.pipe()
     os.close(reader)

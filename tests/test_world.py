@@ -5,8 +5,12 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from raft import examples, keys, plugins, prompts, scratch, world
-from raft.records import Example, Pair, Prompt
+from raft import world
+from raft.core import plugins
+from raft.core.records import Example, Pair, Prompt
+from raft.data import examples, prompts
+from raft.models import scratch
+from raft.store import keys
 
 ORDER = {"guest": "Mole", "number": "two", "flavour": "plum", "bake": "muffins", "drink": "mint tea"}
 ASKED = Prompt(id="m", text="I am Mole. I would like two plum muffins and mint tea, please.", meta=ORDER)

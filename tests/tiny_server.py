@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
-from raft.chat import encode_prompt
+from raft.core.records import Policy, Prompt
 from raft.generators.transformers import Drawing, Transformers, load
-from raft.records import Policy, Prompt
+from raft.models.chat import encode_prompt
 
 
 class TinyServer(ThreadingHTTPServer):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from raft import scratch
-from raft.errors import UserError
-from raft.records import Example, Response
+from raft.core.errors import UserError
+from raft.core.records import Example, Response
+from raft.models import scratch
 from raft.trainers.sft import SFT
 
 SHAPE = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from raft import scratch
+from raft.models import scratch
 
 TINY = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,

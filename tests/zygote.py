@@ -27,6 +27,6 @@ for line in sys.stdin:
 else:
     sys.exit()
 
-from raft.cli import main  # noqa: E402
+from raft.cli.main import main  # noqa: E402
 
 main()

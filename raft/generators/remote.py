@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from raft import completions, plugins
-from raft.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer, unembedded
-from raft.completions import excerpt, foreign
-from raft.errors import UserError
+from raft.core import plugins
+from raft.core.errors import UserError
+from raft.core.records import Group, Policy, Prompt, Response
+from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
-from raft.records import Group, Policy, Prompt, Response
-from raft.seeds import derive
-from raft.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
+from raft.launch import completions
+from raft.launch.completions import excerpt, foreign
+from raft.launch.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
+from raft.models.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer, unembedded
 
 TOLERANCE = 0.5  # mean difference of log-probabilities: a number format moves them by hundredths, others by units
 LARGE = 1e39  # beyond what a float32 can be
@@ -33,7 +34,7 @@ class Remote(Sampling, Connection):
     """One request for each response, `concurrency` of them at a time, each with its own seed of 63 bits.
 
     `url` is the server's address up to its version (http://127.0.0.1:8000/v1), `model` the name the
-    server gives the policy; how it is asked is said in `raft.server.Connection`.
+    server gives the policy; how it is asked is said in `raft.launch.server.Connection`.
 
     vLLM's server returns the tokens and their log-probabilities. Of another server only the text is read:
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from raft import marks, reasoning
-from raft.chat import Tokenizer, continuation, end_tokens
-from raft.errors import UserError
-from raft.plugins import faults_of_range
-from raft.records import Prompt, Response
+from raft.core.errors import UserError
+from raft.core.plugins import faults_of_range
+from raft.core.records import Prompt, Response
+from raft.models import marks, reasoning
+from raft.models.chat import Tokenizer, continuation, end_tokens
 
 COLDEST = 0.001  # the lowest temperature above 0: logits divided by it stay well inside float32
 PART = "\ufffd"  # how a decoder writes bytes that are no whole character
@@ -24,7 +24,7 @@ class Sampling:
     `stop` ends a response at any of these texts, which is left out of the text (its tokens stay); a special token may
     be one of them.
     `reasoning: split` tells the thought of a model from its answer, which alone is scored; `keep` leaves both in the
-    text. `reasoning_marks` are what begins and what ends a thought, for a model whose own are not in `raft.reasoning`.
+    text. `reasoning_marks` are what begins and what ends a thought, for a model whose own are not in `reasoning`.
     `cut_at` and `strip` clean a response afterwards: it ends before the first of the markers, and loses
     white space at both ends; the cleaned response is what is scored and trained.
     """

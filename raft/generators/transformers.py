@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from raft import device as devices
-from raft.chat import Tokenizer, check_rows, encode_prompt, load_tokenizer
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.core.plugins import faults_of_range, speed
+from raft.core.records import Group, Policy, Prompt, Response
+from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
-from raft.plugins import faults_of_range, speed
-from raft.probe import load_model, positions
-from raft.records import Group, Policy, Prompt, Response
-from raft.seeds import derive
+from raft.launch import device as devices
+from raft.models.chat import Tokenizer, check_rows, encode_prompt, load_tokenizer
+from raft.models.probe import load_model, positions
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 Tensor = Any  # torch.Tensor; importing it here would make every command slow

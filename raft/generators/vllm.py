@@ -18,13 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft import chat, device, engines, logs, probe
-from raft.errors import UserError
+from raft.core import logs
+from raft.core.errors import UserError
+from raft.core.records import Group, Policy, Prompt, Response
+from raft.core.seeds import derive
+from raft.core.timing import part
 from raft.generators.bookkeeping import Gathered, Room, Slots
 from raft.generators.sampling import Ends, Sampling
-from raft.records import Group, Policy, Prompt, Response
-from raft.seeds import derive
-from raft.timing import part
+from raft.launch import device, engines
+from raft.models import chat, probe
 
 LOG = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft import ranking
-from raft.errors import UserError
-from raft.plugins import source
-from raft.records import Group, Score
+from raft.core.errors import UserError
+from raft.core.plugins import source
+from raft.core.records import Group, Score
+from raft.metrics import ranking
 from raft.rewards.model import RewardModel
 
 LEAF = -1
@@ -53,7 +53,7 @@ class DecisionTree(RewardModel):
 
     @cached_property
     def _tree(self) -> "Tree":
-        from raft import hub
+        from raft.models import hub
 
         names = ("decision_tree.json", "decision_tree.pkl")
         path = Path(self.tree) if self.tree else hub.locate_file(self.model, names, self.revision)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import contracts, plugins
-from raft.records import Group, Score
+from raft.core import contracts, plugins
+from raft.core.records import Group, Score
 
 
 @dataclass(frozen=True, kw_only=True)

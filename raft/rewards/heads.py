@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch.nn.functional import batch_norm, linear, relu
 
-from raft.checkpoint import Checkpoint
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models.checkpoint import Checkpoint
 
 HELPSTEER = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]  # attributes, where there are five
 

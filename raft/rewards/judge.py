@@ -18,16 +18,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from raft import completions, device, engines, serving
-from raft.completions import excerpt
-from raft.errors import UserError
-from raft.plugins import faults_of_range, faults_of_text, source, speed, text_of
-from raft.records import Group, Prompt, Score, said
+from raft.core.errors import UserError
+from raft.core.plugins import faults_of_range, faults_of_text, source, speed, text_of
+from raft.core.records import Group, Prompt, Score, said
+from raft.core.seeds import derive
+from raft.data.sources import pattern_faults
+from raft.launch import completions, device, engines, serving
+from raft.launch.completions import excerpt
+from raft.launch.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
 from raft.rewards import verdicts, wording
 from raft.rewards.verdicts import Outcome, Verdict
-from raft.seeds import derive
-from raft.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
-from raft.sources import pattern_faults
 
 UNREADABLE = {400, 413, 422}  # statuses that are about one request, most often that it is too long
 NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # vLLM's; unsaid, the model decides
@@ -95,7 +95,7 @@ class Judge(Connection):
 
     def identify(self) -> dict[str, str]:
         """What the judge is and is asked, by content; of a model on a server no more than its name is known."""
-        from raft import hub
+        from raft.models import hub
 
         asked = f"sha256:{hashlib.sha256(self.question.encode()).hexdigest()}"
         return {"template": asked} | ({} if self.url else {"model": hub.identity(self._folder())})
@@ -130,7 +130,7 @@ class Judge(Connection):
         return wording.PAIRWISE if self.mode == "pairwise" else wording.GRADE
 
     def _folder(self) -> Path:
-        from raft.hub import locate_model
+        from raft.models.hub import locate_model
 
         return locate_model(self.model, self.revision)
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from raft import conversation
-from raft.errors import RowError, UserError
-from raft.plugins import faults_of_range, source
-from raft.records import Group, Prompt, Score
+from raft.core.errors import RowError, UserError
+from raft.core.plugins import faults_of_range, source
+from raft.core.records import Group, Prompt, Score
+from raft.core.timing import part
+from raft.models import conversation
 from raft.rewards.reader import Ids, Options, Reader
-from raft.timing import part
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel(Options):
     """A reward model of any head in `raft.rewards.heads`. All its outputs are in the `parts` of a score.
 
-    `template` is one of `raft.conversation`, or a Jinja file; `bos` the rule for the first token. A conversation of
+    `template` is one of `models.conversation`, or a Jinja file; `bos` the rule for the first token. A conversation of
     more than `max_tokens` tokens, or more than the model reads, is not scored; with `too_long: cut-prompt` the oldest
     part of its prompt goes first, and the part `cut_tokens` says how many tokens went.
     """

@@ -1,6 +1,6 @@
 """The living reward model: a backbone, its head, and conversations as tokens to outputs.
 
-A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`raft.attention`, which
+A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`models.attention`, which
 proves on the model that this makes no difference); other models read batches of similar length, padded.
 
 The checkpoint has to hold every weight, the head included, and nothing beside: transformers would go on with a random
@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import attention, chat, device, layout, model_folder, probe
-from raft.checkpoint import Checkpoint
-from raft.errors import Stopped, UserError
-from raft.layout import Layout
-from raft.plugins import faults_of_range, source
-from raft.probe import left_over, quiet
+from raft.core.errors import Stopped, UserError
+from raft.core.plugins import faults_of_range, source
+from raft.launch import device
+from raft.models import attention, chat, layout, model_folder, probe
+from raft.models.checkpoint import Checkpoint
+from raft.models.layout import Layout
+from raft.models.probe import left_over, quiet
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
@@ -79,7 +80,7 @@ class Reader:
     """
 
     def __init__(self, options: Options, pairs: bool = False):
-        from raft.hub import locate_model
+        from raft.models.hub import locate_model
         from raft.rewards import heads
 
         self.name, self.pairs = options.model, pairs

@@ -5,7 +5,7 @@
     def polite(prompt, response, strict=False):
         return float("please" in response)
 
-`prompt` is a raft.records.Prompt, whose `meta` holds references; `response` is the text.
+`prompt` is a raft.core.records.Prompt, whose `meta` holds references; `response` is the text.
 """
 
 import inspect
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
-from raft import plugins, stopping
-from raft.contracts import LARGEST
-from raft.errors import Stopped, UserError
-from raft.imports import tell, unchanged
-from raft.plugins import short
-from raft.records import Group, Prompt, Score
+from raft.core import plugins, stopping
+from raft.core.contracts import LARGEST
+from raft.core.errors import Stopped, UserError
+from raft.core.imports import tell, unchanged
+from raft.core.plugins import short
+from raft.core.records import Group, Prompt, Score
+from raft.core.terminal import is_unicode
 from raft.rewards import rules
-from raft.terminal import is_unicode
 
 MESSAGE = 200  # characters of an error that are kept
 

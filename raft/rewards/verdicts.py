@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from raft import ranking
-from raft.records import Score
+from raft.core.records import Score
+from raft.metrics import ranking
 
 SAID = {
     "A": {"a", "a>b", "a>>b", "b<a", "b<<a", "1", "responsea", "assistanta", "model_a", "modela"},

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from raft import templates
-from raft.errors import UserError
+from raft.core.errors import UserError
+from raft.models import templates
 
 CONVERSATION = """\
 <conversation>

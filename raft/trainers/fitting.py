@@ -21,13 +21,14 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 
-from raft import attention, checkpoint, layout, plugins, probe
-from raft import device as devices
-from raft.contracts import Advance, Dropped
-from raft.errors import UserError
-from raft.files import permit
-from raft.seeds import derive
-from raft.timing import part
+from raft.core import plugins
+from raft.core.contracts import Advance, Dropped
+from raft.core.errors import UserError
+from raft.core.files import permit
+from raft.core.seeds import derive
+from raft.core.timing import part
+from raft.launch import device as devices
+from raft.models import attention, checkpoint, layout, probe
 from raft.trainers.steps import Order
 
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes

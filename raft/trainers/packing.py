@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from raft import attention, layout, probe
-from raft.errors import UserError
-from raft.layout import Layout
+from raft.core.errors import UserError
+from raft.models import attention, layout, probe
+from raft.models.layout import Layout
 from raft.trainers import fitting
 from raft.trainers.fitting import Fitting
 

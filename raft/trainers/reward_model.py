@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft import accuracy, attention, chat, conversation, plugins, probe
-from raft.contracts import Advance, Dropped
-from raft.errors import RowError, UserError
-from raft.records import Pair
-from raft.seeds import derive
+from raft.core import plugins
+from raft.core.contracts import Advance, Dropped
+from raft.core.errors import RowError, UserError
+from raft.core.records import Pair
+from raft.core.seeds import derive
+from raft.metrics import accuracy
+from raft.models import attention, chat, conversation, probe
 from raft.trainers import fitting, packing
 from raft.trainers.fitting import Batch, Fitting
 from raft.trainers.steps import Order, Texts
@@ -70,7 +72,7 @@ class BradleyTerry(Fitting):
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
         """How well a reward model tells held-out pairs apart: the share in which the chosen response has the higher
-        reward with its 95 % interval, the means of loss and margin, and the calibration error (see `raft.accuracy`).
+        reward with its 95 % interval, the means of loss and margin, and the calibration error (see `metrics.accuracy`).
         Pairs that are too long are left out and counted.
         """
         tokenizer = chat.load_tokenizer(str(model_folder))

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft import attention, chat, plugins, probe
-from raft.contracts import Advance, Dropped
-from raft.errors import UserError
-from raft.layout import Layout
-from raft.records import Example
+from raft.core import plugins
+from raft.core.contracts import Advance, Dropped
+from raft.core.errors import UserError
+from raft.core.records import Example
+from raft.models import attention, chat, probe
+from raft.models.layout import Layout
 from raft.trainers import fitting, packing
 from raft.trainers.fitting import Batch, Fitting
 from raft.trainers.steps import Order, Texts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raft.seeds import derive
+from raft.core.seeds import derive
 
 
 class Texts:

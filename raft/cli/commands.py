@@ -1,0 +1,142 @@
+"""What each command does; cli.py reads the arguments and turns faults into exit statuses."""
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from raft.core.errors import UserError
+
+
+def run(options: Namespace) -> None:
+    """Starts a recipe's run, or goes on with it."""
+    from raft.config import recipe
+
+    _start(recipe.load(recipe.find(options.recipe), options.overrides))
+
+
+def resume(options: Namespace) -> None:
+    """Goes on with a run from its own folder, or branches off a new one."""
+    from raft.config import recipe
+    from raft.store import branch
+
+    folder = branch.returned(branch.existing(options.run))
+    if options.from_iteration is not None:
+        _start(branch.off(folder, options.from_iteration, options.overrides))
+        return
+    loaded = recipe.load_run(folder, options.overrides)
+    if loaded.folder != folder:
+        raise UserError(
+            f"name: {loaded.recipe.name}: raft resume goes on in {folder} itself, whose name is its folder's; leave it "
+            f"out, or make another run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
+        )
+    _start(loaded)
+
+
+def check(options: Namespace) -> None:
+    """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
+    from raft.cli import memory
+    from raft.config import preflight, recipe
+    from raft.core.terminal import say
+
+    loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+    where = memory.device()
+    for one in [*loaded.needs, loaded]:
+        preflight.check(one)
+        say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
+        for line in memory.lines(memory.plan(one, where), where):
+            say(line)
+        for warning in preflight.foreseen(one):
+            say(f"  warning: {warning}")
+    if options.measure:
+        _measure(loaded, options.overrides)
+
+
+def _measure(loaded: Any, overrides: list[str]) -> None:
+    from raft.cli import forecast
+    from raft.cli.rehearsal import rehearse
+    from raft.core.terminal import say
+
+    levels = []
+    for found in rehearse(loaded):
+        say(f"  {found.level:7s}  {found.reward}: {found.check.replace('_', ' ')}: {found.message}")
+        levels.append(found.level)
+    if faults := levels.count("fault"):
+        raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
+    if loaded.recipe.job != "align":
+        if not levels:
+            say(
+                f"nothing to measure: job: {loaded.recipe.job} is not forecast, and here has no reward model to examine"
+            )
+        return
+    expected = forecast.forecast(loaded, overrides)
+    say("\n".join(forecast.lines(expected)))
+    say(f"  kept in {forecast.write(loaded, expected)}")
+
+
+def status(options: Namespace) -> None:
+    """Lists what a run has made, and what it is at; with --watch again and again."""
+    from raft.cli import watch
+    from raft.core.terminal import say
+    from raft.store import branch
+    from raft.store.stamps import require_all
+
+    folder = branch.existing(options.run)
+    if options.watch:
+        watch.watch(folder)
+    else:
+        say(watch.status(folder))
+    require_all(folder)
+
+
+def plot(options: Namespace) -> None:
+    """Draws a figure of one or more runs, and writes its numbers."""
+    from raft.core.terminal import say
+    from raft.report.figures import picture
+    from raft.store import branch
+
+    folders = [branch.whole(folder) for folder in options.runs]
+    output = options.output or folders[0] / picture.file_name(options.figure)
+    picture.refuse(output)
+    table = picture.plot(options.figure, folders, output)
+    say(f"{output}\n{table}")
+
+
+def show(options: Namespace) -> None:
+    """Prints one prompt over all iterations."""
+    from raft.cli import show as shown
+    from raft.core.terminal import say
+    from raft.store import branch
+
+    folder = branch.whole(options.run)
+    say(shown.prompt(folder, options.prompt_id) if options.prompt_id else shown.before_and_after(folder))
+
+
+def report(options: Namespace) -> None:
+    """Writes one page of HTML on a run."""
+    from raft.core.terminal import say
+    from raft.report.page import write as page
+    from raft.store import branch
+
+    say(str(page.write(branch.whole(options.run), options.output)))
+
+
+def score(options: Namespace) -> None:
+    """Scores responses that somebody else made; goes on where it was stopped."""
+    from raft.core.terminal import say
+    from raft.pipeline import scoring
+
+    thoughts = {"reasoning": options.reasoning, "reasoning_marks": options.reasoning_marks}
+    say(scoring.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
+
+
+def _start(loaded: Any) -> None:
+    from raft.cli.narrator import Narrator
+    from raft.config import preflight
+    from raft.pipeline import loop
+    from raft.report.tracking import Tracked
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for one in [*loaded.needs, loaded]:
+        preflight.check(one, fetch=True)
+    loop.run(loaded, Tracked(Narrator()))

@@ -1,0 +1,212 @@
+"""How long a run will take, and how much room: two small iterations of it on this machine, and a line through both.
+
+`raft check --measure` makes the forecast, with the real models, in a temporary folder; it stands in the run's folder as
+forecast.json, and the run writes what it really took beside it.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raft.config import recipe
+from raft.config.jobs import Align
+from raft.config.recipe import Loaded
+from raft.core import files, logs
+from raft.core.errors import UserError
+from raft.core.files import read_object
+from raft.pipeline import loop
+from raft.store import runs
+from raft.store.keys import Artifact
+from raft.store.stamps import iterations, read_stamp, stamp_path, stamped
+
+SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
+FILE = "forecast.json"
+STAGES = {  # artifact of an iteration -> what a person calls it
+    "responses.jsonl": "generate", "scores.jsonl": "score", "reference.jsonl": "reference", "selected.jsonl": "select",
+    "policy": "train", "evaluation/responses.jsonl": "evaluate", "evaluation/scores.jsonl": "evaluate",
+    "evaluation/gold.jsonl": "evaluate", "evaluation/references.jsonl": "evaluate",
+    "evaluation/likelihoods.jsonl": "evaluate", "metrics.json": "measure",
+}  # fmt: skip
+
+Seconds = dict[str, float]  # by artifact
+
+
+class Quiet:
+    """Told of a rehearsal, and tells nobody."""
+
+    def opened(self, run: runs.Run, loaded: Loaded) -> None:
+        logs.begin(run.folder)
+
+    def noticed(self, message: str) -> None: ...
+
+    def diagnosed(self, artifact: Artifact) -> None: ...
+
+    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None: ...
+
+    def measured(self, artifact: Artifact) -> None: ...
+
+    def closed(self, run: runs.Run, loaded: Loaded) -> None: ...
+
+
+def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the run of a recipe of job: align will need. Its policy and rewards have to be there."""
+    whole = loaded.recipe
+    large = min(LARGE, whole.prompts.per_iteration)
+    small = max(1, min(SMALL, large // 4))
+    with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
+        began = time.monotonic()
+        first = _rehearsed(loaded, overrides, small, Path(folder))
+        start_up = time.monotonic() - began - sum(_seconds(first).values()) - _asked_at_start(first.parent / "000")
+        second = _rehearsed(loaded, overrides, large, Path(folder))
+        one, other = _seconds(first), _seconds(second)
+        sizes = {name: _rows(second, name) for name in other}
+        found: dict[str, Any] = {
+            "seconds": _by_stage(
+                {
+                    name: line(_rows(first, name), one[name], sizes[name], other[name], _wanted(whole, name))
+                    for name in other
+                }
+            ),
+            "start_up": round(start_up, 1),
+            "memory_gb": round(_peak_gb(), 3),
+            "disk_gb": round(_disk(whole, second, large) / 1e9, 6),
+            "truncated": _truncated(second),
+            "measured_with": [small, large],
+        }
+    evaluation = found["seconds"].get("evaluate", 0.0)
+    found["iteration"] = round(sum(found["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
+    found["run"] = round(found["start_up"] + evaluation + found["iteration"] * whole.iterations, 1)
+    return found
+
+
+def evaluated(whole: Align) -> float:
+    """The share of iterations whose policy is evaluated."""
+    numbers = range(1, whole.iterations + 1)
+    return sum(number % whole.evaluation.every == 0 or number == whole.iterations for number in numbers) / len(numbers)
+
+
+def write(loaded: Loaded, found: dict[str, Any]) -> Path:
+    """Keeps a forecast where its run will be."""
+    loaded.folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(loaded.folder / FILE, found)
+    return loaded.folder / FILE
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A forecast in words."""
+    stages = ", ".join(f"{name} {_time(seconds)}" for name, seconds in found["seconds"].items())
+    small, large = found["measured_with"]
+    yield f"forecast, from iterations of {small} and {large} prompts:"
+    yield f"  an iteration: {_time(found['iteration'])} ({stages})"
+    yield f"  the run: {_time(found['run'])}, of which {_time(found['start_up'])} to start"
+    yield f"  memory: at least {found['memory_gb']:.3g} GB; disk: about {found['disk_gb']:.3g} GB"
+    yield f"  responses cut by the limit: {found['truncated']:.0%} (generator.max_tokens)"
+
+
+def compare(folder: Path) -> str | None:
+    """How good the forecast of a finished run was, as a sentence, also kept in its file; None if it had none."""
+    file = folder / FILE
+    if not file.exists():
+        return None
+    found = read_object(file, f"delete {file}: it is a forecast, and the run is finished")
+    if not isinstance(expected := found.get("iteration"), int | float):
+        raise UserError(f"{file} is damaged: iteration is {expected!r}, and not seconds; delete it")
+    made = [one for one in iterations(folder) if int(one.name) and stamp_path(one / "policy").exists()]
+    actual = [sum(_seconds(one).values()) for one in made]
+    found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
+    files.write_json(file, found)
+    return (
+        f"forecast: an iteration was to take {_time(expected)}, "
+        f"and took {_time(found['actual']['iteration'])} on average"
+    )
+
+
+def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float:
+    """The value at `at` of the line through two points; where they have the same place, the second of them.
+
+    Nothing takes less than no time, nor less for more: a slope below 0 is noise, and taken for 0.
+    """
+    if other_x <= x:
+        return other_y
+    slope = max(0.0, (other_y - y) / (other_x - x))
+    return max(0.0, other_y + slope * (at - other_x))
+
+
+def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: Path) -> Path:
+    """The folder of an iteration with so many prompts."""
+    count = min(prompts, loaded.recipe.evaluation.count)
+    smaller = [
+        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
+        "iterations=1", "keep=last", "advice.on_warning=warn", "track=[]",
+    ]  # fmt: skip
+    small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
+    loop.run(small, Quiet())
+    return small.folder / "iterations" / "001"
+
+
+def _asked_at_start(folder: Path) -> float:
+    """Seconds that the first policy's held-out answers took, without the start of the engine for them."""
+    made = (stamp for _, stamp in stamped(folder / "evaluation"))
+    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in made)
+
+
+def _seconds(iteration: Path) -> Seconds:
+    """What each artifact of an iteration took, by its stamp."""
+    made = {name: read_stamp(iteration / name) for name in STAGES}
+    return {name: stamp["seconds"] for name, stamp in made.items() if stamp is not None}
+
+
+def _rows(iteration: Path, name: str) -> float:
+    """How many prompts an artifact of an iteration was made of."""
+    evaluated = name.startswith("evaluation/")
+    counted = iteration / ("evaluation/responses.jsonl" if evaluated else "responses.jsonl")
+    stamp = read_stamp(counted)
+    assert stamp is not None
+    return stamp["rows"]
+
+
+def _wanted(whole: Align, name: str) -> float:
+    return whole.evaluation.count if name.startswith("evaluation/") else whole.prompts.per_iteration
+
+
+def _by_stage(seconds: Seconds) -> Seconds:
+    found: Seconds = {}
+    for name, value in seconds.items():
+        found[STAGES[name]] = found.get(STAGES[name], 0.0) + value
+    return {name: round(value, 1) for name, value in found.items()}
+
+
+def _peak_gb() -> float:
+    """The most memory that this process has had, of the host and of the accelerator."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    device = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    return (host + device) / 1e9
+
+
+def _disk(whole: Align, iteration: Path, prompts: int) -> float:
+    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
+    rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
+    policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
+    kept = {"last": 2, "best": 3, "all": whole.iterations}[whole.keep]  # the current, and the one being written
+    return rows * whole.iterations + policy * kept
+
+
+def _truncated(iteration: Path) -> float:
+    """The share of responses that the limit cut."""
+    made = json.loads((iteration / "metrics.json").read_text(encoding="utf-8"))
+    return round(made["previous"]["response/truncated"], 4)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

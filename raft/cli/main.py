@@ -1,0 +1,150 @@
+"""The command line. `raft --help` and `raft check` of a bad recipe import nothing heavy.
+
+Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 75 stopped by SIGTERM or
+SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/stopping.py.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from raft import __version__
+from raft.cli import commands
+from raft.core import imports, stopping
+from raft.core.errors import Stopped, UserError
+from raft.core.terminal import complain
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point."""
+    stopping.begin(_again())
+    status = execute(parse(arguments))
+    if status or "vllm" in sys.modules or any(thread.is_alive() for thread in imports.LEFT):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # whoever read it may be gone
+                stream.flush()
+        os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
+    stopping.end()
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Carries a command out, says what went wrong, and returns the exit status."""
+    try:
+        stopping.read_grace()
+        options.command(options)
+        return 0
+    except (Stopped, Exception) as fault:
+        if stopping.asked():  # whatever else went wrong comes of the signal, or will be met again
+            stopping.tell()
+            return stopping.status()
+        return _status(fault)
+
+
+def _status(fault: BaseException) -> int:
+    """The exit status of what the user can put right, after one message; whatever else it is, is raised."""
+    if isinstance(fault, BrokenPipeError):
+        return 0
+    if isinstance(fault, UserError):
+        complain(f"raft: {fault}")
+    elif isinstance(fault, OSError):
+        if logging.getLogger().handlers:  # the log of the run
+            logging.getLogger("raft").error("what the operating system refused, and where", exc_info=fault)
+        complain(f"raft: {_refusal(fault)}; nothing finished is lost. Then go on with:\n  {_again()}")
+    else:
+        raise fault
+    return 2
+
+
+CURES = {
+    errno.ENOSPC: "the disk is full ({}); make room",
+    errno.EDQUOT: "the disk is full ({}): your quota is used up; make room",
+    errno.EFBIG: "a file became too large ({}); raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "the disk can only be read ({}); mount it for writing, or put the run elsewhere",
+    errno.EACCES: "no permission ({}); change it, or put the run elsewhere",
+    errno.EPERM: "no permission ({}); change it, or put the run elsewhere",
+    errno.ENAMETOOLONG: "a name is too long ({}); choose a shorter one",
+    errno.ENOENT: "a file or folder is missing that was there ({}); was the run moved while it was at work?",
+    errno.ENOTDIR: "a file is in the place of a folder ({}); move it away",
+    errno.EISDIR: "a folder is in the place of a file ({}); move it away",
+    errno.EIO: "the disk failed ({}); check it",
+    errno.EMFILE: "too many open files ({}); raise the limit on open files (ulimit -n)",
+}
+
+
+def _refusal(fault: OSError) -> str:
+    """What the operating system refused, and what to do."""
+    return CURES.get(fault.errno or 0, "the operating system refused ({}); see to that").format(
+        " ".join(str(fault).split())
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may also stand behind an option, which argparse by itself does not understand."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    overrides = [one for one in rest if "=" in one and not one.startswith("-")]
+    if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *overrides]
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raft", description="Reward-ranked fine-tuning of language models.")
+    parser.add_argument("--version", action="version", version=f"raft {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        return one
+
+    run = verb("run", commands.run, "start the recipe's run, or go on where it stopped")
+    resume = verb("resume", commands.resume, "go on with an existing run, or branch a new one off it")
+    check = verb("check", commands.check, "find every fault of a recipe without loading a model")
+    for one in (run, check):
+        one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
+    check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
+    resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
+    resume.add_argument(
+        "--from-iteration", type=int, metavar="N", help="a new run that makes folder N and those after it anew"
+    )
+    for one in (run, check, resume):
+        one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
+    status = verb("status", commands.status, "which artifacts exist, what is running")
+    status.add_argument("run", type=Path)
+    status.add_argument("--watch", action="store_true", help="go on showing it while the run is at work")
+    plot = verb("plot", commands.plot, "draw a figure of runs, and write its numbers as CSV")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    plot.add_argument(
+        "--figure", default="reward", metavar="NAME", help="reward (default), distribution, best-of-n, gold, kl, length"
+    )
+    plot.add_argument(
+        "-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png or NAME.png in the first run"
+    )
+    show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
+    show.add_argument("run", type=Path)
+    show.add_argument("prompt_id", nargs="?", help="default: the held-out prompt that gained most")
+    report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")
+    report.add_argument("run", type=Path)
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run")
+    score = verb("score", commands.score, "score existing responses with any reward")
+    score.add_argument("reward", help="a recipe, or a YAML file that is just a reward section")
+    score.add_argument("responses", type=Path, metavar="IN.jsonl")
+    score.add_argument("scores", type=Path, metavar="OUT.jsonl")
+    score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
+    score.add_argument("--reasoning", default="split", choices=["split", "keep"], help="whether thoughts are taken off")
+    score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="what stands around a thought")
+    return parser
+
+
+def _again() -> str:
+    return shlex.join(["raft", *sys.argv[1:]])

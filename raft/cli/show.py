@@ -1,0 +1,121 @@
+"""One prompt over the iterations, as text, from the files of a run alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raft.core import records
+from raft.core.errors import UserError
+from raft.core.terminal import safe
+from raft.store import runs, stamps, timeline
+
+
+def iterations(folder: Path) -> list[Path]:
+    """The folders of the iterations that exist."""
+    if not (found := stamps.iterations(folder)):
+        raise UserError(
+            f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
+        )
+    return found
+
+
+def before_and_after(folder: Path) -> str:
+    """The held-out prompt that gained most from the first to the last evaluated policy, with both answers.
+
+    By the gold reward where there is one: it is what the run is really for.
+    """
+    name = "gold.jsonl" if list(folder.glob("iterations/*/evaluation/gold.jsonl")) else "scores.jsonl"
+    evaluated = [one for one in iterations(folder) if (one / "evaluation" / name).exists()]
+    if len(evaluated) < 2:
+        return "only one policy has been evaluated so far"
+    first, last = (dict(_first_rewards(one / "evaluation" / name)) for one in (evaluated[0], evaluated[-1]))
+    known = [prompt_id for prompt_id in first if prompt_id in last]
+    if not known:
+        return "no held-out prompt has a reward before and after"
+    chosen = max(known, key=lambda prompt_id: last[prompt_id] - first[prompt_id])
+    return prompt(folder, chosen, [evaluated[0], evaluated[-1]], answers=1)
+
+
+def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answers: int | None = None) -> str:
+    """A prompt and what each policy answered; of training responses the winner is marked."""
+    lines: list[str] = []
+    for iteration in among or iterations(folder):
+        number = int(iteration.name)
+        for place, title, prompts in (
+            (iteration / "evaluation", f"policy {number} (held-out prompt)", folder / "evaluation.jsonl"),
+            (iteration, f"policy {number - 1} (training prompt of iteration {number})", iteration / "prompts.jsonl"),
+        ):
+            lines += _section(place, title, prompts, prompt_id, lines, answers)
+    if not lines:
+        raise UserError(
+            f"no prompt {prompt_id!r} in {folder}; the ids stand in its evaluation.jsonl and iterations/*/prompts.jsonl"
+        )
+    return "\n".join(lines)
+
+
+def _section(
+    place: Path, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
+) -> list[str]:
+    responses, scores = place / "responses.jsonl", place / "scores.jsonl"
+    if not scores.exists():  # a reward that compares within a prompt does not score the held-out ones
+        scores = place / "gold.jsonl"
+    if not (responses.exists() and scores.exists()):
+        return []
+    for row, answered, scored in records.in_step(prompts, responses, scores):
+        if row["id"] == prompt_id:
+            head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
+            winner = _winner(place, prompt_id)
+            listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))[:answers]
+            return [
+                *([] if head in so_far else [head]),
+                f"\n{title}",
+                *(_line(index, winner, *both) for index, both in listed),
+            ]
+    return []
+
+
+def _line(index: int, winner: int | None, response: dict[str, Any], score: dict[str, Any]) -> str:
+    reward = (
+        f"{score['reward']:8.3f}" if score.get("reward") is not None else f"no reward ({safe(str(score.get('error')))})"
+    )
+    cut = " [cut]" if response["finish_reason"] == "length" else ""
+    return f" {'*' if index == winner else ' '}{reward}  {safe(response['text']).strip()}{cut}"
+
+
+def _winner(place: Path, prompt_id: str) -> int | None:
+    selected = place / "selected.jsonl"
+    rows = records.read(selected) if selected.exists() else iter(())
+    return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
+
+
+def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
+    """The reward of each prompt's first response, where it has one."""
+    for row in records.read(scores):
+        if row["scores"][0].get("reward") is not None:
+            yield row["prompt_id"], row["scores"][0]["reward"]
+
+
+def status(folder: Path, running: bool) -> str:
+    """Which artifacts exist, what each took, and what is half-made."""
+    lines = [f"{folder}  {'at work' if running else 'not running'}"]
+    for one in timeline.artifacts(folder):
+        dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
+        rows = f"{one['rows']} rows{dropped}" if one["rows"] else ""
+        said = stamps.damage(folder / one["artifact"], one, whole=False)
+        note = (
+            "deleted to save room"
+            if one.get("pruned")
+            else "gone; raft resume makes it again"
+            if said == stamps.GONE
+            else f"damaged: {said}"
+            if said
+            else ""
+        )
+        lines.append(f"  {one['artifact']:44s} {one['seconds']:9.1f} s  {rows}{f'  ({note})' if note else ''}")
+    for name in runs.shared_names(folder):
+        if not (folder / name).exists():
+            lines.append(f"  {name:44s} gone with the run that this one branched off")
+    for file in filter(Path.is_file, sorted(folder.rglob("*.partial"))):
+        with open(file, "rb") as partial:
+            lines.append(f"  {file.relative_to(folder)!s:44s} half-made: {sum(1 for _ in partial) - 1} groups")
+    return "\n".join(lines)

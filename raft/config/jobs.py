@@ -1,0 +1,282 @@
+"""What a recipe of each job says: dataclasses, whose fields are the keys, and their faults."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from raft.core.contracts import comparable
+from raft.core.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
+from raft.core.records import Response
+from raft.metrics.advice import Advice
+from raft.models import reasoning
+from raft.models.templates import is_day
+
+FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The model that a job starts from: a hub id or a folder (`model`), what another recipe makes (`recipe`),
+    or a new one with seeded random weights (`config`, as transformers' AutoConfig takes it, and a byte-level
+    tokenizer of `vocab_size` pieces trained on the job's own texts)."""
+
+    model: str | None = source("model", None)
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    vocab_size: int = 1024
+    chat_template: str | None = source("file", None)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if (self.model is None) == (self.config is None):
+            yield (
+                "model",
+                "give exactly one of model (hub id or folder), recipe (another recipe), config (random weights)",
+            )
+        if self.config is not None and "model_type" not in self.config:
+            yield "config", "has no model_type; name the architecture, for instance model_type: llama"
+        if self.chat_template is not None and self.config is None:
+            yield "chat_template", "is for a new model (config); a model that exists brings its own"
+        if self.chat_template is not None:
+            yield from faults_of_text("chat_template", self.chat_template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`.
+
+    `kl` measures how far each policy has come from the first one. `references` are responses that somebody wrote, and
+    whose perplexity each policy is asked for.
+    """
+
+    prompts: Any = section("prompts", None)
+    count: int = 256
+    k: int = 4
+    every: int = 1
+    gold: Any = section("reward", None)
+    kl: bool = True
+    references: Any = section("examples", None)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
+        if getattr(self.references, "pairs", None) is not None:
+            yield "references.pairs", "perplexity is of single responses; remove it, and name their column in response"
+        if getattr(self.references, "held_out", 0):
+            yield "references.held_out", "all of references is measured; remove it, and name a file of those rows alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`.
+
+    `date` (2026-01-31) is what chat templates write as today's; without it that is the day on which the run begins.
+    """
+
+    name: str
+    seed: int = 0
+    date: str | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.date is not None and not is_day(self.date):
+            yield "date", f"{self.date!r} is no day; write it as 2026-01-31"
+        if not FOLDER_NAME.fullmatch(self.name) or not self.name.isprintable() or len(self.name.encode()) > 200:
+            yield "name", f"{short(self.name)} is no folder name; letters, digits, - and _ are safe, 200 bytes at most"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(Job):
+    """job: align. The loop: draw prompts, generate, score, select, train; again.
+
+    `keep` says which policies stay on disk beside the first: the `last`, the last and the `best`, or `all`.
+    """
+
+    job: Literal["align"] = "align"
+    policy: Start
+    iterations: int = 5
+    start_from: Literal["previous", "first"] = "previous"
+    prompts: Any = section("prompts")
+    generator: Any = section("generator")
+    reward: Any = section("reward")
+    selection: Any = section("selection")
+    trainer: Any = section("trainer")
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    advice: Advice = field(default_factory=Advice)
+    keep: Literal["last", "best", "all"] = "best"
+    track: list[Any] = field(default_factory=list)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from faults_of_range(self, iterations=(1, float("inf")))
+        yield from self._faults_of_trackers()
+        if self.policy.config is not None:
+            yield (
+                "policy.config",
+                "a policy with random weights has nothing to say; make one with a job: sft recipe and name that",
+            )
+        if getattr(self.selection, "makes_pairs", False) and not getattr(self.trainer, "takes_pairs", False):
+            yield (
+                "selection.kind",
+                "best-vs-worst makes preference pairs, but this trainer learns from single responses",
+            )
+        if getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
+        if not comparable(self.reward):
+            yield from self._faults_of_ranks()
+
+    def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
+        for index, one in enumerate(self.track):
+            name = one.get("name") if isinstance(one, dict) else one
+            if name not in TRACKERS:
+                yield f"track[{index}]", f"{name!r} is no tracker; {suggest(str(name), list(TRACKERS))}"
+            elif find_spec(str(name)) is None:
+                yield f"track[{index}]", f"{name} is not installed here: pip install {name}"
+
+    def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
+        """What does not go with a reward that compares only the responses of one prompt."""
+        ranks = "the reward compares the responses of one prompt and says nothing between prompts"
+        if getattr(self.selection, "across_prompts", False):
+            yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
+        if getattr(self.selection, "kl", 0):
+            yield "selection.kl", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
+        if self.evaluation.gold is None:
+            yield "evaluation.gold", f"{ranks}, so it cannot tell policies apart; name a reward that can"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Job):
+    """job: sft. A policy fine-tuned on prompts with given responses."""
+
+    job: Literal["sft"] = "sft"
+    policy: Start
+    examples: Any = section("examples")
+    trainer: Any = section("trainer")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
+        if getattr(self.examples, "pairs", None) is not None:
+            yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReward(Job):
+    """job: reward-model. A reward model trained on pairs of responses, the better one first.
+
+    It is evaluated on the pairs of `evaluation`, or on those that `examples.held_out` sets aside.
+    """
+
+    job: Literal["reward-model"] = "reward-model"
+    policy: Start
+    examples: Any = section("examples")
+    evaluation: Any = section("examples", None)
+    trainer: Any = section("trainer")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if not getattr(self.trainer, "takes_pairs", False):
+            yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
+        if getattr(self.examples, "pairs", "given") is None:
+            yield (
+                "examples.pairs",
+                "say where pairs come from; allowed: given (columns chosen and rejected), from_labels, or the layout "
+                "of a published data set, such as hh-rlhf",
+            )
+        if self.evaluation is not None and getattr(self.examples, "held_out", False):
+            yield "evaluation", "give evaluation or examples.held_out, not both"
+        if self.evaluation is not None and getattr(self.evaluation, "pairs", None) is None:
+            yield "evaluation.pairs", "say where pairs come from, as in examples"
+        if getattr(self.evaluation, "held_out", False):
+            yield "evaluation.held_out", "all of evaluation is evaluated on; remove it, or use examples.held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReward(Job):
+    """job: evaluate-reward. How often each of several rewards prefers the chosen response, on each of several sets."""
+
+    job: Literal["evaluate-reward"] = "evaluate-reward"
+    rewards: dict[str, Any] = sections("reward")
+    sets: dict[str, Any] = sections("examples")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        for option, named in (("rewards", self.rewards), ("sets", self.sets)):
+            if len({name.casefold() for name in named}) < len(named):
+                yield option, "two names differ only in capital letters, which some disks do not tell apart"
+        for name, one in self.sets.items():
+            if getattr(one, "pairs", "given") is None:
+                yield f"sets.{name}.pairs", "say how to get pairs, such as given (columns chosen and rejected)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Responses that somebody else made: rows as `raft score` takes them, or a run's responses.jsonl and prompts.
+
+    With `reasoning: split` the thought before an answer is taken off; `reasoning_marks` as in `generator`.
+    """
+
+    path: str = source("file")
+    prompts: str | None = source("file", None)
+    reasoning: Literal["split", "keep"] = "split"
+    reasoning_marks: list[str] | None = None
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from reasoning.faults(self.reasoning, self.reasoning_marks)
+
+    def read(self, response: Response) -> Response:
+        """A response as it is scored."""
+        return response if self.reasoning == "keep" else reasoning.without_thought(response, self.reasoning_marks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(Job):
+    """job: label. Responses, generated or given, judged into preference pairs that a reward-model job learns from."""
+
+    job: Literal["label"] = "label"
+    responses: Given | None = None
+    policy: Start | None = None
+    prompts: Any = section("prompts", None)
+    generator: Any = section("generator", None)
+    reward: Any = section("reward")
+    selection: Any = section("selection")
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        sources = {"policy": self.policy, "prompts": self.prompts, "generator": self.generator}
+        for name, value in sources.items():
+            if self.responses is not None and value is not None:
+                yield name, "the responses are given, so none are generated; remove it, or remove responses"
+            if self.responses is None and value is None:
+                yield name, "missing; give policy, prompts and generator, or responses that exist"
+        if not self.selection.makes_pairs:
+            yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
+        if self.selection.kl:
+            yield "selection.kl", "there is no first policy to keep near to; remove it"
+        if self.policy is not None and self.policy.config is not None:
+            yield "policy.config", "a policy with random weights has nothing to say; name one that exists"
+        parts = [] if self.prompts is None else self.prompts.parts()
+        if len({part.is_chat for _, part in parts}) == 2:
+            yield (
+                "prompts",
+                "some parts are chats and some texts, which no reader of pairs takes in one file; part them",
+            )
+
+
+JOBS: dict[str, type] = {
+    "label": Label,
+    "align": Align,
+    "sft": FineTune,
+    "reward-model": TrainReward,
+    "evaluate-reward": EvaluateReward,
+}
+# what a job leaves inside its run for other recipes, and the key of theirs that names it
+MAKES = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}},
+    "label": {"selection": {"kind": "best-vs-worst"}},
+}
+# what may change when a finished or stopped run goes on: it is in no artifact's key
+FREE = ("name", "iterations", "keep", "track", "advice", *(f"advice.{item.name}" for item in fields(Advice)))

@@ -1,0 +1,395 @@
+"""A recipe: the YAML file that says everything about a run, checked whole before anything heavy is loaded.
+
+OmegaConf reads it (interpolation, `base: other.yaml`, dotted `key=value` overrides); then every section
+is bound to the dataclass that does the work, and all faults are reported at once, each with its line.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raft.config.jobs import DEFAULTS, JOBS, MAKES
+from raft.core import yaml_file
+from raft.core.errors import UserError
+from raft.core.files import read_object
+from raft.core.plugins import Fault, build, is_file, is_there, suggest
+from raft.core.terminal import is_unicode
+
+OUTPUTS = Path("outputs")
+OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
+SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
+REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
+NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked recipe, its resolved text as data, and the recipes that have to be run before it, in order."""
+
+    recipe: Any
+    config: dict[str, Any]
+    path: Path
+    needs: list["Loaded"]
+    lines: dict[str, str]  # where each of its keys stands
+    outputs: Path = OUTPUTS
+
+    @property
+    def folder(self) -> Path:
+        """Where its run lives."""
+        return self.outputs / self.recipe.name
+
+    @property
+    def resolved(self) -> str:
+        """Its resolved text, which read again gives the same values."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.create(_literal(self.config)))
+
+
+class RecipeError(UserError):
+    """Everything that is wrong with a recipe, one line each."""
+
+    def __init__(self, path: Path, faults: Sequence[Fault], lines: dict[str, str]):
+        self.faults = list(faults)
+        rows = [f"  {_place(fault.key, lines, path)}: {fault.key}: {fault.message}" for fault in faults]
+        count = "1 fault" if len(rows) == 1 else f"{len(rows)} faults"
+        super().__init__("\n".join([f"{path}: {count}, nothing was started", *rows]))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with raft."""
+    own = Path(__file__).parent.parent / "recipes"
+    folders = [own if own.is_dir() else Path(__file__).parents[2] / "recipes"]
+    shipped = {str(file.relative_to(folders[0]).with_suffix("")): file for file in sorted(folders[0].rglob("*.yaml"))}
+    if is_file(name):
+        return Path(name)
+    if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in shipped:
+        return shipped[key]
+    if is_there(name):
+        return Path(name)  # reading it says what else it is
+    raise UserError(
+        f"no recipe at {Path(name).absolute()}, and none of that name comes with raft; {suggest(key, list(shipped))}"
+    )
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    variables: Mapping[str, Any] | None = None,
+    above: tuple[Path, ...] = (),
+) -> Loaded:
+    """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
+
+    `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
+    recipes that need it, the outermost first.
+    """
+    from raft.core.imports import beside
+
+    config, lines = read_one(path, overrides, variables)
+    faults: list[Fault] = []
+    faults += _odd(config)
+    if faults:
+        raise RecipeError(path, faults, lines)
+    needs = dependencies(config, path, faults, (*above, path))
+    job = config.get("job", "align")
+    if not isinstance(job, str) or job not in JOBS:
+        raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
+    for name, default in DEFAULTS.get(job, {}).items():
+        if isinstance(config.get(name, default), dict):
+            config[name] = {**default, **config.get(name, default)}
+    with beside(path):
+        recipe = build(JOBS[job], config, "", faults)
+    if faults:
+        raise RecipeError(path, faults, lines)
+    return Loaded(recipe, config, path, needs, lines)
+
+
+def read_one(
+    path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The resolved content of a YAML file, and where each of its keys stands."""
+    lines: dict[str, str] = {}
+    return _merged(path, list(overrides), variables or {}, lines), lines
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The recipe that a run is made by, as it was resolved when the run began; its needs are already made.
+
+    The name of a run is that of its folder, which may have been moved or renamed since.
+    """
+    import json
+
+    from raft.core.imports import beside
+
+    file = folder / "run.json"
+    known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
+    origin = _origin(known, folder)
+    with beside(origin):
+        loaded = load(folder / "resolved.yaml", [f"name={json.dumps(folder.name, ensure_ascii=False)}", *overrides])
+    return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
+
+
+def _origin(known: dict[str, Any], folder: Path) -> Path:
+    """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy."""
+    recipe, began = (Path(str(known.get(name, folder / "recipe.yaml"))) for name in ("recipe", "folder"))
+    here = recipe.relative_to(began) if recipe.is_relative_to(began) else recipe
+    return here.absolute() if here.is_file() else recipe
+
+
+def speed_keys(part: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys of options that change only how fast a result is made."""
+    for item in dataclasses.fields(part):
+        below, value = f"{key}.{item.name}" if key else item.name, getattr(part, item.name)
+        if item.metadata.get("speed"):
+            yield below
+        yield from (f"{below}.{name}" for name in item.metadata.get("speed_keys", ()))
+        for name, one in value.items() if isinstance(value, dict) else ():
+            if dataclasses.is_dataclass(one):
+                yield from speed_keys(one, f"{below}.{name}")
+        if dataclasses.is_dataclass(value):
+            yield from speed_keys(value, below)
+
+
+def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str]) -> dict[str, Any]:
+    from omegaconf import DictConfig, OmegaConf
+
+    for override in overrides:
+        lines[_check_override(override)] = "command line"
+    own = _read(path, lines)
+    base = own.pop("base", None)
+    with _understood(path, lines):
+        layers = [OmegaConf.create(own)]
+    if base is not None:
+        layers.insert(0, _beneath(path, base, own, lines))
+    for override in overrides:  # a section that stands in no file is there because of an override
+        lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], "command line")
+    with _understood(path, lines):
+        merged = OmegaConf.merge(*layers)
+    for override in overrides:
+        with _understood(f"override {override!r}", lines):
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+    with _understood(path, lines):
+        assert isinstance(merged, DictConfig)
+        if variables and "variables" not in merged:
+            merged.variables = {}
+        for name, value in variables.items() if OmegaConf.is_dict(merged.get("variables")) else ():
+            merged.variables[name] = _literal(value)
+        _bound(OmegaConf.to_container(merged), path)
+        _refuse_secrets(OmegaConf.to_container(merged), path)
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _check_override(override: str) -> str:
+    """The key of an override. UserError: it is not of the form key=value, or its value is no YAML on one line."""
+    found = OVERRIDE.fullmatch(override)
+    if found is None:
+        raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{override!r}: not UTF-8; set the terminal's encoding to UTF-8") from None
+    if not found[2].isprintable():
+        raise UserError(f"{override!r}: the value holds a line break or a control character; write it in YAML's quotes")
+    yaml_file.lines(found[2], f"the value of {override!r}")
+    return found[1]
+
+
+def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) -> Any:
+    """The layer of the base, without what the recipe itself replaces."""
+    from omegaconf import OmegaConf
+
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: base: {base!r} is no file; name a YAML file beside this one")
+    file = path.parent / base
+    content = _read(file, lines)
+    if "base" in content:
+        raise UserError(f"{file}: a base has a base of its own; one level is allowed, so that a recipe stays readable")
+    if unlike := next(_unlike(content, own), None):
+        raise UserError(f"{path}: {unlike} is a mapping here or in its base {file}, but not in both; make them alike")
+    with _understood(file, lines):
+        return OmegaConf.create(_without_replaced_kinds(content, own))
+
+
+def _unlike(beneath: dict[str, Any], own: dict[str, Any], key: str = "") -> Iterator[str]:
+    """The dotted keys that hold a mapping in one of the two and a text, a number or a list in the other."""
+    for name in [name for name in own if beneath.get(name) is not None and own[name] is not None]:
+        below = f"{key}.{name}" if key else str(name)
+        mappings = [isinstance(one[name], dict) for one in (beneath, own)]
+        if all(mappings):
+            yield from _unlike(beneath[name], own[name], below)
+        elif any(mappings):
+            yield below
+
+
+@contextmanager
+def _understood(path: Path | str, lines: dict[str, str]) -> Iterator[None]:
+    """Turns what OmegaConf raises inside the block, which is of many classes, into a UserError with the place."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path}: an interpolation ${{...}} leads back to itself, or sections are too deep") from None
+    except Exception as fault:
+        key = getattr(fault, "full_key", None) if isinstance(fault, OmegaConfBaseException) else None
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        place = _place(str(key), lines, path) if key and isinstance(path, Path) else path
+        raise UserError(f"{place}: {f'{key}: ' if key else ''}{said}") from None
+
+
+def _bound(content: Any, path: Path) -> None:
+    """UserError if the content, its interpolations filled in, is too large to be what anybody meant."""
+    sizes: dict[str, float] = {}
+
+    def size(value: Any, place: tuple[str, ...]) -> float:
+        if isinstance(value, dict):
+            return 1 + sum(size(one, (*place, str(name))) for name, one in value.items())
+        if isinstance(value, list):
+            return 1 + sum(size(one, (*place, str(index))) for index, one in enumerate(value))
+        text = value if isinstance(value, str) else ""
+        return 1 + len(text) + sum(referred(found[1], place) for found in REFERENCE.finditer(text))
+
+    def referred(name: str, place: tuple[str, ...]) -> float:
+        up = len(name) - len(name.lstrip("."))
+        parts = re.findall(r"[^.\[\]]+", name)
+        target = (*place[: len(place) - up], *parts) if up else tuple(parts)
+        key = ".".join(target)
+        if key not in sizes:
+            sizes[key] = 0  # one that leads back to itself is OmegaConf's to tell
+            sizes[key] = size(_at(content, target), target)
+        return sizes[key]
+
+    if size(content, ()) > LONGEST:
+        raise UserError(f"{path}: with its interpolations ${{...}} filled in it has more than {LONGEST:,} characters")
+
+
+def _refuse_secrets(content: Any, path: Path) -> None:
+    """UserError if a value is that of an environment variable with a secret: resolved.yaml would hold it."""
+    for name in (found[1] for found in SECRET.finditer(str(content))):
+        raise UserError(
+            f"{path}: ${{oc.env:{name}}} would write a secret into the run's folder; leave it in the environment, "
+            "and give the name of the variable where an option asks for it (api_key_env)"
+        )
+
+
+def _at(content: Any, place: Sequence[str]) -> Any:
+    for name in place:
+        if isinstance(content, list):
+            content = content[int(name)] if name.isdecimal() and int(name) < len(content) else None
+        else:
+            content = content.get(name) if isinstance(content, dict) else None
+    return content
+
+
+def _odd(value: Any, key: str = "") -> Iterator[Fault]:
+    """Values that no artifact's key could hold: numbers that are not finite, mixed keys, halves of characters."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Fault(key, f"{value} is no finite number")
+    if isinstance(value, str) and not is_unicode(value):
+        yield Fault(key, f"{value!r} holds half a character, which cannot be written as UTF-8")
+    if isinstance(value, dict):
+        if len({isinstance(name, str) for name in value}) == 2 or not all(is_unicode(str(name)) for name in value):
+            yield Fault(key, f"the keys {', '.join(map(repr, value))} are not all text; put quotes around each")
+        for name, one in value.items():
+            yield from _odd(one, f"{key}.{name}" if key else str(name))
+    for index, one in enumerate(value if isinstance(value, list) else ()):
+        yield from _odd(one, f"{key}[{index}]")
+
+
+def _read(path: Path, lines: dict[str, str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    text = yaml_file.read(path)
+    found = yaml_file.lines(text, str(path))
+    if all(key.startswith("[") for key in found if key):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values; this file has none")
+    for key, line in found.items():
+        lines.setdefault(key, f"{path}:{line}")
+    with _understood(path, lines):
+        return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
+
+
+def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A section that changes its kind replaces the one beneath: the options of one kind mean nothing to another."""
+    kept = {}
+    for name, value in beneath.items():
+        above = own.get(name)
+        if isinstance(value, dict) and isinstance(above, dict):
+            if above.get("kind", value.get("kind")) != value.get("kind"):
+                continue
+            value = _without_replaced_kinds(value, above)
+        kept[name] = value
+    return kept
+
+
+def dependencies(config: dict[str, Any], path: Path, faults: list[Fault], above: tuple[Path, ...] = ()) -> list[Loaded]:
+    """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
+
+    The variables of this recipe go down to those it needs, so that one override reaches them all. UserError if recipes
+    need each other; `above` are this one and those that need it.
+    """
+    needs: list[Loaded] = []
+    variables = config.get("variables")
+    shared = variables if isinstance(variables, Mapping) else {}
+    for key, options in _naming(config):
+        name = options.pop("recipe")
+        if not isinstance(name, str) or not name:
+            faults.append(Fault(f"{key}.recipe", f"{name!r} is no file; name a recipe, by its path from this one"))
+            continue
+        file = path.parent / name
+        if file.resolve() in [one.resolve() for one in above]:
+            raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the circle")
+        needed = load(file, variables=shared, above=above)
+        job = needed.recipe.job
+        if job not in MAKES:
+            message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
+            faults.append(Fault(f"{key}.recipe", message))
+            continue
+        name, made = MAKES[job]
+        if name in options:
+            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
+            continue
+        options[name] = str(needed.folder / made)
+        for one in [*needed.needs, needed]:
+            same = [
+                other for other in needs if other.folder == one.folder and other.path.resolve() != one.path.resolve()
+            ]
+            if same or one.recipe.name == config.get("name"):
+                message = f"{one.path} and {same[0].path if same else path} have the same name: {one.recipe.name}"
+                faults.append(Fault(f"{key}.recipe", f"{message}; give each its own"))
+            needs.append(one)
+    return list({str(one.folder): one for one in needs}.values())
+
+
+def _literal(value: Any) -> Any:
+    """A resolved value so that resolving it once more gives the same one: no text in it is an interpolation."""
+    if isinstance(value, dict):
+        return {name: _literal(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_literal(one) for one in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _naming(section: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections that name a recipe, each with its dotted key."""
+    named = section.items() if isinstance(section, dict) else ()
+    listed = enumerate(section) if isinstance(section, list) else ()
+    below = [(f"{key}.{name}" if key else str(name), one) for name, one in named if name not in NO_SECTIONS]
+    for place, options in [*below, *((f"{key}[{index}]", one) for index, one in listed)]:
+        if isinstance(options, dict) and "recipe" in options:
+            yield place, options
+        yield from _naming(options, place)
+
+
+def _place(key: str, lines: dict[str, str], path: Path) -> str:
+    while key and key not in lines:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return lines.get(key, str(path))

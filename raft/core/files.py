@@ -1,0 +1,155 @@
+"""Files that are written whole or not at all, and brought to the disk."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raft.core.errors import UserError
+
+_digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
+
+
+class Disk:
+    """A write that goes on while the process computes; whatever depends on it settles it first."""
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, "disk")
+        self._under_way: Future[None] | None = None
+
+    def meanwhile(self, write: Callable[[], None]) -> None:
+        """Starts a write, after the one before it."""
+        self.settle()
+        self._under_way = self._writer.submit(write)
+
+    def settle(self) -> None:
+        """Waits until all is written; raises what the write met, again at each call."""
+        if self._under_way is not None:
+            self._under_way.result()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a small file of JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that it is either the old or the new one, whatever happens."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same of bytes."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with create(temporary) as file:
+        file.write(content)
+    put(temporary, path)
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file in the place of whatever has this name; where that is a link, what it points to stays as it is."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+@contextmanager
+def disk_faults() -> Iterator[None]:
+    """What the disk said to a library in Rust (safetensors, tokenizers), as the OSError that Python raises for it."""
+    try:
+        yield
+    except Exception as fault:
+        said = re.search(r"\(os error (\d+)\)", str(fault))
+        if said is None or isinstance(fault, OSError):
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1]))) from fault
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Gives what was written its name: after a crash of the machine, too, it is whole or not there."""
+    sync(temporary)
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or a folder and all that is in it, to the disk."""
+    for one in [*(path.rglob("*") if path.is_dir() else ()), path]:
+        if not one.is_symlink():
+            flush(one)
+
+
+def flush(path: Path) -> None:
+    """Brings a file to the disk, or the names that are in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def permit(folder: Path) -> None:
+    """Lets whoever may read a model folder's config read its weights: safetensors (0.8) writes for the owner alone."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_output(out: Path, ours: bool) -> None:
+    """UserError if a command may not write a file of its own there; `ours` says that it may replace one that it made.
+
+    Devices, links and folders are left alone, and so is all that stands in a run, but for what raft draws there.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_file()):
+        raise UserError(f"{out} is no regular file, so nothing is written there; name a file")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no such folder")
+    inside = next((folder for folder in out.absolute().parents if (folder / "run.json").exists()), None)
+    if inside is not None and out.exists() and not ours:
+        raise UserError(f"{out} belongs to the run {inside}; choose another name")
+
+
+def read_object(file: Path, cure: str) -> dict[str, Any]:
+    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do then."""
+    try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{file} is no file; {cure}")
+        content = json.loads(file.read_bytes())
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as fault:
+        said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
+        raise UserError(f"{file} is damaged: {said}; {cure}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{file} is damaged: expected an object such as {{...}}, found {type(content).__name__}; {cure}"
+        )
+    return content
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files in a folder but hidden ones and *.md, which say nothing of a model's content."""
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
+    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes."""
+    status = path.stat()
+    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if known not in _digests:
+        with open(path, "rb") as file:
+            _digests[known] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[known]

@@ -1,0 +1,76 @@
+"""What libraries log and warn goes into the run's logs/, so that the terminal shows the run."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from raft.core.errors import UserError
+
+
+class Log(logging.FileHandler):
+    """A log whose folder may be gone: that is told by whoever writes what matters."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+
+def begin(folder: Path) -> Path:
+    """Opens the log of this launch; `logs/latest.log` points to it."""
+    if (folder / "logs").is_symlink():
+        raise UserError(f"{folder / 'logs'} is a link, and raft writes through none inside a run; delete it")
+    (folder / "logs").mkdir(exist_ok=True)
+    file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
+    if file.is_symlink():
+        file.unlink()
+    latest = folder / "logs" / "latest.log"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(file.name)
+    handler = Log(file, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a full disk is told once, by whoever writes what matters
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    return file
+
+
+def current() -> Path | None:
+    """The log of this launch; None where nobody has opened one, and raft is used as a library."""
+    files = (one.baseFilename for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler))
+    return next((Path(file) for file in files if file != os.devnull), None)
+
+
+@contextmanager
+def captured() -> Iterator[None]:
+    """What libraries write to the error stream itself, below Python, goes into the log too."""
+    if (file := current()) is None:
+        yield
+        return
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with open(file, "ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+def quieten() -> None:
+    """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
+    if not logging.getLogger().handlers:
+        return  # raft is used as a library
+    from transformers.utils import logging as theirs
+
+    theirs.disable_default_handler()
+    theirs.enable_propagation()
+    theirs.disable_progress_bar()

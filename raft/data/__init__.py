@@ -1,0 +1,1 @@
+"""Prompts, examples and preference pairs from files, the hub and lists. Nothing here generates or scores."""

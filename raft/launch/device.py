@@ -1,0 +1,126 @@
+"""The accelerator: which one there is, how torch is set on it, whose turn it is, and what happens if memory is short.
+
+Generator, reward model and trainer share one GPU's memory by turns. On a CPU everything fits side by side and
+releasing is a no-op.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from raft.core import stopping
+from raft.core.contracts import release
+from raft.core.errors import UserError
+
+FULL = ("out of memory", "error in memory profiling", "no available memory for the cache blocks")  # as errors say it
+
+_holder: Any = None
+
+
+def take(component: Any) -> None:
+    """Makes the component (or, with None, whoever asks) the only one that holds accelerator memory."""
+    global _holder
+    stopping.check()
+    if _holder is not None and _key(_holder) != _key(component):
+        release(_holder)
+        free_cache()
+    _holder = component
+
+
+def current() -> Literal["cpu", "cuda"]:
+    """Where models compute. UserError where there is a GPU that torch cannot use: nobody wants its work on a CPU.
+
+    Sets torch as every stage has it, whatever was imported before: cuDNN's attention, torch's first choice on Hopper
+    and Blackwell, plans each new shape anew and has given gradients that are NaN (pytorch#196678).
+    """
+    if version("torch").endswith("+cpu"):
+        return "cpu"  # importing torch takes seconds
+    import torch
+
+    if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        return "cuda"
+    if torch.version.cuda and os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/dev/nvidia0").exists():
+        raise UserError(
+            f"there is a GPU, but torch {torch.__version__} cannot use it: its driver must be one for CUDA "
+            f"{torch.version.cuda} (nvidia-smi names the newest that it knows), and the container must be started with "
+            "access to it; to compute on the CPU all the same: CUDA_VISIBLE_DEVICES= raft ..."
+        )
+    return "cpu"
+
+
+def require(name: str) -> None:
+    """UserError if torch has no such device on this machine."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except Exception as fault:  # of any class: not compiled in, no driver, no such number
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(
+            f"generator.device: {name} is not on this machine ({said}); leave the key out, or name another"
+        ) from fault
+
+
+def dtype_of(option: str) -> str:
+    """The number format that a model is read in: `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return ("bfloat16" if current() == "cuda" else "float32") if option == "auto" else option
+
+
+@contextmanager
+def fits(what: str, advice: str) -> Iterator[None]:
+    """A block that takes the accelerator's memory: what does not fit is a UserError, however torch or vLLM say it."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as fault:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(fault, UserError) or not any(one in str(fault).lower() for one in FULL):
+            raise
+        said = str(fault).splitlines()[0]
+        raise UserError(
+            f"{what} does not fit the memory of the device ({said}); {advice}; nvidia-smi shows what else is on the "
+            "GPU, and raft check what each turn takes"
+        ) from fault
+
+
+@contextmanager
+def deterministic_switches_kept() -> Iterator[None]:
+    """Puts torch's switches of determinism back as they were: a stage leaves none to the stages after it."""
+    import torch
+
+    names = (
+        "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
+        "FLASH_ATTENTION_DETERMINISTIC",
+    )  # fmt: skip
+    before = {name: os.environ.get(name) for name in names}
+    algorithms, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def free_cache() -> None:
+    """Gives what torch keeps for itself back to the accelerator."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _key(component: Any) -> Any:
+    return getattr(component, "device_key", id(component))

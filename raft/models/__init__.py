@@ -1,0 +1,3 @@
+"""Model folders and text: hub, checkpoints, tokenizers, chat and reward templates, packed passes, log-probabilities.
+
+Nothing here knows of runs, rewards or training."""

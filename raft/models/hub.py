@@ -1,0 +1,181 @@
+"""Models and data sets by name: a folder here, or `owner/name` on the model hub. The only file that talks to the hub.
+
+Downloads go through huggingface_hub into its own cache, which is used as it stands when the hub cannot be reached.
+Only weights, tokenizers and configurations are fetched: never Python files, never free pickles.
+"""
+
+import errno
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raft.core.errors import Stopped, UserError
+from raft.core.files import file_digest, files_of
+from raft.models import model_folder
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where there is nothing better
+NESTED = "*/*"  # exports for other programs, original weights once more
+
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def locate_model(name: str, revision: str | None = None) -> Path:
+    """The folder of a model: `name` itself if it is one, else the snapshot of a hub model, downloaded if need be.
+
+    `revision` is a branch, tag or commit of the hub model. UserError if there is none, or no way to it.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return model_folder.whole(path)
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
+    found = _snapshot(name, revision, FILES, "model")
+    if not any(found.glob("*.safetensors")):
+        found = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
+    return model_folder.whole(found)
+
+
+def fetched(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model in the local cache, None if it is not there; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not NAME.fullmatch(name):
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The first of these files that a model folder or hub model has. UserError if it has none of them."""
+    folder = Path(name) if Path(name).is_dir() else _snapshot(name, revision, list(files), "model")
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(f"{name} has none of {', '.join(files)}")
+
+
+def dataset_commit(name: str, revision: str | None = None) -> str:
+    """The commit that a branch or tag of a hub data set stands for now; without the hub, when it was last fetched."""
+    return _snapshot(name, revision, ["README.md"], "dataset").name
+
+
+def dataset_identity(name: str, revision: str | None = None) -> str:
+    """What identifies the content of a data set, of the hub or a folder."""
+    return identity(Path(name)) if Path(name).is_dir() else f"commit:{dataset_commit(name, revision)}"
+
+
+def load_dataset(
+    name: str, config: str | None, split: str, revision: str | None = None, folder: str | None = None
+) -> Any:
+    """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run.
+
+    `folder` is the one inside the data set that is read, all of it if None. A folder here may also be what
+    save_to_disk wrote.
+    """
+    import datasets
+
+    if is_saved(Path(name)):
+        return _saved(name, split, {"name": config, "revision": revision, "folder": folder})
+    commit = None if Path(name).is_dir() else dataset_commit(name, revision)
+    try:
+        rows = datasets.load_dataset(name, config, data_dir=folder, split=split, revision=commit)
+    except Stopped:
+        raise
+    except Exception as fault:
+        if _is_full(fault):
+            raise
+        said = str(fault) if isinstance(fault, ValueError) else type(fault).__name__
+        raise UserError(f"data set {name}, config {config}, split {split}: cannot be loaded ({said})") from None
+    cached = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else None
+    if commit and cached and COMMIT.fullmatch(cached) and cached != commit:
+        # without the hub `datasets` takes the commit that was loaded last
+        raise UserError(f"data set {name}: the local cache holds commit {cached}, not {commit}; go on with a network")
+    return rows
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what save_to_disk of the datasets library wrote: one data set, or several splits."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _saved(name: str, split: str, others: dict[str, str | None]) -> Any:
+    """The rows of a data set that save_to_disk wrote. UserError if it has no such split, or cannot be read."""
+    import datasets
+
+    for option, value in others.items():
+        if value is not None:
+            raise UserError(f"{name} was written by save_to_disk, which knows no {option}; leave it out ({value})")
+    try:
+        found = datasets.load_from_disk(name)
+        splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+        if split not in splits:
+            raise UserError(f"{name} has no split {split}; say split: {' or '.join(splits) or '(it has none)'}")
+        return splits[split].with_format(None)
+    except UserError:
+        raise
+    except Exception as fault:
+        raise UserError(
+            f"data set {name}: what save_to_disk wrote cannot be read ({fault}); save it again, "
+            "or write it with to_parquet and give kind: file"
+        ) from None
+
+
+def identity(path: Path) -> str:
+    """What a file or folder holds, whatever its name: "commit:<sha>" for a snapshot of the hub, else "sha256:<digest>".
+
+    The digest of a file is that of its bytes; that of a folder covers the names and bytes of all its files but hidden
+    ones and *.md. A file is read once per process, and again only if its size or time changes.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_file():
+        return f"sha256:{file_digest(path)}"
+    if not path.is_dir():
+        raise UserError(f"no file or folder at {path.absolute()}")
+    if path.absolute().parent.name == "snapshots" and COMMIT.fullmatch(path.name):
+        return f"commit:{path.name}"
+    listing = "".join(f"{file_digest(path / name)}  {name}\n" for name in files_of(path))
+    return f"sha256:{hashlib.sha256(listing.encode(errors='surrogateescape')).hexdigest()}"
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:
+    """The folder of one commit, which is its name. The hub's own words are not passed on: they quote addresses."""
+    from huggingface_hub import errors, snapshot_download
+
+    wanted = f"{kind} {name}" + (f" at revision {revision}" if revision else "")
+    local = f"give a {'model folder' if kind == 'model' else 'file or folder'} instead"
+    try:
+        options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": [NESTED]}
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, **options))
+    except Stopped:
+        raise
+    except errors.GatedRepoError:
+        raise UserError(f"{wanted} is gated: accept its terms on its page and set HF_TOKEN, or {local}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{wanted}: the hub has no such revision; give a branch, tag or commit that it has") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{wanted}: no such folder here, and the hub shows none of that name; "
+            f"check the spelling, set HF_TOKEN if it is private, or {local}"
+        ) from None
+    except Exception as fault:
+        if _is_full(fault):
+            raise
+        raise UserError(
+            f"{wanted}: no such folder here, not whole in the local cache, and the hub could not be reached "
+            f"({_why(fault)}); fetch it where there is a network (hf download {name} --repo-type {kind}), or {local}"
+        ) from None
+
+
+def _is_full(fault: Exception) -> bool:
+    return getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _why(fault: Exception) -> str:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cause = fault.__cause__ or fault
+    return "HF_HUB_OFFLINE is set" if isinstance(cause, OfflineModeIsEnabled) else type(cause).__name__

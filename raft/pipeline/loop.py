@@ -1,0 +1,170 @@
+"""Reward-ranked fine-tuning (RAFT, Dong et al. 2023, arXiv:2304.06767), as one reads it. Read this file first.
+
+`once(artifact, stage, section, **inputs)` makes an artifact only if the same section and inputs have not
+made it already. That is why a killed run goes on by the same command: everything below is simply run again.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+from raft.config.jobs import MAKES, Align, EvaluateReward, FineTune, Label, TrainReward
+from raft.config.recipe import Loaded
+from raft.core.imports import beside
+from raft.generators.fallback import able
+from raft.models import chat
+from raft.pipeline import comparison, labelling, stages
+from raft.pipeline.evaluation import Evaluator
+from raft.pipeline.following import followed
+from raft.pipeline.told import Told
+from raft.store import timeline
+from raft.store.keys import Artifact
+from raft.store.runs import Place, Run
+from raft.store.stamps import require
+
+
+def align(recipe: Align, run: Run, told: Told) -> None:
+    """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
+    start = run.iteration(0)
+    first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
+    recipe = replace(recipe, generator=able(recipe.generator, first, told.noticed))
+    evaluation = Evaluator(recipe, run, first, told)
+    pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
+    stages.tell_drops(told, pool, "collect")
+    evaluation.look(start, policy)
+    for it in run.iterations(recipe.iterations):
+        if evaluation.stopped:
+            return
+        prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
+        with followed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+            responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
+        scores = it.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
+        made = {"prompts": prompts, "responses": responses, "scores": scores}
+        reference = likelihoods(recipe, it, first, policy, prompts, responses)
+        selected = it.once("selected.jsonl", stages.select, recipe.selection, **made, reference=reference)
+        origin = policy if recipe.start_from == "previous" else first
+        policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
+        evaluation.look(it, policy, scores=scores, responses=responses, selected=selected)
+
+
+def likelihoods(
+    recipe: Align, it: Place, first: Artifact, policy: Artifact, prompts: Artifact, responses: Artifact
+) -> Artifact | None:
+    """The reference stage, only if the selection shapes its reward by the distance from the first policy.
+
+    A shared iteration has been selected already, perhaps without it.
+    """
+    if recipe.selection.kl == 0 or it.shared:
+        return None
+    return it.once("reference.jsonl", stages.reference, first, policy=policy, prompts=prompts, responses=responses)
+
+
+def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
+    """job: sft."""
+    start = beginning(recipe, run)
+    if recipe.examples.is_chat and not run.has("examples.jsonl"):
+        notice_end(start, told)
+    examples = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
+    stages.tell_drops(told, examples, "gather")
+    policy = run.once("policy", stages.train, recipe.trainer, start=start, selected=examples)
+    stages.tell_drops(told, policy, "train")
+    told.measured(policy)
+
+
+def notice_end(start: Artifact, told: Told) -> None:
+    """Says so if the chat template ends answers with no token."""
+    tokenizer = chat.load_tokenizer(str(start.path))
+    if tokenizer.chat_template and not chat.writes_end(tokenizer):
+        told.noticed(
+            f"the chat template writes no token behind an answer, so {tokenizer.eos_token} is taught as its end"
+        )
+
+
+def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
+    """job: reward-model."""
+    start = beginning(recipe, run)
+    pairs = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
+    stages.tell_drops(told, pairs, "gather")
+    aside, own = (recipe.examples, True) if recipe.evaluation is None else (recipe.evaluation, False)
+    held_out = run.once("held_out.jsonl", stages.set_aside, aside, start=start, held_out=own)
+    stages.tell_drops(told, held_out, "set_aside")
+    made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
+    stages.tell_drops(told, made, "train")
+    told.measured(run.once("metrics.json", stages.examine, recipe.trainer, made=made, pairs=held_out))
+
+
+def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
+    """job: evaluate-reward. Each reward in turn scores both responses of every pair."""
+    sets = {name: run.part("sets", name) for name in recipe.sets}
+    pairs: dict[str, Artifact] = {}
+    groups: dict[str, dict[str, Artifact]] = {}
+    for name, place in sets.items():
+        aside = getattr(recipe.sets[name], "held_out", 0) > 0
+        pairs[name] = place.once("pairs.jsonl", stages.gather, recipe.sets[name], held_out=aside)
+        stages.tell_drops(told, pairs[name], "gather")
+        prompts = place.once("prompts.jsonl", comparison.prompts, pairs=pairs[name])
+        groups[name] = {
+            "prompts": prompts, "responses": place.once("responses.jsonl", comparison.responses, pairs=pairs[name])
+        }  # fmt: skip
+    first = next(iter(groups.values()))["prompts"]
+    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
+    scores: dict[str, dict[str, Artifact]] = {name: {} for name in sets}
+    for title, section in recipe.rewards.items():
+        reward = deepcopy(section)  # its models, or those of its members, go with it when the next one comes
+        for name, place in sets.items():
+            scores[name][title] = place.once(f"scores/{title}.jsonl", stages.score, reward, **groups[name])
+    figures = run.once("accuracy.json", comparison.accuracies, pairs=pairs, scores=scores)
+    run.once("accuracy.md", comparison.tabulate, figures=figures)
+    told.measured(figures)
+
+
+def label(recipe: Label, run: Run, told: Told) -> None:
+    """job: label. Like the first half of an iteration; what is selected are pairs."""
+    if recipe.responses is not None:
+        prompts = run.once("prompts.jsonl", labelling.prompts, recipe.responses)
+        responses = run.once("responses.jsonl", labelling.responses, recipe.responses)
+    else:
+        policy = run.once("start", stages.adopt, recipe.policy, probed=True)
+        generator = able(recipe.generator, policy, told.noticed)
+        pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
+        stages.tell_drops(told, pool, "collect")
+        prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
+        with followed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+            responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
+    scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
+    selected = run.once(
+        "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
+    )
+    told.measured(run.once("pairs.jsonl", labelling.publish, selected=selected))
+
+
+def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:
+    """The model that a job starts from: one that exists, or a new one with seeded random weights."""
+    if recipe.policy.config is None:
+        return run.once("start", stages.adopt, recipe.policy, probed=False)
+    return run.once("start", stages.invent, recipe.policy, examples=recipe.examples)
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    "align": align,
+    "sft": fine_tune,
+    "reward-model": train_reward,
+    "evaluate-reward": evaluate_reward,
+    "label": label,
+}
+
+
+def run(loaded: Loaded, told: Told) -> None:
+    """Runs a recipe and those it needs first, each from where it was left."""
+    for one in [*loaded.needs, loaded]:
+        with beside(one.path), Run.opened(one) as opened:
+            told.opened(opened, one)
+            try:
+                JOBS[one.recipe.job](one.recipe, opened, told)
+            finally:
+                opened.disk.settle()
+                timeline.record(opened.folder)
+            if one is not loaded:
+                made = opened.made(MAKES[one.recipe.job][1])
+                require(made.place, made.stamp)  # the next recipe reads it by its name
+            told.closed(opened, one)

@@ -1,0 +1,283 @@
+"""Which responses are learned from: pure functions on a whole batch of rewards.
+
+A batch is a float64 array [N, K]: N groups, K responses each, NaN where a response is not eligible because it was
+filtered out or could not be scored. The whole batch is seen at once because "the best fifth of all responses" says
+nothing about a single group. Groups in = groups picked from + groups with a reason, for every selection.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from raft.core.plugins import faults_of_range, speed
+from raft.core.records import Response
+from raft.metrics.metrics import tied
+
+Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What was picked, in the order of the groups: M responses by group and by index in the group.
+
+    `weights` multiply the loss of each. `rejected`, for pairs, is the index of the worse response of the
+    same group. `reasons` says of each group that nothing was picked from why that is so.
+    """
+
+    prompts: np.ndarray
+    responses: np.ndarray
+    weights: np.ndarray
+    rejected: np.ndarray | None
+    reasons: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(ABC):
+    """What all selections share.
+
+    `drop` names the filters before the pick. `kl` is the weight beta of the KL-shaped reward (see `shaped`), 0 for
+    the plain reward. `max_failed` is the share of responses without a reward that a run still tolerates, of training
+    prompts and of held-out ones; it changes no result, only whether there is one.
+    """
+
+    drop: list[Literal["truncated", "empty", "duplicate", "tied"]] = field(default_factory=list)
+    kl: float = 0.0
+    max_failed: float = speed(0.01)
+
+    makes_pairs: ClassVar[bool] = False
+    by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
+    across_prompts: ClassVar[bool] = False  # rewards of different prompts are compared
+    passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, kl=(0, math.inf), max_failed=(0, 1))
+
+    def pick(self, rewards: np.ndarray, rng: np.random.Generator, ranks: np.ndarray | None = None) -> Picks:
+        """The picks from rewards [N, K], NaN = not eligible; with `drop: [tied]` tied groups are left out whole.
+
+        Where there are ranks [N, K], 0 for the best of a group, they and not the rewards say which is better.
+
+        Selections that draw take exactly `rng.random(N)`, one number for each group: what is drawn from
+        a group depends on its own rewards and its place in the batch, and on no other group's rewards.
+        """
+        assert rewards.ndim == 2 and not np.isinf(rewards).any(), "rewards are finite or NaN, [N, K]"
+        ties_go = "tied" in self.drop or (self.makes_pairs and ranks is not None)
+        eligible = without_ties(rewards) if ties_go else rewards
+        ordered = eligible if ranks is None or not self.by_order else np.where(np.isnan(eligible), np.nan, -ranks)
+        places = self.chosen(ordered, rng)
+        if not isinstance(places, tuple) or len(places) != 2:
+            raise TypeError("chosen returns two arrays: groups, and the index of a response in each")
+        prompts, responses = places
+        rejected = self.rejected(ordered, prompts)
+        return Picks(prompts, responses, np.ones(len(prompts)), rejected, self._reasons(rewards, eligible, prompts))
+
+    @abstractmethod
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        """The places picked from rewards [N, K], ascending by group and index, none of them NaN."""
+
+    def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray | None:
+        """For pairs: the index of the rejected response of each picked group."""
+        return None
+
+    def _reasons(self, rewards: np.ndarray, eligible: np.ndarray, prompts: np.ndarray) -> dict[int, str]:
+        missing = np.setdiff1d(np.arange(len(rewards)), prompts)
+        nothing = np.isnan(rewards[missing]).all(axis=1)
+        left_out = np.isnan(eligible[missing]).all(axis=1)
+        why = np.select([nothing, left_out], ["no eligible response", "tied"], self.passed_over)
+        return dict(zip(missing.tolist(), why.tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfK(Selection):
+    """The best response of each group; of equals the one with the lowest index (RAFT, arXiv:2304.06767)."""
+
+    by_order: ClassVar[bool] = True
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups = np.flatnonzero(~np.isnan(rewards).all(axis=1))
+        return groups, _best(rewards[groups])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopFraction(Selection):
+    """The best share of all eligible responses of the batch, so several of one group or none.
+
+    Their number is rounded up. Of equals the one of the lower group, then of the lower index, goes first.
+    """
+
+    fraction: float
+
+    across_prompts: ClassVar[bool] = True
+    passed_over = "no response in the top fraction of the batch"
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if not 0 < self.fraction <= 1:
+            yield "fraction", f"{self.fraction!r} is out of range; it must be above 0 and at most 1"
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        eligible = int((~np.isnan(rewards)).sum())
+        # the decimal that the user wrote: in binary 0.07 * 100 is a little more than 7, and would round up to 8
+        count = math.ceil(Fraction(repr(self.fraction)) * eligible)
+        best = np.sort(np.argsort(-rewards, axis=None, kind="stable")[:count])
+        groups, indices = np.unravel_index(best, rewards.shape)
+        return groups, indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Selection):
+    """Every response whose reward is at least `minimum`."""
+
+    minimum: float
+
+    across_prompts: ClassVar[bool] = True
+    passed_over = "no reward reaches the threshold"
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if not math.isfinite(self.minimum):
+            yield "minimum", f"{self.minimum!r} is no threshold; give a finite number"
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups, indices = np.nonzero(rewards >= self.minimum)
+        return groups, indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Selection):
+    """One response of each group, drawn with probability proportional to exp(reward / temperature).
+
+    A softer best-of-K (arXiv:2507.05913): towards temperature 0 it becomes the best, for a high one a random pick.
+    """
+
+    temperature: float = 1.0
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if not self.temperature > 0:
+            yield (
+                "temperature",
+                f"{self.temperature!r} is out of range; it must be above 0 (its limit 0 is kind: best-of-k)",
+            )
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        with np.errstate(over="ignore"):  # far below the best at a tiny temperature: exp(-inf) = 0 is meant
+            below_best = rewards - np.fmax.reduce(rewards, axis=1)[:, None]
+            return _drawn(np.where(np.isnan(rewards), 0.0, np.exp(below_best / self.temperature)), rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPick(Selection):
+    """Any eligible response of each group, each as likely as the other: the control that learns from no reward."""
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        return _drawn((~np.isnan(rewards)).astype(float), rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestVsWorst(Selection):
+    """A pair of each group: its best response, and its worst as rejected; of equals the first (arXiv:2405.07863)."""
+
+    makes_pairs: ClassVar[bool] = True
+    by_order: ClassVar[bool] = True
+    passed_over = "the best response is no better than the worst"
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups = np.flatnonzero(np.fmax.reduce(rewards, axis=1) > np.fmin.reduce(rewards, axis=1))
+        return groups, _best(rewards[groups])
+
+    def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return _best(-rewards[prompts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllPairs(Selection):
+    """A pair of every two responses of a group whose rewards differ, as UltraFeedback is made into pairs."""
+
+    makes_pairs: ClassVar[bool] = True
+    passed_over = "no response is better than another"
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups, better, _ = _every_two(rewards)
+        return groups, better
+
+    def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return _every_two(rewards)[2]
+
+
+def broken(picks: Picks, rewards: np.ndarray) -> str | None:
+    """Why these are no picks from rewards [N, K], None if they are: places in range that are eligible, none twice."""
+    arrays = [picks.prompts, picks.responses, picks.weights, *([] if picks.rejected is None else [picks.rejected])]
+    if not all(isinstance(one, np.ndarray) and one.shape == (len(picks.prompts),) for one in arrays):
+        return "chosen and rejected return arrays of whole numbers, all of one length"
+    places = [picks.prompts, picks.responses, *arrays[3:]]
+    if not all(np.issubdtype(one.dtype, np.integer) for one in places):
+        return "chosen and rejected return whole numbers"
+    limits = [len(rewards), *[rewards.shape[1]] * (len(places) - 1)]
+    for one, limit in zip(places, limits, strict=True):
+        if len(one) and (one.min() < 0 or one.max() >= limit):
+            return f"a place is out of range: {int(one.min())} to {int(one.max())}, allowed are 0 to {limit - 1}"
+    for responses in places[1:]:
+        if np.isnan(rewards[picks.prompts, responses]).any():
+            return "a response was picked that is not eligible (its reward is NaN)"
+    return None
+
+
+def filtered(responses: Sequence[Response], drop: Sequence[str]) -> list[str | None]:
+    """Why each response of one group is left out before the pick, None where it stays.
+
+    "truncated": cut by the token limit; "empty": nothing but white space; "duplicate": the text of an earlier
+    response that stays. Filters that `drop` does not name do nothing; "tied" is about rewards, see `without_ties`.
+    """
+    kept: set[str] = set()
+    reasons: list[str | None] = []
+    for response in responses:
+        found = {
+            "truncated": response.finish_reason == "length",
+            "empty": not response.text.strip(),
+            "duplicate": response.text in kept,
+        }
+        reasons.append(next((name for name, applies in found.items() if applies and name in drop), None))
+        if reasons[-1] is None:
+            kept.add(response.text)
+    return reasons
+
+
+def without_ties(rewards: np.ndarray) -> np.ndarray:
+    """Rewards [N, K] with NaN in place of every group whose eligible rewards, two at least, are all equal."""
+    return np.where(tied(rewards)[:, None], np.nan, rewards)
+
+
+def shaped(rewards: np.ndarray, logprob: np.ndarray, reference_logprob: np.ndarray, beta: float) -> np.ndarray:
+    """The KL-shaped reward r - beta * (log p_w(y|x) - log p_0(y|x)), all arrays [N, K] (arXiv:2304.06767).
+
+    `logprob` is of the whole response under the policy that generated it, `reference_logprob` under the first
+    policy, in nats. It changes which responses are picked, and nothing else. A response without a reward stays NaN.
+    """
+    distance = logprob - reference_logprob
+    assert np.isfinite(distance[~np.isnan(rewards)]).all(), "a response with a reward has both log-probabilities"
+    return rewards - beta * distance
+
+
+def _every_two(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Group, better and worse index of every two different rewards, ascending."""
+    groups, better, worse = np.nonzero(rewards[:, :, None] > rewards[:, None, :])
+    return groups, better, worse
+
+
+def _best(rewards: np.ndarray) -> np.ndarray:
+    """The index of the highest reward of each group, the lowest index of equals."""
+    return np.where(np.isnan(rewards), -np.inf, rewards).argmax(axis=1)
+
+
+def _drawn(odds: np.ndarray, rng: np.random.Generator) -> Places:
+    """One index of each group with odds, drawn in proportion to them: the inverse of the cumulated odds [N, K]."""
+    cumulated = np.cumsum(odds, axis=1)
+    numbers = rng.random(len(odds)) * cumulated[:, -1]
+    groups = np.flatnonzero(cumulated[:, -1] > 0)
+    return groups, (cumulated > numbers[:, None])[groups].argmax(axis=1)

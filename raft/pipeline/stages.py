@@ -1,0 +1,502 @@
+"""The stage functions: each reads immutable artifacts and writes one new one, so it can run anywhere.
+
+`stage(section, output, **inputs)`: the section is the part of the recipe that does the work, the inputs
+are artifacts of earlier stages, and what it writes goes through `output` (see output.Output).
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft.core import contracts, records, stopping
+from raft.core.errors import UserError
+from raft.core.imports import guarded, is_own, name_of
+from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
+from raft.core.seeds import derive
+from raft.data import prompts as prompt_sources
+from raft.launch import device
+from raft.store.keys import Artifact
+from raft.store.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of
+from raft.store.output import Output
+
+HELD_OUT = "held out for evaluation"
+
+
+def adopt(start: Any, output: Output, probed: bool) -> None:
+    """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
+    from raft.models import checkpoint, hub, model_folder, probe
+
+    model = hub.locate_model(start.model, start.revision)
+    model_folder.check(model)
+    output.path.mkdir()
+    for file in sorted(model.iterdir()):
+        if file.is_file() and file.name not in ("README.md", "probe.json") and not checkpoint.unread(model, file):
+            (output.path / file.name).symlink_to(file.resolve())
+    if not probed:
+        return
+    try:
+        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+    except UserError as fault:  # of the folder that the recipe names: this one is of links, and will be gone
+        raise UserError(str(fault).replace(str(output.path), start.model)) from fault
+
+
+def invent(start: Any, output: Output, examples: Any) -> None:
+    """A new model with seeded random weights, and a tokenizer made from the job's own texts."""
+    from raft.data.examples import texts
+    from raft.models import scratch
+
+    template = None if start.chat_template is None else Path(start.chat_template).read_text(encoding="utf-8")
+    scratch.make(output.path, texts(examples), start.config, start.vocab_size, derive(output.seed, "weights"), template)
+
+
+def gather(examples: Any, output: Output, start: Artifact | None = None, held_out: bool = False) -> None:
+    """The rows of a supervised job as records, but for those set aside (or, with `held_out`, only those).
+
+    `start` is the model whose tokens examples become; pairs stay texts.
+    """
+    from raft.data.examples import read
+
+    tokenizer = None if start is None else _tokenizer(start)
+    rows_in = 0
+
+    def kept() -> Iterator[dict[str, Any]]:
+        nonlocal rows_in
+        for one in read(examples, tokenizer, output.seed, held_out):
+            rows_in += 1
+            if isinstance(one, Drop):
+                output.drop(one.prompt_id, None, one.reason)
+            else:
+                yield one.row()
+
+    output.write(kept())
+    output.rows_in = rows_in
+    if output.rows == 0 and start is not None and (examples.held_out or not held_out):
+        raise UserError(f"examples: {_none_left(rows_in, output.drops)}")
+
+
+def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> None:
+    """metrics.json of a reward model: how it fares on the pairs set aside."""
+    found = dict(made.stamp["measured"])
+    if pairs.rows and hasattr(trainer, "evaluate"):
+        found.update(trainer.evaluate(made.path, (Pair.of(row) for row in pairs.read())))
+    output.measured = found
+    output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def hold_out(source: Any, output: Output, policy: Artifact, count: int, own: bool = False) -> None:
+    """The evaluation prompts: a seeded choice of `count` different ones.
+
+    `own`: the source is not that of the pool, so that its drops are listed here and not there.
+    """
+    chosen: dict[str, Prompt] = {}
+    drops: list[Drop] = []
+    rows = 0
+    for read in prompt_sources.read(source, _tokenizer(policy)):
+        rows += 1
+        if isinstance(read, Drop):
+            drops.append(read)
+        else:
+            chosen.setdefault(prompt_sources.held_out_key(read), read)
+    if len(chosen) < count:
+        raise UserError(_too_few_to_hold_out(count, len(chosen), rows, drops))
+    order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
+    kept = list(chosen.values())
+    output.write(kept[index].row() for index in sorted(order[:count]))
+    for drop in drops if own else ():
+        output.drop(drop.prompt_id, None, drop.reason)
+
+
+def _too_few_to_hold_out(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
+    if not found:
+        return f"evaluation.count is {count}, but {_none_left(rows, drops)}"
+    same = rows - len(drops) - found
+    said = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
+    dropped = f"; {len(drops)} rows were dropped, {prompt_sources.reasons(drops)}" if drops else ""
+    return (
+        f"evaluation.count is {count}, but there are only {found} different prompts to hold out in {', '.join(said)}"
+        f"{dropped}; lower it, or give more prompts{' or mend those rows' if drops else ''}"
+    )
+
+
+def _none_left(rows: int, drops: Sequence[Drop]) -> str:
+    """That no row can be used, and why; a lower number of them would be none too."""
+    if not rows:
+        return "the source is empty; give at least one row"
+    done = prompt_sources.ADVICE
+    if any(drop.reason == HELD_OUT for drop in drops):
+        done = "lower evaluation.count, or give more prompts"
+    return f"none of {rows} rows can be used, {prompt_sources.reasons(drops)}; {done}"
+
+
+def set_aside(examples: Any, output: Output, start: Artifact, held_out: bool) -> None:
+    """The pairs that a reward model is evaluated on: those set aside, or all of a section of their own."""
+    gather(examples, output, start, held_out)
+
+
+def diagnose(
+    rewards: Mapping[str, Any],
+    output: Output,
+    prompts: Artifact,
+    policy: Artifact | None = None,
+    max_tokens: int | None = None,
+) -> None:
+    """doctor.jsonl: what the quick checks of each reward model found. UserError if one of them is a fault.
+
+    `max_tokens` is how long the answers of `policy` can become.
+    """
+    from raft.rewards import doctor
+
+    few = [Prompt.of(row) for row in itertools.islice(prompts.read(), 8)]
+    answers = None if policy is None or max_tokens is None else doctor.Answers(_tokenizer(policy), max_tokens)
+    found = []
+    for name, section in rewards.items():
+        reward = section if policy is not None else deepcopy(section)  # rewards to compare are many: none stays loaded
+        device.take(reward)
+        found += list(doctor.examine(reward, few, name, answers))
+    faults = [f"{one.reward}: {one.check}: {one.message}" for one in found if one.level == "fault"]
+    if faults:
+        raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))
+    output.write(one.row() for one in found)
+
+
+def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact | None = None) -> None:
+    """The pool of training prompts: every row of the source, but for those held out, empty or too long."""
+    aside = [] if held_out is None else held_out.read()
+    keys = {prompt_sources.held_out_key(Prompt.of(row)) for row in aside}
+    rows_in = 0
+
+    def kept() -> Iterator[dict[str, Any]]:
+        nonlocal rows_in
+        for read in prompt_sources.read(source, _tokenizer(policy)):
+            rows_in += 1
+            if isinstance(read, Drop):
+                output.drop(read.prompt_id, None, read.reason)
+            elif prompt_sources.held_out_key(read) in keys:
+                output.drop(read.id, None, HELD_OUT)
+            else:
+                output.measured[str(read.source or 0)] = output.measured.get(str(read.source or 0), 0) + 1
+                yield read.row()
+
+    output.write(kept())
+    output.rows_in = rows_in
+    if output.rows == 0:
+        raise UserError(f"prompts: {_none_left(rows_in, output.drops)}")
+
+
+def drops_of(artifact: Artifact, stage: str) -> Iterator[Drop]:
+    """What a stage dropped when it made an artifact."""
+    listed = artifact.path.with_name("dropped.jsonl")
+    if artifact.stamp["dropped"] and listed.exists():
+        yield from (Drop.of(row) for row in records.read(listed) if row["stage"] == stage)
+
+
+def tell_drops(told: Any, artifact: Artifact, stage: str) -> None:
+    """Notices the rows that a stage dropped, and why; those held out are none."""
+    drops = [drop for drop in drops_of(artifact, stage) if drop.reason != HELD_OUT]
+    if drops:
+        of = f" of {artifact.stamp['rows_in']}" if artifact.stamp["rows_in"] is not None else ""
+        reasons = prompt_sources.reasons(drops)
+        told.noticed(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
+
+
+def draw(source: Any, output: Output, pool: Artifact) -> None:
+    """This iteration's prompts: without replacement, each once before any comes twice.
+
+    A job without iterations draws those of a first one.
+    """
+    weights = [weight for weight, _ in source.parts()]
+    counts = [pool.stamp["measured"].get(str(part), 0) for part in range(len(weights))]
+    try:
+        drawn = prompt_sources.draw(
+            list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration or 1
+        )
+    except UserError as fault:
+        dropped = prompt_sources.reasons(drops_of(pool, "collect"))
+        raise UserError(f"{fault}{dropped and f'. Rows were dropped, {dropped}'}") from None
+    starts: list[list[int]] = [[] for _ in weights]
+    with open(pool.path, "rb") as lines:
+        offset = 0
+        for line in lines:
+            starts[records.parse(line).get("source") or 0].append(offset)
+            offset += len(line)
+        places = [np.array(start, dtype=np.int64) for start in starts]
+
+        def chosen() -> Iterator[dict[str, Any]]:
+            for part, index in drawn:
+                lines.seek(places[part][index])
+                yield records.parse(lines.readline())
+
+        output.write(chosen())
+
+
+def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact, stream: str | None = None) -> None:
+    """K responses to each prompt; groups that an earlier attempt finished are not made again."""
+    done = output.resume()
+    device.take(generator)
+    wanted = (Prompt.of(row) for row in prompts.read())
+    missing = _missing_blocks(wanted, done, contracts.block(generator))
+    withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
+    for group in contracts.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
+        if group.prompt.id in done:
+            continue
+        withheld.append(group)
+        if done or not all(one.withheld for one in group.responses):
+            for one in withheld:
+                output.append(one.row())
+            withheld.clear()
+        output.advance(len(output.offsets), prompts.rows)
+    if withheld:
+        first = withheld[0]
+        raise UserError(
+            f"none of {len(withheld)} prompts has a response; the first, prompt {first.prompt.id}: "
+            f"{first.responses[0].finish_reason}. Change that at the server, and run the same command again"
+        )
+    output.measured, output.rows_in = contracts.proof(generator), prompts.rows
+    output.gather(row["id"] for row in prompts.read())
+
+
+def _stream_seed(output: Output, stream: str | None) -> int:
+    """The seed of responses: that of their iteration, or of a named stream which every iteration shares."""
+    return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
+
+
+def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -> None:
+    """One score for each response."""
+    score_groups(reward, output, records.groups(prompts.path, responses.path), [row["id"] for row in prompts.read()])
+
+
+def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequence[str]) -> None:
+    """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again.
+
+    `ids` are those of the groups' prompts, in order.
+    """
+    output.resume()
+    device.take(reward)
+    for done in score_missing(reward, output, groups):
+        output.advance(done, len(ids))
+    output.rows_in = len(ids)
+    output.gather(ids)
+
+
+def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Iterator[int]:
+    """Scores those of `groups` that the partial file lacks; after each it has this many."""
+    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, contracts.block(reward))):
+        if group.prompt.id not in output.offsets:
+            output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
+        yield len(output.offsets)
+
+
+def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
+    """Log-probability of each response under the first policy and under the one that wrote it."""
+    from raft.models.likelihood import response_likelihoods
+
+    device.take(None)
+    of_first, of_policy = (
+        list(response_likelihoods(policy_of(one).path, records.groups(prompts.path, responses.path)))
+        for one in (first, policy)
+    )
+    ids = (row["id"] for row in prompts.read())
+    output.write(
+        {"prompt_id": prompt_id, "first": one, "policy": other}
+        for prompt_id, one, other in zip(ids, of_first, of_policy, strict=True)
+    )
+    output.rows_in = responses.rows
+
+
+def recite(section: None, output: Output, policy: Artifact, references: Artifact) -> None:
+    """Log-probability of each reference response under a policy, and of how many tokens: one of nothing is given."""
+    from raft.models.chat import encode_prompt
+    from raft.models.likelihood import response_likelihoods
+
+    device.take(None)
+    tokenizer = _tokenizer(policy)
+    examples = [Example.of(row) for row in references.read()]
+    groups = (Group(one.prompt, [one.response]) for one in examples)
+    output.write(
+        {
+            "prompt_id": one.prompt_id,
+            "logprob": logprob,
+            "tokens": len(one.response.token_ids) - (not encode_prompt(tokenizer, one.prompt)),
+        }
+        for one, (logprob,) in zip(examples, response_likelihoods(policy_of(policy).path, groups), strict=True)
+    )
+    output.rows_in = references.rows
+
+
+def select(
+    selection: Any,
+    output: Output,
+    prompts: Artifact,
+    responses: Artifact,
+    scores: Artifact,
+    reference: Artifact | None = None,
+) -> None:
+    """What is trained on. Groups in = groups picked from + groups dropped, each with its reason."""
+    from raft.pipeline import selection as selections
+
+    refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
+    refuse_failed(scores, selection.max_failed)
+    rewards = rewards_of(scores)[0]
+    eligible = rewards if reference is None else _shaped(selection, rewards, reference)
+    eligible = eligible.copy()
+    for row, group in enumerate(records.groups(prompts.path, responses.path)):
+        scored = np.flatnonzero(~np.isnan(rewards[row]))
+        for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
+            one = group.responses[index]
+            output.drop(group.prompt.id, int(index), one.finish_reason if one.withheld else "no reward")
+        for index, reason in zip(
+            scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
+        ):
+            if reason is not None:
+                output.drop(group.prompt.id, int(index), reason)
+                eligible[row, index] = np.nan
+    ranks = ranks_of(scores) if reference is None else None
+    rng = np.random.default_rng(derive(output.seed, "select", output.iteration))
+    with guarded(selection):
+        picks = selection.pick(eligible, rng, ranks)
+    if is_own(selection) and (why := selections.broken(picks, eligible)):
+        raise UserError(f"{name_of(selection)}: {why}")
+    output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
+    if output.rows == 0:
+        reasons = sorted(set(picks.reasons.values()))
+        raise UserError(
+            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
+            "loosen selection.drop or the selection itself"
+        )
+
+
+def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> None:
+    """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
+    device.take(None)
+    kind = Pair if contracts.takes_pairs(trainer) else Example
+    examples = (kind.of(row) for row in selected.read())
+    seed = derive(output.seed, "train", output.iteration)
+    before = policy_of(start).path
+
+    def advance(done: int, total: int) -> None:
+        output.advance(done, total)
+        if done < total:  # else the policy is only to be written
+            stopping.check()
+
+    with guarded(trainer):
+        output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
+    if is_own(trainer):
+        _look_at_trained(trainer, output)
+    write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", before.name, selected.rows)
+    device.take(None)
+
+
+def _look_at_trained(trainer: Any, output: Output) -> None:
+    """UserError if a trainer of the user's own left no model folder, or measured what is no number; probes it."""
+    from raft.models import probe
+
+    measured = output.measured
+    if not (output.path / "config.json").is_file():
+        raise UserError(f"{name_of(trainer)} wrote no model into `out` (no config.json); use save_pretrained(out)")
+    numbers = isinstance(measured, dict) and all(
+        isinstance(name, str) and isinstance(value, int | float) and np.isfinite(value)
+        for name, value in measured.items()
+    )
+    if not numbers:
+        raise UserError(f"{name_of(trainer)}: train returns a dict of finite numbers, not {repr(measured)[:200]}")
+    if not contracts.takes_pairs(trainer) and not (output.path / "probe.json").exists():
+        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+
+
+def policy_of(artifact: Artifact) -> Policy:
+    """A policy's folder; UserError if it has been pruned, or is damaged."""
+    if artifact.stamp.get("pruned"):
+        raise UserError(
+            f"{artifact.place} was deleted to save room (keep:); a new run with keep: all has every policy to go back "
+            "to"
+        )
+    return Policy(artifact.path, artifact.path / "probe.json")
+
+
+def write_card(output: Output, what: str, start: str, examples: int) -> None:
+    """The model card."""
+    measured = "".join(f"| {name} | {value:g} |\n" for name, value in output.measured.items())
+    (output.path / "README.md").write_text(
+        f"---\nlibrary_name: transformers\ntags: [raft, best-of-n]\n---\n\n"
+        f"Made by raft: {what}, from `{start}`, on {examples} rows.\n\n"
+        f"| measured | |\n|---|---|\n{measured}",
+        encoding="utf-8",
+    )
+
+
+def _tokenizer(policy: Artifact) -> Any:
+    from raft.models.chat import load_tokenizer
+
+    return load_tokenizer(str(policy.path))
+
+
+def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]:
+    """The blocks of which at least one group is missing, whole: the rows of a block share their floats.
+
+    None begins after a signal that stops the run.
+    """
+    iterator = iter(items)
+    while not stopping.asked() and (block := list(itertools.islice(iterator, size))):
+        if any((item.id if isinstance(item, Prompt) else item.prompt.id) not in done for item in block):
+            yield from block
+
+
+def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
+    """The groups with their scores, block by block."""
+    iterator = iter(groups)
+    while block := list(itertools.islice(iterator, contracts.BLOCK)):
+        answered = [(group, _answered(group)) for group in block]
+        asked = [some for _, some in answered if some.responses]
+        scores = contracts.scored(reward, asked)
+        for group, some in answered:
+            found = next(scores)[1] if some.responses else []
+            yield group, found if some is group else _with_unanswered(group, found)
+        assert next(scores, None) is None, "a reward has scored more groups than there are"
+
+
+def _answered(group: Group) -> Group:
+    """The group without the responses that are nothing but a thought, of which no reward is asked."""
+    some = [one for one in group.responses if one.unanswered is None]
+    return group if len(some) == len(group.responses) else replace(group, responses=some)
+
+
+def _with_unanswered(group: Group, scores: Sequence[Score]) -> list[Score]:
+    found = iter(scores)
+    return [next(found) if one.unanswered is None else Score(None, error=one.unanswered) for one in group.responses]
+
+
+def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndarray:
+    from raft.pipeline.selection import shaped
+
+    rows = list(reference.read())
+    return shaped(
+        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl
+    )
+
+
+def _picked(picks: Any, groups: Iterable[Group], rewards: np.ndarray, output: Output) -> Iterator[dict[str, Any]]:
+    """The picked rows in the order of the prompts, and a drop for each group of which nothing was picked."""
+    order = np.lexsort((picks.responses, picks.prompts))
+    pointer = 0
+    for row, group in enumerate(groups):
+        if row in picks.reasons:
+            output.drop(group.prompt.id, None, picks.reasons[row])
+        while pointer < len(order) and picks.prompts[order[pointer]] == row:
+            yield _row(picks, int(order[pointer]), group, rewards[row])
+            pointer += 1
+
+
+def _row(picks: Any, pick: int, group: Group, rewards: np.ndarray) -> dict[str, Any]:
+    prompt, index = group.prompt, int(picks.responses[pick])
+    best = group.responses[index]
+    if picks.rejected is not None:
+        rejected = group.responses[int(picks.rejected[pick])]
+        return Pair(prompt.id, best, rejected, **prompt.asked).row()
+    weight = float(picks.weights[pick])
+    return Example(prompt.id, best, index, float(rewards[index]), weight, **prompt.asked).row()

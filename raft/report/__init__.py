@@ -1,0 +1,1 @@
+"""What is drawn and told of finished artifacts: figures, the page of HTML, trackers."""

@@ -1,0 +1,231 @@
+"""Whether a reward model says what it should, before a run trusts it: quick checks, each with what to do about it.
+
+The model is the real one, the prompts are the run's own; nothing is trained and nothing is drawn. A fault stops a run,
+a warning is told and kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from raft.core.errors import RowError
+from raft.core.records import Group, Prompt, Response
+
+PAIRS = [  # a question, a better and a worse answer; whoever cannot tell these apart is read wrongly
+    ("What is the capital of France?", "The capital of France is Paris.", "banana banana banana banana"),
+    ("How do I boil an egg?", "Put it into boiling water for about eight minutes, then cool it.", "I won't tell you."),
+    ("Please thank my colleague for her help.", "Thank you so much for your help, how kind.", "Go away, idiot."),
+    ("What is 2 + 3?", "2 + 3 = 5.", "The moon is made of green cheese and so are you and so are you."),
+    ("日本の首都はどこですか。", "日本の首都は東京です。", "わかりません。わかりません。わかりません。"),
+    ("Name a fruit.", "An apple is a fruit.", "!!!!!! ??? ###"),
+]  # fmt: skip
+ROUND_TRIP = ["The quick brown fox, 12.5 % of it!", "吾輩は猫である。名前はまだ無い。"]
+ANSWERS = ["Yes.", "That depends on what you mean, but I will gladly try to help you with it, step by step."]
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # of an output, alone or in a batch
+
+Level = Literal["ok", "warning", "fault"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `reward` is the dotted name of the reward model, `message` says what to do."""
+
+    reward: str
+    check: str
+    level: Level
+    message: str
+
+    def row(self) -> dict[str, Any]:
+        """As a row of doctor.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How long answers can become: `max_tokens` tokens of the policy's tokenizer."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def longest(self, prompts: Sequence[Prompt]) -> str:
+        """A text of as many tokens as an answer can have, in the words of the prompts."""
+        ids = self.tokenizer("\n".join(prompt.content for prompt in prompts), add_special_tokens=False)["input_ids"]
+        times = -(-self.max_tokens // max(1, len(ids)))
+        return self.tokenizer.decode((ids * times)[: self.max_tokens], skip_special_tokens=True)
+
+
+def examine(
+    reward: Any, prompts: Sequence[Prompt], name: str = "reward", answers: Answers | None = None
+) -> Iterator[Finding]:
+    """The findings on a reward and its members, with a few prompts of the run. Rules and judges have none.
+
+    With `answers` also whether the longest answers of the policy fit what the reward model reads.
+    """
+    for member, inner in getattr(reward, "members", {}).items():
+        yield from examine(inner, prompts, f"{name}.{member}", answers)
+    if hasattr(reward, "reader"):
+        prompts, refused = _readable(reward, prompts)
+        if refused:
+            yield Finding(name, "conversations", "warning" if prompts else "fault", refused)
+        if not prompts:
+            return
+        for check in (_head, _bos, _round_trip, _padding, _same_everywhere, _tells_apart, _room):
+            level, message = check(reward, prompts)
+            yield Finding(name, check.__name__.strip("_"), level, message)
+        if answers is not None and prompts:
+            yield Finding(name, "longest_answer", *_longest_answer(reward, prompts, answers))
+
+
+def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str | None]:
+    """The prompts that the reward model's template can write with an answer, and what became of the others."""
+    readable, refused = [], []
+    for prompt in prompts:
+        try:
+            reward.encode(prompt, ANSWERS[0])
+            readable.append(prompt)
+        except RowError as fault:
+            refused.append(f"prompt {prompt.id}: {fault}")
+    told = f"{len(refused)} of {len(prompts)} prompts cannot be scored; the first: {refused[0]}" if refused else None
+    return readable, told
+
+
+def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    reader = reward.reader
+    tensors = "read by transformers" if reader.head is None else ", ".join(reader.head.tensors[:4])
+    return "ok", f"whole, with {len(reader.names)} outputs ({tensors}); the reward is {_read(reader)}"
+
+
+def _read(reader: Any) -> str:
+    name = reader.names[reader.chosen]
+    if reader.reading == "logit":
+        return name
+    what = {"log-odds": "log p - log(1 - p)", "probability": "the probability"}[reader.reading]
+    return f"{what} of {name} among {', '.join(reader.names)} (reward.read: logit takes its output as it is)"
+
+
+def _bos(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    first = reward.reader.tokenizer.bos_token_id
+    if first is None:
+        return "ok", "the tokenizer has no BOS"
+    counts = {_leading(reward.encode(prompt, ANSWERS[0])[0], first) for prompt in prompts}
+    if max(counts, default=0) > 1:
+        return "fault", "a conversation begins with more than one BOS; set bos: auto, or mend the template"
+    if len(counts) > 1:
+        return "warning", "some conversations begin with a BOS and some do not; look at the template"
+    return "ok", f"a conversation begins with {max(counts, default=0)} BOS"
+
+
+def _round_trip(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    tokenizer = reward.reader.tokenizer
+    lost = [
+        text
+        for text in ROUND_TRIP
+        if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() != text
+    ]
+    if not lost:
+        return "ok", "English and Japanese come back whole from the tokenizer"
+    return "warning", f"the tokenizer changes or loses characters of {lost}; use it only for texts that it can write"
+
+
+def _padding(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    tokenizer = reward.reader.tokenizer
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        return "ok", "padding and EOS are the same token; the reward is read by position, so a real EOS counts"
+    return "ok", "the reward is read by position, so no token is taken for padding"
+
+
+def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    """One row alone, in a batch, in a shuffled batch, and padded on the other side."""
+    reader = reward.reader
+    rows = [reward.encode(prompt, answer)[0] for prompt in prompts[:3] for answer in ANSWERS]
+    rows = sorted({row for row in rows if reward.fault(row) is None})
+    if len(rows) < 2:
+        return "warning", "fewer than two of the first prompts can be read at all; see the check room"
+    alone = {row: reader.read_together([row])[0] for row in rows}
+    packed = reader.outputs([rows])
+    ways = {
+        "in a batch": reader.read_together(rows),
+        "in a shuffled batch": reader.read_together(rows[::-1])[::-1],
+        "as it is scored": [packed[row] for row in rows],
+    }
+    if reader.takes_positions:
+        ways["padded on the left"] = reader.read_padded_left(rows)
+    limit = TOLERANCE[str(reader.model.dtype).removeprefix("torch.")]
+    for way, found in ways.items():
+        pairs = [
+            (a, b) for row, outputs in zip(rows, found, strict=True) for a, b in zip(alone[row], outputs, strict=True)
+        ]
+        apart = max(abs(a - b) for a, b in pairs)
+        if not apart <= limit * max(1.0, *(abs(a) for a, _ in pairs)):
+            return (
+                "fault",
+                f"a reward {way} differs from the same alone by {apart:.2g}; set dtype: float32, or use another model",
+            )
+    return "ok", f"the same alone, {', '.join(ways)}"
+
+
+def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    groups = [
+        Group(_asked(reward.template, number, question), [Response(text, [], None, "stop") for text in answers])
+        for number, (question, *answers) in enumerate(PAIRS)
+    ]
+    scores = [row for row in reward.score(groups) if all(one.reward is not None for one in row)]
+    if len(scores) > 1 and len({one.reward for row in scores for one in row}) == 1:
+        return (
+            "fault",
+            f"every answer has the reward {scores[0][0].reward:g}; look at template and head, or take another model",
+        )
+    right = sum(better.reward > worse.reward for better, worse in scores)
+    if right * 2 >= len(scores) and scores:
+        return "ok", f"prefers the better answer in {right} of {len(scores)} plain pairs"
+    return "warning", (
+        f"prefers the better answer in only {right} of {len(scores)} plain pairs; that is to be expected of a model "
+        "trained on other matters (measure it on pairs of its own kind, job: evaluate-reward), else look at template, "
+        "label and head"
+    )
+
+
+def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    found = [reward.encode(prompt, ANSWERS[1]) for prompt in prompts]
+    long = sum(len(ids) > reward.limit for ids, _ in found)
+    cut = sum(gone > 0 for _, gone in found)
+    others = [fault for ids, _ in found if len(ids) <= reward.limit and (fault := reward.fault(ids)) is not None]
+    told = f"of {len(found)} prompts with a short answer {long} are too long to be scored, {cut} lose their beginning"
+    if others:
+        told += f", {len(others)} cannot be scored for another reason (the first: {others[0]})"
+    if not long and not cut:
+        return "warning" if others else "ok", told
+    return "warning", f"{told}; raise max_tokens (the model reads {reward.reader.longest}), or lower prompts.max_tokens"
+
+
+def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) -> tuple[Level, str]:
+    """Whether answers of `generator.max_tokens` can be scored, in the reward model's own tokens."""
+    text = answers.longest(prompts)
+    found = [reward.encode(prompt, text) for prompt in prompts]
+    longest, cut = max(len(ids) for ids, _ in found), sum(gone > 0 for _, gone in found)
+    long = sum(len(ids) > reward.limit for ids, _ in found)
+    told = f"an answer of generator.max_tokens: {answers.max_tokens} makes {longest} tokens here with its prompt"
+    if not long:
+        return "ok", told + (f"; {cut} of {len(found)} prompts lose their beginning to it" if cut else "")
+    frame = max(len(reward.encode(prompt, "")[0]) for prompt in prompts)
+    fits = max(0, int(answers.max_tokens * (reward.limit - frame) / max(1, longest - frame)))
+    return "warning", (
+        f"{told}, more than the {reward.limit} that are read (reward.max_tokens: {reward.max_tokens}, the model: "
+        f"{reward.reader.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
+        f"than selection.max_failed stop the run: lower generator.max_tokens to about {fits}"
+        + (", or raise reward.max_tokens" if reward.max_tokens < reward.reader.longest else "")
+        + ("" if reward.too_long == "cut-prompt" else ", or set too_long: cut-prompt")
+    )
+
+
+def _leading(ids: Sequence[int], token: int) -> int:
+    count = 0
+    while count < len(ids) and ids[count] == token:
+        count += 1
+    return count
+
+
+def _asked(template: str, number: int, question: str) -> Prompt:
+    if template == "plain":
+        return Prompt(f"doctor-{number}", text=f"{question}\n")
+    return Prompt(f"doctor-{number}", messages=[{"role": "user", "content": question}])

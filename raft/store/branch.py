@@ -1,0 +1,151 @@
+"""A new run that shares the first iterations of another by reference: `raft resume RUN --from-iteration N`.
+
+What is shared are links into the other run. Nothing is ever made behind them (`runs.Place.once`): what a shared
+iteration has is what its metrics tell, also where the branch evaluates more.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raft.config import preflight, recipe
+from raft.config.recipe import Loaded
+from raft.core.errors import UserError
+from raft.core.files import put, write_json
+from raft.store.runs import about
+from raft.store.stamps import differences, iterations, read_stamp, require_all, stamp_path
+
+FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
+KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
+OWN = "prompts.per_iteration"  # each iteration draws its own
+
+
+def existing(folder: Path) -> Path:
+    """The folder of a run, by its own name; UserError if it is none, or its run.json is damaged."""
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    if not (folder / "run.json").exists():
+        near = sorted(str(file.parent) for file in folder.parent.glob("*/run.json"))[:5]
+        raise UserError(
+            f"{folder} is not a run (it has no run.json)" + (f"; runs beside it: {', '.join(near)}" if near else "")
+        )
+    about(folder)
+    return folder
+
+
+def returned(folder: Path) -> Path:
+    """The run's folder, after this process has gone to where the run began: the paths of its recipe are from there.
+
+    Where a run was copied or moved with all that is around it, that is the same place around the copy.
+    """
+    known, beside = about(folder), folder.absolute().parent.resolve()
+    outputs = Path(known.get("outputs", "."))
+    around = [beside, *beside.parents][min(len(outputs.parts), len(beside.parents))]
+    began = around if "outputs" in known and around / outputs == beside else Path(known.get("folder", "."))
+    if Path.cwd() / outputs == beside or not began.is_dir() or began.samefile("."):
+        return folder
+    folder = folder.absolute()
+    os.chdir(began)
+    return folder
+
+
+def whole(folder: Path) -> Path:
+    """The folder of a run of which no file that holds rows is damaged; UserError if one is, or if it is no run."""
+    require_all(found := existing(folder), rows=True)
+    return found
+
+
+def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
+    """The recipe of a new run whose folders before `number` are those of the old one, which is set up here.
+
+    The same call goes on with it. UserError if the overrides change what is shared, or if it cannot be set up.
+    """
+    named = any(one.startswith("name=") for one in overrides)
+    old = recipe.load_run(folder)
+    loaded = recipe.load_run(folder, overrides if named else [f"name={folder.name}-from-{number}", *overrides])
+    if loaded.folder == folder:
+        raise UserError("a branch needs a name of its own; give name=... that differs from the run it branches off")
+    _refuse_number(folder, number)
+    _refuse_changes(old, loaded)
+    if loaded.folder.exists():
+        _refuse_other(loaded.folder, folder, number)
+        return loaded
+    _refuse_pruned(folder, number)
+    require_all(folder)
+    preflight.check(loaded, fetch=True)  # one that cannot start would only stand in the way of its name
+    _set_up(folder, number, loaded)
+    return loaded
+
+
+def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
+    """The folder of the branch, whole or not at all."""
+    new = loaded.folder.with_name(f".{loaded.folder.name}.tmp")
+    if new.exists():
+        shutil.rmtree(new)
+    (new / "iterations").mkdir(parents=True)
+    for earlier in range(number):
+        _link(folder / "iterations" / f"{earlier:03d}", new / "iterations")
+    for file in (folder / name for name in FILES):
+        if file.exists():
+            _link(file, new)
+            _link(stamp_path(file), new)
+    shutil.copyfile(folder / "recipe.yaml", new / "recipe.yaml")
+    shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
+    write_json(new / "run.json", {**about(folder), "shared": shared})
+    (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
+    put(new, loaded.folder)
+
+
+def _refuse_number(folder: Path, number: int) -> None:
+    finished = (int(one.name) for one in iterations(folder) if stamp_path(one / "metrics.json").exists())
+    last = max(finished, default=None)
+    if last is None:
+        raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
+    if not 1 <= number <= last + 1:
+        raise UserError(
+            f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: 1 to {last + 1}"
+        )
+
+
+def _refuse_changes(old: Loaded, new: Loaded) -> None:
+    keys = [*KEYS, *(["evaluation.references"] if (old.folder / "references.jsonl").exists() else [])]
+    own = {OWN, *recipe.speed_keys(new.recipe)}
+    changed = [
+        one
+        for key in keys
+        for one in differences(_at(old.config, key), _at(new.config, key), key)
+        if one.split(":", 1)[0] not in own
+    ]
+    if changed:
+        raise UserError(
+            f"a branch shares its policy 0 and its prompts with {old.folder}, so these keys cannot differ:\n"
+            + "".join(f"  {one}\n" for one in changed)
+            + "nothing was made. Leave them out, or start a new run with them: raft run RECIPE name=... key=value"
+        )
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """What a recipe says of a key, or of that of a section, which may be missing."""
+    section, _, option = key.rpartition(".")
+    return ((config.get(section) or {}) if section else config).get(option)
+
+
+def _refuse_other(new: Path, folder: Path, number: int) -> None:
+    shared = {link.name: link.resolve() for link in new.glob("iterations/*") if link.is_symlink()}
+    wanted = (folder / "iterations" / f"{earlier:03d}" for earlier in range(number))
+    if shared != {one.name: one.resolve() for one in wanted}:
+        raise UserError(f"{new} exists and is no branch of {folder} from iteration {number}; choose another name=...")
+
+
+def _refuse_pruned(folder: Path, number: int) -> None:
+    stamp = read_stamp(folder / "iterations" / f"{number - 1:03d}" / "policy")
+    if stamp is not None and stamp.get("pruned"):
+        raise UserError(
+            f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "
+            "predecessor is still there (see raft status), or make the run again with keep: all"
+        )
+
+
+def _link(target: Path, place: Path) -> None:
+    (place / target.name).symlink_to(os.path.relpath(target.absolute(), place.absolute()))

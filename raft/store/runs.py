@@ -1,0 +1,423 @@
+"""A run on disk, and the one verb that carries it: `once`. The only file that knows directory names.
+
+`once(name, stage, section, **inputs)` returns an artifact, making it only if the same section and the
+same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
+its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
+What was changed or cut since is refused before it is read (`raft.store.stamps`); what was deleted is made again.
+
+A folder, which is a model, is renamed first: it and its stamp come to the disk while the engine reads it already.
+Nothing that was made from it is kept before, so a kill never leaves rows of a policy that is made anew.
+"""
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from raft.config.jobs import FREE
+from raft.config.recipe import Loaded, speed_keys
+from raft.core import logs, records, stopping, timing, yaml_file
+from raft.core.errors import UserError
+from raft.core.files import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
+from raft.core.progress import Progress
+from raft.metrics import metrics
+from raft.models import templates
+from raft.store import stamps
+from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
+from raft.store.output import Output
+from raft.store.stamps import differences, iterations, partial_path, read_stamp, stamp_path
+
+FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
+PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
+
+
+class Place:
+    """A folder of artifacts: the run itself, or one of its iterations."""
+
+    def __init__(self, folder: Path, number: int, run: "Run"):
+        self.folder, self.number, self.run = folder, number, run
+
+    def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
+        """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
+
+        What is shared with the run that this one branched off stands as it is, whatever made it. UserError if the
+        artifact was made from something else: the message names what changed; nothing is overwritten.
+        """
+        path = self.folder / name
+        if self.run.shares(path):
+            return self.made(name)
+        key = self.key(stage, section, inputs)
+        if (stamp := read_stamp(path)) is not None:
+            _refuse_other(path, stamp["key"], key)
+            partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
+            if path.exists() or stamp.get("pruned"):
+                stamps.require(path, stamp, whole=False)
+                return Artifact(path, stamp)
+        return self._make(path, stage, section, inputs, key)
+
+    def key(self, stage: Callable[..., None], section: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What an artifact of this folder is made from."""
+        return plain(
+            {
+                "format": FORMAT,
+                "stage": stage.__name__,
+                "seed": self.run.seed,
+                "iteration": self.number,
+                "section": describe(section),
+                "inputs": {name: describe(value) for name, value in inputs.items()},
+            }
+        )
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
+        return self is not self.run and self.run.shares(self.folder)
+
+    def made(self, name: str) -> Artifact:
+        """A finished artifact as it stands. UserError if it is not there."""
+        path = self.folder / name
+        if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
+            raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
+        return Artifact(path, stamp)
+
+    def has(self, name: str) -> bool:
+        """Whether an artifact is finished."""
+        return stamp_path(self.folder / name).exists()
+
+    def _make(
+        self, path: Path, stage: Callable[..., None], section: Any, inputs: dict[str, Any], key: dict[str, Any]
+    ) -> Artifact:
+        stopping.check()
+        self.run.refuse_links(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        if stamp_path(path).exists():  # of what was deleted since
+            stamp_path(path).unlink()
+            flush(path.parent)
+        remove(path)  # without a stamp it may be torn, and its room is needed
+        remove(temporary)
+        label = f"{path.relative_to(self.run.folder)}"
+        output = Output(
+            temporary,
+            partial_path(path),
+            digest(key),
+            self.run.seed,
+            self.number,
+            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
+            stage=stage.__name__,
+            disk=self.run.disk,
+            key=key,
+        )
+        began = time.time()
+        timing.taken()
+        logs.quieten()
+        try:
+            with disk_faults():
+                stage(section, output, **inputs)
+        finally:
+            output.progress.close()
+        whole = sum(drop.index is None for drop in output.drops)
+        assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
+        with timing.part("sync"):
+            self.run.disk.settle()
+            if is_model := temporary.is_dir():
+                os.replace(temporary, path)
+            else:
+                put(temporary, path)
+        self._list_drops(output)
+        stamp = {
+            "hash": output.hash,
+            "key": key,
+            "rows": output.rows,
+            "rows_in": output.rows_in,
+            "dropped": len(output.drops),
+            "drops": stamps.drops_digest(drop.row() for drop in output.drops),
+            "measured": output.measured,
+            "began": round(began, 3),
+            "seconds": round(time.time() - began, 3),
+            "parts": timing.taken(),
+            "speed": speed_options(section),
+            "versions": versions(),
+        }
+
+        def finish() -> None:
+            began = time.perf_counter()
+            if is_model:
+                sync(path)
+                flush(path.parent)
+            synced = time.perf_counter()
+            stamp["content"] = stamps.content_of(path)
+            hashed = time.perf_counter()
+            times = {"synced": round(synced - began, 3), "hashed": round(hashed - synced, 3)}
+            write_json(stamp_path(path), {**stamp, **times})
+            output.partial.unlink(missing_ok=True)
+
+        if is_model:
+            self.run.disk.meanwhile(finish)
+        else:
+            finish()
+        return Artifact(path, stamp)
+
+    def _list_drops(self, output: Output) -> None:
+        """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
+        listed = self.folder / "dropped.jsonl"
+        others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
+        if not others and not output.drops and not listed.exists():
+            return
+        temporary = listed.with_name(".dropped.jsonl.tmp")
+        records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
+        put(temporary, listed)
+
+
+class Run(Place):
+    """A run's folder, locked while it works."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.seed, self.disk = seed, Disk()
+        super().__init__(folder, 0, self)
+        self._shared = {folder / name for name in shared_names(folder)}
+
+    def shares(self, path: Path) -> bool:
+        """Whether it belongs to the run that this one branched off, and stands here as a link."""
+        return not self._shared.isdisjoint([path, *path.parents])
+
+    def refuse_links(self, path: Path) -> None:
+        """UserError if a folder on the way from the run to `path` is a link: raft writes nothing outside a run."""
+        for folder in path.parents:
+            if folder == self.folder:
+                return
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link to {folder.readlink()}, and raft writes through no link inside a run; put "
+                    "the folder itself in its place, or move the whole run and link that"
+                )
+
+    def iteration(self, number: int) -> Place:
+        """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
+        return Place(self.folder / "iterations" / f"{number:03d}", number, self)
+
+    def part(self, *names: str) -> Place:
+        """A folder inside the run that is no iteration."""
+        return Place(self.folder.joinpath(*names), 0, self)
+
+    def iterations(self, count: int) -> Iterator[Place]:
+        """Iterations 1 to `count`."""
+        return (self.iteration(number) for number in range(1, count + 1))
+
+    @classmethod
+    @contextmanager
+    def opened(cls, loaded: Loaded) -> "Iterator[Run]":
+        """The run of a recipe, new or as it was left, locked until the block ends."""
+        folder = loaded.folder
+        refuse_foreign(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
+            run = cls(folder, loaded.recipe.seed)
+            run.look_over()
+            _settle(folder, loaded)
+            with templates.dated(loaded.recipe.date or about(folder).get("date") or templates.today()):
+                yield run
+
+    def look_over(self) -> None:
+        """Takes away the stamps of what was deleted, which is made again. UserError if an artifact is damaged."""
+        for path, stamp in stamps.stamped(self.folder):
+            own = not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
+            if own and not path.exists() and not stamp.get("pruned"):
+                stamp_path(path).unlink()
+        stamps.require_all(self.folder)
+
+    def rebuild_metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl out of the files of the iterations: one row for each policy, never a row twice."""
+        rows = metrics_rows(self.folder)
+        temporary = self.folder / ".metrics.jsonl.tmp"
+        records.write(temporary, rows)
+        os.replace(temporary, self.folder / "metrics.jsonl")
+        return rows
+
+    def prune(self, keep: str, best: int) -> None:
+        """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
+        self.disk.settle()
+        made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
+        stay = {0, *made[-1:], *([best] if keep == "best" else [])}
+        for place in map(self.iteration, made if keep != "all" else []):
+            path = place.folder / "policy"
+            if place.number not in stay and path.exists() and not place.folder.is_symlink():
+                write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
+                remove(path)
+
+
+def metrics_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
+    files = (one / "metrics.json" for one in iterations(folder))
+    return metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
+
+
+def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
+    """A metrics.json: figures of the policy and of the one before, each a number, or a list of what was found."""
+    cure = f"delete {file}; then {stamps.again(file)}"
+    found = read_object(file, cure)
+    for part in ("policy", "previous"):
+        figures = found.get(part)
+        if not isinstance(figures, dict):
+            raise UserError(f"{file} is damaged: {part} is not a mapping of figures; {cure}")
+        for name, figure in figures.items():
+            known = isinstance(figure, int | float) and not isinstance(figure, bool)
+            if not known and not (isinstance(figure, list) and all(isinstance(one, dict) for one in figure)):
+                raise UserError(f"{file} is damaged: {part}.{name} is {figure!r}, which is no number; {cure}")
+    return found
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What run.json says. UserError if it is damaged."""
+    file = folder / "run.json"
+    found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
+    kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
+    kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
+    if wrong or "job" not in found:
+        said = f"{wrong[0]} is {found[wrong[0]]!r}" if wrong else "it names no job"
+        raise UserError(f"{file} is damaged: {said}; delete it; then raft run RECIPE writes it again")
+    return found
+
+
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as data; nothing that it names is imported. UserError if it is damaged."""
+    import yaml
+
+    file = folder / "resolved.yaml"
+    cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
+    try:
+        found = yaml.safe_load(yaml_file.read(file))
+    except UserError as fault:
+        raise UserError(f"{file} is damaged: {fault}; {cure}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it is no mapping of keys to values; {cure}")
+    return found
+
+
+def shared_names(folder: Path) -> list[str]:
+    """The names of what a run shares with the one that it branched off, each a link into that one."""
+    return about(folder).get("shared", []) if (folder / "run.json").exists() else []
+
+
+def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = list(differences(old, new))
+    if changed:
+        raise UserError(
+            f"{path} was made from something else; what changed:\n"
+            + "".join(f"  {one}\n" for one in changed[:12])
+            + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
+            "or branch off with: raft resume RUN --from-iteration N"
+        )
+
+
+def refuse_foreign(folder: Path) -> None:
+    """UserError if the folder is something else than a run, or than what a run killed at its birth left."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
+    begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
+    begun |= {"forecast.json"}  # of one that was only forecast
+    if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
+        return
+    if {one.name for one in folder.iterdir()} - begun:
+        raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
+
+
+def _settle(folder: Path, loaded: Loaded) -> None:
+    """Writes what the run is, or checks that it still is that; only FREE keys may differ."""
+    import yaml
+
+    resolved = folder / "resolved.yaml"
+    free = {*FREE, *speed_keys(loaded.recipe)}
+    if resolved.exists():
+        changed = [
+            change
+            for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
+            if change.split(":", 1)[0] not in free
+        ]
+        if changed:
+            raise UserError(
+                f"{folder} is the run of another recipe; what differs:\n"
+                + "".join(f"  {change}\n" for change in changed[:12])
+                + "nothing was changed. Give the new recipe a name of its own (name=...), or put these keys back, "
+                f"or branch off with: raft resume {folder} --from-iteration N key=value"
+            )
+    else:
+        with create(folder / "recipe.yaml") as copy:
+            copy.write(loaded.path.read_bytes())
+    write_text(resolved, loaded.resolved)
+    if not (folder / "run.json").exists():
+        write_json(
+            folder / "run.json",
+            {
+                "recipe": str(loaded.path.absolute()),
+                "folder": str(Path.cwd()),
+                "outputs": os.path.relpath(folder.parent.absolute()),
+                "job": loaded.recipe.job,
+                "seed": loaded.recipe.seed,
+                "date": loaded.recipe.date or templates.today(),
+                "versions": versions(),
+                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+            },
+        )
+
+
+@contextmanager
+def locked(file: Path, what: str, otherwise: str, leave: bool = True) -> Iterator[None]:
+    """Holds a lock until the block ends, or the process; then its file goes, unless `leave`.
+
+    UserError if another process holds it, or if it cannot be had.
+    """
+    lock = _lock(file, what, otherwise)
+    try:
+        yield
+    finally:
+        if not leave:
+            file.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(file: Path, what: str, otherwise: str) -> int:
+    """The descriptor of a lock file that still has its name when it is locked: another process may have deleted it."""
+    while True:
+        if file.is_symlink():
+            raise UserError(f"{file} is a link, and raft writes through none inside a run; delete it")
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), file.stat()):
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(f"{what} is at work in another process; wait for it, or {otherwise}") from None
+        except OSError as fault:
+            os.close(lock)
+            raise UserError(
+                f"{file} cannot be locked ({fault.strerror}), so two processes could work on {what} at once; put it on "
+                "a file system that has locks"
+            ) from None
+        os.close(lock)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process works on the run now; False where nobody can lock it, for then raft does not work there."""
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # none, or no file
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
