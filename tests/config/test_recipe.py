@@ -1,0 +1,219 @@
+"""A recipe is checked whole before anything heavy is loaded; every fault names its key, its place and a way out."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raft.config.recipe import RecipeError, find, load
+from raft.core.errors import UserError
+from raft.store.stamps import differences
+
+ROOT = Path(__file__).parents[2]
+
+GOOD = """
+name: tiny
+policy: {model: some/model}
+prompts: {kind: list, items: [one, two], per_iteration: 2}
+generator: {kind: transformers, k: 2}
+reward: {kind: rule, function: length}
+evaluation: {count: 1}
+"""
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def faults(folder: Path, text: str, *overrides: str) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        load(write(folder, text), overrides)
+    return {fault.key: fault.message for fault in caught.value.faults}
+
+
+def test_the_defaults_are_those_of_the_reference_experiment(tmp_path):
+    recipe = load(write(tmp_path, GOOD.replace(", per_iteration: 2", "").replace(", k: 2", ""))).recipe
+    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.start_from) == (2048, 8, "previous")
+    assert (recipe.trainer.learning_rate, recipe.trainer.epochs, recipe.trainer.batch_size) == (2e-5, 2, 32)
+    assert type(recipe.selection).__name__ == "BestOfK"
+
+
+def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
+    text = GOOD.replace("k: 2", "k: 0, temprature: 1").replace("kind: rule", "kind: rul") + "iteration: 3\nkeep: some\n"
+    found = faults(tmp_path, text)
+    assert set(found) == {"generator.temprature", "reward.kind", "iteration", "keep"}
+    assert "did you mean temperature?" in found["generator.temprature"]
+    assert "did you mean rule?" in found["reward.kind"]
+    assert "did you mean iterations?" in found["iteration"]
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:5: generator\.temprature"):
+        load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("generator.k=0", "generator.k", "at least 1|between 1"),
+        ("iterations=0", "iterations", "at least 1"),
+        ("generator.top_p=0", "generator.top_p", "above 0"),
+        ("generator.k=many", "generator.k", "a whole number"),
+        ("trainer.learning_rate=fast", "trainer.learning_rate", "a number"),
+        ("policy.config.model_type=llama", "policy.model", "exactly one"),
+        ("selection.kind=best-vs-worst", "selection.kind", "pairs"),
+        ("trainer.kind=reward-model", "trainer.kind", "reward model"),
+        ("trainer.args.learning_rate=1", "trainer.args.learning_rate", "run|decides|trainer"),
+        ("trainer.args.max_grad_nrm=1", "trainer.args.max_grad_nrm", "did you mean max_grad_norm"),
+        ("name=../x", "name", "folder name"),
+        ("reward.function=lenght", "reward.function", "did you mean length"),
+        (
+            "evaluation.references={kind: list, items: [{prompt: a, response: b}], held_out: 1}",
+            "evaluation.references.held_out", "all of references is measured; remove it",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(tmp_path, override, key, words):
+    import re
+
+    found = faults(tmp_path, GOOD, override)
+    assert key in found and re.search(words, found[key]), found
+
+
+def test_a_fault_of_an_override_is_placed_on_the_command_line(tmp_path):
+    with pytest.raises(RecipeError, match=r"command line: generatr: unknown key; did you mean generator"):
+        load(write(tmp_path, GOOD), ["generatr.k=3"])
+    with pytest.raises(RecipeError, match=r"command line: generator\.k: 0"):
+        load(write(tmp_path, GOOD), ["generator.k=0"])
+
+
+def test_an_override_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="write key=value"):
+        load(write(tmp_path, GOOD), ["generator.k"])
+
+
+def test_a_base_is_merged_deeply_and_a_section_of_another_kind_replaces_it(tmp_path):
+    write(tmp_path, GOOD, "base.yaml")
+    loaded = load(
+        write(tmp_path, "base: base.yaml\nname: other\ngenerator: {k: 4}\nreward: {kind: rule, function: repetition}\n")
+    )
+    assert (loaded.recipe.name, loaded.recipe.generator.k, loaded.recipe.reward.function) == ("other", 4, "repetition")
+    assert loaded.config["generator"]["kind"] == "transformers"
+    loaded = load(write(tmp_path, "base: base.yaml\nprompts: {kind: file, path: x.jsonl}\n"))
+    assert "items" not in loaded.config["prompts"]
+
+
+def test_a_base_of_a_base_is_refused(tmp_path):
+    write(tmp_path, GOOD, "one.yaml")
+    write(tmp_path, "base: one.yaml\n", "two.yaml")
+    with pytest.raises(UserError, match="one level"):
+        load(write(tmp_path, "base: two.yaml\n"))
+
+
+def test_interpolation_resolves_and_an_unknown_name_is_refused(tmp_path):
+    assert load(write(tmp_path, GOOD + "seed: ${iterations}\niterations: 3\n")).recipe.seed == 3
+    with pytest.raises(UserError, match="nothing"):
+        load(write(tmp_path, GOOD + "seed: ${nothing}\n"))
+
+
+FIRST = """
+job: sft
+name: first
+policy: {config: {model_type: llama}}
+examples: {kind: list, items: [{prompt: a, response: b}]}
+trainer: {kind: sft}
+"""
+
+
+def test_a_needed_recipe_becomes_the_model_that_it_makes_and_gets_the_variables(tmp_path):
+    write(
+        tmp_path,
+        "job: sft\nname: first\nvariables: {size: 1}\n"
+        "policy: {config: {model_type: llama}, vocab_size: '${variables.size}'}\n"
+        "examples: {kind: list, items: [{prompt: a, response: b}]}\ntrainer: {kind: sft}\n",
+        "sft.yaml",
+    )
+    text = GOOD.replace("{model: some/model}", "{recipe: sft.yaml}") + "variables: {size: 300}\n"
+    loaded = load(write(tmp_path, text))
+    assert loaded.recipe.policy.model == "outputs/first/policy"
+    assert [need.recipe.name for need in loaded.needs] == ["first"]
+    assert loaded.needs[0].recipe.policy.vocab_size == 300
+
+
+def chain(folder: Path, variables: str) -> list[dict[str, Any]]:
+    """The variables of a recipe, and of the two that it needs, one through the other."""
+    write(folder, FIRST + "variables: {given: {one: 1}, more: '${variables.given}'}\n", "first.yaml")
+    needs_it = FIRST.replace("first", "second").replace("{config: {model_type: llama}}", "{recipe: first.yaml}")
+    write(folder, needs_it, "second.yaml")
+    loaded = load(write(folder, GOOD.replace("{model: some/model}", "{recipe: second.yaml}") + variables))
+    assert [need.recipe.name for need in loaded.needs] == ["first", "second"]
+    return [one.recipe.variables for one in (loaded, *loaded.needs)]
+
+
+VALUES = {
+    "digits": "007", "null": None, "true": True, "the word true": "true", "a colon": "a: b #c", "quotes": "it's \"so\"",
+    "lines": "a\n- b\n", "a list": ["007", 1, None, {"k": "a: b"}], "a mapping": {"two": "2"}, "empty": "",
+    "a float": 0.5, "an emoji": "\U0001f600", "control characters": "\x85\x7f\t", "equals": "a=b",
+    "a date": "2026-01-01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_variable_comes_to_a_needed_recipe_with_exactly_its_value_and_type(tmp_path, name):
+    found = chain(tmp_path, yaml.safe_dump({"variables": {"given": VALUES[name]}}))
+    assert [repr(one["given"]) for one in found] == [repr(VALUES[name])] * 3
+    assert found[1]["more"] == VALUES[name]
+
+
+def test_a_variable_that_looks_like_an_interpolation_comes_to_a_needed_recipe_as_it_is(tmp_path):
+    found = chain(tmp_path, r"variables: {given: '\${x} \\\${y} \z', more: '${variables.given}'}")
+    assert found[0]["given"] == r"${x} \${y} \z"
+    assert [one[name] for one in found for name in ("given", "more")] == [found[0]["given"]] * 6
+
+
+def test_variables_that_are_no_mapping_are_a_fault(tmp_path):
+    assert "expected a mapping" in faults(tmp_path, GOOD + "variables: [1]\n")["variables"]
+    write(tmp_path, FIRST + "variables: [1]\n", "first.yaml")
+    with pytest.raises(RecipeError, match=r"first\.yaml: 1 fault"):
+        text = GOOD.replace("{model: some/model}", "{recipe: first.yaml}")
+        load(write(tmp_path, text + "variables: {a: 1}\n"))
+
+
+def test_a_missing_file_and_a_broken_one_are_named(tmp_path):
+    with pytest.raises(UserError, match="no recipe at"):
+        find(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match=r"recipe\.yaml: not a YAML file"):
+        load(write(tmp_path, "a: [1,\n"))
+    with pytest.raises(UserError, match="mapping"):
+        load(write(tmp_path, "- 1\n"))
+
+
+def test_differences_name_the_keys():
+    assert list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2, "d": 4})) == [
+        "a.b: was 1, is 3",
+        "d: was None, is 4",
+    ]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_that_we_ship_is_one(file):
+    loaded = load(file)
+    header = file.read_text().split("\n\n")[0]
+    assert loaded.recipe.name and header.startswith("#") and "Run:" in header and "Needs:" in header
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "bad.yaml"]])
+def test_help_and_the_check_of_a_bad_recipe_import_no_torch(tmp_path, arguments):
+    write(tmp_path, GOOD.replace("k: 2", "k: 0"), "bad.yaml")
+    script = (
+        "import sys\nfrom raft.cli.main import main\nimport os\nos._exit = sys.exit\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code or 0\n"
+        "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets') if name in sys.modules]\n"
+        "assert not heavy, heavy\nsys.exit(status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (0 if arguments == ["--help"] else 2), done.stderr

@@ -1,0 +1,107 @@
+"""Small real worlds for the tests: policies with random weights, and recipes that take seconds."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raft.models import scratch
+
+TINY = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
+    "intermediate_size": 128, "max_position_embeddings": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+WORDS = "red green blue big small old new fox owl hen cat dog runs sits eats sees the a and".split()  # noqa: SIM905
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"p{n:03d}", "prompt": f"the {WORDS[n % 7]} {WORDS[7 + n % 5]} {n} ", "letter": WORDS[n % 7][0]}
+        for n in range(count)
+    ]
+
+
+def make_policy(folder: Path, seed: int = 0) -> Path:
+    scratch.make(folder, (row["prompt"] for row in prompts(200)), TINY, 300, seed)
+    return folder
+
+
+def make_recipe(folder: Path, **changes: Any) -> Path:
+    """A recipe of an alignment that runs in seconds; `changes` are merged into its sections."""
+    if not (folder / "base").exists():
+        make_policy(folder / "base")
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts(60)))
+        (folder / "letters.py").write_text(
+            "def share(prompt, response):\n"
+            '    """How much of a response is the letter that its prompt asks for."""\n'
+            "    return response.count(prompt.meta['letter']) / max(1, len(response))\n"
+        )
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "policy": {"model": "base"},
+        "iterations": 2,
+        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": 16, "max_tokens": 64},
+        "generator": {"kind": "transformers", "k": 4, "max_tokens": 12, "block": 8},
+        "reward": {"kind": "rule", "function": "letters:share"},
+        "trainer": {"kind": "sft", "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+        "evaluation": {"count": 8, "k": 2, "gold": {"kind": "rule", "function": "length"}},
+    }
+    for key, value in changes.items():
+        replaces = not isinstance(value, dict) or value.get("kind", recipe.get(key, {}).get("kind")) != recipe.get(
+            key, {}
+        ).get("kind")
+        recipe[key] = value if replaces else {**recipe.get(key, {}), **value}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def raft(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command line, as a user calls it in a folder."""
+    command = [sys.executable, "-m", "raft", *map(str, arguments)]
+    if options or environment() != ENVIRONMENT:
+        return subprocess.run(
+            command, cwd=folder, text=True, capture_output=True, check=False, env=environment(),
+            stdin=subprocess.DEVNULL, **options,
+        )  # fmt: skip
+    with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+        asked = {"folder": str(Path(folder).absolute()), "arguments": command[3:]}
+        asked |= {"stdout": stdout.name, "stderr": stderr.name}
+        process = zygote()
+        print(json.dumps(asked), file=process.stdin, flush=True)
+        assert process.stdout is not None
+        status = int(process.stdout.readline())
+        return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
+
+
+def environment() -> dict[str, str]:
+    """That of a command; none of them reaches a network."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTEST_CURRENT_TEST": ""}
+
+
+ENVIRONMENT = environment()
+
+
+@cache
+def zygote() -> "subprocess.Popen[str]":
+    """The process of tests/support/zygote.py, which ends with this one."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("zygote.py"))], text=True, env=ENVIRONMENT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+# What must be the same to the byte, however often a run was killed; timings live in the stamps.
+EXACT = ("*.jsonl", "metrics.json", "*.safetensors", "probe.json")
+
+
+def fingerprint(run: Path) -> dict[str, bytes]:
+    """The exact content of a run's artifacts, by name."""
+    files = sorted({file for pattern in EXACT for file in run.rglob(pattern) if not file.is_symlink()})
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
