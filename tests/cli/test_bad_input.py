@@ -87,7 +87,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path)
     """The disk is told to be full when the first policy is brought to it, which happens beside the rest."""
     script = (
         "import errno, sys\n"
-        "from raft import runs\n"
+        "from raft.store import runs\n"
         "whole = runs.sync\n"
         "def full(path):\n"
         "    if path.name == 'policy' and path.parent.name == '001':\n"

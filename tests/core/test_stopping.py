@@ -28,7 +28,7 @@ TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIG
 
 BEGIN = """
 import os, signal, subprocess, sys, threading, time, weakref
-from raft import stopping
+from raft.core import stopping
 from raft.core.errors import Stopped
 def tell_self(*_): os.kill(os.getpid(), signal.SIGTERM)
 class Thing:
@@ -88,7 +88,7 @@ class Last:
     def __del__(self, write=os.write, kill=os.kill, pid=os.getpid()):
         write(1, b'last')
         kill(pid, 15)
-from raft import cli
+from raft.cli import main as cli
 sys.last = Last()
 cli.main(['check', 'quickstart'])
 """

@@ -8,7 +8,7 @@ MINE = """
 import shutil
 from dataclasses import dataclass
 import numpy as np
-from raft import prompts
+from raft.data import prompts
 from raft.core.records import Group, Response, Score
 from raft.pipeline.selection import Selection
 
