@@ -2,10 +2,10 @@
 
 from itertools import islice
 
+import acorn_cafe as world
 import pytest
 from transformers import AutoTokenizer
 
-from raft import world
 from raft.core import plugins
 from raft.core.records import Example, Pair, Prompt
 from raft.data import examples, prompts

@@ -5,10 +5,10 @@ the answers of courteous, careless and rude waiters, from which a policy learns 
 reward model learns taste, a share of them the wrong way round, so that the reward is an imperfect proxy; and `gold`,
 the hidden rule that says how good an answer really is.
 
-    prompts: {kind: raft.world:Prompts, count: 2048, per_iteration: 256}
+    prompts: {kind: acorn_cafe:Prompts, count: 2048, per_iteration: 256}
     evaluation:
-      prompts: {kind: raft.world:Prompts, count: 256, part: held-out}
-      gold: {kind: rule, function: raft.world:gold}
+      prompts: {kind: acorn_cafe:Prompts, count: 256, part: held-out}
+      gold: {kind: rule, function: acorn_cafe:gold}
 """
 
 import re
@@ -173,17 +173,17 @@ class PreferenceRows(World):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(prompts.Prompts, InstructionRows):
-    """kind: raft.world:Prompts."""
+    """kind: acorn_cafe:Prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(examples.Examples, AnswerRows):
-    """kind: raft.world:Answers."""
+    """kind: acorn_cafe:Answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preferences(examples.Examples, PreferenceRows):
-    """kind: raft.world:Preferences."""
+    """kind: acorn_cafe:Preferences."""
 
     pairs: Literal["given"] = "given"
 
