@@ -68,6 +68,7 @@ class TinyServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 30  # seconds that a connection may say nothing: a test that failed must not keep the server from closing
     server: TinyServer
 
     def log_message(self, *words) -> None:
