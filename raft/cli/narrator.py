@@ -8,13 +8,10 @@ from typing import Any
 from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.core import logs
-from raft.core.contracts import comparable
 from raft.core.terminal import safe, say
-from raft.metrics import metrics
 from raft.metrics.advice import Finding, Level, stops, warnings, worse
 from raft.store.keys import Artifact
-from raft.store.measuring import held_out_means
-from raft.store.runs import Place, Run
+from raft.store.runs import Place, Run, metrics_rows
 
 
 class Narrator:
@@ -42,11 +39,10 @@ class Narrator:
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
     def finished(self, it: Place, findings: Sequence[Finding]) -> None:
-        """Redraws the curve, prunes policies, and prints the row of the policy that is now complete, and warnings."""
+        """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = stops(findings, self.recipe.advice)
-        rows = self.run.rebuild_metrics()
-        self.run.prune(self.recipe.keep, self._best(rows))
+        rows = metrics_rows(self.run.folder)
         draw(self.run.folder)
         say(summary(rows, it.number))
         for one in worse(findings, self.told):
@@ -58,20 +54,6 @@ class Narrator:
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
                 f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
             )
-
-    def _best(self, rows: Sequence[dict[str, Any]]) -> int:
-        """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
-
-        Policies are compared on the prompts that all of them have a reward for.
-        Those of a run that this one branched off had perhaps another reward, and are not this run's to delete.
-        """
-        assert self.run is not None
-        key = "reward/eval" if comparable(self.recipe.reward) else "gold/eval"
-        own = [row for row in rows if key in row and not self.run.iteration(row["iteration"]).shared]
-        numbers = {row["iteration"] for row in own}
-        means = held_out_means(self.run.folder)[key]
-        own = metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
-        return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
 
     def measured(self, artifact: Artifact) -> None:
         """Prints what a job without iterations measured."""

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raft.core.errors import RowError, Stopped, UserError
+from raft.core.errors import RowError, UserError
 from raft.core.plugins import suggest
 from raft.core.records import Prompt, Response, said
 from raft.models import marks, templates
@@ -26,8 +26,6 @@ def load_tokenizer(path: str) -> Tokenizer:
 
     try:
         made = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Stopped:
-        raise
     except Exception as fault:
         raise UserError(
             f"{path}: no tokenizer could be loaded ({' '.join(str(fault).split())}); a model folder needs one, and a "

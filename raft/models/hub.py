@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raft.core.errors import Stopped, UserError
+from raft.core.errors import UserError
 from raft.core.files import file_digest, files_of
 from raft.models import model_folder
 
@@ -83,8 +83,6 @@ def load_dataset(
     commit = None if Path(name).is_dir() else dataset_commit(name, revision)
     try:
         rows = datasets.load_dataset(name, config, data_dir=folder, split=split, revision=commit)
-    except Stopped:
-        raise
     except Exception as fault:
         if _is_full(fault):
             raise
@@ -150,8 +148,6 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -
     try:
         options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": [NESTED]}
         return Path(snapshot_download(name, repo_type=kind, revision=revision, **options))
-    except Stopped:
-        raise
     except errors.GatedRepoError:
         raise UserError(f"{wanted} is gated: accept its terms on its page and set HF_TOKEN, or {local}") from None
     except errors.RevisionNotFoundError:

@@ -1,6 +1,8 @@
 """What every policy is asked, and what its figures say: the part of the loop that looks and does not learn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from raft.config.jobs import Align
 from raft.core.contracts import comparable
@@ -60,6 +62,8 @@ class Evaluator:
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         findings = advise(metrics.on_common_prompts(rows, means), self.recipe.advice)
+        rows = self.run.rebuild_metrics()
+        self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, rows))
         self.told.finished(it, findings)
         self.stopped = stops(findings, self.recipe.advice)
 
@@ -99,3 +103,17 @@ class Evaluator:
             return "answers" in it.made("metrics.json").stamp["key"]["inputs"]
         last = it.number == self.recipe.iterations
         return it.number % self.recipe.evaluation.every == 0 or last or it.has("evaluation/responses.jsonl")
+
+
+def best_policy(run: Run, recipe: Align, rows: Sequence[dict[str, Any]]) -> int:
+    """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
+
+    Policies are compared on the prompts that all of them have a reward for. Those of a run that this one branched off
+    had perhaps another reward, and are not this run's to delete. `rows` are those of metrics.jsonl.
+    """
+    key = "reward/eval" if comparable(recipe.reward) else "gold/eval"
+    own = [row for row in rows if key in row and not run.iteration(row["iteration"]).shared]
+    numbers = {row["iteration"] for row in own}
+    means = measuring.held_out_means(run.folder)[key]
+    own = metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
+    return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]

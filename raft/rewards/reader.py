@@ -228,8 +228,6 @@ def _config(name: str, folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Stopped:
-        raise
     except Exception as fault:
         raise UserError(
             f"{name}: transformers knows no architecture for its config.json ({str(fault).splitlines()[0]}), and raft "

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import worlds
 
-from raft.config import jobs
+from raft.cli.forecast import Quiet
+from raft.config import jobs, recipe
 from raft.core import plugins
 from raft.core.records import dump, read
+from raft.pipeline import loop
 
 PROMISED = """
 recipe.yaml resolved.yaml run.json metrics.jsonl reward_curve.png evaluation.jsonl pool.jsonl logs/latest.log
@@ -40,6 +42,16 @@ def test_a_run_has_the_files_that_are_promised(finished):
     run = finished / "outputs" / "tiny"
     for name in PROMISED.split():
         assert (run / name).exists(), name
+
+
+def test_a_run_that_nobody_is_told_of_has_its_metrics_and_keeps_what_it_is_to_keep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worlds.make_recipe(tmp_path, keep="last")
+    loop.run(recipe.load(tmp_path / "recipe.yaml"), Quiet())
+    run = tmp_path / "outputs" / "tiny"
+    assert [row["iteration"] for row in read(run / "metrics.jsonl")] == [0, 1, 2]
+    kept = [number for number in range(3) if (run / "iterations" / f"00{number}" / "policy").exists()]
+    assert kept == [0, 2] and not (run / "reward_curve.png").exists()
 
 
 def test_keys_name_kinds_and_no_module_of_raft_so_that_modules_can_move(finished):

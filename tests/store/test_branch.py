@@ -12,10 +12,10 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
-from raft.cli.narrator import Narrator
 from raft.config.jobs import Align, Start
 from raft.core.errors import UserError
 from raft.core.records import read
+from raft.pipeline.evaluation import best_policy
 from raft.rewards.decision_tree import DecisionTree
 from raft.rewards.rule import Rule
 from raft.store import branch
@@ -209,30 +209,26 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
         (folder / "policy").mkdir()
         stamp(folder / "policy")
         (folder / "metrics.json").write_text(json.dumps({"policy": {"gold/eval": gold}, "previous": {}}))
-    narrator = Narrator()
-    narrator.run = Run(run, 0)
-    narrator.recipe = Align(
+    recipe = Align(
         name="run", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
         reward=DecisionTree(model="compares"), iterations=4,
     )  # fmt: skip
-    narrator.finished(narrator.run.iteration(4), [])
-    assert [number for number in range(5) if (run / "iterations" / f"{number:03d}" / "policy").exists()] == [0, 2, 4]
+    assert best_policy(Run(run, 0), recipe, Run(run, 0).rebuild_metrics()) == 2
 
 
 def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     """Those that it shares had perhaps another reward."""
-    narrator = Narrator()
     (tmp_path / "old").mkdir()
     (tmp_path / "branch" / "iterations").mkdir(parents=True)
     (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
     (tmp_path / "branch" / "run.json").write_text('{"job": "align", "shared": ["iterations/000"]}')
-    narrator.run = Run(tmp_path / "branch", 0)
-    narrator.recipe = Align(
+    run = Run(tmp_path / "branch", 0)
+    recipe = Align(
         name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
         reward=Rule(function="length"),
     )  # fmt: skip
     rows = [{"iteration": number, "reward/eval": reward} for number, reward in enumerate((9.0, 1.0, 3.0, 2.0))]
-    assert narrator._best(rows) == 2 and narrator._best(rows[:1]) == 0
+    assert best_policy(run, recipe, rows) == 2 and best_policy(run, recipe, rows[:1]) == 0
 
 
 def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(tmp_path):
