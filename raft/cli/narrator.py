@@ -7,11 +7,11 @@ from typing import Any
 
 from raft.cli import forecast
 from raft.cli.show import before_and_after
-from raft.core import logs
+from raft.core import logs, records
 from raft.core.terminal import safe, say
 from raft.metrics.advice import Finding, Level, stops, warnings, worse
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run, metrics_rows
+from raft.store.runs import Place, Run
 
 
 class Narrator:
@@ -42,7 +42,7 @@ class Narrator:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = stops(findings, self.recipe.advice)
-        rows = metrics_rows(self.run.folder)
+        rows = list(records.read(self.run.folder / "metrics.jsonl"))
         draw(self.run.folder)
         say(summary(rows, it.number))
         for one in worse(findings, self.told):

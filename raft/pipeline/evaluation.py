@@ -62,8 +62,7 @@ class Evaluator:
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         findings = advise(metrics.on_common_prompts(rows, means), self.recipe.advice)
-        rows = self.run.rebuild_metrics()
-        self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, rows))
+        self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
         self.told.finished(it, findings)
         self.stopped = stops(findings, self.recipe.advice)
 

@@ -47,12 +47,13 @@ def means(folder: Path, name: str, quantities: tuple[tuple[str, OfPrompts], ...]
     `quantities` are names, and functions of rewards [N, K] that return [N]. A file is read again only if it changes:
     the curve is drawn after each iteration.
     """
-    return [number for path, state in _states(folder, name) for number in _means(path, state, name, quantities)]
+    found = (_means(*file, name == TRAINING, quantities) for file in _files(folder, name))
+    return [one for numbers_of in found for one in numbers_of]
 
 
 def k_of(folder: Path) -> int | None:
     """How many responses a training prompt has; None if there are none yet, or not equally many in all iterations."""
-    widths = {width for path, state in _states(folder, TRAINING) if (width := _width(path, state)) is not None}
+    widths = {width for _, path, state in _files(folder, TRAINING) if (width := _width(path, state)) is not None}
     return widths.pop() if len(widths) == 1 else None
 
 
@@ -81,15 +82,13 @@ def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, rewar
 
 @lru_cache(maxsize=4096)
 def _means(
-    path: Path, state: tuple[int, ...], name: str, quantities: tuple[tuple[str, OfPrompts], ...]
+    place: int, path: Path, state: tuple[int, ...], training: bool, quantities: tuple[tuple[str, OfPrompts], ...]
 ) -> list[Number]:
     rewards, comparable = _rewards(Artifact.finished(path))
-    if name == TRAINING and not comparable:
+    if training and not comparable:
         return []
-    iteration = int(path.parents[name.count("/")].name) - (name == TRAINING)
-    return [
-        one for quantity, of_prompts in quantities for one in number(iteration, quantity, of_prompts(rewards), rewards)
-    ]
+    found = (number(place - training, quantity, of_prompts(rewards), rewards) for quantity, of_prompts in quantities)
+    return [one for numbers_of in found for one in numbers_of]
 
 
 @lru_cache(maxsize=4096)
@@ -105,12 +104,12 @@ def _rewards(scores: Artifact) -> tuple[np.ndarray, bool]:
 
 def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
     """An artifact of every iteration that has finished it."""
-    for path, _ in _states(folder, name):
-        yield int(path.parents[name.count("/")].name), Artifact.finished(path)
+    for place, path, _ in _files(folder, name):
+        yield place, Artifact.finished(path)
 
 
-def _states(folder: Path, name: str) -> Iterator[tuple[Path, tuple[int, ...]]]:
-    """The files of a name that are finished, by iteration, and what changes when they do."""
+def _files(folder: Path, name: str) -> Iterator[tuple[int, Path, tuple[int, ...]]]:
+    """The finished files of a name: the number of the iteration, the path, and what changes when the file does."""
     for iteration in iterations(folder):
         if (state := stamps.state(iteration / name)) is not None:
-            yield iteration / name, state
+            yield int(iteration.name), iteration / name, state

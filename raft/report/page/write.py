@@ -1,7 +1,7 @@
 """One page of HTML on a run, that opens from the disk with nothing beside it: `raft report RUN`.
 
 From files alone, so it works while a run is live. The page holds its data in blocks of gzip in base64, and unpacks a
-block when something in it is to be shown; what models wrote reaches the page only as text (raft/page.js).
+block when something in it is to be shown; what models wrote reaches the page only as text (page.js).
 What can run in it is one script, named by its hash in a Content-Security-Policy that forbids every connection.
 """
 
