@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_policy
+from waiting import until
 
 from raft.core.errors import UserError
 from raft.launch import engines, guard, serving
@@ -47,13 +48,6 @@ def gone(pids: set[int], seconds: float = 30) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def until(condition, seconds: float = 30) -> None:
-    last = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < last
-        time.sleep(0.05)
 
 
 def guarded(tmp_path: Path, child: str, grandchild: str) -> tuple[subprocess.Popen, set[int]]:
