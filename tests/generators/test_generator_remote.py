@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_models import tiny_policy
 from tiny_server import TinyServer, cut, fail, hang, logprobs_of, malformed
-from waiting import until
 from transformers import AutoModelForCausalLM
+from waiting import until
 
 from raft.core.errors import UserError
 from raft.core.plugins import build
