@@ -38,14 +38,14 @@ from gpu_world import DEVICE, REAL, TINY, make_models, make_recipe
 from iteration import line, parts, stamps, whole
 
 from raft import __version__
-from raft.cli.narrator import Narrator
+from raft.cli.console import Narrator
 from raft.config import recipe
-from raft.core import files, records
+from raft.core import atomic, records
 from raft.generators import vllm
-from raft.models import chat
+from raft.models import chat_templates
 from raft.pipeline import loop
 from raft.store import keys, runs
-from raft.trainers.fitting import free
+from raft.trainers.hf_trainer import free
 
 ON_GPU = torch.cuda.is_available()
 NARROW = torch.bfloat16 if ON_GPU else torch.float32  # in which raft generates, scores and multiplies by itself
@@ -235,7 +235,7 @@ class Results(Narrator):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found = {**self.found, "iterations": self.iterations, "artifacts": stages, "memory": self.memory.peaks}
         found |= {"recipe": self.loaded.config, "peak resident": peak}
-        files.write_json(self.out / "gpu.json", found)
+        atomic.write_json(self.out / "gpu.json", found)
         (self.out / "gpu.md").write_text(page(found), encoding="utf-8")
 
 
@@ -243,15 +243,18 @@ def speeds(loaded: recipe.Loaded, number: int, found: dict[str, Any]) -> dict[st
     """Tokens a second of the three stages of an iteration, and their share of the ceilings; evaluation is left out."""
     made, folder = loaded.recipe, loaded.folder / "iterations" / f"{number:03d}"
     policy, reward, ceiling = found["models"]["policy"], found["models"]["reward"], found["ceilings"]
-    tokenizer = chat.load_tokenizer(str(loaded.folder / "iterations" / "000" / "policy"))
+    tokenizer = chat_templates.load_tokenizer(str(loaded.folder / "iterations" / "000" / "policy"))
     spoken, heard, seen = 0, 0, 0
     for group in records.groups(folder / "prompts.jsonl", folder / "responses.jsonl"):
-        prompt, counts = len(chat.encode_prompt(tokenizer, group.prompt)), [len(r.token_ids) for r in group.responses]
+        prompt, counts = (
+            len(chat_templates.encode_prompt(tokenizer, group.prompt)),
+            [len(r.token_ids) for r in group.responses],
+        )
         spoken, heard = spoken + sum(counts), heard + prompt + sum(counts)
         seen += sum(count * prompt + count * (count - 1) // 2 for count in counts)
     learned = 0
     for example in map(records.Example.of, records.read(folder / "selected.jsonl")):
-        learned += len(chat.encode_prompt(tokenizer, example.prompt)) + len(example.response.token_ids)
+        learned += len(chat_templates.encode_prompt(tokenizer, example.prompt)) + len(example.response.token_ids)
     learned *= made.trainer.epochs
     responses = made.prompts.per_iteration * made.generator.k
     steps = math.ceil(responses / at_once(made)) * made.generator.max_tokens

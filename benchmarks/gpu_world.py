@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import yaml
 
-from raft.models import scratch
-from raft.models.probe import quiet
-from raft.trainers.fitting import free
+from raft.models import from_scratch
+from raft.models.weight_check import quiet
+from raft.trainers.hf_trainer import free
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 POLICY = {
@@ -91,7 +91,7 @@ def make_tokenizer(count: int) -> Any:
     first = [("Ġ", one) for one in syllables]
     second = [(f"Ġ{a}", b) for a in syllables for b in syllables]
     third = [(f"Ġ{a}{b}", c) for a in syllables for b in syllables for c in syllables]
-    markers = [scratch.BEGIN, scratch.END, scratch.PAD, *scratch.ROLES]
+    markers = [from_scratch.BEGIN, from_scratch.END, from_scratch.PAD, *from_scratch.ROLES]
     known = [*markers, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = [*letters, *first, *second, *third][: count - len(known)]
     vocabulary = {piece: at for at, piece in enumerate([*known, *("".join(pair) for pair in merges)])}
@@ -100,8 +100,9 @@ def make_tokenizer(count: int) -> Any:
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=pieces, bos_token=scratch.BEGIN, eos_token=scratch.END, pad_token=scratch.PAD,
-        extra_special_tokens=scratch.ROLES, chat_template=scratch.CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+        tokenizer_object=pieces, bos_token=from_scratch.BEGIN, eos_token=from_scratch.END, pad_token=from_scratch.PAD,
+        extra_special_tokens=from_scratch.ROLES, chat_template=from_scratch.CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 

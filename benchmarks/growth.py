@@ -31,12 +31,12 @@ import numpy as np
 from gpu import resident
 from iteration import stamps, whole
 
-from raft.cli.narrator import Narrator
+from raft.cli.console import Narrator
 from raft.config import recipe
 from raft.core import timing
 from raft.pipeline import loop
-from raft.report import drawing
-from raft.report.curves import Curve
+from raft.report.figures import style
+from raft.report.figures.table import Curve
 from raft.store.runs import Place
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def main() -> None:
             print("\n".join(rows(points[-1])), flush=True)
             (out / "growth.json").write_text(json.dumps(points, indent=1) + "\n")
     print("\n".join(exponents(points, asked.prompts[1])))
-    drawing.save(lambda: figure(points, asked.prompts[1]), out / "growth.png")
+    style.save(lambda: figure(points, asked.prompts[1]), out / "growth.png")
 
 
 def arguments() -> argparse.Namespace:
@@ -224,7 +224,7 @@ def figure(points: list[Point], fixed: int) -> "Figure":
     """Seconds by stage above, memory below; a column for what is varied."""
     from matplotlib.ticker import LogLocator
 
-    made, grid = drawing.panels(6, 3, 11.5, [3.0, 2.0], sharex="col")
+    made, grid = style.panels(6, 3, 11.5, [3.0, 2.0], sharex="col")
     titles = {"prompts": f"prompts, K = {K}", "k": f"K, {fixed:,} prompts"}
     for column, along in enumerate(titles):
         found = series(points, along, fixed)
@@ -242,7 +242,7 @@ def figure(points: list[Point], fixed: int) -> "Figure":
         grid[column].set_title(titles[along])
     taken = longest(points)["iterations"]
     fill(grid, 2, list(range(1, len(taken) + 1)), taken, [took["resident"] for took in taken])
-    drawing.label_iterations([grid[2], grid[5]], 1)
+    style.label_iterations([grid[2], grid[5]], 1)
     grid[2].set_title(f"iterations, {longest(points)['prompts']:,} prompts, K = {K}")
     grid[2].set_ylim(bottom=0)
     grid[0].set_ylabel("seconds of an iteration")
@@ -250,7 +250,7 @@ def figure(points: list[Point], fixed: int) -> "Figure":
     top = 1.15 * max(panel.get_ylim()[1] for panel in grid[3:])
     for panel in grid[3:]:
         panel.set_ylim(0, top)
-    drawing.legend(made, grid)
+    style.legend(made, grid)
     return made
 
 
@@ -259,7 +259,7 @@ def fill(grid: list["Axes"], column: int, x: list[int], took: list[dict[str, flo
 
     def draw(panel: "Axes", line: list[float], place: int, label: str) -> None:
         values = np.array(line)
-        drawing.draw(panel, Curve(np.array(x), values, values, values, None), place, label)
+        style.draw(panel, Curve(np.array(x), values, values, values, None), place, label)
 
     for place, name in enumerate(QUANTITIES):
         draw(grid[column], [one[name] for one in took], place, name)

@@ -29,17 +29,17 @@ from typing import Any
 
 import torch
 
-from raft.cli.narrator import Narrator
+from raft.cli.console import Narrator
 from raft.config import recipe
 from raft.core import records
 from raft.core.records import Policy, Prompt
 from raft.core.seeds import derive
 from raft.generators import vllm
-from raft.generators.worker import Drawn
-from raft.models import chat, probe
+from raft.generators.vllm_plugin.worker import Drawn
+from raft.models import chat_templates, weight_check
 from raft.pipeline import loop
-from raft.trainers import fitting
-from raft.trainers.steps import Order
+from raft.trainers import hf_trainer
+from raft.trainers.batches import Order
 
 ROW, ROWS = 128, 16  # of the forward passes by which a model's rate is measured
 
@@ -113,7 +113,7 @@ def floors(loaded: recipe.Loaded) -> dict[str, float]:
     """Seconds that the arithmetic of the last iteration takes by itself."""
     last = loaded.folder / "iterations" / f"{loaded.recipe.iterations:03d}"
     before = loaded.folder / "iterations" / f"{loaded.recipe.iterations - 1:03d}" / "policy"
-    tokenizer = chat.load_tokenizer(str(before))
+    tokenizer = chat_templates.load_tokenizer(str(before))
     asked = [
         (last, loaded.folder / "evaluation.jsonl", "evaluation/responses.jsonl"),
         (last, last / "prompts.jsonl", "responses.jsonl"),
@@ -121,13 +121,13 @@ def floors(loaded: recipe.Loaded) -> dict[str, float]:
     read = 0
     for folder, prompts, responses in asked:
         for group in records.groups(prompts, folder / responses):
-            length = len(chat.encode_prompt(tokenizer, group.prompt))
+            length = len(chat_templates.encode_prompt(tokenizer, group.prompt))
             read += sum(length + len(one.token_ids) for one in group.responses)
     learned = 0
     for row in records.read(last / "selected.jsonl"):
         example = records.Example.of(row)
-        learned += len(chat.encode_prompt(tokenizer, example.prompt)) + len(
-            chat.trained_tokens(tokenizer, example.response)
+        learned += len(chat_templates.encode_prompt(tokenizer, example.prompt)) + len(
+            chat_templates.trained_tokens(tokenizer, example.response)
         )
     trainer = loaded.recipe.trainer
     steps = len(Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.epochs, 0))
@@ -170,7 +170,7 @@ def plain(loaded: recipe.Loaded, engine: vllm.Engine, asked: Iterable[tuple[Path
     def requests() -> Iterator[tuple[str, list[int], int]]:
         for path, k, stream in asked:
             for row in records.read(path):
-                ids = chat.encode_prompt(engine.tokenizer, prompt := Prompt.of(row))
+                ids = chat_templates.encode_prompt(engine.tokenizer, prompt := Prompt.of(row))
                 for place in range(k):
                     yield (
                         f"{stream}/{place}/{prompt.id}",
@@ -197,7 +197,7 @@ def forward_rate(model: Any) -> float:
 
 def training_rate(folder: Path, tokens_a_step: float) -> float:
     """Tokens a second forward, backward and through AdamW in steps of so many tokens, the median of nine."""
-    model = probe.load_model(folder).to(fitting.device()).train()
+    model = weight_check.load_model(folder).to(hf_trainer.device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(model.config.vocab_size, (ROWS, ROW), device=model.device)
     passes = max(1, round(tokens_a_step / ids.numel()))

@@ -20,11 +20,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from raft.cli.narrator import Narrator
+from raft.cli.console import Narrator
 from raft.config import recipe
 from raft.config.recipe import Loaded
 from raft.pipeline import loop
-from raft.rewards.judge import Judge
+from raft.rewards.judge.judge import Judge
 from raft.store.runs import stamp_path
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from raft.models import scratch
-from raft.report import drawing
+from raft.models import from_scratch
+from raft.report.figures import style
 
 MODEL = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
@@ -57,7 +57,7 @@ def prepare(folder: Path, iterations: int) -> None:
         {"id": f"p{n:03d}", "prompt": f"the {COLOURS[n % 7]} {ANIMALS[n % 5]} {n} ", "letter": COLOURS[n % 7][0]}
         for n in range(60)
     ]
-    scratch.make(folder / "base", (str(row["prompt"]) for row in prompts), MODEL, 300, 0)
+    from_scratch.make(folder / "base", (str(row["prompt"]) for row in prompts), MODEL, 300, 0)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     rule = "def share(prompt, response):\n    return response.count(prompt.meta['letter']) / max(1, len(response))\n"
     (folder / "letters.py").write_text(rule)
@@ -116,10 +116,10 @@ def draw(rows: list[Row], out: Path) -> None:
     """A panel for each quantity, by iteration."""
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(drawing.STYLE):
+    with plt.rc_context(style.STYLE):
         figure, axes = plt.subplots(1, len(LABELS), figsize=(12, 2.6), layout="constrained")
         for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
-            axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color=drawing.COLOURS[0], linewidth=1)
+            axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color=style.COLOURS[0], linewidth=1)
             axis.set_ylim(bottom=0)
             axis.set_title(label)
             axis.set_xlabel("iteration")

@@ -18,9 +18,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import reward_models
 
-from raft.launch import engines
-from raft.models import layout
-from raft.rewards.reader import Options, Reader
+from raft.launch import vllm_options
+from raft.models import packing
+from raft.rewards.runner import Options, Reader
 
 SIZES = {  # name -> width, layers, heads
     "0.75M": (128, 3, 4),
@@ -58,7 +58,7 @@ def pooling(folder: Path) -> Way:
     """vLLM's engine for such models, with all conversations submitted at once."""
     import os
 
-    os.environ.update(engines.environment() | engines.IN_PROCESS)
+    os.environ.update(vllm_options.environment() | vllm_options.IN_PROCESS)
     from vllm import LLM
     from vllm.config import PoolerConfig
 
@@ -105,9 +105,9 @@ def padding(groups: Sequence[Family]) -> str:
     """What is not a token of a conversation: padding of batches, and what packed rows save."""
     texts = [text for group in groups for text in group]
     used = sum(map(len, texts))
-    passes = layout.batches(groups, 2048, False)
+    passes = packing.batches(groups, 2048, False)
     area = sum(sum(map(len, one)) * max(len(groups[n][at]) for part in one for n, at in part) for one in passes)
-    packed = sum(layout.size(group) for group in groups)
+    packed = sum(packing.size(group) for group in groups)
     return f"{used} tokens; padded batches read {area / used:.2f} times as many, packed rows {packed / used:.2f} times"
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import reward_models
 
 from raft.core.records import Example, Response
-from raft.trainers import fitting
+from raft.trainers import hf_trainer
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
 SIZES = {"0.75M": (128, 3, 4), "7M": (256, 8, 8)}  # name -> width, layers, heads
@@ -44,15 +44,15 @@ def examples(mean: int, spread: float, vocabulary: int) -> list[Example]:
 
 def step(options: SFT, folder: Path, texts: list[Example], out: Path) -> tuple[Callable[[], None], int, float]:
     """A training step as something to call, its tokens, and the share of its positions that are padding."""
-    from raft.models import chat
+    from raft.models import chat_templates
 
-    model = fitting.load(options, folder, 0).train()
+    model = hf_trainer.load(options, folder, 0).train()
     model.set_attn_implementation("sdpa") if options.attention == "sdpa" else None
     corpus = Corpus(out)
-    corpus.read(chat.load_tokenizer(str(folder)), texts, (4096, ""), lambda *_: None)
+    corpus.read(chat_templates.load_tokenizer(str(folder)), texts, (4096, ""), lambda *_: None)
     used = sum(corpus.texts.lengths(range(len(corpus))))
     loss = Likelihood(model)
-    batches = [fitting.tensors(batch) for batch in options._batches(model, corpus, np.arange(len(corpus)))]
+    batches = [hf_trainer.tensors(batch) for batch in options._batches(model, corpus, np.arange(len(corpus)))]
     area = sum(batch["inputs"]["input_ids"].numel() for batch in batches)
 
     def go() -> None:

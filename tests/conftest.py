@@ -15,9 +15,9 @@ MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 SLOW = (  # whole runs, the longest first
-    "test_advice_run", "test_loop", "test_branch", "test_stopping", "test_tracking", "test_doctor", "test_forecast",
-    "test_watch", "test_label", "test_comparison", "test_fallback", "test_following", "test_trainer_sft_written",
-    "test_missing_rewards", "test_bad_input", "test_damage", "test_own_kinds",
+    "test_alerts_run", "test_loop", "test_branch", "test_signals", "test_trackers", "test_doctor", "test_forecast",
+    "test_status", "test_label", "test_evaluate_reward", "test_fallback", "test_streaming_scores",
+    "test_trainer_sft_written", "test_missing_rewards", "test_bad_input", "test_damage", "test_own_kinds",
 )  # fmt: skip
 
 

@@ -34,16 +34,16 @@ def resume(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
-    from raft.cli import memory
+    from raft.cli import memory_plan
     from raft.config import preflight, recipe
     from raft.core.terminal import say
 
     loaded = recipe.load(recipe.find(options.recipe), options.overrides)
-    where = memory.device()
+    where = memory_plan.device()
     for one in [*loaded.needs, loaded]:
         preflight.check(one)
         say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
-        for line in memory.lines(memory.plan(one, where), where):
+        for line in memory_plan.lines(memory_plan.plan(one, where), where):
             say(line)
         for warning in preflight.foreseen(one):
             say(f"  warning: {warning}")
@@ -53,7 +53,7 @@ def check(options: Namespace) -> None:
 
 def _measure(loaded: Any, overrides: list[str]) -> None:
     from raft.cli import forecast
-    from raft.cli.rehearsal import rehearse
+    from raft.cli.check_rewards import rehearse
     from raft.core.terminal import say
 
     levels = []
@@ -75,16 +75,16 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
 
 def status(options: Namespace) -> None:
     """Lists what a run has made, and what it is at; with --watch again and again."""
-    from raft.cli import watch
+    from raft.cli import status
     from raft.core.terminal import say
     from raft.store import branch
     from raft.store.stamps import require_all
 
     folder = branch.existing(options.run)
     if options.watch:
-        watch.watch(folder)
+        status.watch(folder)
     else:
-        say(watch.status(folder))
+        say(status.status(folder))
     require_all(folder)
 
 
@@ -123,17 +123,17 @@ def report(options: Namespace) -> None:
 def score(options: Namespace) -> None:
     """Scores responses that somebody else made; goes on where it was stopped."""
     from raft.core.terminal import say
-    from raft.pipeline import scoring
+    from raft.pipeline import score_file
 
     thoughts = {"reasoning": options.reasoning, "reasoning_marks": options.reasoning_marks}
-    say(scoring.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
+    say(score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
 
 
 def _start(loaded: Any) -> None:
-    from raft.cli.narrator import Narrator
+    from raft.cli.console import Narrator
     from raft.config import preflight
     from raft.pipeline import loop
-    from raft.report.tracking import Tracked
+    from raft.report.trackers import Tracked
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -17,9 +17,9 @@ from typing import Any
 from raft.config import recipe
 from raft.config.jobs import Align
 from raft.config.recipe import Loaded
-from raft.core import files, logs
+from raft.core import atomic, logs
+from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.files import read_object
 from raft.pipeline import loop
 from raft.store import runs
 from raft.store.keys import Artifact
@@ -94,7 +94,7 @@ def evaluated(whole: Align) -> float:
 def write(loaded: Loaded, found: dict[str, Any]) -> Path:
     """Keeps a forecast where its run will be."""
     loaded.folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(loaded.folder / FILE, found)
+    atomic.write_json(loaded.folder / FILE, found)
     return loaded.folder / FILE
 
 
@@ -120,7 +120,7 @@ def compare(folder: Path) -> str | None:
     made = [one for one in iterations(folder) if int(one.name) and stamp_path(one / "policy").exists()]
     actual = [sum(_seconds(one).values()) for one in made]
     found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
-    files.write_json(file, found)
+    atomic.write_json(file, found)
     return (
         f"forecast: an iteration was to take {_time(expected)}, "
         f"and took {_time(found['actual']['iteration'])} on average"

@@ -1,7 +1,7 @@
 """The command line. `raft --help` and `raft check` of a bad recipe import nothing heavy.
 
 Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 75 stopped by SIGTERM or
-SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/stopping.py.
+SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/signals.py.
 """
 
 import argparse
@@ -17,33 +17,33 @@ from typing import Any
 
 from raft import __version__
 from raft.cli import commands
-from raft.core import imports, stopping
+from raft.core import signals, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.terminal import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
-    stopping.begin(_again())
+    signals.begin(_again())
     status = execute(parse(arguments))
-    if status or "vllm" in sys.modules or any(thread.is_alive() for thread in imports.LEFT):
+    if status or "vllm" in sys.modules or any(thread.is_alive() for thread in user_code.LEFT):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # whoever read it may be gone
                 stream.flush()
         os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
-    stopping.end()
+    signals.end()
 
 
 def execute(options: argparse.Namespace) -> int:
     """Carries a command out, says what went wrong, and returns the exit status."""
     try:
-        stopping.read_grace()
+        signals.read_grace()
         options.command(options)
         return 0
     except (Stopped, Exception) as fault:
-        if stopping.asked():  # whatever else went wrong comes of the signal, or will be met again
-            stopping.tell()
-            return stopping.status()
+        if signals.asked():  # whatever else went wrong comes of the signal, or will be met again
+            signals.tell()
+            return signals.status()
         return _status(fault)
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from raft.core.contracts import comparable
-from raft.core.plugins import faults_of_range, faults_of_text, section, sections, short, source, suggest
+from raft.core.protocols import comparable
 from raft.core.records import Response
-from raft.metrics.advice import Advice
+from raft.core.registry import faults_of_range, faults_of_text, section, sections, short, source, suggest
+from raft.metrics.alerts import Advice
 from raft.models import reasoning
-from raft.models.templates import is_day
+from raft.models.jinja import is_day
 
 FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
 TRACKERS = ("tensorboard", "trackio", "wandb")

@@ -10,9 +10,9 @@ from typing import Any
 
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
-from raft.core.plugins import Fault, fault_of_file, is_there
+from raft.core.registry import Fault, fault_of_file, is_there
 from raft.data.sources import FileRows, InlineRows
-from raft.models import conversation, hub, model_folder
+from raft.models import hub, model_folder, reward_templates
 
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
@@ -140,7 +140,7 @@ def _layout(part: Any, key: str) -> Iterator[Fault]:
             yield Fault(f"{key}.model", str(fault))
             return
         if lacks:
-            yield Fault(f"{key}.template", conversation.no_template(part.model))
+            yield Fault(f"{key}.template", reward_templates.no_template(part.model))
 
 
 def _trained(recipe: Any, made: set[str]) -> Iterator[Fault]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from raft.config.jobs import DEFAULTS, JOBS, MAKES
 from raft.core import yaml_file
+from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.files import read_object
-from raft.core.plugins import Fault, build, is_file, is_there, suggest
+from raft.core.registry import Fault, build, is_file, is_there, suggest
 from raft.core.terminal import is_unicode
 
 OUTPUTS = Path("outputs")
@@ -89,7 +89,7 @@ def load(
     `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
     recipes that need it, the outermost first.
     """
-    from raft.core.imports import beside
+    from raft.core.user_code import beside
 
     config, lines = read_one(path, overrides, variables)
     faults: list[Fault] = []
@@ -125,7 +125,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
     """
     import json
 
-    from raft.core.imports import beside
+    from raft.core.user_code import beside
 
     file = folder / "run.json"
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")

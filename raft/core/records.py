@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from raft.core.atomic import create
 from raft.core.errors import UserError
-from raft.core.files import create
 
 RESPONSE = ("text", "token_ids", "logprobs", "finish_reason")  # of every response
 ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it

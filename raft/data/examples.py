@@ -12,14 +12,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import RowError, UserError
 from raft.core.records import Drop, Example, Pair, Prompt, Response
 from raft.core.seeds import derive
-from raft.data.preferences import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
+from raft.data.preference_layouts import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
 from raft.data.prompts import FIRST, Reading, columns_of, filled, identified, reasons, template_faults
 from raft.data.sources import FileRows, HubRows, InlineRows, Row
-from raft.models.chat import Tokenizer, encode_response, require_variables, require_written, unembedded
+from raft.models.chat_templates import Tokenizer, encode_response, require_variables, require_written, unembedded
 from raft.models.messages import Malformed, Message, answered, turns, words
 
 # options that say where prompts and responses stand, which a layout knows by itself
@@ -72,7 +72,7 @@ class Examples(Reading):
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and options without an effect."""
         yield from super().faults()
-        yield from plugins.faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_failed=(0, 1))
+        yield from registry.faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_failed=(0, 1))
         yield from self._filter_faults()
         if self.response is not None:
             yield from template_faults("response", self.response)

@@ -19,12 +19,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import contracts, plugins, records
+from raft.core import protocols, records, registry
 from raft.core.errors import RowError, UserError
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
-from raft.models.chat import Tokenizer, encode_prompt, require_known, require_short, require_variables, require_written
+from raft.models.chat_templates import (
+    Tokenizer,
+    encode_prompt,
+    require_known,
+    require_short,
+    require_variables,
+    require_written,
+)
 from raft.models.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
 
 PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
@@ -249,7 +256,7 @@ class Prompts(Reading):
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
         yield from super().faults()
-        yield from plugins.faults_of_range(self, per_iteration=(1, math.inf), max_tokens=(1, math.inf))
+        yield from registry.faults_of_range(self, per_iteration=(1, math.inf), max_tokens=(1, math.inf))
         if not 0 < self.weight < math.inf:
             yield "weight", f"{self.weight!r} is out of range; it must be greater than 0"
 
@@ -292,12 +299,12 @@ class Inline(Prompts, InlineRows):
 class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
-    sources: list[Any] = plugins.section("prompts")
+    sources: list[Any] = registry.section("prompts")
     per_iteration: int = 2048
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is no list of parts."""
-        yield from plugins.faults_of_range(self, per_iteration=(1, math.inf))
+        yield from registry.faults_of_range(self, per_iteration=(1, math.inf))
         if not isinstance(self.sources, list) or not self.sources:
             yield "sources", "expected a list of prompts sections, each with a weight:"
             return
@@ -384,7 +391,7 @@ def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
 
 def _rows(parts: Sequence[Reading]) -> Iterator[tuple[int, str, Row]]:
     for number, part in enumerate(parts):
-        for count, (place, row) in enumerate(contracts.rows(part)):
+        for count, (place, row) in enumerate(protocols.rows(part)):
             if count == 0 and (fault := part.missing(row)) is not None:
                 raise UserError(f"{place}: {fault}")
             if (lost := _left_out(part, row)) is not None:

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import UserError
-from raft.core.plugins import fault_of_file
+from raft.core.registry import fault_of_file
 from raft.models import hub
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ class FileRows(Source):
     the whole line, it has a column for each named group.
     """
 
-    path: str = plugins.source("file")
+    path: str = registry.source("file")
     pattern: str | None = None
 
     def faults(self) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
 """Who answers prompts: vLLM in this process, transformers, or a server; and what raft adds to vLLM.
 
-A generator keeps `raft.core.contracts.Generator`; nothing here scores or selects.
+A generator keeps `raft.core.protocols.Generator`; nothing here scores or selects.
 """

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from raft.generators import architectures
 from raft.generators.sampling import Sampling
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
+from raft.generators.vllm_plugin import architectures
 from raft.store.keys import Artifact
 
 OWN = ("context", "batch_invariant", "engine")  # options of vLLM for which transformers has no use

@@ -13,15 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
 from raft.launch import completions
 from raft.launch.completions import excerpt, foreign
-from raft.launch.server import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
-from raft.models.chat import Tokenizer, continuation, encode_prompt, encode_response, load_tokenizer, unembedded
+from raft.launch.openai_client import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
+from raft.models.chat_templates import (
+    Tokenizer,
+    continuation,
+    encode_prompt,
+    encode_response,
+    load_tokenizer,
+    unembedded,
+)
 
 TOLERANCE = 0.5  # mean difference of log-probabilities: a number format moves them by hundredths, others by units
 LARGE = 1e39  # beyond what a float32 can be
@@ -34,13 +41,13 @@ class Remote(Sampling, Connection):
     """One request for each response, `concurrency` of them at a time, each with its own seed of 63 bits.
 
     `url` is the server's address up to its version (http://127.0.0.1:8000/v1), `model` the name the
-    server gives the policy; how it is asked is said in `raft.launch.server.Connection`.
+    server gives the policy; how it is asked is said in `raft.launch.openai_client.Connection`.
 
     vLLM's server returns the tokens and their log-probabilities. Of another server only the text is read:
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.
     """
 
-    url: str = plugins.speed()  # where it runs changes nothing; the probe and `model` say what it is
+    url: str = registry.speed()  # where it runs changes nothing; the probe and `model` say what it is
     model: str
 
     block = 1

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from raft.core.errors import UserError
-from raft.core.plugins import faults_of_range
 from raft.core.records import Prompt, Response
-from raft.models import marks, reasoning
-from raft.models.chat import Tokenizer, continuation, end_tokens
+from raft.core.registry import faults_of_range
+from raft.models import reasoning, special_tokens
+from raft.models.chat_templates import Tokenizer, continuation, end_tokens
 
 COLDEST = 0.001  # the lowest temperature above 0: logits divided by it stay well inside float32
 PART = "\ufffd"  # how a decoder writes bytes that are no whole character
@@ -75,7 +75,7 @@ class Sampling:
 
     def _special(self, name: str, tokenizer: Tokenizer) -> dict[str, int]:
         """The special tokens among the texts of an option. UserError where one stands inside a longer text."""
-        special, texts = marks.of(tokenizer), getattr(self, name)
+        special, texts = special_tokens.of(tokenizer), getattr(self, name)
         for text in texts:
             if text not in special.ids and (found := special.pattern.search(text)):
                 raise UserError(

@@ -23,10 +23,10 @@ from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.core.timing import part
-from raft.generators.bookkeeping import Gathered, Room, Slots
 from raft.generators.sampling import Ends, Sampling
-from raft.launch import device, engines
-from raft.models import chat, probe
+from raft.generators.vllm_plugin.cpu_speedups import Gathered, Room, Slots
+from raft.launch import device, vllm_options
+from raft.models import chat_templates, weight_check
 
 LOG = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
@@ -74,7 +74,7 @@ class VLLM(Sampling):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context: int | None = None
     batch_invariant: bool = False
-    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": engines.SPEED})
+    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
     block = 1
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ class VLLM(Sampling):
             return
         if self.context is not None and self.context <= self.max_tokens:
             yield "context", f"{self.context} leaves no room for a prompt beside max_tokens: {self.max_tokens}"
-        yield from engines.faults(self.engine, OURS)
+        yield from vllm_options.faults(self.engine, OURS)
         for name, value in self.engine.items():
             if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
                 yield (
@@ -128,7 +128,13 @@ _engines: dict[str, "Engine"] = {}
 
 
 def _engine(options: VLLM, policy: Policy) -> "Engine":
-    made_for = [options.dtype, options.context, options.batch_invariant, options.engine, engines.shape(policy.path)]
+    made_for = [
+        options.dtype,
+        options.context,
+        options.batch_invariant,
+        options.engine,
+        vllm_options.shape(policy.path),
+    ]
     key = json.dumps(made_for, sort_keys=True)
     if key not in _engines:
         close()
@@ -162,13 +168,13 @@ class Engine:
                 "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
             )
         self.dtype = device.dtype_of(options.dtype)
-        self.context = options.context or min(engines.model_context(policy.path), engines.LONGEST)
-        if self.context > engines.model_context(policy.path):
+        self.context = options.context or min(vllm_options.model_context(policy.path), vllm_options.LONGEST)
+        if self.context > vllm_options.model_context(policy.path):
             raise UserError(
                 f"generator.context is {self.context}, but {policy.path} reads "
-                f"{engines.model_context(policy.path)} tokens; lower it"
+                f"{vllm_options.model_context(policy.path)} tokens; lower it"
             )
-        longest = max(map(len, probe.tokens(policy.probe)))
+        longest = max(map(len, weight_check.tokens(policy.probe)))
         if self.context <= longest:
             raise UserError(
                 f"generator.context is {self.context}, but its probe has texts of up to {longest} tokens; "
@@ -179,7 +185,7 @@ class Engine:
             "dtype": self.dtype,
             "max_model_len": self.context,
             "seed": 0,
-            "worker_extension_cls": "raft.generators.worker.Worker",
+            "worker_extension_cls": "raft.generators.vllm_plugin.worker.Worker",
             **_defaults(options, self.dtype, self.context, self.on_gpu),
         }
         threads = torch.get_num_threads()
@@ -199,7 +205,7 @@ class Engine:
             else:
                 self.llm.collective_rpc("draw_ahead")
                 Slots.shorten(core.engine_core.scheduler.kv_cache_manager)
-        self.tokenizer = chat.load_tokenizer(str(policy.path))
+        self.tokenizer = chat_templates.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.distance = math.nan
         self.asleep = False
@@ -230,8 +236,8 @@ class Engine:
 
     def prove(self, policy: Policy) -> None:
         """ProbeError unless the engine computes what the policy's probe says; only then it holds the policy."""
-        measured = self.likelihoods(probe.tokens(policy.probe))
-        distance = probe.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
+        measured = self.likelihoods(weight_check.tokens(policy.probe))
+        distance = weight_check.check(policy.probe, measured, TOLERANCE[self.dtype], self.dtype)
         LOG.info("the engine holds %s: its probe differs by %.2g nats (rms)", policy.path, distance)
         self.held, self.distance = policy.path, distance
 
@@ -317,7 +323,7 @@ class Engine:
 
     def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in prompts:
-            ids = chat.encode_prompt(self.tokenizer, prompt)
+            ids = chat_templates.encode_prompt(self.tokenizer, prompt)
             options.check_room(prompt, ids, self.context)
             yield prompt, ids
 
@@ -330,7 +336,7 @@ def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str
     """
     found: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
     if not on_gpu:
-        return found | engines.cpu_defaults(context) | options.engine
+        return found | vllm_options.cpu_defaults(context) | options.engine
     found |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine
     if dtype != "float32":
         found["hf_overrides"] = {"head_dtype": "float32", **options.engine.get("hf_overrides", {})}
@@ -366,7 +372,7 @@ def _params(options: VLLM, ends: Ends, seed: int) -> Any:
     )
 
 
-def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer, ends: Ends) -> Response:
+def _response(output: Any, logprobs: list[float], tokenizer: chat_templates.Tokenizer, ends: Ends) -> Response:
     """What vLLM has drawn, spelled as every generator spells it."""
     ids = list(output.token_ids)
     assert len(logprobs) >= len(ids)  # more where tokens came several at a time, and a stop string among them
@@ -376,6 +382,6 @@ def _response(output: Any, logprobs: list[float], tokenizer: chat.Tokenizer, end
 
 def _environment(options: VLLM) -> None:
     """vLLM reads these when it is imported or when the engine is built."""
-    os.environ.update(engines.environment() | engines.IN_PROCESS)
+    os.environ.update(vllm_options.environment() | vllm_options.IN_PROCESS)
     if options.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.core import stopping
-from raft.core.contracts import release
+from raft.core import signals
 from raft.core.errors import UserError
+from raft.core.protocols import release
 
 FULL = ("out of memory", "error in memory profiling", "no available memory for the cache blocks")  # as errors say it
 
@@ -24,7 +24,7 @@ _holder: Any = None
 def take(component: Any) -> None:
     """Makes the component (or, with None, whoever asks) the only one that holds accelerator memory."""
     global _holder
-    stopping.check()
+    signals.check()
     if _holder is not None and _key(_holder) != _key(component):
         release(_holder)
         free_cache()

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raft.core.atomic import file_digest, files_of
 from raft.core.errors import UserError
-from raft.core.files import file_digest, files_of
 from raft.models import model_folder
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from raft.config.jobs import Align
-from raft.core.contracts import comparable
-from raft.metrics import metrics
-from raft.metrics.advice import advise, stops
+from raft.core.protocols import comparable
+from raft.metrics import reward_metrics
+from raft.metrics.alerts import advise, stops
 from raft.pipeline import stages
-from raft.pipeline.following import followed
-from raft.pipeline.told import Told
+from raft.pipeline.observer import Told
+from raft.pipeline.streaming_scores import followed
 from raft.store import measuring
 from raft.store.keys import Artifact
 from raft.store.runs import Place, Run
@@ -61,7 +61,7 @@ class Evaluator:
         self.scores_before = training.get("scores")
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
-        findings = advise(metrics.on_common_prompts(rows, means), self.recipe.advice)
+        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.advice)
         self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
         self.told.finished(it, findings)
         self.stopped = stops(findings, self.recipe.advice)
@@ -114,5 +114,5 @@ def best_policy(run: Run, recipe: Align, rows: Sequence[dict[str, Any]]) -> int:
     own = [row for row in rows if key in row and not run.iteration(row["iteration"]).shared]
     numbers = {row["iteration"] for row in own}
     means = measuring.held_out_means(run.folder)[key]
-    own = metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
+    own = reward_metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
     return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]

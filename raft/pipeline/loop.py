@@ -5,18 +5,19 @@ made it already. That is why a killed run goes on by the same command: everythin
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 
-from raft.config.jobs import MAKES, Align, EvaluateReward, FineTune, Label, TrainReward
+from raft.config.jobs import MAKES, Align, FineTune, TrainReward
 from raft.config.recipe import Loaded
-from raft.core.imports import beside
+from raft.core.user_code import beside
 from raft.generators.fallback import able
-from raft.models import chat
-from raft.pipeline import comparison, labelling, stages
+from raft.models import chat_templates
+from raft.pipeline import stages
+from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
-from raft.pipeline.following import followed
-from raft.pipeline.told import Told
+from raft.pipeline.label import label
+from raft.pipeline.observer import Told
+from raft.pipeline.streaming_scores import followed
 from raft.store import timeline
 from raft.store.keys import Artifact
 from raft.store.runs import Place, Run
@@ -73,8 +74,8 @@ def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
 
 def notice_end(start: Artifact, told: Told) -> None:
     """Says so if the chat template ends answers with no token."""
-    tokenizer = chat.load_tokenizer(str(start.path))
-    if tokenizer.chat_template and not chat.writes_end(tokenizer):
+    tokenizer = chat_templates.load_tokenizer(str(start.path))
+    if tokenizer.chat_template and not chat_templates.writes_end(tokenizer):
         told.noticed(
             f"the chat template writes no token behind an answer, so {tokenizer.eos_token} is taught as its end"
         )
@@ -91,51 +92,6 @@ def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
     made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
     stages.tell_drops(told, made, "train")
     told.measured(run.once("metrics.json", stages.examine, recipe.trainer, made=made, pairs=held_out))
-
-
-def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
-    """job: evaluate-reward. Each reward in turn scores both responses of every pair."""
-    sets = {name: run.part("sets", name) for name in recipe.sets}
-    pairs: dict[str, Artifact] = {}
-    groups: dict[str, dict[str, Artifact]] = {}
-    for name, place in sets.items():
-        aside = getattr(recipe.sets[name], "held_out", 0) > 0
-        pairs[name] = place.once("pairs.jsonl", stages.gather, recipe.sets[name], held_out=aside)
-        stages.tell_drops(told, pairs[name], "gather")
-        prompts = place.once("prompts.jsonl", comparison.prompts, pairs=pairs[name])
-        groups[name] = {
-            "prompts": prompts, "responses": place.once("responses.jsonl", comparison.responses, pairs=pairs[name])
-        }  # fmt: skip
-    first = next(iter(groups.values()))["prompts"]
-    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
-    scores: dict[str, dict[str, Artifact]] = {name: {} for name in sets}
-    for title, section in recipe.rewards.items():
-        reward = deepcopy(section)  # its models, or those of its members, go with it when the next one comes
-        for name, place in sets.items():
-            scores[name][title] = place.once(f"scores/{title}.jsonl", stages.score, reward, **groups[name])
-    figures = run.once("accuracy.json", comparison.accuracies, pairs=pairs, scores=scores)
-    run.once("accuracy.md", comparison.tabulate, figures=figures)
-    told.measured(figures)
-
-
-def label(recipe: Label, run: Run, told: Told) -> None:
-    """job: label. Like the first half of an iteration; what is selected are pairs."""
-    if recipe.responses is not None:
-        prompts = run.once("prompts.jsonl", labelling.prompts, recipe.responses)
-        responses = run.once("responses.jsonl", labelling.responses, recipe.responses)
-    else:
-        policy = run.once("start", stages.adopt, recipe.policy, probed=True)
-        generator = able(recipe.generator, policy, told.noticed)
-        pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
-        stages.tell_drops(told, pool, "collect")
-        prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        with followed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
-            responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
-    scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
-    selected = run.once(
-        "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
-    )
-    told.measured(run.once("pairs.jsonl", labelling.publish, selected=selected))
 
 
 def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:

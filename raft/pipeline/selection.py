@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from raft.core.plugins import faults_of_range, speed
 from raft.core.records import Response
-from raft.metrics.metrics import tied
+from raft.core.registry import faults_of_range, speed
+from raft.metrics.reward_metrics import tied
 
 Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]
 

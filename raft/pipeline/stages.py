@@ -14,23 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import contracts, records, stopping
+from raft.core import protocols, records, signals
 from raft.core.errors import UserError
-from raft.core.imports import guarded, is_own, name_of
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
+from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
 from raft.launch import device
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of
-from raft.store.output import Output
 
 HELD_OUT = "held out for evaluation"
 
 
 def adopt(start: Any, output: Output, probed: bool) -> None:
     """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
-    from raft.models import checkpoint, hub, model_folder, probe
+    from raft.models import checkpoint, hub, model_folder, weight_check
 
     model = hub.locate_model(start.model, start.revision)
     model_folder.check(model)
@@ -41,7 +41,7 @@ def adopt(start: Any, output: Output, probed: bool) -> None:
     if not probed:
         return
     try:
-        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+        weight_check.make(output.path, weight_check.first_texts(output.path), output.path / "probe.json")
     except UserError as fault:  # of the folder that the recipe names: this one is of links, and will be gone
         raise UserError(str(fault).replace(str(output.path), start.model)) from fault
 
@@ -49,10 +49,12 @@ def adopt(start: Any, output: Output, probed: bool) -> None:
 def invent(start: Any, output: Output, examples: Any) -> None:
     """A new model with seeded random weights, and a tokenizer made from the job's own texts."""
     from raft.data.examples import texts
-    from raft.models import scratch
+    from raft.models import from_scratch
 
     template = None if start.chat_template is None else Path(start.chat_template).read_text(encoding="utf-8")
-    scratch.make(output.path, texts(examples), start.config, start.vocab_size, derive(output.seed, "weights"), template)
+    from_scratch.make(
+        output.path, texts(examples), start.config, start.vocab_size, derive(output.seed, "weights"), template
+    )
 
 
 def gather(examples: Any, output: Output, start: Artifact | None = None, held_out: bool = False) -> None:
@@ -240,9 +242,9 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     done = output.resume()
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
-    missing = _missing_blocks(wanted, done, contracts.block(generator))
+    missing = _missing_blocks(wanted, done, protocols.block(generator))
     withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
-    for group in contracts.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
+    for group in protocols.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id in done:
             continue
         withheld.append(group)
@@ -257,7 +259,7 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
             f"none of {len(withheld)} prompts has a response; the first, prompt {first.prompt.id}: "
             f"{first.responses[0].finish_reason}. Change that at the server, and run the same command again"
         )
-    output.measured, output.rows_in = contracts.proof(generator), prompts.rows
+    output.measured, output.rows_in = protocols.proof(generator), prompts.rows
     output.gather(row["id"] for row in prompts.read())
 
 
@@ -286,7 +288,7 @@ def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequ
 
 def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Iterator[int]:
     """Scores those of `groups` that the partial file lacks; after each it has this many."""
-    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, contracts.block(reward))):
+    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.block(reward))):
         if group.prompt.id not in output.offsets:
             output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
         yield len(output.offsets)
@@ -294,7 +296,7 @@ def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Itera
 
 def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
     """Log-probability of each response under the first policy and under the one that wrote it."""
-    from raft.models.likelihood import response_likelihoods
+    from raft.models.logprobs import response_likelihoods
 
     device.take(None)
     of_first, of_policy = (
@@ -311,8 +313,8 @@ def reference(first: Artifact, output: Output, prompts: Artifact, responses: Art
 
 def recite(section: None, output: Output, policy: Artifact, references: Artifact) -> None:
     """Log-probability of each reference response under a policy, and of how many tokens: one of nothing is given."""
-    from raft.models.chat import encode_prompt
-    from raft.models.likelihood import response_likelihoods
+    from raft.models.chat_templates import encode_prompt
+    from raft.models.logprobs import response_likelihoods
 
     device.take(None)
     tokenizer = _tokenizer(policy)
@@ -374,7 +376,7 @@ def select(
 def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> None:
     """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
     device.take(None)
-    kind = Pair if contracts.takes_pairs(trainer) else Example
+    kind = Pair if protocols.takes_pairs(trainer) else Example
     examples = (kind.of(row) for row in selected.read())
     seed = derive(output.seed, "train", output.iteration)
     before = policy_of(start).path
@@ -382,7 +384,7 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     def advance(done: int, total: int) -> None:
         output.advance(done, total)
         if done < total:  # else the policy is only to be written
-            stopping.check()
+            signals.check()
 
     with guarded(trainer):
         output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
@@ -394,7 +396,7 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
 
 def _look_at_trained(trainer: Any, output: Output) -> None:
     """UserError if a trainer of the user's own left no model folder, or measured what is no number; probes it."""
-    from raft.models import probe
+    from raft.models import weight_check
 
     measured = output.measured
     if not (output.path / "config.json").is_file():
@@ -405,8 +407,8 @@ def _look_at_trained(trainer: Any, output: Output) -> None:
     )
     if not numbers:
         raise UserError(f"{name_of(trainer)}: train returns a dict of finite numbers, not {repr(measured)[:200]}")
-    if not contracts.takes_pairs(trainer) and not (output.path / "probe.json").exists():
-        probe.make(output.path, probe.first_texts(output.path), output.path / "probe.json")
+    if not protocols.takes_pairs(trainer) and not (output.path / "probe.json").exists():
+        weight_check.make(output.path, weight_check.first_texts(output.path), output.path / "probe.json")
 
 
 def policy_of(artifact: Artifact) -> Policy:
@@ -431,7 +433,7 @@ def write_card(output: Output, what: str, start: str, examples: int) -> None:
 
 
 def _tokenizer(policy: Artifact) -> Any:
-    from raft.models.chat import load_tokenizer
+    from raft.models.chat_templates import load_tokenizer
 
     return load_tokenizer(str(policy.path))
 
@@ -442,7 +444,7 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
     None begins after a signal that stops the run.
     """
     iterator = iter(items)
-    while not stopping.asked() and (block := list(itertools.islice(iterator, size))):
+    while not signals.asked() and (block := list(itertools.islice(iterator, size))):
         if any((item.id if isinstance(item, Prompt) else item.prompt.id) not in done for item in block):
             yield from block
 
@@ -450,10 +452,10 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
 def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """The groups with their scores, block by block."""
     iterator = iter(groups)
-    while block := list(itertools.islice(iterator, contracts.BLOCK)):
+    while block := list(itertools.islice(iterator, protocols.BLOCK)):
         answered = [(group, _answered(group)) for group in block]
         asked = [some for _, some in answered if some.responses]
-        scores = contracts.scored(reward, asked)
+        scores = protocols.scored(reward, asked)
         for group, some in answered:
             found = next(scores)[1] if some.responses else []
             yield group, found if some is group else _with_unanswered(group, found)

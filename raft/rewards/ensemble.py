@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import contracts, plugins
+from raft.core import protocols, registry
 from raft.core.records import Group, Score
 
 
@@ -34,19 +34,19 @@ class Ensemble:
     arXiv:2410.02381). `unload: true` lets each member give its accelerator memory back to the next.
     """
 
-    members: Any = plugins.sections("reward")
+    members: Any = registry.sections("reward")
     combine: Literal["sum", "mean", "min", "pessimistic"] = "mean"
     weights: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Any] = field(default_factory=dict)
     deviations: float = 1.0
-    unload: bool = plugins.speed(False)
+    unload: bool = registry.speed(False)
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from plugins.faults_of_range(self, deviations=(0, math.inf))
+        yield from registry.faults_of_range(self, deviations=(0, math.inf))
         for option in ("weights", "ranges"):
             for name in getattr(self, option):
                 if str(name) not in self.members:
-                    yield f"{option}.{name}", f"is no member; {plugins.suggest(str(name), list(self.members))}"
+                    yield f"{option}.{name}", f"is no member; {registry.suggest(str(name), list(self.members))}"
         for name, weight in self.weights.items():
             if not _is_number(weight):
                 yield f"weights.{name}", f"expected a number, found {weight!r}"
@@ -63,17 +63,17 @@ class Ensemble:
     @property
     def comparable(self) -> bool:
         """Whether the rewards of different prompts can be compared: only if those of all members can."""
-        return all(map(contracts.comparable, self.members.values()))
+        return all(map(protocols.comparable, self.members.values()))
 
     @property
     def block(self) -> int:
         """The largest of its members: only where each lets a group stand for itself does it stand for itself here."""
-        return max(map(contracts.block, self.members.values()))
+        return max(map(protocols.block, self.members.values()))
 
     @property
     def remote(self) -> bool:
         """Whether no member needs this machine."""
-        return all(map(contracts.remote, self.members.values()))
+        return all(map(protocols.remote, self.members.values()))
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         block = list(groups)
@@ -84,12 +84,12 @@ class Ensemble:
 
     def release(self) -> None:
         for member in self.members.values():
-            contracts.release(member)
+            protocols.release(member)
 
     def _scores(self, member: Any, block: list[Group]) -> Iterator[list[Score]]:
         yield from member.score(block)
         if self.unload:
-            contracts.release(member)
+            protocols.release(member)
 
     def _combined(self, scores: Mapping[str, Score]) -> Score:
         parts = {

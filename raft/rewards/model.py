@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import Literal
 
 from raft.core.errors import RowError, UserError
-from raft.core.plugins import faults_of_range, source
 from raft.core.records import Group, Prompt, Score
+from raft.core.registry import faults_of_range, source
 from raft.core.timing import part
-from raft.models import conversation
-from raft.rewards.reader import Ids, Options, Reader
+from raft.models import reward_templates
+from raft.rewards.runner import Ids, Options, Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class RewardModel(Options):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         yield from faults_of_range(self, max_tokens=(1, math.inf))
-        yield from conversation.template_faults(self.template)
+        yield from reward_templates.template_faults(self.template)
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores all the groups as one block: the rewards of a block do not depend on the order within it."""
@@ -60,7 +60,7 @@ class RewardModel(Options):
         with part("load"):
             reader = Reader(self, pairs=self.template == "pair")
         if self.template == "chat" and not reader.tokenizer.chat_template:
-            raise UserError(f"reward.template: {conversation.no_template(self.model)}")
+            raise UserError(f"reward.template: {reward_templates.no_template(self.model)}")
         return reader
 
     @property
@@ -75,7 +75,7 @@ class RewardModel(Options):
     def encode_all(self, prompt: Prompt, responses: Sequence[str]) -> list[tuple[Ids, int]]:
         """As `encode`, for several responses to one prompt."""
         tokenizer = self.reader.tokenizer
-        whole = conversation.encode_all(tokenizer, prompt, responses, self.template, self.bos)
+        whole = reward_templates.encode_all(tokenizer, prompt, responses, self.template, self.bos)
         return [self._cut(prompt, response, ids) for response, ids in zip(responses, whole, strict=True)]
 
     def _encoded(self, group: Group) -> list[tuple[Ids, int] | str]:
@@ -91,7 +91,7 @@ class RewardModel(Options):
     def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
         if len(ids) <= self.limit or self.too_long == "error":
             return tuple(ids), 0
-        kept = conversation.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
+        kept = reward_templates.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
         return tuple(kept), len(ids) - len(kept)
 
     def fault(self, ids: Ids) -> str | None:

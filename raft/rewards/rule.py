@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
-from raft.core import plugins, stopping
-from raft.core.contracts import LARGEST
+from raft.core import registry, signals
 from raft.core.errors import Stopped, UserError
-from raft.core.imports import tell, unchanged
-from raft.core.plugins import short
+from raft.core.protocols import LARGEST
 from raft.core.records import Group, Prompt, Score
+from raft.core.registry import short
 from raft.core.terminal import is_unicode
+from raft.core.user_code import tell, unchanged
 from raft.rewards import rules
 
 MESSAGE = 200  # characters of an error that are kept
@@ -37,7 +37,7 @@ class Rule:
     reward and the others are its parts. Whatever it raises makes that response one that cannot be scored.
     """
 
-    function: str = plugins.source("code")
+    function: str = registry.source("code")
     args: dict[str, Any] = field(default_factory=dict)
 
     block: ClassVar[int] = 1  # each response stands for itself
@@ -72,9 +72,9 @@ class Rule:
 
     def _load(self) -> Callable[..., Any]:
         if ":" in self.function:
-            return plugins.load(self.function)
+            return registry.load(self.function)
         if self.function not in rules.BUILT_IN:
-            known = plugins.suggest(self.function, rules.BUILT_IN)
+            known = registry.suggest(self.function, rules.BUILT_IN)
             raise ValueError(f"unknown rule {self.function!r}; {known}, or package.module:function of your own")
         if missing := rules.missing(self.function):
             raise ValueError(f"{self.function} {missing}")
@@ -99,14 +99,14 @@ def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, 
     named = [name for name, one in free.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     if not any(one.kind is one.VAR_KEYWORD for one in free.values()):
         for name in sorted(set(args) - set(named)):
-            yield f"args.{name}", f"the rule takes no such argument; {plugins.suggest(name, named)}"
+            yield f"args.{name}", f"the rule takes no such argument; {registry.suggest(name, named)}"
     for name in named:
         if free[name].default is inspect.Parameter.empty and name not in args:
             yield f"args.{name}", "missing; the rule has no default for it"
 
 
 def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Mapping[str, Any]) -> Score:
-    stopping.check()
+    signals.check()
     try:
         found = function(prompt, response, **args)
         named = found if isinstance(found, Mapping) else {"reward": found}

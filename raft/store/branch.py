@@ -12,8 +12,8 @@ from typing import Any
 
 from raft.config import preflight, recipe
 from raft.config.recipe import Loaded
+from raft.core.atomic import put, write_json
 from raft.core.errors import UserError
-from raft.core.files import put, write_json
 from raft.store.runs import about
 from raft.store.stamps import differences, iterations, read_stamp, require_all, stamp_path
 

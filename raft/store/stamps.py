@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raft.core import records
+from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
-from raft.core.files import file_digest, files_of, read_object
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
 GONE = "it is gone"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import timing
-from raft.core.files import write_json
+from raft.core.atomic import write_json
 from raft.store.runs import about
 from raft.store.stamps import stamped
 

@@ -1,4 +1,4 @@
 """What makes a policy or a reward model out of examples, in packed batches.
 
-A trainer keeps `raft.core.contracts.Trainer`; nothing here reads the files of a run.
+A trainer keeps `raft.core.protocols.Trainer`; nothing here reads the files of a run.
 """

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft.core import plugins
-from raft.core.contracts import Advance, Dropped
+from raft.core import registry
 from raft.core.errors import RowError, UserError
+from raft.core.protocols import Advance, Dropped
 from raft.core.records import Pair
 from raft.core.seeds import derive
-from raft.metrics import accuracy
-from raft.models import attention, chat, conversation, probe
-from raft.trainers import fitting, packing
-from raft.trainers.fitting import Batch, Fitting
-from raft.trainers.steps import Order, Texts
+from raft.metrics import reward_accuracy
+from raft.models import chat_templates, packed_attention, reward_templates, weight_check
+from raft.trainers import hf_trainer, microbatches
+from raft.trainers.batches import Order, Texts
+from raft.trainers.hf_trainer import Batch, Fitting
 
 Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
 
@@ -40,11 +40,11 @@ class BradleyTerry(Fitting):
     learning_rate: float = 5.0e-6
     epochs: int = 1
     max_length: int = 512  # of the longer side of a pair
-    template: str = plugins.source("template", "plain")  # as kind: model has it
+    template: str = registry.source("template", "plain")  # as kind: model has it
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from conversation.template_faults(self.template)
+        yield from reward_templates.template_faults(self.template)
         if self.template == "pair":
             yield "template", "pair is for encoders; a decoder, which is what is trained, reads one text"
 
@@ -53,37 +53,37 @@ class BradleyTerry(Fitting):
     ) -> dict[str, float]:
         """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see contracts.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer = chat.load_tokenizer(str(start))
+        tokenizer = chat_templates.load_tokenizer(str(start))
         model = _classifier(self, start, tokenizer, seed)
-        chat.check_rows(tokenizer, model, str(start))
-        model = fitting.adapt(self, model, "SEQ_CLS")
+        chat_templates.check_rows(tokenizer, model, str(start))
+        model = hf_trainer.adapt(self, model, "SEQ_CLS")
         texts = Texts(out)
         for side in itertools.chain.from_iterable(self._encoded(model, tokenizer, examples, dropped)):
             texts.append(side)
         if not len(texts):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
         if self.packing:
-            packing.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
+            microbatches.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
         order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
-        steps = fitting.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
-        measured = fitting.fit(self, model, steps, _comparison, out, seed, advance)
-        fitting.save(fitting.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
-        return fitting.summary(measured, order)
+        steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
+        measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
+        hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
+        return hf_trainer.summary(measured, order)
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
         """How well a reward model tells held-out pairs apart: the share in which the chosen response has the higher
         reward with its 95 % interval, the means of loss and margin, and the calibration error (see `metrics.accuracy`).
         Pairs that are too long are left out and counted.
         """
-        tokenizer = chat.load_tokenizer(str(model_folder))
-        model = fitting.ready(self, probe.load_model(model_folder, "SequenceClassification"))
+        tokenizer = chat_templates.load_tokenizer(str(model_folder))
+        model = hf_trainer.ready(self, weight_check.load_model(model_folder, "SequenceClassification"))
         skipped: list[str] = []
         encoded = self._encoded(model, tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
         margins = np.array(list(self._margins(model, encoded)))
         if not len(margins):
             why = "; ".join(skipped[:1]) or "none was given"
             raise UserError(f"there is no pair to evaluate with ({why}); raise trainer.max_length, or give other pairs")
-        shares, fitted = accuracy.accuracy(margins), accuracy.fit(margins)
+        shares, fitted = reward_accuracy.accuracy(margins), reward_accuracy.fit(margins)
         return {
             "eval/accuracy": shares["accuracy"],
             "eval/accuracy_low": shares["low"],
@@ -98,23 +98,23 @@ class BradleyTerry(Fitting):
         proved = not self.packing
         while some := list(itertools.islice(pairs, self.batch_size)):
             if not proved:
-                packing.prove(self, model, [some[0], some[-1]], _hidden)
+                microbatches.prove(self, model, [some[0], some[-1]], _hidden)
                 proved = True
             for batch in self._batches(model, some):
-                with fitting.looking(self):
-                    yield from _margin(model, fitting.tensors(batch, fitting.device())).tolist()
+                with hf_trainer.looking(self):
+                    yield from _margin(model, hf_trainer.tensors(batch, hf_trainer.device())).tolist()
 
     def _encoded(self, model: Any, tokenizer: Any, pairs: Iterable[Pair], dropped: Dropped) -> Iterator[Sides]:
-        limit, name = packing.longest(self, model)
+        limit, name = microbatches.longest(self, model)
         for pair in pairs:
             texts = [side.text for side in (pair.chosen, pair.rejected)]
             try:
-                encoded = conversation.encode_all(tokenizer, pair.prompt, texts, self.template)
+                encoded = reward_templates.encode_all(tokenizer, pair.prompt, texts, self.template)
             except RowError as fault:
                 dropped(pair.prompt_id, None, str(fault))
                 continue
             chosen, rejected = (np.array(ids, dtype=np.int32) for ids in encoded)
-            if (strange := chat.unembedded(tokenizer, [*encoded[0], *encoded[1]])) is not None:
+            if (strange := chat_templates.unembedded(tokenizer, [*encoded[0], *encoded[1]])) is not None:
                 dropped(pair.prompt_id, None, strange)
             elif not min(len(chosen), len(rejected)):
                 dropped(pair.prompt_id, None, "a side of the pair has no tokens")
@@ -125,11 +125,11 @@ class BradleyTerry(Fitting):
 
     def _batches(self, model: Any, pairs: list[Sides]) -> list[Batch]:
         """The forward passes of a step, each with whole pairs; their losses add up to the step's."""
-        split = packing.split(self, model, pairs)
+        split = microbatches.split(self, model, pairs)
         return [self._batch(model, [pairs[place] for place in places], len(pairs)) for places in split]
 
     def _batch(self, model: Any, pairs: list[Sides], total: int) -> Batch:
-        laid = packing.lay(self, model, pairs)
+        laid = microbatches.lay(self, model, pairs)
         last = np.array([places[-1] for places in laid.places])
         return {"inputs": laid.inputs, "rows": laid.row, "last": last, "share": np.float32(1 / total)}
 
@@ -153,12 +153,12 @@ def _margin(model: Any, batch: Batch) -> Any:
 
     ends = _hidden(model, batch["inputs"])[batch["rows"], batch["last"]].float()
     with torch.autocast(ends.device.type, enabled=False):
-        rewards = fitting.plain(model).score(ends)[:, 0]
+        rewards = hf_trainer.plain(model).score(ends)[:, 0]
     return rewards[0::2] - rewards[1::2]
 
 
 def _hidden(model: Any, inputs: dict[str, Any]) -> Any:
-    return fitting.hidden(model, **attention.inputs(inputs, fitting.device()))
+    return hf_trainer.hidden(model, **packed_attention.inputs(inputs, hf_trainer.device()))
 
 
 def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any:
@@ -170,7 +170,7 @@ def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any
         for name in AutoConfig.from_pretrained(start, trust_remote_code=False).architectures or []
     )
     may_lack = () if judged else ("score.weight", "score.bias", "lm_head.weight", "lm_head.bias")
-    model = fitting.load(options, start, seed, "SequenceClassification", num_labels=1, may_lack=may_lack)
+    model = hf_trainer.load(options, start, seed, "SequenceClassification", num_labels=1, may_lack=may_lack)
     if not hasattr(model, "score"):
         kind = type(model).__name__
         raise UserError(f"{start}: {kind} reads no reward at its last token; use a decoder (Llama, Qwen, Gemma ...)")

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import plugins
-from raft.core.contracts import Advance, Dropped
+from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.protocols import Advance, Dropped
 from raft.core.records import Example
-from raft.models import attention, chat, probe
-from raft.models.layout import Layout
-from raft.trainers import fitting, packing
-from raft.trainers.fitting import Batch, Fitting
-from raft.trainers.steps import Order, Texts
+from raft.models import chat_templates, packed_attention, weight_check
+from raft.models.packing import Layout
+from raft.trainers import hf_trainer, microbatches
+from raft.trainers.batches import Order, Texts
+from raft.trainers.hf_trainer import Batch, Fitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,47 +42,47 @@ class SFT(Fitting):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from plugins.faults_of_range(self, blocks=(2, np.inf))
+        yield from registry.faults_of_range(self, blocks=(2, np.inf))
 
     def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
         """Writes the fine-tuned model, its tokenizer and its probe into `out`; see contracts.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer = chat.load_tokenizer(str(start))
-        model = fitting.load(self, start, seed)
-        chat.check_rows(tokenizer, model, str(start))
+        tokenizer = chat_templates.load_tokenizer(str(start))
+        model = hf_trainer.load(self, start, seed)
+        chat_templates.check_rows(tokenizer, model, str(start))
         corpus = Corpus(out, cut=self.reasoning == "cut")
         if self.blocks is None:
-            corpus.read(tokenizer, examples, packing.longest(self, model), dropped)
+            corpus.read(tokenizer, examples, microbatches.longest(self, model), dropped)
         else:
-            corpus.read_blocks(tokenizer, examples, self.blocks, packing.longest(self, model), dropped)
+            corpus.read_blocks(tokenizer, examples, self.blocks, microbatches.longest(self, model), dropped)
         texts = corpus.excerpts()
-        before = probe.of_engines(model, texts)
-        model = fitting.adapt(self, model, "CAUSAL_LM")
+        before = weight_check.of_engines(model, texts)
+        model = hf_trainer.adapt(self, model, "CAUSAL_LM")
         steps = self._steps(model, corpus, seed)
         if self.packing:
-            packing.prove(self, model, [[text] for text in corpus.two()], _logits)
-        measured = fitting.fit(self, model, steps, Likelihood(model), out, seed, advance)
-        model = fitting.merged(model)
-        fitting.cast(model, self.save_dtype)
-        fitting.cast(model, "float32")  # the probe is of the weights as they are saved
-        probe.write(out / "probe.json", texts, probe.of_engines(model, texts), before)
-        fitting.save(model, tokenizer, start, out, self.save_dtype)
+            microbatches.prove(self, model, [[text] for text in corpus.two()], _logits)
+        measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance)
+        model = hf_trainer.merged(model)
+        hf_trainer.cast(model, self.save_dtype)
+        hf_trainer.cast(model, "float32")  # the probe is of the weights as they are saved
+        weight_check.write(out / "probe.json", texts, weight_check.of_engines(model, texts), before)
+        hf_trainer.save(model, tokenizer, start, out, self.save_dtype)
         more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
-        return {**fitting.summary(measured, steps.order), **more}
+        return {**hf_trainer.summary(measured, steps.order), **more}
 
-    def _steps(self, model: Any, corpus: "Corpus", seed: int) -> fitting.Steps:
+    def _steps(self, model: Any, corpus: "Corpus", seed: int) -> hf_trainer.Steps:
         order = Order(len(corpus), self.batch_size, self.epochs, seed)
-        return fitting.Steps(order, lambda members: self._batches(model, corpus, members))
+        return hf_trainer.Steps(order, lambda members: self._batches(model, corpus, members))
 
     def _batches(self, model: Any, corpus: "Corpus", members: np.ndarray) -> list[Batch]:
         """The forward passes of a step; their losses add up to the step's."""
         total = corpus.weight(members)
         texts = [[text] for text in corpus.chosen(members)]
         return [
-            corpus.batch(members[places], packing.lay(self, model, [texts[place] for place in places]), total)
-            for places in packing.split(self, model, texts)
+            corpus.batch(members[places], microbatches.lay(self, model, [texts[place] for place in places]), total)
+            for places in microbatches.split(self, model, texts)
         ]
 
     def _padding(self, model: Any, corpus: "Corpus", order: Order) -> float:
@@ -111,7 +111,7 @@ class Corpus:
         reasons = set()
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)
-            strange = chat.unembedded(tokenizer, [*prompt, *response])
+            strange = chat_templates.unembedded(tokenizer, [*prompt, *response])
             reason = strange or next(_reasons(prompt, response, example.weight, limit), None)
             if reason is None:
                 self._add(prompt, response, example.weight)
@@ -134,7 +134,7 @@ class Corpus:
         left: list[int] = []
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)
-            if (strange := chat.unembedded(tokenizer, [*prompt, *response])) is not None:
+            if (strange := chat_templates.unembedded(tokenizer, [*prompt, *response])) is not None:
                 dropped(example.prompt_id, example.index, strange)
                 continue
             left += prompt + response
@@ -184,17 +184,19 @@ class Corpus:
 
     def excerpts(self) -> list[list[int]]:
         """The ends of the first texts, where training moves the policy most: what it is probed with."""
-        return [self.texts[index][-probe.LENGTH :].tolist() for index in range(min(len(self), probe.COUNT))]
+        return [
+            self.texts[index][-weight_check.LENGTH :].tolist() for index in range(min(len(self), weight_check.COUNT))
+        ]
 
     def two(self) -> list[np.ndarray]:
         """Two texts, short, to prove with them that packed examples do not see each other."""
-        return [self.texts[index][: probe.LENGTH] for index in (0, len(self) - 1)]
+        return [self.texts[index][: weight_check.LENGTH] for index in (0, len(self) - 1)]
 
 
 def _tokens(tokenizer: Any, example: Example, cut: bool) -> tuple[list[int], list[int]]:
     """The prompt and what is learned of the response; with `cut` neither has a part of a thought."""
-    prompt, response = chat.encode_prompt(tokenizer, example.prompt), example.response
-    learned = chat.trained_tokens(tokenizer, response, example.messages is not None)
+    prompt, response = chat_templates.encode_prompt(tokenizer, example.prompt), example.response
+    learned = chat_templates.trained_tokens(tokenizer, response, example.messages is not None)
     if not cut or response.reasoning is None:
         return prompt, learned
     if response.reasoning_tokens is None:  # the thought ends inside a token, so there are no tokens of the answer
@@ -220,7 +222,7 @@ class Likelihood:
     def __init__(self, model: Any):
         import inspect
 
-        self.selects = "logits_to_keep" in inspect.signature(fitting.plain(model).forward).parameters
+        self.selects = "logits_to_keep" in inspect.signature(hf_trainer.plain(model).forward).parameters
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, Any]:
         from torch.nn.functional import cross_entropy
@@ -231,10 +233,10 @@ class Likelihood:
 
     def _logits(self, model: Any, batch: Batch) -> Any:
         if self.selects:
-            inputs = attention.inputs(batch["inputs"], batch["keep"].device)
+            inputs = packed_attention.inputs(batch["inputs"], batch["keep"].device)
             return model(**inputs, logits_to_keep=batch["keep"], use_cache=False).logits
         return _logits(model, batch["inputs"])[:, batch["keep"]]
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:
-    return model(**attention.inputs(inputs, fitting.device()), use_cache=False).logits
+    return model(**packed_attention.inputs(inputs, hf_trainer.device()), use_cache=False).logits

@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from raft.config import recipe
 from raft.core.errors import UserError
 from raft.data.sources import FileRows
-from raft.models import layout
+from raft.models import packing
 from raft.pipeline import selection
 
 FEW = settings(
@@ -129,6 +129,6 @@ def test_picks_are_eligible_and_every_group_is_picked_from_or_has_a_reason(kind:
 @FEW
 @given(lengths=some.lists(some.integers(1, 20), min_size=1, max_size=12), capacity=some.integers(20, 40))
 def test_packed_rows_hold_every_text_once_and_none_is_over_full(lengths: list[int], capacity: int):
-    rows = layout.rows(lengths, capacity)
+    rows = packing.rows(lengths, capacity)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert all(len(row) * max(lengths[index] for index in row) <= capacity for row in rows)

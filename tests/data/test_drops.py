@@ -13,8 +13,8 @@ from raft.core.progress import Progress
 from raft.core.records import Drop
 from raft.data.prompts import Inline, Mixture, reasons
 from raft.pipeline import stages
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact
-from raft.store.output import Output
 
 
 @pytest.fixture

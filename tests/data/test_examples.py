@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.records import Drop, Example, Pair
 from raft.data import examples
 from raft.data.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
-from raft.models.chat import load_tokenizer
+from raft.models.chat_templates import load_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared/data"
 HH, SST2 = DATA / "preferences/hh_harmless_test.jsonl.gz", DATA / "reward/sst2.dev.txt"
@@ -325,8 +325,8 @@ def test_the_texts_for_a_tokenizer_are_all_that_is_said():
     ],
 )
 def test_a_wrong_option_is_named(options: dict, key: str):
-    faults: list[plugins.Fault] = []
-    plugins.build(InlineExamples, {"items": [{"prompt": "p"}], **options}, "examples", faults)
+    faults: list[registry.Fault] = []
+    registry.build(InlineExamples, {"items": [{"prompt": "p"}], **options}, "examples", faults)
     assert [fault.key for fault in faults] == [f"examples.{key}"]
 
 
@@ -336,8 +336,8 @@ def test_every_kind_takes_the_same_options():
         ("HubExamples", {"dataset": "a/b"}),
         ("InlineExamples", {"items": ["x"]}),
     ):
-        faults: list[plugins.Fault] = []
-        made = plugins.build(getattr(examples, name), {**options, "field": None, "held_out": 3}, "examples", faults)
+        faults: list[registry.Fault] = []
+        made = registry.build(getattr(examples, name), {**options, "field": None, "held_out": 3}, "examples", faults)
         assert not faults and (made.field, made.held_out, made.response) == (None, 3, "response")
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.records import Drop, Prompt
 from raft.data import prompts
 from raft.data.prompts import File, Hub, Inline, Mixture, draw, held_out_key
-from raft.models.chat import encode_prompt, load_tokenizer
+from raft.models.chat_templates import encode_prompt, load_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared/data"
 MESSAGES = [
@@ -72,8 +72,8 @@ def reason(tokenizer: Any, row: Any, **options: Any) -> str:
 
 
 def fault_keys(**options: Any) -> list[str]:
-    faults: list[plugins.Fault] = []
-    plugins.component("prompts", options, "prompts", faults)
+    faults: list[registry.Fault] = []
+    registry.component("prompts", options, "prompts", faults)
     return [fault.key for fault in faults]
 
 
@@ -285,8 +285,8 @@ def test_every_kind_is_built_from_its_options():
         (part, Inline(items=["a"], weight=2.0)),
         ({"kind": "mixture", "sources": [part, part]}, Mixture(sources=[Inline(items=["a"], weight=2.0)] * 2)),
     ]:
-        faults: list[plugins.Fault] = []
-        assert plugins.component("prompts", options, "prompts", faults) == made and not faults
+        faults: list[registry.Fault] = []
+        assert registry.component("prompts", options, "prompts", faults) == made and not faults
 
 
 @pytest.mark.parametrize(

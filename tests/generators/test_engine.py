@@ -13,12 +13,13 @@ from statistics import fmean
 import pytest
 
 from raft.core.errors import UserError
-from raft.core.plugins import build
 from raft.core.records import Policy, Prompt
-from raft.generators import bookkeeping, vllm, worker
+from raft.core.registry import build
+from raft.generators import vllm
 from raft.generators.vllm import VLLM
-from raft.models import chat, probe, scratch
-from raft.models.probe import ProbeError
+from raft.generators.vllm_plugin import cpu_speedups, worker
+from raft.models import chat_templates, from_scratch, weight_check
+from raft.models.weight_check import ProbeError
 
 pytestmark = pytest.mark.engine
 
@@ -31,8 +32,8 @@ PROMPTS = [Prompt(id=f"p{n}", text=f"the {n} cats sat on {'a mat and ' * (n % 7)
 
 
 def policy(folder: Path, seed: int) -> Policy:
-    scratch.make(folder, (prompt.content for prompt in PROMPTS), CONFIG, 300, seed)
-    probe.make(folder, probe.first_texts(folder), folder / "probe.json")
+    from_scratch.make(folder, (prompt.content for prompt in PROMPTS), CONFIG, 300, seed)
+    weight_check.make(folder, weight_check.first_texts(folder), folder / "probe.json")
     return Policy(folder, folder / "probe.json")
 
 
@@ -85,7 +86,7 @@ def test_less_bookkeeping_gives_what_vllm_gives_token_by_token(policies):
     manager = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager
     assert manager.coordinator.single_type_managers[0].block_size < 170
     ours = manager.allocate_slots
-    assert isinstance(ours, bookkeeping.Slots)
+    assert isinstance(ours, cpu_speedups.Slots)
     free = manager.block_pool.get_num_free_blocks()
     del manager.allocate_slots
     try:
@@ -212,7 +213,7 @@ def test_a_token_that_the_policys_folder_names_as_an_end_ends_a_response(policie
     shutil.copytree(policies[0].path, tmp_path / "policy")
     (tmp_path / "policy" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
     (engine,) = vllm._engines.values()
-    monkeypatch.setattr(engine, "tokenizer", chat.load_tokenizer(str(tmp_path / "policy")))
+    monkeypatch.setattr(engine, "tokenizer", chat_templates.load_tokenizer(str(tmp_path / "policy")))
     for prompt_id, found in answers(policies[0]).items():
         for here, there in zip(found, whole[prompt_id], strict=True):
             ids = there.token_ids
@@ -272,7 +273,7 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
     from types import SimpleNamespace
 
     from raft.generators.sampling import Sampling
-    from raft.models.chat import load_tokenizer
+    from raft.models.chat_templates import load_tokenizer
 
     tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]

@@ -9,29 +9,29 @@ from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
-from raft.launch import engines
-from raft.models import probe, scratch
+from raft.launch import vllm_options
+from raft.models import from_scratch, weight_check
 
 
 def policy(folder, shape, seed) -> Policy:
-    scratch.make(folder, (row["prompt"] for row in worlds.prompts(200)), {**worlds.TINY, **shape}, 300, seed)
-    probe.make(folder, probe.first_texts(folder), folder / "probe.json")
+    from_scratch.make(folder, (row["prompt"] for row in worlds.prompts(200)), {**worlds.TINY, **shape}, 300, seed)
+    weight_check.make(folder, weight_check.first_texts(folder), folder / "probe.json")
     return Policy(folder, folder / "probe.json")
 
 
 def test_a_published_model_and_what_training_saves_of_it_have_one_engine(tmp_path):
     folder, config = tmp_path / "published", {**worlds.TINY, "max_position_embeddings": 512}
-    scratch.make(folder, (row["prompt"] for row in worlds.prompts(200)), config, 300, 0)
+    from_scratch.make(folder, (row["prompt"] for row in worlds.prompts(200)), config, 300, 0)
     published = json.loads((folder / "config.json").read_text())
     for name in ("dtype", "rope_parameters", "attention_bias", "mlp_bias", "pretraining_tp"):
         published.pop(name, None)
     older = {"torch_dtype": "bfloat16", "rope_theta": 500000.0, "transformers_version": "4.40.0", "use_cache": True}
     (folder / "config.json").write_text(json.dumps({**published, **older}))
-    probe.load_model(folder).save_pretrained(tmp_path / "trained")
+    weight_check.load_model(folder).save_pretrained(tmp_path / "trained")
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["dtype"] == "float32"
-    assert engines.shape(tmp_path / "trained") == engines.shape(folder)
+    assert vllm_options.shape(tmp_path / "trained") == vllm_options.shape(folder)
     (folder / "config.json").write_text(json.dumps({**published, **older, "rope_theta": 10000.0}))
-    assert engines.shape(tmp_path / "trained") != engines.shape(folder)
+    assert vllm_options.shape(tmp_path / "trained") != vllm_options.shape(folder)
 
 
 @pytest.mark.engine

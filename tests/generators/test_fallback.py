@@ -6,8 +6,8 @@ import shutil
 import pytest
 from worlds import fingerprint, make_recipe, prompts, raft
 
-from raft.generators import architectures
-from raft.models import scratch
+from raft.generators.vllm_plugin import architectures
+from raft.models import from_scratch
 
 CODEGEN = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "rotary_dim": 8}
 
@@ -45,7 +45,7 @@ def test_a_run_names_the_generator_that_answered_and_is_the_run_that_asked_for_i
         tmp_path, name="asked", iterations=1, generator={"kind": "transformers", "block": 16, **sampling}
     )
     shutil.rmtree(tmp_path / "base")
-    scratch.make(tmp_path / "base", (row["prompt"] for row in prompts(200)), CODEGEN, 300, 0)
+    from_scratch.make(tmp_path / "base", (row["prompt"] for row in prompts(200)), CODEGEN, 300, 0)
     said = raft(tmp_path, "run", asked)
     assert said.returncode == 0 and "notice" not in said.stdout, said.stderr
     lacking = make_recipe(

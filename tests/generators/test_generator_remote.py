@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 from waiting import until
 
 from raft.core.errors import UserError
-from raft.core.plugins import build
 from raft.core.records import Policy, Prompt
+from raft.core.registry import build
 from raft.core.seeds import derive
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
-from raft.launch.server import pause, retry_after
-from raft.models.chat import encode_response
+from raft.launch.openai_client import pause, retry_after
+from raft.models.chat_templates import encode_response
 
 PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y"])]
 CHAT = Prompt(id="chat", messages=[{"role": "user", "content": "hello"}])

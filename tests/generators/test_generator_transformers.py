@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from raft.core.errors import UserError
-from raft.core.plugins import build
 from raft.core.records import Policy, Prompt
+from raft.core.registry import build
 from raft.core.seeds import derive
 from raft.generators.transformers import Drawing, Transformers, load
 

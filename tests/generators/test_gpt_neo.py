@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.vllm import VLLM, Engine
-from raft.launch import serving
-from raft.models import probe, scratch
-from raft.models.probe import ProbeError
+from raft.launch import vllm_server
+from raft.models import from_scratch, weight_check
+from raft.models.weight_check import ProbeError
 
 pytestmark = pytest.mark.engine
 
@@ -32,8 +32,8 @@ TEXTS = [np.random.default_rng(n).integers(3, 290, length).tolist() for n, lengt
 
 
 def policy(folder: Path, seed: int, **config) -> Policy:
-    scratch.make(folder, (prompt.content for prompt in PROMPTS), CONFIG | config, 300, seed)
-    probe.make(folder, probe.first_texts(folder), folder / "probe.json")
+    from_scratch.make(folder, (prompt.content for prompt in PROMPTS), CONFIG | config, 300, seed)
+    weight_check.make(folder, weight_check.first_texts(folder), folder / "probe.json")
     return Policy(folder, folder / "probe.json")
 
 
@@ -74,7 +74,7 @@ def test_every_policy_that_is_loaded_in_turn_answers_as_transformers_does(polici
 
 def test_log_probabilities_of_texts_longer_than_the_window_are_those_of_transformers(policies):
     for held in policies:
-        expected = probe.measure(probe.load_model(held.path), TEXTS)
+        expected = weight_check.measure(weight_check.load_model(held.path), TEXTS)
         for ours, theirs in zip(engine_with(held).likelihoods(TEXTS), expected, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -120,11 +120,11 @@ def test_vllms_own_server_has_the_architecture_too_and_an_untied_head(tmp_path):
     import httpx
 
     held = policy(tmp_path / "untied", 2, tie_word_embeddings=False)
-    expected = probe.measure(probe.load_model(held.path), TEXTS)
-    server = serving.Served(held.path, {})
+    expected = weight_check.measure(weight_check.load_model(held.path), TEXTS)
+    server = vllm_server.Served(held.path, {})
     try:
         for ids, theirs in zip(TEXTS, expected, strict=True):
-            body = {"model": serving.NAME, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+            body = {"model": vllm_server.NAME, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
             headers = {"Authorization": f"Bearer {server.key}"}
             answer = httpx.post(f"{server.url}/completions", json=body, headers=headers, timeout=60, trust_env=False)
             table = answer.json()["choices"][0]["prompt_logprobs"]

@@ -12,10 +12,10 @@ from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response, Score
 from raft.generators.remote import Remote
 from raft.generators.sampling import spell
-from raft.models.chat import load_tokenizer
+from raft.models.chat_templates import load_tokenizer
 from raft.pipeline import stages
-from raft.pipeline.scoring import score_file
-from raft.rewards.judge import Judge
+from raft.pipeline.score_file import score_file
+from raft.rewards.judge.judge import Judge
 
 
 class Server(ThreadingHTTPServer):
@@ -150,7 +150,7 @@ def test_where_no_response_has_a_reward_the_score_fails_with_the_first_reason(se
 def test_no_traceback_of_asyncio_whether_the_server_answers_or_fails(server, files, fails, capfd):
     server.says = lambda asked: (500, {}) if fails else chat(f"[[{longer(asked)}]]")
     judge = Judge(url=server.url, model="m", retries=0, concurrency=2)
-    from raft.data.given import groups
+    from raft.data.responses_file import groups
 
     try:
         list(judge.score(groups(files / "in.jsonl", None)))

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from raft.core.plugins import build
 from raft.core.records import Response
+from raft.core.registry import build
 from raft.generators.sampling import Sampling, first_of, spell, spelled_by
 
 TEXTS = ["hello world", "the cat sat on the mat", "User: who are you?\nAssistant: a cat é"] * 4

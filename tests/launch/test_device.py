@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from raft.core.errors import UserError
-from raft.core.plugins import build
+from raft.core.registry import build
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
 from raft.launch import device
 from raft.rewards.model import RewardModel
 from raft.store import keys
-from raft.trainers import fitting
+from raft.trainers import hf_trainer
 from raft.trainers.sft import SFT
 
 
@@ -66,7 +66,7 @@ def test_other_faults_pass():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_would_break_the_weights_is_refused(value):
     with pytest.raises(UserError, match=r"norm of the gradients is (nan|inf) at step 3.*precision: float32"):
-        fitting._finite("norm of the gradients is", value, 3)
+        hf_trainer._finite("norm of the gradients is", value, 3)
 
 
 @pytest.mark.parametrize(

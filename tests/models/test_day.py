@@ -9,8 +9,8 @@ import worlds
 
 from raft.config import recipe
 from raft.core.errors import UserError
-from raft.models import templates
-from raft.pipeline import scoring
+from raft.models import jinja
+from raft.pipeline import score_file
 from raft.store.runs import Run
 
 RULE = ["reward.function=length"]  # one of raft's own: a module of a recipe can have its name only once in a process
@@ -26,7 +26,7 @@ def clock(monkeypatch):
             def today(cls):
                 return datetime.date.fromisoformat(day)
 
-        monkeypatch.setattr(templates, "date", Fixed)
+        monkeypatch.setattr(jinja, "date", Fixed)
 
     return set_to
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def written() -> str:
-    return templates.write("{{ strftime_now('%d %b %Y') }}", "it", {})
+    return jinja.write("{{ strftime_now('%d %b %Y') }}", "it", {})
 
 
 def test_a_run_that_goes_on_after_midnight_writes_the_day_on_which_it_began(tmp_path: Path, file, monkeypatch, clock):
@@ -66,6 +66,6 @@ def test_a_recipe_can_give_the_day(tmp_path: Path, file, monkeypatch, clock):
 def test_scores_that_are_continued_have_the_day_of_the_first_call(tmp_path: Path, clock):
     scores = tmp_path / "out.jsonl"
     clock("2024-03-01")
-    assert scoring._day(scores) == "2024-03-01"
+    assert score_file._day(scores) == "2024-03-01"
     (tmp_path / "out.jsonl.partial").write_text('{"hash": "x", "key": {}, "day": "2024-02-29"}\n')
-    assert scoring._day(scores) == "2024-02-29"
+    assert score_file._day(scores) == "2024-02-29"

@@ -13,7 +13,7 @@ from raft.core.errors import RowError, UserError
 from raft.core.records import Policy, Prompt, Response
 from raft.generators.sampling import Sampling
 from raft.generators.transformers import Transformers
-from raft.models import chat
+from raft.models import chat_templates
 
 ASKED = Prompt("p", messages=[{"role": "user", "content": "Hello"}])
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
@@ -76,31 +76,33 @@ def test_an_answer_is_taught_with_the_end_of_its_template_and_a_cut_one_too():
     tokenizer = tokenizer_of(TEMPLATES["chatml"])
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     cut = Response("a", tokenizer("a")["input_ids"], None, "marker")
-    assert chat.encode_response(tokenizer, ASKED, "Fine.")[-1] == end
-    assert chat.trained_tokens(tokenizer, cut, is_chat=True)[-1] == end
-    assert chat.trained_tokens(tokenizer, cut)[-1] == tokenizer.eos_token_id
+    assert chat_templates.encode_response(tokenizer, ASKED, "Fine.")[-1] == end
+    assert chat_templates.trained_tokens(tokenizer, cut, is_chat=True)[-1] == end
+    assert chat_templates.trained_tokens(tokenizer, cut)[-1] == tokenizer.eos_token_id
 
 
 def test_what_a_template_writes_behind_the_end_is_not_taught():
     tokenizer = tokenizer_of(TEMPLATES["chatml"] + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}")
-    ids = chat.encode_response(tokenizer, ASKED, "Fine.")
+    ids = chat_templates.encode_response(tokenizer, ASKED, "Fine.")
     assert tokenizer.decode(ids) == "Fine.<|im_end|>"
 
 
 def test_behind_an_answer_without_an_end_eos_is_taught():
     tokenizer = tokenizer_of(NO_END + ASK)
-    assert not chat.writes_end(tokenizer)
-    assert tokenizer.decode(chat.encode_response(tokenizer, ASKED, "Fine.")) == "Fine.</s>"
-    assert tokenizer.decode(chat.encode_prompt(tokenizer, ASKED)) == "user: Hello\nassistant: "
+    assert not chat_templates.writes_end(tokenizer)
+    assert tokenizer.decode(chat_templates.encode_response(tokenizer, ASKED, "Fine.")) == "Fine.</s>"
+    assert tokenizer.decode(chat_templates.encode_prompt(tokenizer, ASKED)) == "user: Hello\nassistant: "
 
 
 def test_a_template_that_knows_no_generation_prompt_is_answered_where_answers_begin():
     tokenizer = tokenizer_of(DEAF)
     whole = tokenizer_of(TEMPLATES["chatml"])
-    assert chat.encode_prompt(tokenizer, ASKED) == chat.encode_prompt(whole, ASKED)
-    assert chat.encode_response(tokenizer, ASKED, "Fine.") == chat.encode_response(whole, ASKED, "Fine.")
+    assert chat_templates.encode_prompt(tokenizer, ASKED) == chat_templates.encode_prompt(whole, ASKED)
+    assert chat_templates.encode_response(tokenizer, ASKED, "Fine.") == chat_templates.encode_response(
+        whole, ASKED, "Fine."
+    )
     inst = tokenizer_of(TEMPLATES["inst"], bos_token="<s>")  # an answer goes on right behind its question
-    assert tokenizer.decode(chat.encode_prompt(inst, ASKED)) == "<s>[INST] Hello [/INST]"
+    assert tokenizer.decode(chat_templates.encode_prompt(inst, ASKED)) == "<s>[INST] Hello [/INST]"
 
 
 @pytest.mark.parametrize(
@@ -108,19 +110,19 @@ def test_a_template_that_knows_no_generation_prompt_is_answered_where_answers_be
 )
 def test_a_template_that_leaves_the_words_out_is_refused(template: str):
     with pytest.raises(UserError, match="leaves out what the user says") as caught:
-        chat.encode_prompt(tokenizer_of(template), ASKED)
+        chat_templates.encode_prompt(tokenizer_of(template), ASKED)
     assert not isinstance(caught.value, RowError)
 
 
 def test_the_ends_of_a_folder_are_read_and_a_broken_one_is_named(tmp_path: Path):
     tokenizer = tokenizer_of(None)
     policy(tmp_path, tokenizer, says=9, eos_token_id=7)
-    read = chat.load_tokenizer(str(tmp_path))
-    assert chat.end_tokens(read) == {tokenizer.eos_token_id, 7}
+    read = chat_templates.load_tokenizer(str(tmp_path))
+    assert chat_templates.end_tokens(read) == {tokenizer.eos_token_id, 7}
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [[2]]}))
-    chat._folder_ends.cache_clear()
+    chat_templates._folder_ends.cache_clear()
     with pytest.raises(UserError, match=r"generation_config.json: eos_token_id is \[\[2\]\]"):
-        chat.end_tokens(read)
+        chat_templates.end_tokens(read)
 
 
 def test_what_the_policy_cannot_read_is_refused(tmp_path: Path):
@@ -128,21 +130,21 @@ def test_what_the_policy_cannot_read_is_refused(tmp_path: Path):
     policy(tmp_path, tokenizer, says=9)
     tokenizer.add_tokens(["<late>"])
     tokenizer.save_pretrained(tmp_path)
-    read = chat.load_tokenizer(str(tmp_path))
+    read = chat_templates.load_tokenizer(str(tmp_path))
     prompt = Prompt("p", text="a <late>")
     with pytest.raises(RowError, match=rf"token {len(tokenizer) - 1} \('<late>'\) is beyond"):
-        chat.require_known(read, prompt, chat.encode_prompt(read, prompt))
+        chat_templates.require_known(read, prompt, chat_templates.encode_prompt(read, prompt))
     deaf = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0, "</s>": 1, "x": 2}, merges=[])), bos_token="</s>"
     )
     unknown = Prompt("p", text="日本語")
     with pytest.raises(RowError, match="knows no character"):
-        chat.require_known(deaf, unknown, chat.encode_prompt(deaf, unknown))
+        chat_templates.require_known(deaf, unknown, chat_templates.encode_prompt(deaf, unknown))
 
 
 def test_a_huge_prompt_is_too_long_by_its_beginning():
     tokenizer = tokenizer_of(None)
     huge = Prompt("p", text=" ".join(CORPUS) * 50_000)
     with pytest.raises(RowError, match=r"characters, of which the first 131072 have .* tokens, more than 100"):
-        chat.require_short(tokenizer, huge, 100)
-    chat.require_short(tokenizer, Prompt("p", text="a" * 130_000), 100)  # what is not huge is counted
+        chat_templates.require_short(tokenizer, huge, 100)
+    chat_templates.require_short(tokenizer, Prompt("p", text="a" * 130_000), 100)  # what is not huge is counted

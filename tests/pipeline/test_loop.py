@@ -14,7 +14,7 @@ import worlds
 
 from raft.cli.forecast import Quiet
 from raft.config import jobs, recipe
-from raft.core import plugins
+from raft.core import registry
 from raft.core.records import dump, read
 from raft.pipeline import loop
 
@@ -64,11 +64,11 @@ def test_keys_name_kinds_and_no_module_of_raft_so_that_modules_can_move(finished
 
 
 def test_every_section_has_a_name_of_its_own_in_keys():
-    for section, known in plugins.TABLE.items():
+    for section, known in registry.TABLE.items():
         for kind in known:
-            assert plugins.stable_name(plugins.find(section, kind)) == f"{section}/{kind}"
+            assert registry.stable_name(registry.find(section, kind)) == f"{section}/{kind}"
     sections = [one for one in vars(jobs).values() if dataclasses.is_dataclass(one) and isinstance(one, type)]
-    names = [plugins.stable_name(one) for one in sections]
+    names = [registry.stable_name(one) for one in sections]
     assert len(names) == len(set(names))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import worlds
 
-from raft.report import drawing
-from raft.report.curves import Curve
+from raft.report.figures import style
+from raft.report.figures.table import Curve
 
 RULES = """
 def picky(prompt, response):
@@ -81,10 +81,10 @@ def test_points_with_missing_rewards_are_open_and_explained():
     from matplotlib.figure import Figure
 
     x, line = np.array([0, 1, 2]), np.array([1.0, 2.0, 3.0])
-    for partial, labels in (([False, True, False], ["a", drawing.PARTIAL]), ([False] * 3, ["a"])):
+    for partial, labels in (([False, True, False], ["a", style.PARTIAL]), ([False] * 3, ["a"])):
         panel = Figure().subplots()
         nothing = np.full(3, math.nan)
-        drawing.draw(panel, Curve(x, line, nothing, nothing, np.array(partial), None), 0, "a")
+        style.draw(panel, Curve(x, line, nothing, nothing, np.array(partial), None), 0, "a")
         assert [one.get_label() for one in panel.get_lines()] == labels
         if any(partial):
             marked = panel.get_lines()[1]

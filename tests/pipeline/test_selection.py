@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.records import Response
 from raft.pipeline.selection import (
     BestOfK,
@@ -263,8 +263,8 @@ def test_shaping_pays_for_the_distance_from_the_first_policy():
     ],
 )
 def test_a_wrong_option_is_named(options, key):
-    faults: list[plugins.Fault] = []
-    assert plugins.component("selection", options, "selection", faults) is None
+    faults: list[registry.Fault] = []
+    assert registry.component("selection", options, "selection", faults) is None
     assert [fault.key for fault in faults] == [key]
 
 
@@ -280,8 +280,8 @@ def test_a_wrong_option_is_named(options, key):
     ],
 )
 def test_every_kind_is_built_from_its_options(options, selection):
-    faults: list[plugins.Fault] = []
-    assert plugins.component("selection", options, "selection", faults) == selection and not faults
+    faults: list[registry.Fault] = []
+    assert registry.component("selection", options, "selection", faults) == selection and not faults
 
 
 def test_a_hundred_thousand_groups_take_little_time():

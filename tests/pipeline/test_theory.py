@@ -8,7 +8,7 @@ import pytest
 import worlds
 
 from raft.core.records import read
-from raft.metrics.metrics import best_of_n_distribution, expected_best_of_n
+from raft.metrics.reward_metrics import best_of_n_distribution, expected_best_of_n
 
 pytestmark = pytest.mark.engine
 K, COUNT = 4, 1024

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from raft.cli import memory
-from raft.cli.memory import Device
+from raft.cli import memory_plan
+from raft.cli.memory_plan import Device
 from raft.config import recipe
-from raft.models import sizes
+from raft.models import model_sizes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIGABYTES = {
@@ -43,7 +43,7 @@ MODELS = {  # what their config.json say
 }  # fmt: skip
 
 
-def model(name: str) -> sizes.Model:
+def model(name: str) -> model_sizes.Model:
     """The shapes of a model, without its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -51,7 +51,7 @@ def model(name: str) -> sizes.Model:
     config = AutoConfig.for_model(**MODELS[name])
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(config).state_dict()
-    return sizes.Model(MODELS[name], {key: tuple(one.shape) for key, one in weights.items()})
+    return model_sizes.Model(MODELS[name], {key: tuple(one.shape) for key, one in weights.items()})
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_training_fits_the_gpu_that_the_recipe_names(name, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     loaded = recipe.load(RECIPES / f"{name}.yaml")
     policy = model(loaded.recipe.policy.model)
-    monkeypatch.setattr(memory, "_folder", lambda loaded, part: Path(part.model))
-    monkeypatch.setattr(sizes, "read", lambda folder: policy)
+    monkeypatch.setattr(memory_plan, "_folder", lambda loaded, part: Path(part.model))
+    monkeypatch.setattr(model_sizes, "read", lambda folder: policy)
     gigabytes = int(re.findall(r"CUDA GPU of (\d+) GB", (RECIPES / f"{name}.yaml").read_text())[0])
     device = Device("cuda", int(GIGABYTES[gigabytes] * 1e9))
-    turn = memory._train(loaded, device)
+    turn = memory_plan._train(loaded, device)
     assert None not in turn.terms.values()
-    assert memory.fits(turn, device.memory), f"{turn.total / 1e9:.1f} GB"
+    assert memory_plan.fits(turn, device.memory), f"{turn.total / 1e9:.1f} GB"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raft.core.imports import beside, module
 from raft.core.records import Prompt
+from raft.core.user_code import beside, module
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

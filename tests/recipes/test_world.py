@@ -6,10 +6,10 @@ import acorn_cafe as world
 import pytest
 from transformers import AutoTokenizer
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.records import Example, Pair, Prompt
 from raft.data import examples, prompts
-from raft.models import scratch
+from raft.models import from_scratch
 from raft.store import keys
 
 ORDER = {"guest": "Mole", "number": "two", "flavour": "plum", "bake": "muffins", "drink": "mint tea"}
@@ -112,7 +112,7 @@ CONFIG |= {"num_attention_heads": 1, "max_position_embeddings": 96}
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    scratch.make(folder, examples.texts(world.Answers(count=2000)), CONFIG, 768, 0)
+    from_scratch.make(folder, examples.texts(world.Answers(count=2000)), CONFIG, 768, 0)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -134,10 +134,10 @@ def test_answers_and_preferences_are_examples_and_pairs_of_few_tokens(tokenizer)
 
 
 def test_options_out_of_range_are_faults_with_a_name():
-    faults: list[plugins.Fault] = []
-    plugins.build(world.Prompts, {"count": 5000, "part": "held-out"}, "prompts", faults)
-    plugins.build(world.Preferences, {"noise": 1.5, "count": 0}, "examples", faults)
-    plugins.build(world.Prompts, {"part": "test"}, "prompts", faults)
+    faults: list[registry.Fault] = []
+    registry.build(world.Prompts, {"count": 5000, "part": "held-out"}, "prompts", faults)
+    registry.build(world.Preferences, {"noise": 1.5, "count": 0}, "examples", faults)
+    registry.build(world.Prompts, {"part": "test"}, "prompts", faults)
     assert [fault.key for fault in faults] == ["prompts.count", "examples.count", "examples.noise", "prompts.part"]
 
 

@@ -13,9 +13,8 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
-from raft.report import drawing
-from raft.report.curves import COLUMNS, Recipe, recipes
-from raft.report.figures import over_n, picture
+from raft.report.figures import over_n, picture, style
+from raft.report.figures.table import COLUMNS, Recipe, recipes
 
 Table = list[list[float | None]]  # rewards by prompt and response
 
@@ -72,7 +71,7 @@ def measured(name: str, *folders: Path) -> list[Recipe]:
 def drawn(name: str, *folders: Path) -> Any:
     from matplotlib import rc_context
 
-    with rc_context(drawing.STYLE):
+    with rc_context(style.STYLE):
         return importlib.import_module(picture.FIGURES[name]).draw(measured(name, *folders))
 
 

@@ -14,8 +14,8 @@ import worlds
 from heads import labels, make, rand
 from reward_models import TEXTS, chat_ids, groups, llama_hidden, make_tokenizer, rewards
 
-from raft.core.contracts import comparable
 from raft.core.errors import UserError
+from raft.core.protocols import comparable
 from raft.core.records import Group, Prompt, Response, read
 from raft.rewards import decision_tree
 from raft.rewards.decision_tree import DecisionTree, Tree, load, preferences

@@ -11,7 +11,7 @@ from reward_models import SIZE, edit, save
 
 from raft.config import preflight, recipe
 from raft.core.records import Prompt, read
-from raft.models import chat
+from raft.models import chat_templates
 from raft.rewards import doctor
 from raft.rewards.model import RewardModel
 
@@ -120,7 +120,7 @@ def test_padding_that_is_also_the_end_is_told(tmp_path: Path):
 
 def test_the_longest_answers_are_measured_in_the_tokens_of_the_reward_model(llama: Path, tmp_path: Path):
     """The policy's tokens are of several letters, those of this reward model of one letter each."""
-    tokenizer = chat.load_tokenizer(str(worlds.make_policy(tmp_path / "policy")))
+    tokenizer = chat_templates.load_tokenizer(str(worlds.make_policy(tmp_path / "policy")))
     prompts = [Prompt(f"p{n}", text=f"the red fox sees {n} hens ") for n in range(3)]
     reward = RewardModel(model=str(llama), template="plain")
     for limit in (20, 200):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raft.core.plugins import Fault, component
 from raft.core.records import Group, Prompt, Response, Score
+from raft.core.registry import Fault, component
 
 LENGTH = {"kind": "rule", "function": "length"}
 TEXTS = ["one", "one two three", "", "four words are here"]

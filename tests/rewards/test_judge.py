@@ -22,7 +22,7 @@ from judges import BIASED, FAIR, GRADE, GRADES, MIXED, MUTE, SCORES, TEXT, WORDS
 from raft.core.errors import UserError
 from raft.core.records import Group, Prompt, Response
 from raft.core.seeds import derive
-from raft.rewards.judge import Judge
+from raft.rewards.judge.judge import Judge
 
 SIZE = {"max_model_len": 64}
 SAYS = judges.says()

@@ -7,9 +7,9 @@ import yaml
 from judges import BIASED, FAIR
 
 from raft.core.errors import UserError
-from raft.core.plugins import build, component
-from raft.pipeline.scoring import score_file
-from raft.rewards.judge import Judge
+from raft.core.registry import build, component
+from raft.pipeline.score_file import score_file
+from raft.rewards.judge.judge import Judge
 from raft.store.keys import describe
 
 WRONG = {

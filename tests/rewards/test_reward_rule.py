@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raft.core import plugins
+from raft.core import registry
 from raft.core.errors import Stopped
 from raft.core.records import Group, Prompt, Response, Score
 from raft.rewards.rule import Rule
@@ -48,8 +48,8 @@ def rewards(function: str, *texts: str, meta: dict[str, Any] | None = None, **ar
 
 
 def faults(**options: Any) -> dict[str, str]:
-    found: list[plugins.Fault] = []
-    plugins.component("reward", {"kind": "rule", **options}, "reward", found)
+    found: list[registry.Fault] = []
+    registry.component("reward", {"kind": "rule", **options}, "reward", found)
     return {fault.key: fault.message for fault in found}
 
 
@@ -182,6 +182,6 @@ def test_repetition_is_minus_the_share_of_n_grams_said_before():
 
 
 def test_the_arguments_of_a_rule_are_in_its_record():
-    found: list[plugins.Fault] = []
-    rule = plugins.component("reward", {"kind": "rule", "function": "repetition", "args": {"n": 2}}, "reward", found)
+    found: list[registry.Fault] = []
+    rule = registry.component("reward", {"kind": "rule", "function": "repetition", "args": {"n": 2}}, "reward", found)
     assert rule == Rule(function="repetition", args={"n": 2}) and not found

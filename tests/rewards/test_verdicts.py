@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from raft.core.errors import UserError
-from raft.rewards import verdicts, wording
-from raft.rewards.verdicts import Outcome, Verdict, grade, outcome, preference
+from raft.rewards.judge.judge import prompts, verdicts
+from raft.rewards.judge.verdicts import Outcome, Verdict, grade, outcome, preference
 
 DEFAULT = r"\[\[(-?\d+(?:\.\d+)?)\]\]"
 
@@ -161,13 +161,13 @@ SHOWN = {"prompt": "PROMPT", "messages": [{"role": "user", "content": "TURN 1"},
 
 
 def test_our_own_words_show_all_that_is_to_be_judged():
-    pair = wording.write(wording.PAIRWISE, "p", **SHOWN, a="{{ 7 * 7 }} <one>", b="<two>")
+    pair = prompts.write(prompts.PAIRWISE, "p", **SHOWN, a="{{ 7 * 7 }} <one>", b="<two>")
     assert "{{ 7 * 7 }} <one>" in pair and "49" not in pair
     assert pair.index("TURN 1") < pair.index("TURN 2") < pair.index("<one>") < pair.index("<two>")
     assert all(f"[[{letter}]]" in pair for letter in "ABC") and preference(pair) == "C"
-    alone = wording.write(wording.GRADE, "p", prompt="PROMPT", messages=[], response="three", lowest="1", highest="10")
+    alone = prompts.write(prompts.GRADE, "p", prompt="PROMPT", messages=[], response="three", lowest="1", highest="10")
     assert "PROMPT" in alone and "three" in alone and "from 1 (" in alone and "to 10 (" in alone
-    assert not [*wording.faults(wording.PAIRWISE, "pairwise"), *wording.faults(wording.GRADE, "grade")]
+    assert not [*prompts.faults(prompts.PAIRWISE, "pairwise"), *prompts.faults(prompts.GRADE, "grade")]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_our_own_words_show_all_that_is_to_be_judged():
 )
 def test_faults_of_templates_are_told(template, mode, words):
     with pytest.raises(AssertionError, match=words):
-        raise AssertionError(list(wording.faults(template, mode)))
+        raise AssertionError(list(prompts.faults(template, mode)))
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_faults_of_templates_are_told(template, mode, words):
 )
 def test_a_template_cannot_leave_its_sandbox(template):
     with pytest.raises(UserError, match=r"prompt 7: reward\.template cannot be written"):
-        wording.write(template, "prompt 7", a="one", b="two", **SHOWN)
+        prompts.write(template, "prompt 7", a="one", b="two", **SHOWN)

@@ -12,7 +12,7 @@ import pytest
 import worlds
 
 from raft.cli import main as cli
-from raft.core import files
+from raft.core import atomic
 from raft.core.errors import UserError
 from raft.store import stamps
 from raft.store.keys import Artifact
@@ -89,7 +89,7 @@ def run(world: Path) -> Path:
 
 def told(*arguments: str) -> tuple[int, str]:
     """The exit status of a command in this process, which forgets what it has read, and what it complained of."""
-    files._digests.clear()
+    atomic._digests.clear()
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         status = cli.execute(cli.parse(list(arguments)))
     return status, "" if status == 0 else said.getvalue()
@@ -121,7 +121,7 @@ def hurt(file: Path, how: Callable[[Path], object]) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "how"), HURT)
 def test_every_damage_is_found(run, name, how):
     with hurt(run / name, DAMAGES[how]):
-        files._digests.clear()
+        atomic._digests.clear()
         with pytest.raises(UserError, match=rf"{artifact_of(run / name)} is damaged: .*raft resume outputs/tiny"):
             stamps.require_all(run)
         stamp = stamps.read_stamp(artifact_of(run / name))

@@ -10,15 +10,15 @@ import pytest
 from folders import stamp, write_run
 
 from raft.cli import main as cli
-from raft.cli import watch
-from raft.cli.narrator import draw
+from raft.cli import status
+from raft.cli.console import draw
 from raft.core import logs, progress
+from raft.core.atomic import create, disk_faults, write_text
 from raft.core.errors import UserError
-from raft.core.files import create, disk_faults, write_text
 from raft.core.progress import Progress
 from raft.report.page import write as report
 from raft.store import branch, runs
-from raft.store.output import Output
+from raft.store.artifact_writer import Output
 from raft.store.runs import Run, is_running, locked
 
 
@@ -212,7 +212,7 @@ def test_the_status_of_a_branch_whose_parent_is_gone_says_so(run, tmp_path):
     shutil.rmtree(made / "iterations" / "001")
     (made / "iterations" / "001").symlink_to(tmp_path / "outputs" / "gone" / "001")
     (made / "run.json").write_text('{"job": "align", "shared": ["iterations/001"]}')
-    assert "iterations/001" in watch.status(made) and "gone with the run that this one branched off" in watch.status(
+    assert "iterations/001" in status.status(made) and "gone with the run that this one branched off" in status.status(
         made
     )
     assert branch.whole(made) == made

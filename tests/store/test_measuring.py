@@ -12,8 +12,8 @@ import pytest
 from raft.core import records
 from raft.core.progress import Progress
 from raft.store import measuring
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact
-from raft.store.output import Output
 
 TEXTS = [["a b", "a b", ""], ["c", "a b c d", "c d"]]
 REASONS = ["stop", "length", "stop"]

@@ -15,9 +15,9 @@ from folders import stamp
 
 from raft.config import recipe
 from raft.core.errors import UserError
-from raft.core.plugins import source, speed
+from raft.core.registry import source, speed
+from raft.store.artifact_writer import Output
 from raft.store.keys import describe
-from raft.store.output import Output
 from raft.store.runs import Run, metrics_rows, stamp_path
 
 

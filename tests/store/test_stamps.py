@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from raft.core import files
+from raft.core import atomic
 from raft.core.errors import UserError
 from raft.store import stamps
+from raft.store.artifact_writer import Output
 from raft.store.keys import Artifact
-from raft.store.output import Output
 from raft.store.runs import Run
 from raft.store.stamps import damage, read_stamp, require_all, stamp_path
 
@@ -72,7 +72,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_no_damaged_rows_are_read_nor_found_finished(run, tmp_path, how):
     source, stamp = tmp_path / "a.jsonl", stamp_path(tmp_path / "a.jsonl").read_bytes()
     DAMAGES[how](source)
-    files._digests.clear()  # as in the next process
+    atomic._digests.clear()  # as in the next process
     for read in (
         lambda: Run(tmp_path, 0).once("a.jsonl", rows),
         lambda: list(Artifact(source, json.loads(stamp)).read()),
@@ -90,7 +90,7 @@ def test_no_damaged_weights_are_read(run, tmp_path, how):
     policy = Artifact(tmp_path / "policy", read_stamp(tmp_path / "policy"))
     assert policy.path == tmp_path / "policy"
     DAMAGES[how](tmp_path / "policy" / "model.safetensors")
-    files._digests.clear()
+    atomic._digests.clear()
     with pytest.raises(UserError, match=r"policy is damaged: model\.safetensors has"):
         _ = policy.path
 
@@ -140,7 +140,7 @@ def test_a_stamp_has_size_and_sha_256_of_every_file(run, tmp_path):
 def test_large_files_are_read_when_they_are_used_and_not_when_a_run_is_opened(run, tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "SMALL", 1000)
     flip(tmp_path / "policy" / "model.safetensors")
-    files._digests.clear()
+    atomic._digests.clear()
     policy = Run(tmp_path, 0).once("policy", model)
     require_all(tmp_path)
     with pytest.raises(UserError, match=r"model\.safetensors"):

@@ -8,7 +8,7 @@ import worlds
 
 from raft.cli.forecast import Quiet
 from raft.config import recipe
-from raft.core.files import write_json
+from raft.core.atomic import write_json
 from raft.pipeline import loop
 from raft.store import timeline
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from raft.metrics import advice
-from raft.metrics.advice import Advice
+from raft.metrics import alerts
+from raft.metrics.alerts import Advice
 
 
 def named(rows: list[dict[str, Any]], **options: Any) -> dict[str, str]:
-    return {one.name: one.level for one in advice.advise(rows, Advice(**options)) if one.level != "ok"}
+    return {one.name: one.level for one in alerts.advise(rows, Advice(**options)) if one.level != "ok"}

@@ -7,7 +7,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from raft.core.records import Example, Response
-from raft.models.chat import render
+from raft.models.chat_templates import render
 from raft.trainers.sft import SFT
 
 WORDS = ["fox", "bee", "elk", "ape", "cat", "dog"]

@@ -13,7 +13,7 @@ import torch
 
 from raft.core.records import Policy, Prompt
 from raft.generators.transformers import Drawing, Transformers, load
-from raft.models.chat import encode_prompt
+from raft.models.chat_templates import encode_prompt
 
 
 class TinyServer(ThreadingHTTPServer):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from raft.core.errors import UserError
 from raft.core.records import Example, Response
-from raft.models import scratch
+from raft.models import from_scratch
 from raft.trainers.sft import SFT
 
 SHAPE = {
@@ -49,7 +49,7 @@ SGD = {"optim": "sgd", "max_grad_norm": 0.0}
 def make_folders(root: Path) -> dict[str, Path]:
     """A policy of each architecture, by its name."""
     for name, config in CONFIGS.items():
-        scratch.make(root / name, TEXTS, config, 280, seed=3)
+        from_scratch.make(root / name, TEXTS, config, 280, seed=3)
     return {name: root / name for name in CONFIGS}
 
 

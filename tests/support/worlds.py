@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from raft.models import scratch
+from raft.models import from_scratch
 
 TINY = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
@@ -28,7 +28,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 
 def make_policy(folder: Path, seed: int = 0) -> Path:
-    scratch.make(folder, (row["prompt"] for row in prompts(200)), TINY, 300, seed)
+    from_scratch.make(folder, (row["prompt"] for row in prompts(200)), TINY, 300, seed)
     return folder
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuning import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 
 from raft.core.errors import UserError
-from raft.models import chat, scratch
+from raft.models import chat_templates, from_scratch
 from raft.trainers.sft import Corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
-    scratch.make(folder, TEXTS, CONFIGS["llama"], 280, seed=3)
+    from_scratch.make(folder, TEXTS, CONFIGS["llama"], 280, seed=3)
     return folder
 
 
@@ -28,7 +28,10 @@ def blocks(folder: Path, size: int) -> torch.Tensor:
     stream = [
         token
         for one in EXAMPLES
-        for token in [*chat.encode_prompt(tokenizer, one.prompt), *chat.trained_tokens(tokenizer, one.response)]
+        for token in [
+            *chat_templates.encode_prompt(tokenizer, one.prompt),
+            *chat_templates.trained_tokens(tokenizer, one.response),
+        ]
     ]
     whole = len(stream) // size
     assert whole >= 3 and len(stream) % size
@@ -66,7 +69,9 @@ def test_an_example_with_a_token_that_the_model_lacks_is_left_out_of_the_blocks(
     for number, examples in enumerate([EXAMPLES, [EXAMPLES[0], strange, *EXAMPLES[1:]]]):
         (tmp_path / str(number)).mkdir()
         corpus = Corpus(tmp_path / str(number), cut=False)
-        corpus.read_blocks(chat.load_tokenizer(str(start)), examples, 16, (256, "x"), lambda *one: dropped.append(one))
+        corpus.read_blocks(
+            chat_templates.load_tokenizer(str(start)), examples, 16, (256, "x"), lambda *one: dropped.append(one)
+        )
         found.append([corpus.texts[index].tolist() for index in range(len(corpus))])
     assert found[0] == found[1] and [one[0] for one in dropped] == ["s"]
     assert "token 1000 (None) is beyond the" in dropped[0][2]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from raft.core.errors import UserError
 from raft.core.records import Pair, Prompt, Response
-from raft.models import conversation, scratch
+from raft.models import from_scratch, reward_templates
 from raft.trainers.reward_model import HEAD_STD, BradleyTerry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ SGD = {"optim": "sgd", "max_grad_norm": 0.0}
 def folders(tmp_path_factory) -> dict[str, Path]:
     made = {name: tmp_path_factory.mktemp(name) for name in CONFIGS}
     for name, folder in made.items():
-        scratch.make(folder, ["kind words are good words", "rude!"], CONFIGS[name], 280, seed=3)
+        from_scratch.make(folder, ["kind words are good words", "rude!"], CONFIGS[name], 280, seed=3)
     return made
 
 
@@ -51,7 +51,7 @@ def train(start: Path, out: Path, pairs: Iterable[Pair] = PAIRS, seed: int = 0, 
 
 def reward(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:
     """One conversation alone, read by transformers itself."""
-    ids = conversation.encode(tokenizer, Prompt("p", text=prompt), response, "plain")
+    ids = reward_templates.encode(tokenizer, Prompt("p", text=prompt), response, "plain")
     return model(input_ids=torch.tensor([ids])).logits[0, 0]
 
 

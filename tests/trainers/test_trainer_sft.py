@@ -23,8 +23,8 @@ from tuning import (
 
 from raft.core.errors import UserError
 from raft.core.records import Example
-from raft.models import attention, chat, probe
-from raft.trainers import fitting, packing
+from raft.models import chat_templates, packed_attention, weight_check
+from raft.trainers import hf_trainer, microbatches
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,8 +39,8 @@ def formula(model: Any, tokenizer: Any, examples: list[Example]) -> torch.Tensor
     """sum of weight * nll / sum of weight, one example after the other, without padding, packing or batches."""
     above, below = torch.zeros(()), 0.0
     for one in examples:
-        prompt = chat.encode_prompt(tokenizer, one.prompt)
-        response = chat.trained_tokens(tokenizer, one.response)
+        prompt = chat_templates.encode_prompt(tokenizer, one.prompt)
+        response = chat_templates.trained_tokens(tokenizer, one.response)
         ids = torch.tensor([[*prompt, *response]])
         logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
         for place in range(len(prompt), ids.shape[1]):
@@ -51,22 +51,24 @@ def formula(model: Any, tokenizer: Any, examples: list[Example]) -> torch.Tensor
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_texts_do_not_see_each_other(folders, name):
-    model = fitting.ready(SFT(), probe.load_model(folders[name]))
+    model = hf_trainer.ready(SFT(), weight_check.load_model(folders[name]))
     texts = [np.random.default_rng(seed).integers(10, 260, size) for seed, size in enumerate([20, 1, 33])]
-    laid = packing.lay(SFT(), model, [[text] for text in texts])
+    laid = microbatches.lay(SFT(), model, [[text] for text in texts])
     with torch.no_grad():
-        together = model(**attention.inputs(laid.inputs), use_cache=False).logits[0]
+        together = model(**packed_attention.inputs(laid.inputs), use_cache=False).logits[0]
         alone = torch.cat([model(input_ids=torch.tensor(text)[None], use_cache=False).logits[0] for text in texts])
     assert float((together - alone).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_proof_of_packing_passes_and_fails_where_the_mask_is_broken(folders, name):
-    model = fitting.ready(SFT(), probe.load_model(folders[name]))
+    model = hf_trainer.ready(SFT(), weight_check.load_model(folders[name]))
     texts = [[np.random.default_rng(seed).integers(10, 260, 20)] for seed in range(2)]
-    packing.prove(SFT(), model, texts, lambda model, inputs: model(**inputs, use_cache=False).logits)
+    microbatches.prove(SFT(), model, texts, lambda model, inputs: model(**inputs, use_cache=False).logits)
     with pytest.raises(UserError, match="mixes packed examples"):
-        packing.prove(SFT(), model, texts, lambda model, inputs: model(inputs["input_ids"], use_cache=False).logits)
+        microbatches.prove(
+            SFT(), model, texts, lambda model, inputs: model(inputs["input_ids"], use_cache=False).logits
+        )
 
 
 MANY = {"tokens_per_forward": 30}  # forward passes in a step
@@ -94,28 +96,32 @@ def test_one_step_of_gradient_descent_is_the_formulas(folders, tmp_path, name, o
 
 def test_a_step_in_many_forward_passes_has_many_bins(folders, tmp_path):
     corpus = Corpus(tmp_path)
-    corpus.read(chat.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None)
-    batches = SFT(tokens_per_forward=30)._batches(probe.load_model(folders["llama"]), corpus, np.arange(5))
+    corpus.read(
+        chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
+    )
+    batches = SFT(tokens_per_forward=30)._batches(weight_check.load_model(folders["llama"]), corpus, np.arange(5))
     assert len(batches) > 2
     assert sum(float(batch["weights"].sum()) for batch in batches) == pytest.approx(1)
 
 
 def test_only_the_places_that_predict_a_response_are_projected_on_the_vocabulary(folders, tmp_path):
-    model = probe.load_model(folders["llama"])
+    model = weight_check.load_model(folders["llama"])
     corpus = Corpus(tmp_path)
-    corpus.read(chat.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None)
+    corpus.read(
+        chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
+    )
     (batch,) = SFT()._batches(model, corpus, np.arange(5))
     loss = Likelihood(model)
     assert loss.selects
-    assert loss._logits(model, fitting.tensors(batch)).shape[1] == corpus.learned
+    assert loss._logits(model, hf_trainer.tensors(batch)).shape[1] == corpus.learned
     loss.selects = False
-    whole = float(loss(model, fitting.tensors(batch))["loss"])
+    whole = float(loss(model, hf_trainer.tensors(batch))["loss"])
     loss.selects = True
-    assert whole == pytest.approx(float(loss(model, fitting.tensors(batch))["loss"]), rel=1e-6)
+    assert whole == pytest.approx(float(loss(model, hf_trainer.tensors(batch))["loss"]), rel=1e-6)
 
 
 def test_the_end_is_learned_where_there_was_one_and_never_added_to_what_was_cut(folders, tmp_path):
-    tokenizer = chat.load_tokenizer(str(folders["llama"]))
+    tokenizer = chat_templates.load_tokenizer(str(folders["llama"]))
     corpus = Corpus(tmp_path)
     rows = [example(1, 4, finish_reason=reason) for reason in ("stop", "length", "marker")]
     corpus.read(tokenizer, rows, (1000, "trainer.max_length"), lambda *drop: None)

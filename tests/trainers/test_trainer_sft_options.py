@@ -4,13 +4,13 @@ import subprocess
 import sys
 from typing import Any
 
-from raft.core import plugins
-from raft.trainers import fitting
+from raft.core import registry
+from raft.trainers import hf_trainer
 
 
 def faults(**options: Any) -> dict[str, str]:
-    found: list[plugins.Fault] = []
-    plugins.component("trainer", {"kind": "sft", **options}, "trainer", found)
+    found: list[registry.Fault] = []
+    registry.component("trainer", {"kind": "sft", **options}, "trainer", found)
     return {fault.key: fault.message for fault in found}
 
 
@@ -37,8 +37,8 @@ def test_the_names_read_from_source_are_those_of_the_classes():
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    read = set(fitting.options_of("transformers", "training_args.py", "TrainingArguments"))
+    read = set(hf_trainer.options_of("transformers", "training_args.py", "TrainingArguments"))
     assert read == {field.name for field in fields(TrainingArguments) if field.init}
-    assert set(fitting.options_of("peft", "tuners/lora/config.py", "LoraConfig")) < {
+    assert set(hf_trainer.options_of("peft", "tuners/lora/config.py", "LoraConfig")) < {
         field.name for field in fields(LoraConfig)
     }

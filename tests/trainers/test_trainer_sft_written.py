@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from tuning import CONFIGS, EXAMPLES, difference, make_folders, train, weights
 
 from raft.core.errors import UserError
-from raft.models import probe
-from raft.trainers import fitting
+from raft.models import weight_check
+from raft.trainers import hf_trainer
 from raft.trainers.sft import SFT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,12 +96,12 @@ def test_the_folder_is_complete(folders, tmp_path):
 def test_the_probe_is_of_the_weights_in_the_folder_and_of_those_before(folders, tmp_path, name, dtype):
     train(folders[name], tmp_path, learning_rate=1e-2, save_dtype=dtype)
     stored = json.loads((tmp_path / "probe.json").read_text())
-    after = probe.measure(probe.load_model(tmp_path), stored["tokens"])
-    before = probe.measure(probe.load_model(folders[name]), stored["tokens"])
-    assert probe.check(tmp_path / "probe.json", after, 1e-5) < 1e-5
+    after = weight_check.measure(weight_check.load_model(tmp_path), stored["tokens"])
+    before = weight_check.measure(weight_check.load_model(folders[name]), stored["tokens"])
+    assert weight_check.check(tmp_path / "probe.json", after, 1e-5) < 1e-5
     assert np.allclose(np.concatenate(before), np.concatenate(stored["before"]), atol=1e-6)
-    with pytest.raises(probe.ProbeError, match="still holds"):
-        probe.check(tmp_path / "probe.json", before, 0.2)
+    with pytest.raises(weight_check.ProbeError, match="still holds"):
+        weight_check.check(tmp_path / "probe.json", before, 0.2)
 
 
 def test_lora_is_merged_into_weights_of_the_same_names(folders, tmp_path):
@@ -141,7 +141,7 @@ def test_training_keeps_the_tensors_that_it_started_from(folders, tmp_path, name
 
 
 def test_a_tensor_that_training_would_lose_stops_it(folders, tmp_path):
-    model, tokenizer = probe.load_model(folders["llama"]), AutoTokenizer.from_pretrained(folders["llama"])
+    model, tokenizer = weight_check.load_model(folders["llama"]), AutoTokenizer.from_pretrained(folders["llama"])
     del model.model.layers[1]
     with pytest.raises(UserError, match=r"has 12 tensors, and .* has 21 \(lost: model\.layers\.1\.input_layernorm"):
-        fitting.save(model, tokenizer, folders["llama"], tmp_path, "float32")
+        hf_trainer.save(model, tokenizer, folders["llama"], tmp_path, "float32")

@@ -1,6 +1,6 @@
 """The reward of the best of n training responses, for n from 1 to K, one line for each policy.
 
-From all K rewards of a prompt without bias (`metrics.metrics.reward_at_n`): n = 1 is the mean, n = K the best of K.
+From all K rewards of a prompt without bias (`reward_metrics.reward_at_n`): n = 1 is the mean, n = K the best of K.
 """
 
 from pathlib import Path
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raft.metrics import metrics
-from raft.report import drawing
-from raft.report.curves import Measured, Recipe
-from raft.report.figures import over_n, reading
+from raft.metrics import reward_metrics
+from raft.report.figures import over_n, reading, style
+from raft.report.figures.table import Measured, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ def measure(folder: Path) -> Measured:
         for number in reading.numbers(
             iteration,
             [f"reward@{n}" for n in range(1, rewards.shape[1] + 1)],
-            np.stack([metrics.reward_at_n(rewards, n) for n in range(1, rewards.shape[1] + 1)], axis=-1),
+            np.stack([reward_metrics.reward_at_n(rewards, n) for n in range(1, rewards.shape[1] + 1)], axis=-1),
             rewards,
         )
     ]
@@ -42,12 +41,12 @@ def draw(found: list[Recipe]) -> "Figure":
     """A panel for each recipe on one scale of reward."""
     columns = min(len(found), 2)
     heights = [3.6] * -(-len(found) // columns)
-    figure, grid = drawing.panels(len(found), columns, 6.8 if columns == 1 else 9.4, heights, sharey=True)
+    figure, grid = style.panels(len(found), columns, 6.8 if columns == 1 else 9.4, heights, sharey=True)
     for panel, recipe in zip(grid, found, strict=True):
         over_n.draw(panel, recipe, "reward", best="")
         if len(found) > 1:
             panel.set_title(recipe.title(), fontweight="bold")
     for panel in grid[::columns]:
         panel.set_ylabel("reward@n, training prompts (own units)")
-    drawing.legend(figure, grid, [one.band for one in found], found[0].title() if len(found) == 1 else None)
+    style.legend(figure, grid, [one.band for one in found], found[0].title() if len(found) == 1 else None)
     return figure

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raft.metrics import metrics
-from raft.report import drawing
-from raft.report.curves import Measured, Number, Recipe
-from raft.report.figures import over_n, reading
+from raft.metrics import reward_metrics
+from raft.report.figures import over_n, reading, style
+from raft.report.figures.table import Measured, Number, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +24,8 @@ MISSING = (
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SETS = {"all": "all K responses", "winners": "winners: what was selected"}
 LOOKS: dict[str, Any] = {
-    "all": {"facecolor": "#DCE9F2", "edgecolor": drawing.COLOURS[0], "hatch": ""},
-    "winners": {"facecolor": "#F3C6A5", "edgecolor": drawing.COLOURS[1], "hatch": "////"},
+    "all": {"facecolor": "#DCE9F2", "edgecolor": style.COLOURS[0], "hatch": ""},
+    "winners": {"facecolor": "#F3C6A5", "edgecolor": style.COLOURS[1], "hatch": "////"},
 }
 HALF, BINS = 0.44, 256
 MOST_VIOLINS = 12  # in one panel
@@ -41,7 +40,7 @@ def measure(folder: Path) -> Measured:
     rewards: dict[tuple[int, str], np.ndarray] = {}
     for iteration, table in training.items():
         rewards[iteration, "all"] = _known(table.ravel())
-        rewards[iteration, "winners"] = _known(selected.get(iteration, metrics.prompt_best(table)))
+        rewards[iteration, "winners"] = _known(selected.get(iteration, reward_metrics.prompt_best(table)))
     there = {key: values for key, values in rewards.items() if len(values)}
     numbers = [number for (iteration, name), values in there.items() for number in _numbers(iteration, name, values)]
     return Measured(folder.name, numbers, reading.k_of(folder), there)
@@ -61,14 +60,14 @@ def _numbers(iteration: int, name: str, rewards: np.ndarray) -> list[Number]:
 
 def draw(found: list[Recipe]) -> "Figure":
     """A panel for each recipe, on one scale of reward; the responses of several seeds are one set."""
-    figure, grid = drawing.panels(len(found), 1, 6.8, [3.4] * len(found), sharex=True, sharey=True)
+    figure, grid = style.panels(len(found), 1, 6.8, [3.4] * len(found), sharex=True, sharey=True)
     for panel, recipe in zip(grid, found, strict=True):
         _panel(panel, recipe)
         if len(found) > 1:
             panel.set_title(recipe.title("all of"), fontweight="bold")
-    drawing.label_iterations(grid, 1)
+    style.label_iterations(grid, 1)
     title = found[0].title("all of") if len(found) == 1 else None
-    drawing.legend(figure, grid, title=title, more=_entries())
+    style.legend(figure, grid, title=title, more=_entries())
     return figure
 
 

@@ -2,7 +2,7 @@
 
 One panel has a point for each policy: while both rise, what is learned is good; where the gold reward turns, the
 reward is being over-optimised. Another has gold@n, the gold reward of the best of n held-out responses by the
-reward (`raft.metrics.metrics.gold_at_n`): what selection from a policy still gains of what is really wanted.
+reward (`raft.metrics.reward_metrics.gold_at_n`): what selection from a policy still gains of what is really wanted.
 """
 
 from pathlib import Path
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raft.metrics import metrics
-from raft.report import drawing
-from raft.report.curves import Measured, Number, Recipe
-from raft.report.figures import over_n, paths, reading
+from raft.metrics import reward_metrics
+from raft.report.figures import over_n, paths, reading, style
+from raft.report.figures.table import Measured, Number, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,10 +37,10 @@ def measure(folder: Path) -> Measured:
 
 def _numbers(iteration: int, proxy: np.ndarray, gold: np.ndarray) -> list[Number]:
     counts = range(1, gold.shape[1] + 1)
-    selected = np.stack([metrics.gold_at_n(gold, proxy, n) for n in counts], axis=-1)
+    selected = np.stack([reward_metrics.gold_at_n(gold, proxy, n) for n in counts], axis=-1)
     both = [
-        *reading.number(iteration, PROXY, metrics.prompt_means(proxy), proxy),
-        *reading.number(iteration, GOLD, metrics.prompt_means(gold), gold),
+        *reading.number(iteration, PROXY, reward_metrics.prompt_means(proxy), proxy),
+        *reading.number(iteration, GOLD, reward_metrics.prompt_means(gold), gold),
     ]
     if len(both) < 2:
         return []
@@ -51,7 +50,7 @@ def _numbers(iteration: int, proxy: np.ndarray, gold: np.ndarray) -> list[Number
 def draw(found: list[Recipe]) -> "Figure":
     """One panel with the paths of all recipes, and one for gold@n of each recipe."""
     panels = 1 + len(found)
-    figure, grid = drawing.panels(panels, 2, 9.4, [3.7] * -(-panels // 2), sharey=True)
+    figure, grid = style.panels(panels, 2, 9.4, [3.7] * -(-panels // 2), sharey=True)
     for place, recipe in enumerate(found):
         iterations = sorted(set(recipe.find(PROXY)) & set(recipe.find(GOLD)))
         x, y = (paths.ends(recipe.find(quantity), iterations) for quantity in (PROXY, GOLD))
@@ -64,5 +63,5 @@ def draw(found: list[Recipe]) -> "Figure":
         panel.set_title(
             "gold@n on held-out prompts" if len(found) == 1 else f"gold@n: {recipe.title()}", fontweight="bold"
         )
-    drawing.legend(figure, grid, [one.band for one in found], paths.title(found), shape="band, cross")
+    style.legend(figure, grid, [one.band for one in found], paths.title(found), shape="band, cross")
     return figure

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raft.metrics import metrics
-from raft.report import drawing
-from raft.report.curves import Measured, Number, Recipe
-from raft.report.figures import over_n, paths, reading
-from raft.report.plots import Sheet
-from raft.report.plots import numbers as numbers_of
+from raft.metrics import reward_metrics
+from raft.report.figures import over_n, paths, reading, style
+from raft.report.figures.lines import Sheet
+from raft.report.figures.lines import numbers as numbers_of
+from raft.report.figures.table import Measured, Number, Recipe
 from raft.store.runs import metrics_rows
 
 if TYPE_CHECKING:
@@ -42,21 +41,21 @@ def measure(folder: Path) -> Measured:
         number
         for quantity, name in zip(REWARDS, ("scores", "gold"), strict=True)
         for iteration, table in reading.held_out(folder, name).items()
-        for number in reading.number(iteration, quantity, metrics.prompt_means(table), table)
+        for number in reading.number(iteration, quantity, reward_metrics.prompt_means(table), table)
     ]
     if not distances or not rewards:
         return Measured(folder.name, [])
     if distances[0].iteration > 0:
         distances.insert(0, Number(0, KL, 0.0))  # of the first policy from itself
     k = reading.k_of(folder)
-    bounds = [Number(one.iteration, BOUND, metrics.kl_bound(k**one.iteration)) for one in distances if k]
+    bounds = [Number(one.iteration, BOUND, reward_metrics.kl_bound(k**one.iteration)) for one in distances if k]
     return Measured(folder.name, [*distances, *bounds, *rewards], k)
 
 
 def draw(found: list[Recipe]) -> "Figure":
     """A panel for each of both rewards that there is, with the paths of all recipes."""
     quantities = [quantity for quantity in REWARDS if any(recipe.find(quantity) for recipe in found)]
-    figure, grid = drawing.panels(len(quantities), 1, 6.8, [3.2] * len(quantities), sharex=True)
+    figure, grid = style.panels(len(quantities), 1, 6.8, [3.2] * len(quantities), sharex=True)
     for panel, quantity in zip(grid, quantities, strict=True):
         for place, recipe in enumerate(found):
             iterations = sorted(set(recipe.find(KL)) & set(recipe.find(quantity)))
@@ -66,7 +65,7 @@ def draw(found: list[Recipe]) -> "Figure":
         panel.set_ylabel(REWARDS[quantity])
     _mark(grid, found)
     grid[-1].set_xlabel("distance from the first policy: √KL (KL in nats per response)")
-    drawing.legend(figure, grid, [one.band for one in found], paths.title(found), shape="cross")
+    style.legend(figure, grid, [one.band for one in found], paths.title(found), shape="cross")
     return figure
 
 

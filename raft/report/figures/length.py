@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raft.report import plots
-from raft.report.curves import Measured, Recipe
+from raft.report.figures import lines
+from raft.report.figures.table import Measured, Recipe
 from raft.store.runs import metrics_rows
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ MISSING = (
     "its metrics.jsonl has no length yet; "
     "leave it out, or wait for its first iteration (raft status shows how far it is)"
 )
-SHEET = plots.Sheet(
+SHEET = lines.Sheet(
     labels={
         "response/tokens": "training prompts, tokens",
         "eval/tokens": "held-out prompts, tokens",
@@ -35,9 +35,9 @@ SHEET = plots.Sheet(
 
 def measure(folder: Path) -> Measured:
     """Those of the metrics that metrics.jsonl has."""
-    return Measured(folder.name, plots.numbers(metrics_rows(folder), SHEET))
+    return Measured(folder.name, lines.numbers(metrics_rows(folder), SHEET))
 
 
 def draw(found: list[Recipe]) -> "Figure":
     """One panel for length and one for diversity, or of several recipes one for each metric."""
-    return plots.figure(found, SHEET)
+    return lines.figure(found, SHEET)

@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from raft.report import drawing
-from raft.report.curves import Recipe
+from raft.report.figures import style
+from raft.report.figures.table import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +16,8 @@ def draw(panel: "Axes", recipe: Recipe, quantity: str, best: str) -> None:
     """The quantities `<quantity>@<n>` of a recipe, on a logarithmic scale of n; `best` says by what the best is."""
     curves = {at: curve for at in iterations(recipe) if (curve := recipe.over_n(quantity, at))}
     shown = thinned(list(curves), MOST_LINES)
-    for place, (at, colour) in enumerate(zip(shown, drawing.gradient(len(shown)), strict=True)):
-        drawing.draw(panel, curves[at], place, f"policy {at}", colour)
+    for place, (at, colour) in enumerate(zip(shown, style.gradient(len(shown)), strict=True)):
+        style.draw(panel, curves[at], place, f"policy {at}", colour)
     most = max((int(curve.x[-1]) for curve in curves.values()), default=1)
     ticks = ticks_to(most)
     panel.set_xscale("log", base=2)

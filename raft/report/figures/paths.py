@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raft.report import drawing
-from raft.report.curves import Number, Recipe
+from raft.report.figures import style
+from raft.report.figures.table import Number, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def draw(panel: "Axes", iterations: list[int], x: np.ndarray, y: np.ndarray, place: int, label: str) -> None:
     """One path; x and y are [3, T]: values, and the lower and upper ends of their intervals (NaN: none)."""
-    colour, marker, dashes = drawing.look(place)
-    every = math.ceil(len(iterations) / drawing.MOST_MARKERS)
+    colour, marker, dashes = style.look(place)
+    every = math.ceil(len(iterations) / style.MOST_MARKERS)
     shown = slice(None, None, every)
     panel.plot(x[0], y[0], color=colour, linestyle=dashes, linewidth=1.3, zorder=2 + 3 * place)
     panel.errorbar(

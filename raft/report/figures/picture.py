@@ -11,11 +11,11 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from raft.core.atomic import refuse_output
 from raft.core.errors import UserError
-from raft.core.files import refuse_output
-from raft.core.plugins import suggest
-from raft.report import drawing
-from raft.report.curves import is_table, recipes, tabulate
+from raft.core.registry import suggest
+from raft.report.figures import style
+from raft.report.figures.table import is_table, recipes, tabulate
 
 FIGURES = {
     "reward": "raft.report.figures.reward",
@@ -48,10 +48,10 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     """
     if name not in FIGURES:
         raise UserError(f"there is no figure {name!r}; {suggest(name, list(FIGURES))}")
-    drawing.writable(out)
+    style.writable(out)
     figure = importlib.import_module(FIGURES[name])
     found = recipes([figure.measure(folder) for folder in folders], figure.MISSING)
-    drawing.save(lambda: figure.draw(found), out)
+    style.save(lambda: figure.draw(found), out)
     table = out.with_suffix(".csv")
     tabulate(found, table)
     return table

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raft.metrics import metrics
-from raft.report.curves import Number
+from raft.metrics import reward_metrics
+from raft.report.figures.table import Number
 from raft.store import stamps
 from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, rewards_of
@@ -71,7 +71,7 @@ def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, rewar
     The same prompts are drawn for all of them, and at every call. `rewards` is as for `number`.
     """
     missing = float(np.isnan(rewards).mean()) if rewards.size else 0.0
-    lows, highs = metrics.bootstrap_bands(per_prompt.astype(float), np.random.default_rng(0))
+    lows, highs = reward_metrics.bootstrap_bands(per_prompt.astype(float), np.random.default_rng(0))
     known = ~np.isnan(per_prompt)
     return [
         Number(iteration, quantity, float(column[there].mean()), float(low), float(high), int(there.sum()), missing)

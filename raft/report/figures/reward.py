@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raft.metrics import metrics
-from raft.report import plots
-from raft.report.curves import Measured, Recipe
-from raft.report.figures import reading
+from raft.metrics import reward_metrics
+from raft.report.figures import lines, reading
+from raft.report.figures.table import Measured, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSING = plots.REWARDS.missing
+MISSING = lines.REWARDS.missing
 SOURCES = {
-    reading.TRAINING: (("reward/best_of_k", metrics.prompt_best), ("reward/mean", metrics.prompt_means)),
-    "evaluation/scores.jsonl": (("reward/eval", metrics.prompt_means),),
-    "evaluation/gold.jsonl": (("gold/eval", metrics.prompt_means),),
+    reading.TRAINING: (("reward/best_of_k", reward_metrics.prompt_best), ("reward/mean", reward_metrics.prompt_means)),
+    "evaluation/scores.jsonl": (("reward/eval", reward_metrics.prompt_means),),
+    "evaluation/gold.jsonl": (("gold/eval", reward_metrics.prompt_means),),
 }
 
 
@@ -28,4 +27,4 @@ def measure(folder: Path) -> Measured:
 
 def draw(found: list[Recipe]) -> "Figure":
     """One panel for the reward and one for the gold reward, or of several recipes one for each metric."""
-    return plots.figure(found, plots.REWARDS)
+    return lines.figure(found, lines.REWARDS)

@@ -11,8 +11,8 @@ from typing import Any
 from raft import __version__
 from raft.core import records
 from raft.core.errors import UserError
-from raft.core.plugins import build
-from raft.metrics import advice, metrics
+from raft.core.registry import build
+from raft.metrics import alerts, reward_metrics
 from raft.store import timeline
 from raft.store.measuring import held_out_means
 from raft.store.runs import about, is_running, metrics_rows, read_resolved
@@ -99,16 +99,16 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was found when the rewards were examined, and what the figures say now (raft/metrics/advice.py)."""
+    """What was found when the rewards were examined, and what the figures say now (raft/metrics/alerts.py)."""
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
     recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
     faults: list[Any] = []
-    options = build(advice.Advice, recipe.get("advice") or {}, "advice", faults)
+    options = build(alerts.Advice, recipe.get("advice") or {}, "advice", faults)
     if faults:
         raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
-    rows = metrics.on_common_prompts(rows, held_out_means(folder))
-    said = advice.advise(rows, options) if rows else []
+    rows = reward_metrics.on_common_prompts(rows, held_out_means(folder))
+    said = alerts.advise(rows, options) if rows else []
     told = [{"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in said]
     return [*examined, *told]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from raft.core import records
 from raft.core.errors import UserError
-from raft.metrics import metrics
+from raft.metrics import reward_metrics
 from raft.store.stamps import iterations
 
 CHUNK = 256 * 1024  # bytes of rows in one block, before they are packed: what a reader unpacks to show one prompt
@@ -122,7 +122,7 @@ class Tally:
         best: list[tuple[int, float]] = []
         if not self.ranked and table.size:
             ns = sorted({*(2**power for power in range(table.shape[1].bit_length())), table.shape[1]})
-            per_prompt = [(n, metrics.reward_at_n(table, n)) for n in ns if n <= table.shape[1]]
+            per_prompt = [(n, reward_metrics.reward_at_n(table, n)) for n in ns if n <= table.shape[1]]
             best = [(n, float(np.nanmean(found))) for n, found in per_prompt if not np.isnan(found).all()]
         return {
             "prompts": len(self.sizes),

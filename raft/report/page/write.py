@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from raft.core.files import create, refuse_output
+from raft.core.atomic import create, refuse_output
 from raft.report.page.facts import facts
 from raft.report.page.groups import batches, encoded, pack
 

@@ -1,0 +1,117 @@
+"""What a run tells while it works: a line for each iteration, the curve, and one prompt before and after."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raft.cli import forecast
+from raft.cli.show import before_and_after
+from raft.core import logs, records
+from raft.core.terminal import safe, say
+from raft.metrics.alerts import Finding, Level, stops, warnings, worse
+from raft.store.keys import Artifact
+from raft.store.runs import Place, Run
+
+
+class Narrator:
+    """Tells a terminal (or a log, in plain lines) what a run does."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.recipe: Any = None
+        self.told: dict[str, Level] = {}
+
+    def opened(self, run: Run, loaded: Any) -> None:
+        """Names the run, and sends the noise of libraries into its log."""
+        self.run, self.recipe = run, loaded.recipe
+        logs.begin(run.folder)
+        say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
+
+    def noticed(self, message: str) -> None:
+        """Prints it."""
+        say(f"notice: {safe(message)}")
+
+    def diagnosed(self, artifact: Artifact) -> None:
+        """Prints what the doctor warns of."""
+        for row in artifact.read():
+            if row["level"] != "ok":
+                say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
+
+    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+        """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
+        assert self.run is not None
+        stopped = stops(findings, self.recipe.advice)
+        rows = list(records.read(self.run.folder / "metrics.jsonl"))
+        draw(self.run.folder)
+        say(summary(rows, it.number))
+        for one in worse(findings, self.told):
+            say(f"{one.level}: {one.name}: {safe(one.message)}")
+        self.told = {one.name: one.level for one in findings}
+        if stopped:
+            names = ", ".join(one.name for one in warnings(findings))
+            say(
+                f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
+                f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
+            )
+
+    def measured(self, artifact: Artifact) -> None:
+        """Prints what a job without iterations measured."""
+        if self.recipe.job == "evaluate-reward":
+            say(compared(artifact.path))
+            return
+        say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
+
+    def closed(self, run: Run, loaded: Any) -> None:
+        """Says where everything is, shows one prompt before and after, and names the next command."""
+        if loaded.recipe.job != "align":
+            return
+        say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
+        say(before_and_after(run.folder))
+        if (said := forecast.compare(run.folder)) is not None:
+            say(f"\n{said}")
+        say(
+            f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf\n"
+            f"      raft report {run.folder}    (one page of HTML with everything)"
+        )
+
+
+def draw(folder: Path) -> None:
+    """reward_curve.png and the numbers behind it, each replaced whole."""
+    from raft.report.figures import picture
+
+    picture.plot("reward", [folder], folder / "reward_curve.png")
+
+
+def compared(figures: Path) -> str:
+    """accuracy.png, replaced whole, and the table of rewards side by side."""
+    from raft.report.figures.accuracy_bars import accuracy_bars
+
+    table, picture = figures.with_suffix(".md"), figures.with_suffix(".png")
+    accuracy_bars(json.loads(figures.read_text(encoding="utf-8")), picture)
+    shown = safe(table.read_text(encoding="utf-8"))
+    return f"\n{shown}\ntable:   {table}\npicture: {picture}\nnumbers: {figures}"
+
+
+def _interval(row: dict[str, Any], key: str) -> str:
+    """The half width of the 95 % interval; and of how many prompts, where some answers have no reward."""
+    failed = row.get(f"{key}_failed", 0.0)
+    over = f", over {row[f'{key}_n']} prompts: {failed:.1%} of the answers have no reward" if failed else ""
+    error = row.get(f"{key}_se")
+    return ("no interval" if error is None else f"±{1.96 * error:.3f}") + over
+
+
+def summary(rows: list[dict[str, Any]], number: int) -> str:
+    """One line on a policy: its evaluation, and the training responses that it came out of."""
+    row = next(row for row in rows if row["iteration"] == number)
+    before = next((row for row in rows if row["iteration"] == number - 1), {})
+    parts = [f"iteration {number}:"]
+    for key, label in (("reward/eval", "held-out reward"), ("gold/eval", "gold")):
+        if key in row:
+            parts.append(f"{label} {row[key]:.3f} ({_interval(row, key)})")
+    if number and "reward/mean" in before:
+        mean, best = before["reward/mean"], before["reward/best_of_k"]
+        parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")
+    elif number and "selection/examples" in before:
+        parts.append(f"trained on {before['selection/examples']} responses")
+    return "  ".join(parts)

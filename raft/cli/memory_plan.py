@@ -1,0 +1,322 @@
+"""How much memory each turn of a recipe needs, as arithmetic: `raft check` prints it, and loads nothing for it.
+
+Generator, reward model and trainer take turns on a GPU (launch/device.py); on a CPU all stand side by side, and only
+likelihoods and training end. Left out: what kernels work in, gaps of the allocator, CUDA itself, and attention that
+keeps a matrix of tokens x tokens.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from raft.config.recipe import Loaded
+from raft.core.errors import UserError
+from raft.core.protocols import takes_pairs
+from raft.generators.remote import Remote
+from raft.generators.transformers import Transformers
+from raft.generators.vllm import VLLM
+from raft.launch import vllm_options
+from raft.models import hub, model_sizes, packing
+from raft.rewards.ensemble import Ensemble
+from raft.rewards.judge.judge import Judge
+from raft.rewards.model import RewardModel
+from raft.rewards.rule import Rule
+from raft.rewards.runner import BATCH_TOKENS
+from raft.trainers.hf_trainer import Fitting
+
+KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
+UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATE = 4 * 4  # bytes in float32: a parameter, its gradient, and the two moments of AdamW
+
+Terms = dict[str, int | None]  # bytes by what they are for; None where config.json does not tell
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the turns are taken, and how many bytes it has; `note` says what could not be found out."""
+
+    kind: Literal["cpu", "cuda"]
+    memory: int
+    note: str = ""
+
+    def size(self, dtype: str) -> int:
+        """Bytes of a number; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+        return BYTES.get(dtype, 2 if self.kind == "cuda" else 4)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn takes; without terms it is not known, and `note` says why.
+
+    It can do without `spare` bytes of that; below 0 it lacks them. `lower` says what makes it smaller. What `ends`
+    gives its memory back on a CPU, too. An engine, which `shares`, counts what is already taken, and leaves it alone.
+    """
+
+    name: str
+    terms: Terms
+    note: str = ""
+    lower: str = ""
+    spare: int = 0
+    ends: bool = False
+    shares: bool = False
+
+    @property
+    def total(self) -> int:
+        """Bytes of all known terms."""
+        return sum(value or 0 for value in self.terms.values())
+
+
+def device() -> Device:
+    """The GPU that a run would use, by what its driver says, or else this machine."""
+    host, chosen = Device("cpu", vllm_options.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if not chosen or version("torch").endswith("+cpu"):
+        return host
+    if found := _by_driver(chosen) or _by_torch():
+        return Device("cuda", found)
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        note = "there is a GPU, but neither nvidia-smi nor torch can say how much memory it has; this is for the CPU"
+        return replace(host, note=note)
+    return host
+
+
+def _by_driver(chosen: str) -> int | None:
+    """Bytes of a GPU by nvidia-smi; None where it does not say, or the GPU is cut into slices (MIG)."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["--query-gpu=memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
+    memory, _, slices = _said(["nvidia-smi", f"--id={chosen}", *query]).partition(", ")
+    return int(memory) * 2**20 if memory.isdigit() and slices != "Enabled" else None
+
+
+def _by_torch() -> int | None:
+    """Bytes of the GPU, or the slice of one, that torch would use; asked in a process that leaves nothing behind."""
+    if not Path("/dev/nvidia0").exists() and not shutil.which("nvidia-smi"):
+        return None
+    said = _said([sys.executable, "-c", "import torch; print(torch.cuda.get_device_properties(0).total_memory)"])
+    return int(said) if said.isdigit() else None
+
+
+def _said(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def plan(loaded: Loaded, where: Device) -> list[Turn]:
+    """The turns of a recipe, in their order. Nothing is fetched: what is not here has no terms, but a note."""
+    recipe, turns = loaded.recipe, list[Turn | None]()
+    evaluation = recipe.evaluation if recipe.job == "align" else None
+    if getattr(recipe, "generator", None) is not None:
+        turns.append(_tried("generate", _generate, loaded, where))
+    for name, key, reward in (
+        ("score", "reward", getattr(recipe, "reward", None)),
+        ("score gold", "evaluation.gold", getattr(evaluation, "gold", None)),
+    ):
+        turns.append(_tried(name, _score, loaded, where, name, key, reward))
+    if evaluation and (evaluation.kl or evaluation.references or recipe.selection.kl):
+        turns.append(_tried("likelihoods", _likelihoods, loaded, where))
+    if hasattr(recipe, "trainer"):
+        turns.append(_tried("train", _train, loaded, where))
+    return [turn for turn in turns if turn is not None]
+
+
+def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
+    """A plan in words; nothing where no turn needs memory."""
+    if turns:
+        place = "the GPU" if where.kind == "cuda" else "this machine"
+        yield f"  memory by turns, as arithmetic, in GB (1e9 bytes), of which {place} has {_gb(where.memory)}:"
+        if where.note:
+            yield f"    {where.note}"
+    known = [turn for turn in turns if turn.terms]
+    for turn in known:
+        yield f"    {turn.name}: {_gb(turn.total)}"
+        yield from (f"      {'?' if value is None else _gb(value):>7} {what}" for what, value in turn.terms.items())
+    for note in dict.fromkeys(turn.note for turn in turns if not turn.terms):
+        yield f"    not known yet of {', '.join(turn.name for turn in turns if turn.note == note)}: {note}"
+    for turn in known:
+        if turn.spare < 0:
+            yield f"    the cache of {turn.name} does not hold one text; {turn.lower}"
+    if known:
+        yield from (_by_turns if where.kind == "cuda" else _side_by_side)(known, where.memory)
+
+
+def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
+    """Whether each turn fits, and which would fit together, the largest sets alone."""
+    wrong = [turn for turn in turns if not fits(turn, memory)]
+    for turn in wrong:
+        left = "" if turn.shares else f", of which {_gb(KEPT)} are left to CUDA and the sleeping engine"
+        yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.lower}"
+    largest = max(turns, key=lambda turn: turn.total)
+    if not wrong:
+        yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
+    some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
+    sets = [one for one in some if sum(turn.total - turn.spare for turn in one) <= memory - KEPT]
+    widest = [one for one in sets if not any({*map(id, one)} < {*map(id, other)} for other in sets)]
+    if widest:
+        named = "; ".join(" + ".join(turn.name for turn in one) for one in widest)
+        yield f"    would fit side by side, with a cache of one text: {named} (they take turns all the same)"
+
+
+def fits(turn: Turn, memory: int) -> bool:
+    """Whether a turn fits on a GPU of so many bytes."""
+    return turn.total <= memory - (0 if turn.shares else KEPT)
+
+
+def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:
+    """Whether all that stays in memory fits, with the largest of what ends."""
+    ending = max((turn for turn in turns if turn.ends), key=lambda turn: turn.total, default=None)
+    together = [turn for turn in turns if not turn.ends or turn is ending]
+    total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
+    how = " side by side" if len(together) > 1 else ""
+    said = f"{how}: {' + '.join(turn.name for turn in together)}, {_gb(total)} of {_gb(memory)}"
+    yield f"    fits{said}" if total <= memory else f"    does not fit{said}; {largest.lower}"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f}" if count >= 1e10 else f"{count / 1e9:.3g}"
+
+
+def _tried(name: str, make: Callable[..., Turn | None], *given: Any) -> Turn | None:
+    """The turn, or why it is not known: files of models, and options that only vLLM and peft check, can be anything."""
+    try:
+        return make(*given)
+    except UserError as why:
+        return Turn(name, {}, str(why))
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, re.error) as fault:
+        return Turn(name, {}, f"config.json or an option cannot be reckoned with ({type(fault).__name__}: {fault})")
+
+
+def _folder(loaded: Loaded, part: Any) -> Path:
+    """The folder of the model that a section names. UserError: why it is not here."""
+    if part.model is None:
+        raise UserError("the run makes the model, out of policy.config")
+    path = Path(part.model)
+    if path.is_dir():
+        return path
+    for need in loaded.needs:
+        if need.folder == path.parent:
+            raise UserError(f"{need.path} makes {path}, and has not been run")
+    if (found := hub.fetched(part.model, part.revision)) is None:
+        raise UserError(f"{part.model} has not been fetched")
+    return found
+
+
+def _longest(recipe: Any) -> int | None:
+    """Tokens of the longest prompt and response, where the recipe says so."""
+    return recipe.prompts.max_tokens + getattr(recipe.generator, "max_tokens", 0) if recipe.job == "align" else None
+
+
+def _product(what: str, count: int | None, unit: str, each: int | None) -> Terms:
+    if count is None or each is None:
+        return {f"{what} (not known)": None}
+    return {f"{what} ({count:,} {unit} x {each:,} bytes)": count * each}
+
+
+def _generate(loaded: Loaded, where: Device) -> Turn | None:
+    generator = loaded.recipe.generator
+    if isinstance(generator, Remote):
+        return None
+    if not isinstance(generator, VLLM | Transformers):
+        raise UserError("generator.kind is one of your own")
+    folder, size = _folder(loaded, loaded.recipe.policy), where.size(generator.dtype)
+    if isinstance(generator, VLLM):
+        return _engine("generate", "generator", folder, size, generator.context, generator.engine, where)
+    model = model_sizes.read(folder)
+    tokens = generator.block * generator.k * (loaded.recipe.prompts.max_tokens + generator.max_tokens)
+    terms = _product("weights", model.parameters(), "parameters", size)
+    terms |= _product("cache", tokens, "tokens", model.cached(size))
+    return Turn("generate", terms, lower="lower generator.block")
+
+
+def _engine(
+    name: str, key: str, folder: Path, size: int, context: int | None, options: Mapping[str, Any], where: Device
+) -> Turn:
+    """vLLM: on a GPU it takes a share of all there is, and what the weights leave of that is the cache."""
+    model, context = model_sizes.read(folder), context or min(vllm_options.model_context(folder), vllm_options.LONGEST)
+    count, token = model.parameters(), model.cached(size)
+    setting, share = f"{key}.engine.gpu_memory_utilization", float(options.get("gpu_memory_utilization", UTILIZATION))
+    cache = int(options.get("kv_cache_memory_bytes") or max(0, share * where.memory - count * size))
+    if where.kind == "cpu":
+        cache, setting = int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"]) * 2**30, "VLLM_CPU_KVCACHE_SPACE"
+    text = context * (token or 0)
+    holds = f"room for {cache // text:,} texts of {context:,} tokens x {token:,} bytes" if text else "texts not known"
+    terms = _product("weights", count, "parameters", size) | {f"cache ({holds})": cache}
+    return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text, shares=True)
+
+
+def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> Turn | None:
+    if reward is None or isinstance(reward, Rule) or (isinstance(reward, Judge) and reward.url):
+        return None
+    if isinstance(reward, Ensemble):
+        return _members(loaded, where, name, key, reward)
+    if not isinstance(reward, Judge | RewardModel):
+        raise UserError(f"{key}.kind is one of your own")
+    folder = _folder(loaded, reward)
+    if isinstance(reward, Judge):
+        size, context = where.size(reward.engine.get("dtype", "auto")), reward.engine.get("max_model_len")
+        return _engine(name, key, folder, size, context, reward.engine, where)
+    model, size = model_sizes.read(folder), where.size(reward.dtype)
+    tokens = max(reward.batch_tokens or BATCH_TOKENS[where.kind], reward.max_tokens)
+    terms = _product("weights", model.parameters(output=False), "parameters", size)
+    terms |= _product("forward pass", tokens, "tokens", model.passing(size))
+    return Turn(name, terms, lower=f"lower {key}.batch_tokens")
+
+
+def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
+    """All members side by side; with `unload`, which is for a GPU, the largest alone."""
+    found = (_score(loaded, where, each, f"{key}.members.{each}", one) for each, one in reward.members.items())
+    members = [turn for turn in found if turn is not None]
+    if not members:
+        return None
+    largest = max(members, key=lambda turn: turn.total)
+    if reward.unload and where.kind == "cuda":
+        return replace(largest, name=name)
+    terms = {f"{turn.name}: {what}": value for turn in members for what, value in turn.terms.items()}
+    spare = sum(turn.spare for turn in members)
+    return Turn(name, terms, lower=f"set {key}.unload: true, or {largest.lower}", spare=spare)
+
+
+def _likelihoods(loaded: Loaded, where: Device) -> Turn:
+    model = model_sizes.read(_folder(loaded, loaded.recipe.policy))
+    tokens = max(packing.FORWARD[where.kind], _longest(loaded.recipe) or 0)
+    terms = _product("weights", model.parameters(), "parameters", 4)
+    terms |= _product("logits", tokens, "tokens", model.logits())
+    return Turn(
+        "likelihoods", terms, lower="leave out evaluation.kl, evaluation.references and selection.kl", ends=True
+    )
+
+
+def _train(loaded: Loaded, where: Device) -> Turn:
+    """With logits for every token of a forward pass, though only those of responses have them."""
+    trainer = loaded.recipe.trainer
+    if not isinstance(trainer, Fitting):
+        raise UserError("trainer.kind is one of your own")
+    model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
+    mixed, count = where.size(trainer.precision) == 2, model.parameters(output=not pairs)
+    longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
+    tokens = max(trainer.tokens_per_forward or packing.FORWARD[where.kind], longest)
+    if trainer.lora is None:
+        terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
+    else:
+        terms = _product("weights", count, "parameters", 4)
+        terms |= _product("LoRA, its gradients and AdamW", model.adapters(trainer.lora), "parameters", STATE)
+    if mixed and not (trainer.lora is not None and trainer.gradient_checkpointing):
+        terms |= _product("their copies in bfloat16", count, "parameters", 2)
+    terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
+    terms |= {} if pairs else _product("logits", tokens, "tokens", model.logits())
+    ways = {
+        f"lower trainer.{'tokens_per_forward' if tokens > longest else 'max_length'}": True,
+        "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,
+        "use trainer.lora": trainer.lora is None,
+    }
+    return Turn("train", terms, lower=" or ".join(way for way, open_ in ways.items() if open_), ends=True)

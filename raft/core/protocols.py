@@ -1,0 +1,198 @@
+"""What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe.
+
+`block`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What an own kind returns
+is looked at before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
+from pathlib import Path
+from typing import Any, Protocol
+
+from raft.core.errors import UserError
+from raft.core.records import Example, Group, Pair, Policy, Prompt, Response, Score
+from raft.core.user_code import guarded, is_own, name_of
+
+Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
+Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
+LARGEST = 1e100  # of a reward: means and variances of such numbers are still numbers
+BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
+
+
+class Generator(Protocol):
+    """Answers prompts with a policy."""
+
+    @property
+    def k(self) -> int:
+        """Responses to each prompt."""
+
+    @property
+    def block(self) -> int:
+        """How many prompts, in order, influence each other's floats; 1 where each response stands for itself."""
+
+    def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+        """One group of k responses for each prompt, as soon as it is finished, in any order.
+
+        Response k of a prompt is drawn with the seed `derive(seed, prompt.id, k)` and nothing else.
+        `prompts` is read lazily, in whole blocks.
+        """
+
+    def proof(self) -> dict[str, Any]:
+        """How it proved that it held the policy, for the stamp of the responses; JSON-able."""
+
+    def release(self) -> None:
+        """Gives the accelerator's memory back; the next call takes it again."""
+
+
+class Reward(Protocol):
+    """Says how good responses are.
+
+    A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
+    numbers say nothing about those of another prompt (`comparable` below). One whose scores of a group do not depend
+    on the other groups says `block = 1`: then a run that goes on scores only the missing groups. One that also says
+    `remote = True` computes elsewhere, and scores in a thread while this machine still generates.
+    """
+
+    def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
+        """One list for each group, in order, with one score for each response, in order.
+
+        A response that cannot be scored has reward None and an error that says why.
+        """
+
+    def release(self) -> None:
+        """Gives the accelerator's memory back; the next call takes it again."""
+
+
+def comparable(reward: Any) -> bool:
+    """Whether the numbers of a reward say which of two responses to different prompts is better, as most do."""
+    return getattr(reward, "comparable", True)
+
+
+def block(component: Any) -> int:
+    """How many groups, in order, influence each other's floats; 1 where each group stands for itself."""
+    return getattr(component, "block", BLOCK)
+
+
+def takes_pairs(trainer: Any) -> bool:
+    """Whether a trainer learns from pairs, as those of reward models do."""
+    return getattr(trainer, "takes_pairs", False)
+
+
+def proof(generator: Any) -> dict[str, Any]:
+    """How a generator proved that it held the policy; empty where it does not say."""
+    if not hasattr(generator, "proof"):
+        return {}
+    with guarded(generator):
+        return generator.proof()
+
+
+def release(component: Any) -> None:
+    """Has a component give the accelerator's memory back, if it holds any."""
+    if hasattr(component, "release"):
+        with guarded(component):
+            component.release()
+
+
+def remote(reward: Any) -> bool:
+    """Whether a reward needs nothing of this machine, as few do, and scores groups in whatever order they come."""
+    return getattr(reward, "remote", False) and block(reward) == 1
+
+
+class Trainer(Protocol):
+    """Makes a policy (or a reward model) out of examples."""
+
+    def train(
+        self, start: Path, examples: Iterable[Example | Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes the folder `out`, which `from_pretrained` and vLLM load, and returns what it measured.
+
+        Deterministic in (start, examples, seed) on one machine. Examples that cannot be trained on are
+        named through `dropped`.
+        """
+
+
+def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+    """The groups of a generator. UserError, which names the class, if they are not what was asked for."""
+    asked: dict[str, Prompt] = {}
+
+    def noted() -> Iterator[Prompt]:
+        for one in prompts:
+            asked[one.id] = one
+            yield one
+
+    if not is_own(generator):
+        yield from generator.generate(policy, prompts, seed)
+        return
+    for group in each(generator, lambda: generator.generate(policy, noted(), seed)):
+        if not isinstance(group, Group) or asked.pop(group.prompt.id, None) is None:
+            raise _broken(generator, "yields one raft.core.records.Group for each prompt that it took", group)
+        if len(group.responses) != generator.k or any(map(_unlike_response, group.responses)):
+            raise _broken(
+                generator, f"gives k = {generator.k} raft.core.records.Response to each prompt", group.responses
+            )
+        yield group
+    if asked:
+        raise _broken(generator, "answers every prompt that it took", f"no answer to {', '.join(list(asked)[:3])}")
+
+
+def _unlike_response(one: Any) -> bool:
+    if not isinstance(one, Response) or not isinstance(one.text, str) or not isinstance(one.token_ids, list):
+        return True
+    numbers = one.logprobs if one.logprobs is not None else []
+    return (
+        not all(isinstance(token, int) and token >= 0 for token in one.token_ids)
+        or (one.logprobs is not None and len(numbers) != len(one.token_ids))
+        or not all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+        or not isinstance(one.finish_reason, str)
+    )
+
+
+def scored(reward: Any, groups: list[Group]) -> Iterator[tuple[Group, list[Score]]]:
+    """Groups with their scores, in order. UserError, which names the class, if there is not one for each response."""
+    found = each(reward, lambda: reward.score(groups))
+    for group in groups:
+        scores = next(found, None)
+        if not isinstance(scores, list | tuple) or not all(isinstance(one, Score) for one in scores):
+            raise _broken(reward, "yields a list of raft.core.records.Score for each group", scores)
+        if len(scores) != len(group.responses):
+            told = f"{len(scores)} for the {len(group.responses)} responses to {group.prompt.id}"
+            raise _broken(reward, "gives one score to each response", told)
+        yield group, [_checked(reward, one) for one in scores]
+    if (more := next(found, None)) is not None:
+        raise _broken(reward, "yields one list for each group, and then ends", more)
+
+
+def _checked(reward: Any, score: Score) -> Score:
+    """The score with plain floats. UserError: a number is none, or not finite."""
+    for name, value in {"reward": score.reward, **score.parts}.items():
+        none = name == "reward" and value is None and isinstance(score.error, str)
+        if not none and not (isinstance(value, Real) and math.isfinite(value) and abs(float(value)) <= LARGEST):
+            raise _broken(reward, "gives finite numbers, or None and an error", f"{name} {value!r}")
+    known = score.reward if score.reward is None else float(score.reward)
+    return Score(known, {str(name): float(part) for name, part in score.parts.items()}, score.error, score.rank)
+
+
+def rows(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a source of prompts or examples, each with its place. UserError, which names the class, if not."""
+    for item in each(source, source.rows):
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], dict)):
+            raise _broken(source, "yields pairs of a place and a row (a dict)", item)
+        yield item
+
+
+def each(component: Any, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """The items of what a component yields, each made with its code guarded."""
+    with guarded(component):
+        items = iter(make())
+    while True:
+        with guarded(component):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def _broken(component: Any, owes: str, found: Any) -> UserError:
+    shown = found if isinstance(found, str) else repr(found)
+    return UserError(f"{name_of(component)} {owes} (raft/core/protocols.py), but here is: {shown[:200]}")

@@ -1,0 +1,72 @@
+"""Which architectures vLLM runs: its own, and those that raft adds by the entry point `vllm.general_plugins`.
+
+vLLM calls `register` in every process of its own, in raft's or in a server's. Classes are named and not imported,
+so that it costs nothing where they are not needed.
+"""
+
+import ast
+import json
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+PLUGINS = "vllm.general_plugins"
+MODELS = {"GPTNeoForCausalLM": "raft.generators.vllm_plugin.gpt_neo:GPTNeoForCausalLM"}
+BACKEND = "vllm.model_executor.models.transformers"  # where vLLM has the classes that run transformers' models
+APART = {
+    name: f"raft.generators.vllm_plugin.transformers_backend:{name}"
+    for name in ("TransformersForCausalLM", "TransformersMoEForCausalLM")
+}
+
+
+def register() -> None:
+    """Adds the models, and puts raft's classes in the place of those of the Transformers backend."""
+    from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
+
+    for architecture, target in MODELS.items():
+        ModelRegistry.register_model(architecture, target)
+    for architecture, model in list(ModelRegistry.models.items()):
+        if isinstance(model, _LazyRegisteredModel) and model.module_name == BACKEND and model.class_name in APART:
+            ModelRegistry.register_model(architecture, APART[model.class_name])
+
+
+def lacking(folder: Path) -> str | None:
+    """The architecture of a model folder if the installed vLLM cannot run it, else None.
+
+    Only the names in config.json decide, never an attempt. Where they are missing, or somebody else's plug-in may
+    have added them, vLLM is left to say itself what it cannot do.
+    """
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if not names or _plugged_in() or any(name in MODELS or name in known() or _wrapped(name) for name in names):
+        return None
+    return names[0]
+
+
+@cache
+def known() -> frozenset[str]:
+    """The architectures of vLLM's own registry, read from its source: importing it takes ten seconds."""
+    spec = find_spec("vllm")
+    assert spec is not None and spec.submodule_search_locations
+    file = Path(spec.submodule_search_locations[0]) / "model_executor" / "models" / "registry.py"
+    tables = {
+        node.targets[0].id: node.value
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+    }
+    parts = [tables[part.id] for part in tables["_VLLM_MODELS"].values if isinstance(part, ast.Name)]
+    return frozenset(key.value for part in parts for key in part.keys if isinstance(key, ast.Constant))  # type: ignore[misc]
+
+
+def _wrapped(architecture: str) -> bool:
+    """Whether vLLM's Transformers backend takes it: vLLM's own rule, which asks transformers' class."""
+    import transformers
+
+    model = getattr(transformers, architecture, None)
+    if not (isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)):
+        return False
+    return model.is_backend_compatible() or model._can_set_attn_implementation()
+
+
+def _plugged_in() -> bool:
+    return any(not entry.value.startswith(("vllm.", "raft.")) for entry in entry_points(group=PLUGINS))

@@ -1,0 +1,325 @@
+"""The client's side of a server that speaks OpenAI's protocol: bounded in time and size, and silent about the key."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from raft.core.errors import Stopped, UserError
+from raft.core.registry import faults_of_range, speed, suggest
+from raft.launch import completions
+from raft.launch.completions import EXCERPT, excerpt
+
+LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
+TRANSIENT = {408, 409, 425, 429}  # statuses that another attempt may change, beside all from 500 on
+LARGEST = 32 << 20  # bytes of an answer, unpacked: 100,000 tokens with their log-probabilities take 15 MB
+PACKED = {"", "identity", "gzip", "deflate"}  # unpacked piece by piece, no piece more than a thousandfold
+OTHER = "; look what runs there: it is to speak OpenAI's protocol"
+RENAMED = "max_completion_tokens"  # what some APIs call max_tokens; they say so when they refuse it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """How a server is asked: `concurrency` requests at a time, a failed one repeated `retries` times.
+
+    `api_key_env` is the name of the environment variable that holds the key. A recipe names a server by any address, so
+    without it no key is sent. `timeout` is in seconds, from the connection to the last byte of an answer.
+    """
+
+    api_key_env: str | None = speed(None)
+    concurrency: int = speed(32)
+    retries: int = speed(5)
+    timeout: float = speed(300.0)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, concurrency=(1, 4096), retries=(0, 1000))
+        if not 0 < self.timeout < float("inf"):
+            yield "timeout", f"{self.timeout!r} is out of range; it must be above 0 seconds"
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, re.ASCII):
+            yield "api_key_env", "is no name of an environment variable; the key itself belongs in none of these files"
+
+    @property
+    def key(self) -> str:
+        """The key, "" where there is none. UserError where no header can carry what the variable holds."""
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"the key in {self.api_key_env} holds characters that no key has; set it anew")
+        return key
+
+
+def url_faults(url: str) -> Iterator[tuple[str, str]]:
+    """Why an option `url` is no address up to a server's version, or holds a secret."""
+    if not _is_address(url):
+        yield "url", f"{url!r} is no address; it must be like http://127.0.0.1:8000/v1"
+    elif urlsplit(url).username is not None or urlsplit(url).query or urlsplit(url).fragment:
+        yield "url", "holds a name, a password or a query; a key belongs into an environment variable (api_key_env)"
+
+
+class Refused(UserError):
+    """The server will not answer this request, however often it is asked; `status` is that of HTTP.
+
+    `filtered`: because of what the request says, as far as the server's words tell.
+    """
+
+    def __init__(self, message: str, status: int, filtered: bool = False):
+        super().__init__(message)
+        self.status, self.filtered = status, filtered
+
+
+class Passing(Exception):
+    """A fault that another attempt may not meet; `wait` is how many seconds the server asks for before it."""
+
+    def __init__(self, fault: str, wait: float = 0.0):
+        super().__init__(fault)
+        self.wait = wait
+
+
+_under_way: dict[int, Callable[[], Any]] = {}  # by thread: what cancels its requests
+
+
+def cancel(thread: int) -> None:
+    """Cancels what `stoppable` runs in another thread, if there is something: Stopped is raised there."""
+    with suppress(KeyError, RuntimeError):  # RuntimeError: its loop has just been closed
+        _under_way[thread]()
+
+
+Item = TypeVar("Item")
+
+
+def items(found: AsyncGenerator[Item]) -> Iterator[Item]:
+    """What an asynchronous generator yields, one at a time. However that ends, the generator is closed first.
+
+    A loop that ends before its generators do closes all of them at once, and those that hold each other fail at it.
+    """
+    with stoppable() as run:
+        try:
+            while (item := run(_next(found))) is not _END:
+                yield item
+        finally:
+            run(found.aclose())
+
+
+async def together(*asked: Coroutine[Any, Any, Item]) -> list[Item]:
+    """As asyncio.gather; when one fails, the others have been cancelled and have ended before that is raised."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_END: Any = object()
+
+
+async def _next(found: AsyncGenerator[Any]) -> Any:
+    return await anext(found, _END)
+
+
+@contextmanager
+def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
+    """A function that runs coroutines, until `cancel` is called for this thread; then it raises Stopped."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        state: dict[str, Any] = {"stopped": False, "task": None}
+
+        async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            state["task"] = asyncio.current_task()
+            if state["stopped"]:
+                coroutine.close()
+                raise Stopped
+            return await coroutine
+
+        def stop() -> None:
+            state["stopped"] = True
+            if state["task"] is not None:
+                state["task"].cancel()
+
+        def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            try:
+                return runner.run(guarded(coroutine))
+            except asyncio.CancelledError:
+                if state["stopped"]:
+                    raise Stopped from None
+                raise
+
+        _under_way[threading.get_ident()] = lambda: loop.call_soon_threadsafe(stop)
+        try:
+            yield run
+        finally:
+            del _under_way[threading.get_ident()]
+
+
+@asynccontextmanager
+async def connected(
+    options: Connection, section: str, url: str, key: str, proxies: bool = True
+) -> "AsyncIterator[Server]":
+    """The server at `url`, for the options of a section of the recipe; without `proxies` it is reached directly."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers |= {"Accept-Encoding": "gzip, deflate"}
+    limits = httpx.Limits(max_connections=None)  # Server.slots is the bound: to wait there is no timeout
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=None, limits=limits, trust_env=proxies
+    ) as client:  # fmt: skip
+        yield Server(options, section, url, key, client)
+
+
+class Server:
+    """The other end of the wire: `ask` it, as often as there is hope."""
+
+    def __init__(self, options: Connection, section: str, url: str, key: str, client: Any):
+        self.options, self.section, self.url, self.key, self.client = options, section, url, key, client
+        self.slots = asyncio.Semaphore(options.concurrency)
+        self.renamed = False
+
+    async def ask(self, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The server's answer, a JSON object. Refused: it said no; UserError: no answer after all attempts."""
+        async with self.slots:
+            for attempt in range(self.options.retries + 1):
+                try:
+                    return await self._attempt(what, path, body)
+                except Passing as one:
+                    fault = one
+                if attempt < self.options.retries:
+                    await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
+        raise UserError(
+            f"{what}: no answer from {self.url} after {self.options.retries + 1} attempts, at last {fault}; see that "
+            "the server runs, speaks OpenAI's protocol and is not overloaded "
+            f"({self.section}.concurrency, timeout), then run it again"
+        )
+
+    async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """One request and its answer. Passing, Refused: there is none; UserError: one that is too large."""
+        sent = self._worded(body)
+        status, headers, content = await self._exchange(what, path, sent)
+        found = _object(content)
+        if 200 <= status < 300 and found is None:
+            raise Passing(f"an answer that is no JSON: {self._excerpt(_words(content))}")
+        error = completions.error_of(found) if found and 200 <= status < 300 else None
+        if 200 <= status < 300 and found is not None and error is None:
+            return found
+        said = error[1] if error else completions.words_of(found) if found else _words(content)
+        fault = f"status {error[0] if error else status}: {self._excerpt(said)}"
+        status = error[0] if error else status
+        if status >= 500 or status in TRANSIENT:
+            raise Passing(fault, retry_after(headers))
+        if sent and "max_tokens" in sent and RENAMED in said:
+            self.renamed = True
+            return await self._attempt(what, path, body)
+        filtered = completions.FILTER.search(_words(content)) is not None
+        raise Refused(f"{what}: {self.url} refuses the request with {fault}{self._hint(status)}", status, filtered)
+
+    async def _exchange(self, what: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
+        """Status, headers and content of an answer, within the timeout and the bound of its size."""
+        import httpx
+
+        try:
+            async with (
+                asyncio.timeout(self.options.timeout),
+                self.client.stream("GET" if body is None else "POST", path, json=body) as answer,
+            ):
+                if (packed := answer.headers.get("Content-Encoding", "").strip().lower()) not in PACKED:
+                    raise UserError(
+                        f"{what}: {self.url} packs its answer by {excerpt(packed)}, which was not asked for{OTHER}"
+                    )
+                content = bytearray()
+                async for piece in answer.aiter_bytes():
+                    content += piece
+                    if len(content) > LARGEST:
+                        raise UserError(f"{what}: {self.url} sends an answer of more than {LARGEST >> 20} MB{OTHER}")
+                return answer.status_code, answer.headers, bytes(content)
+        except TimeoutError:
+            raise Passing(f"no whole answer within {self.options.timeout:g} s") from None
+        except httpx.RequestError as error:
+            raise Passing(f"{type(error).__name__} {self._excerpt(str(error))}".strip()) from None
+
+    def _worded(self, body: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The request in the server's words, as far as it has said that its own differ."""
+        if body is None or not self.renamed:
+            return body
+        return {RENAMED if name == "max_tokens" else name: value for name, value in body.items()}
+
+    def _hint(self, status: int) -> str:
+        if status not in (401, 403) or self.key:
+            return ""
+        name = self.options.api_key_env
+        missing = f"the environment has no {name}" if name else f"{self.section}.api_key_env names the variable of one"
+        return f"; no key was sent ({missing})"
+
+    async def card(self, model: str) -> dict[str, Any]:
+        """What the server says of a model, {} if it does not say what it has. UserError: it has no such model."""
+        try:
+            models = (await self.ask("the list of models", "models")).get("data")
+        except Refused:
+            return {}  # not every server has a list
+        listed = models if isinstance(models, list) else []
+        cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
+        if model not in cards:
+            known = self._excerpt(suggest(model, list(cards)) if cards else f"what it lists is {models!r}{OTHER}")
+            raise UserError(f"{self.section}.model: {self.url} has no model {model!r}; {known}")
+        return cards[model]
+
+    def _excerpt(self, said: str) -> str:
+        """A text without the key, which some servers repeat."""
+        return excerpt(said.replace(self.key, "(the key)") if self.key else said)
+
+
+def is_vllm(card: dict[str, Any]) -> bool:
+    """Whether a model's card is that of vLLM's own server."""
+    return card.get("owned_by") == "vllm"
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after a failed attempt: doubling up to a limit, and spread so that requests part."""
+    return min(LONGEST_PAUSE, 0.5 * 2 ** min(attempt, 16)) * random.uniform(0.5, 1.0)
+
+
+def retry_after(headers: Any) -> float:
+    """The seconds a server asks to wait, given as such or as a date; 0 where it does not ask."""
+    said = headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that an answer is, None if it is none; a bare list stands for its data (lists of models)."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number with thousands of digits
+        return None
+    return {"data": found} if isinstance(found, list) else found if isinstance(found, dict) else None
+
+
+def _words(content: bytes) -> str:
+    return content[: 4 * EXCERPT].decode("utf-8", "replace")
+
+
+def _is_address(url: str) -> bool:
+    import httpx
+
+    try:
+        address = urlsplit(url)
+        httpx.URL(url)
+        if not url.isprintable() or " " in url:  # urlsplit leaves line breaks out
+            return False
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except (ValueError, httpx.InvalidURL):
+        return False

@@ -1,0 +1,113 @@
+"""How large a model is, by config.json and the headers of its weights: parameters, and bytes of a token by purpose."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from raft.models import checkpoint, weight_check
+
+NAMES = {  # what config.json calls by several names
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
+    "width": ("hidden_size", "n_embd", "d_model"),
+    "inner": ("intermediate_size", "n_inner", "ffn_dim"),
+}
+CACHING = ("full_attention", "sliding_attention", "chunked_attention")  # kinds of layers that have a cache
+OUTPUT = ("lm_head.weight", "lm_head.bias")
+
+
+@dataclass(frozen=True)
+class Model:
+    """config.json of a model, and the shapes of its weights by name. What config.json does not tell is None."""
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Sequence[int]]
+
+    def parameters(self, output: bool = True) -> int:
+        """How many numbers the weights are, with the output layer or without; a tied one is the embedding."""
+        counts = output and self.config.get("tie_word_embeddings") is not True
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if counts or name not in OUTPUT)
+
+    def adapters(self, lora: Mapping[str, Any]) -> int | None:
+        """How many numbers LoRA trains: of each matrix that is adapted, its rank times both sides."""
+        targets = lora.get("target_modules") or _adapted().get(self.config.get("model_type", ""))
+        if targets is None:
+            return None
+        sides = (sum(shape) for name, shape in self.shapes.items() if len(shape) == 2 and _is_adapted(name, targets))
+        return int(lora.get("r", 8)) * sum(sides)
+
+    def cached(self, size: int) -> int | None:
+        """Bytes that a token leaves in the cache: a key and a value of each head in each layer."""
+        layers, heads, width = map(self._number, ("layers", "heads", "width"))
+        if layers is None or heads is None or width is None or "kv_lora_rank" in self.config:
+            return None
+        if kinds := self.config.get("layer_types"):
+            layers = sum(kind in CACHING for kind in kinds)
+        one = self.config.get("multi_query") and not self.config.get("new_decoder_architecture")
+        kept = 1 if one else self._number("kv_heads") or heads
+        return 2 * layers * kept * (self.config.get("head_dim") or width // heads) * size
+
+    def passing(self, size: int) -> int | None:
+        """Bytes of a token in a forward pass at its widest: four rows of the states, three of the inner layer."""
+        width = self._number("width")
+        return None if width is None else size * (4 * width + 3 * self._inner(width))
+
+    def kept(self, mixed: bool, checkpointed: bool) -> int | None:
+        """Bytes of a token that training keeps for the way back; a count as in Korthikanti et al. 2022, 2205.05198.
+
+        Weights are float32, so a layer keeps 4 rows of the states in float32 whatever the precision: what its two norms
+        read and make. In the precision of the products it keeps 7 more (two inputs, query, key, value, and the output
+        of attention twice), and 4 rows of a gated inner layer. If `checkpointed`, a layer keeps one row in float32, and
+        one layer is whole.
+        """
+        layers, width, size = self._number("layers"), self._number("width"), 2 if mixed else 4
+        if layers is None or width is None:
+            return None
+        layer = 4 * 4 * width + size * (7 * width + 4 * self._inner(width))
+        return layers * 4 * width + layer if checkpointed else layers * layer
+
+    def logits(self) -> int | None:
+        """Bytes of a token whose likelihood is asked, in float32: the logits, their log-probabilities, and a gradient
+        or, where nothing is learned, a copy."""
+        vocabulary = self.config.get("vocab_size")
+        return None if vocabulary is None else 3 * 4 * vocabulary
+
+    def _number(self, what: str) -> int | None:
+        return next((self.config[name] for name in NAMES[what] if isinstance(self.config.get(name), int)), None)
+
+    def _inner(self, width: int) -> int:
+        return self._number("inner") or 4 * width  # as GPT-2 and those after it have it where nothing is said
+
+
+def read(folder: Path) -> Model:
+    """The model of a folder. UserError if the sizes of its weights cannot be told."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shapes = checkpoint.shapes(folder)
+    weights = {name: shape for name, shape in shapes.items() if not weight_check.OLD_BUFFERS.search(name)}
+    return Model(config | (config.get("text_config") or {}), weights)
+
+
+def _is_adapted(weight: str, targets: str | Sequence[str]) -> bool:
+    module = weight.removesuffix(".weight")
+    if targets == "all-linear":
+        return re.search(r"\.\d+\.", module) is not None
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(f".{module}".endswith(f".{target}") for target in targets)
+
+
+def _adapted() -> dict[str, list[str]]:
+    """The modules that peft adapts by itself, by type of model, read from its source: importing it imports torch."""
+    spec = find_spec("peft")
+    assert spec is not None and spec.origin is not None, "peft is not installed"
+    tree = ast.parse((Path(spec.origin).parent / "utils" / "constants.py").read_text(encoding="utf-8"))
+    name = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
+    tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
+    return ast.literal_eval(tables[0])

@@ -1,0 +1,222 @@
+"""Attention over packed rows (`models.layout.pack`), for every decoder of transformers whose attention can be replaced.
+
+Which spans a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
+is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers
+makes a mask of tokens x tokens, of which most is thrown away; here a span is computed by itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from raft.models import packing
+
+NAME = "raft_packed"  # in the registers of transformers
+TOGETHER = {"cuda"}  # kinds of devices where a call costs more than padding: texts of like length share one there
+CANNOT = (NotImplementedError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
+Span = tuple[int, int, int, int]
+
+
+def inputs(laid: Mapping[str, Any], device: Any = None) -> dict[str, Any]:
+    """What the model's forward takes, on its device; but spans stay in host memory, for they are read in Python."""
+    import torch
+
+    return {name: torch.as_tensor(one, device="cpu" if one.ndim == 4 else device) for name, one in laid.items()}
+
+
+def adopt(model: Any, see: Callable[..., Any]) -> bool:
+    """Gives the model this attention if it then computes for packed texts what it computes for each alone.
+
+    `see(model, **inputs)` is what the model computes [1, tokens, ...]. Decided on made-up texts, so by the model alone;
+    a model that cannot keeps the attention that it had.
+    """
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    with suppress(*CANNOT):
+        model.set_attn_implementation(_register())
+        if config._attn_implementation == NAME and _agrees(model, see, config.vocab_size):
+            return True
+    if config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    return False
+
+
+def adopted(model: Any) -> bool:
+    """Whether the model has this attention."""
+    return model.config.get_text_config()._attn_implementation == NAME
+
+
+def _agrees(model: Any, see: Callable[..., Any], vocabulary: int) -> bool:
+    import torch
+
+    random = np.random.default_rng(0)
+    pieces = [random.integers(vocabulary, size=length) for length in (packing.WORTH, 3, 6, 4)]
+    families = [[np.concatenate([pieces[0], rest]) for rest in pieces[1:3]], [pieces[3]]]
+    laid = packing.pack(families)
+    some = next(model.parameters())
+    trains = model.training
+    model.eval()
+    with torch.no_grad():
+        together = see(model, **inputs(laid.inputs, some.device))[0].float()
+        texts = (torch.as_tensor(text, device=some.device)[None] for family in families for text in family)
+        alone = [see(model, input_ids=text)[0].float() for text in texts]
+    model.train(trains)
+    apart = max(
+        float((together[places] - one).abs().max() / one.abs().max())
+        for places, one in zip(laid.places, alone, strict=True)
+    )
+    return apart < (1e-3 if some.dtype == torch.float32 else 0.05)
+
+
+@lru_cache
+def _register() -> str:
+    """Makes the attention known to transformers, and returns its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float | None = None,
+    dropout: float = 0.0, sliding_window: int | None = None, **more: Any,
+) -> tuple[Any, None]:  # fmt: skip
+    """The attention function; shapes as in transformers: [1, heads, tokens, width], out [1, tokens, heads, width]."""
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is None or attention_mask.dtype != torch.int64:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, **more,
+        )  # fmt: skip
+    for option in ("softcap", "s_aux", "position_bias"):
+        if more.get(option) is not None:
+            raise NotImplementedError(f"packed attention has no {option}")
+    groups = getattr(module, "num_key_value_groups", 1)
+    options = {"scale": scaling, "dropout_p": dropout}
+    spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
+    families = _families(spans, query.device, sliding_window, query.device.type in TOGETHER)
+    # Split at once: the gradient of a slice is as large as what it was cut out of.
+    apart = (one[0].transpose(0, 1).split([family.length for family in families]) for one in (query, key, value))
+    seen = (family.see(q, k, v, groups, options) for family, q, k, v in zip(families, *apart, strict=True))
+    return torch.cat([piece for pieces in seen for piece in pieces])[None], None
+
+
+class Family(NamedTuple):
+    """Spans that are attended to together: one and those that go on from it, or some of like length. Side by side."""
+
+    length: int  # of all its spans
+    mask: Any = None  # of the span's queries and keys, where plain causality is not all
+    rest: "Rest | None" = None
+
+    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Iterator[Any]:
+        """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
+        shared = self.length if self.rest is None else self.rest.shared
+        if shared:
+            q, k, v = (one[None, :shared] for one in (query, key, value))
+            yield _attend(q, k, v, self.mask, groups, options)
+        if self.rest is not None:
+            yield self.rest.see(query, key, value, groups, options)
+
+
+class Rest(NamedTuple):
+    """Spans that go on from a shared one, or from none, padded to the longest."""
+
+    shared: int
+    mask: Any  # of queries and keys, where plain causality is not all
+    queries: Any  # [spans, longest]: which token of the family each query is
+    keys: Any  # [spans, shared + longest]
+    kept: Any  # which of the queries, as one line, are tokens and not padding
+
+    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
+        """As `Family.see`, for the tokens behind the shared ones."""
+
+        def chosen(one: Any, which: Any) -> Any:
+            return one.index_select(0, which.view(-1)).view(*which.shape, *one.shape[1:])
+
+        q, k, v = chosen(query, self.queries), chosen(key, self.keys), chosen(value, self.keys)
+        return _attend(q, k, v, self.mask, groups, options).index_select(0, self.kept)
+
+
+def _attend(query: Any, key: Any, value: Any, mask: Any, groups: int, options: dict[str, Any]) -> Any:
+    """Attention, causal without a mask. Shapes [rows, tokens, heads, width]; out [rows x tokens, heads, width]."""
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+    causal = mask is None and q.shape[2] > 1
+    grouped = mask is None and groups > 1 and q.device.type in TOGETHER  # its kernels take a key for several queries
+    if not grouped:
+        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+    seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, **options)
+    return seen.transpose(1, 2).flatten(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _families(spans: tuple[Span, ...], device: Any, window: int | None, together: bool) -> list[Family]:
+    import torch
+
+    with torch.inference_mode(False):  # what is kept here may be used in training next
+        found = []
+        for lengths, rest in _grouped(spans, together):
+            shared, others = (lengths[0], rest) if len(lengths) == 1 else (0, lengths)
+            padded = _rest(shared, others, window, device) if others else None
+            found.append(Family(shared + sum(others), _mask(0, shared, window, device), padded))
+        return found
+
+
+def _grouped(spans: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Lengths of a span and of those that go on from it; or, `together`, of some that are alone and of like length."""
+    alone: list[int] = []
+    at = 0
+    while at < len(spans):
+        start, length, *_ = spans[at]
+        at += 1
+        rest = []
+        while at < len(spans) and spans[at][2:] == (start, length):
+            rest.append(spans[at][1])
+            at += 1
+        if alone and (rest or not together or max(*alone, length) > 2 * min(*alone, length)):
+            yield alone, []
+            alone = []
+        if rest:
+            yield [length], rest
+        else:
+            alone.append(length)
+    if alone:
+        yield alone, []
+
+
+def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) -> Rest:
+    import torch
+
+    longest = max(lengths)
+    steps, sizes = np.arange(longest), np.array(lengths)[:, None]
+    starts = shared + np.cumsum([0, *lengths[:-1]])[:, None]
+    # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
+    queries = starts + np.minimum(steps, sizes - 1)
+    keys = np.concatenate([np.tile(np.arange(shared), (len(lengths), 1)), queries], 1)
+    indices = (torch.as_tensor(one, device=device) for one in (queries, keys, np.flatnonzero(steps < sizes)))
+    return Rest(shared, _mask(shared, longest, window, device), *indices)
+
+
+def _mask(shared: int, length: int, window: int | None, device: Any) -> Any:
+    """Which keys [shared + length] each query [length] sees: all up to its own place, or the last `window` of them.
+
+    None where that is plain causality.
+    """
+    import torch
+
+    if not shared and (window is None or length <= window):
+        return None
+    behind = torch.arange(shared, shared + length, device=device)[:, None] - torch.arange(
+        shared + length, device=device
+    )
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)

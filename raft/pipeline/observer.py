@@ -1,0 +1,31 @@
+"""Who is told of a run's steps: the command line prints them, trackers send them on, a notebook may draw them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from raft.config.recipe import Loaded
+from raft.metrics.alerts import Finding
+from raft.store.keys import Artifact
+from raft.store.runs import Place, Run
+
+
+class Told(Protocol):
+    """What is told, in the order in which it comes."""
+
+    def opened(self, run: Run, loaded: Loaded) -> None:
+        """A run begins or goes on."""
+
+    def noticed(self, message: str) -> None:
+        """Something is done in another way than one would expect."""
+
+    def diagnosed(self, artifact: Artifact) -> None:
+        """The rewards have been examined."""
+
+    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+        """An iteration is complete, and this is what its figures say; 0 is the untouched policy."""
+
+    def measured(self, artifact: Artifact) -> None:
+        """A job without iterations has its result."""
+
+    def closed(self, run: Run, loaded: Loaded) -> None:
+        """A run is complete."""

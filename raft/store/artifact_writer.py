@@ -1,0 +1,135 @@
+"""What a stage writes its artifact through: whole, or group by group into a partial file that outlives a kill."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raft.core import records, signals, timing
+from raft.core.atomic import Disk, create
+from raft.core.errors import UserError
+from raft.core.progress import Progress
+from raft.models import jinja
+from raft.store.stamps import differences
+
+SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
+
+
+@dataclass
+class Output:
+    """What a stage writes its artifact through: whole (`write`, or anything at `path`), or group by group
+    in any order (`resume`, `append`, `gather`), which survives a kill between any two groups."""
+
+    path: Path
+    partial: Path
+    hash: str
+    seed: int
+    iteration: int
+    progress: Progress
+    rows: int = 0
+    rows_in: int | None = None
+    drops: list[records.Drop] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    stage: str = ""
+    disk: Disk = field(default_factory=Disk)
+    key: dict[str, Any] = field(default_factory=dict)
+    _file: Any = None
+    _synced: float = 0.0
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """The whole artifact, in order."""
+        self.rows = records.write(self.path, signals.watched(rows))
+
+    def drop(self, prompt_id: str, index: int | None, reason: str) -> None:
+        """Says that a row goes no further."""
+        self.drops.append(records.Drop(prompt_id, index, self.stage, reason))
+
+    def advance(self, done: int, total: int) -> None:
+        """Moves the progress bar."""
+        self.progress.advance(done, total)
+
+    def resume(self) -> dict[str, int]:
+        """Opens the partial file where an earlier attempt left it: ids that are done, and where they stand.
+
+        A record that was cut off in the middle is cut away. UserError if the file is of other inputs, or damaged.
+        """
+        if self.partial.is_symlink():
+            raise UserError(f"{self.partial} is a link, and raft writes through none inside a run; delete it")
+        if self.partial.exists():
+            self._recover()
+        self._file = open(self.partial, "ab")  # noqa: SIM115 - `close` closes it, or the end of the process
+        if self._file.tell() == 0:
+            self._file.write(records.dump({"hash": self.hash, "key": self.key, "day": jinja.today()}))
+            self._file.flush()
+        self.progress.before = len(self.offsets)
+        return self.offsets
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a finished group; from here on a kill does not lose it."""
+        with timing.part("sync"):
+            self.disk.settle()
+        self.offsets[row["prompt_id"]] = self._file.tell()
+        self._file.write(records.dump(row))
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the partial file as it is."""
+        self._file.close()
+
+    def gather(self, ids: Iterable[str]) -> None:
+        """The artifact from the partial file, in the order of `ids`. Stopped if one is missing because of a signal."""
+        self.close()
+        with open(self.partial, "rb") as partial, create(self.path) as whole:
+            for prompt_id in ids:
+                if prompt_id not in self.offsets:
+                    signals.check()
+                partial.seek(self.offsets[prompt_id])
+                whole.write(partial.readline())
+                self.rows += 1
+
+    def _recover(self) -> None:
+        end = 0
+        with open(self.partial, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                row = self._row(number, line)
+                if number == 1:
+                    self._require_same(row)
+                elif not isinstance(name := row.get("prompt_id"), str) or name in self.offsets:
+                    said = f"a second row of prompt {name!r}" if isinstance(name, str) else "a row without a prompt_id"
+                    raise self._damaged(number, said)
+                else:
+                    self.offsets[name] = end
+                end += len(line)
+        os.truncate(self.partial, end)
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = records.parse(line)
+        except (ValueError, RecursionError) as fault:
+            raise self._damaged(number, f"no line of JSON ({' '.join(str(fault).split())[:80]})") from None
+        if not isinstance(row, dict):
+            raise self._damaged(number, f"expected an object such as {{...}}, found {type(row).__name__}")
+        return row
+
+    def _damaged(self, number: int, said: str) -> UserError:
+        return UserError(f"{self.partial}:{number}: damaged: {said}; delete that file to make all of it again")
+
+    def _require_same(self, head: dict[str, Any]) -> None:
+        """UserError if the rows were made of something else; it names what, as far as the head says."""
+        if head.get("hash") != self.hash:
+            changed = differences(head["key"], self.key) if isinstance(head.get("key"), dict) and self.key else ()
+            listed = "".join(f"  {change}\n" for change in itertools.islice(changed, 12))
+            raise UserError(
+                f"{self.partial}: half-made from other inputs than those of now"
+                + (f"; what changed:\n{listed}" if listed else "; ")
+                + "delete that file to make it anew, or go back to the inputs that it was made from"
+            )

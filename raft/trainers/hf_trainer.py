@@ -1,0 +1,446 @@
+"""What all training has in common: its options, transformers.Trainer underneath, and a folder at the end.
+
+The only file that uses Trainer. We write the data path: which tokens are in a step, what is learned from each,
+and how a step's loss is the sum over several forward passes. Trainer brings the rest: optimisers, schedules,
+clipping, mixed precision, checkpointed activations, compilation.
+"""
+
+import ast
+import importlib.util
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_type_hints
+
+import numpy as np
+
+from raft.core import registry
+from raft.core.atomic import permit
+from raft.core.errors import UserError
+from raft.core.protocols import Advance, Dropped
+from raft.core.seeds import derive
+from raft.core.timing import part
+from raft.launch import device as devices
+from raft.models import checkpoint, packed_attention, packing, weight_check
+from raft.trainers.batches import Order
+
+Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
+Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
+
+SCHEDULES = Literal[
+    "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts",
+    "cosine_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+
+WORKERS = 256
+HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
+
+# What the run itself decides, has an option of its own for, or would pass by our data path without effect.
+DECIDED = re.compile(
+    r"output_dir|seed|data_seed|report_to|run_name|project|trackio_.*|num_train_epochs|max_steps|learning_rate"
+    r"|lr_scheduler_type|warmup_.*|weight_decay|per_.*_batch_size|batch_.*|auto_find_batch_size"
+    r"|gradient_accumulation_steps|gradient_checkpointing|bf16.*|fp16.*|use_cpu|use_cache|logging_.*|log_.*|save_.*"
+    r"|eval_.*|do_.*|disable_tqdm|remove_unused_columns|push_to_hub|hub_.*|resume_from_checkpoint|restore_.*"
+    r"|load_best_.*|metric_for_.*|greater_is_better|prediction_loss_only|include_.*|ignore_data_skip"
+    r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
+    r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
+)
+ADVICE = "lower trainer.tokens_per_forward, set trainer.gradient_checkpointing: true, or use trainer.lora"
+UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes.
+
+    On a CPU equal inputs give equal bytes; kernels of GPUs may add in no fixed order, unless args has full_determinism.
+    """
+
+    takes_pairs: ClassVar[bool] = False
+
+    learning_rate: float = 2.0e-5
+    epochs: int = 2
+    batch_size: int = 32
+    schedule: SCHEDULES = "linear"
+    warmup: float = 0.0  # share of the steps
+    weight_decay: float = 0.0
+    max_length: int = 2048  # in tokens; what is longer is dropped, never cut
+    packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
+    tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
+    gradient_checkpointing: bool = registry.speed(False)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
+
+    def train(
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """Writes a model folder into `out` and gives the memory of the training back; see contracts.Trainer."""
+        try:
+            return self.fit(start, examples, out, seed, advance, dropped)
+        finally:
+            free()
+
+    def fit(
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
+    ) -> dict[str, float]:
+        """What a trainer of its kind does."""
+        raise NotImplementedError
+
+    def resolved(self) -> dict[str, Any]:
+        """What follows the device where the recipe leaves it open."""
+        tokens = self.tokens_per_forward or packing.FORWARD[devices.current()]
+        return {"precision": "bfloat16" if mixed(self) else "float32", "tokens_per_forward": tokens}
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
+        many = math.inf
+        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
+        yield from registry.faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
+        if self.tokens_per_forward is not None:
+            yield from registry.faults_of_range(self, tokens_per_forward=(1, many))
+        if self.schedule == "constant" and self.warmup:
+            yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
+        known = options_of("transformers", "training_args.py", "TrainingArguments")
+        yield from _not_free("args", self.args, known, DECIDED)
+        if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
+            yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
+        if self.lora is not None:
+            known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
+            yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+            if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
+                yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
+            if isinstance(rank := self.lora.get("r"), int) and not 1 <= rank <= HIGHEST:
+                yield "lora.r", f"{rank} is out of range; it must be from 1 to {HIGHEST}, and is mostly 8 to 128"
+
+    def check(self) -> None:
+        """UserError if transformers, or torch's optimiser, refuses `args`; without any, nothing is imported.
+
+        The optimiser is made for one weight: most of its options are looked at only then.
+        """
+        if not self.args:
+            return
+        import torch
+        from transformers import Trainer, TrainingArguments
+
+        for fault in registry.faults_of_types(get_type_hints(TrainingArguments), self.args, "trainer.args"):
+            raise UserError(f"{fault.key}: {fault.message}")
+        if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
+            raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
+        weight = torch.nn.Parameter(torch.zeros(1, device=device()))
+        given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
+        with refused(f"args ({registry.bounded(given)})"), tempfile.TemporaryDirectory() as folder:
+            arguments = _arguments(self, 1, Path(folder), 0)
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
+            optimizer = kind([weight], **options)
+            weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            float(torch.nn.utils.clip_grad_norm_([weight], arguments.max_grad_norm))
+            if arguments.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+                raise ImportError("use_liger_kernel: liger-kernel is not installed here: pip install liger-kernel")
+
+
+@contextmanager
+def refused(option: str) -> Iterator[None]:
+    """Turns what transformers, torch and peft raise at an option of theirs into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as fault:  # of any class: type, range, a missing package
+        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"trainer.{option}: {said}") from fault
+
+
+def _no_pattern(text: str) -> str | None:
+    try:
+        re.compile(text)
+    except re.error as fault:
+        return str(fault)
+    return None
+
+
+def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    free = [name for name in known if not decided.fullmatch(name)]
+    for name in map(str, given):
+        if name not in known:
+            yield f"{option}.{name}", f"unknown key; {registry.suggest(name, free)}"
+        elif name not in free:
+            yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
+
+
+@lru_cache
+def options_of(package: str, file: str, name: str) -> list[str]:
+    """Fields of a dataclass in an installed package, read from its source: importing it would import torch."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, f"{package} is not installed"
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
+
+
+def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
+    """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
+    from transformers import set_seed
+
+    set_seed(torch_seed(seed))
+    if options.attention != "auto":
+        more["attn_implementation"] = options.attention
+    with part("load"):
+        return ready(options, weight_check.load_model(start, kind, **more))
+
+
+def ready(options: Fitting, model: Any) -> Any:
+    """The model on its device, with our attention if it is to read packed rows and can."""
+    with devices.fits("the model to train", ADVICE):
+        model.to(device())
+    if options.packing and options.attention == "auto":
+        packed_attention.adopt(model, hidden)
+    return model
+
+
+def hidden(model: Any, **inputs: Any) -> Any:
+    """The states after the last layer [rows, tokens, width]."""
+    return plain(model).base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def adapt(options: Fitting, model: Any, task: str) -> Any:
+    """The model with LoRA weights to train in place of its own, if the recipe asks for that."""
+    if options.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    with refused("lora"):
+        return get_peft_model(model, LoraConfig(task_type=task, **options.lora))
+
+
+def plain(model: Any) -> Any:
+    """The transformers model itself, inside LoRA or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def looking(options: Fitting) -> Iterator[None]:
+    """Forward passes with the arithmetic of training, and without gradients."""
+    import torch
+
+    with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=mixed(options)):
+        yield
+
+
+class Steps:
+    """What Trainer takes for a data set: item i is optimiser step i, as the batches of its forward passes."""
+
+    def __init__(self, order: Order, batches: Callable[[np.ndarray], list[Batch]]):
+        self.order, self.batches = order, batches
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> dict[str, list[Batch]]:
+        return {"batches": [tensors(batch) for batch in self.batches(self.order.step(number))]}
+
+
+def fit(
+    options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+) -> list[dict[str, float]]:
+    """Trains the model in place and returns what each step measured: the sums of what its batches did."""
+    uses_cache = model.config.use_cache
+    with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
+        trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
+        trainer.train()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.zero_grad(set_to_none=True)
+    model.config.use_cache = uses_cache
+    return trainer.measured
+
+
+def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
+    from transformers import TrainingArguments
+
+    on_cpu = device().type == "cpu"
+    with refused("args"):
+        arguments = TrainingArguments(
+            **{"dataloader_pin_memory": not on_cpu, **options.args},
+            output_dir=str(out),
+            seed=torch_seed(seed),
+            num_train_epochs=1,  # of `Steps`, which knows the real epochs
+            per_device_train_batch_size=1,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.schedule,
+            warmup_steps=math.ceil(options.warmup * steps),
+            weight_decay=options.weight_decay,
+            gradient_checkpointing=options.gradient_checkpointing,
+            bf16=mixed(options),
+            use_cpu=on_cpu,
+            use_cache=False,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+        )
+    assert arguments.device.type == device().type
+    arguments._n_gpu = 1  # with more, Trainer would split each batch among them by itself
+    return arguments
+
+
+def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Advance) -> Any:
+    from transformers import PrinterCallback, Trainer, TrainerCallback
+
+    class Fit(Trainer):
+        measured: list[dict[str, float]]
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            self.parts: list[dict[str, Any]] = []
+            total = sum(super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
+            self.measured.append(_sums(self.parts))
+            _finite("loss is", self.measured[-1]["loss"], self.state.global_step + 1)
+            return total
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            norm = super()._get_grad_norm(model, grad_norm)  # before the optimiser has spread it into the weights
+            _finite("norm of the gradients is", float(norm), self.state.global_step + 1)
+            return norm
+
+        def compute_loss(self, model: Any, inputs: Any, *ignored: Any, **more: Any) -> Any:
+            with self.accelerator.autocast():
+                found = loss(model, inputs)
+            self.parts.append({name: value.detach() for name, value in found.items()})
+            return found["loss"]
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0
+
+    class Tell(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            advance(state.global_step, state.max_steps)
+
+    trainer = Fit(model, arguments, data_collator=lambda items: items[0], train_dataset=steps, callbacks=[Tell()])
+    trainer.remove_callback(PrinterCallback)
+    trainer.measured = []
+    return trainer
+
+
+def _sums(parts: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: float(sum(part[name] for part in parts)) for name in parts[0]}
+
+
+def _finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {what} {value} at step {step}, so the weights would be lost. After steps with a growing loss: lower "
+            "trainer.learning_rate, or raise trainer.warmup. From the first steps on: try trainer.precision: float32 "
+            "and trainer.attention: eager, which tell whether a kernel is at fault"
+        )
+
+
+def summary(measured: list[dict[str, float]], order: Order) -> dict[str, float]:
+    """Each number's mean over the steps of the last epoch, and the loss over the first tenth of the first epoch."""
+    last, first = measured[-order.per_epoch :], measured[: -(-order.per_epoch // 10)]
+    means = {f"train/{name}": float(np.mean([step[name] for step in last])) for name in last[0]}
+    start = float(np.mean([step["loss"] for step in first]))
+    return {**means, "train/loss_first": start, "train/steps": len(measured), "train/examples": order.count}
+
+
+def merged(model: Any) -> Any:
+    """The model with its LoRA weights, if it has any, added to its own."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def cast(model: Any, dtype: str) -> None:
+    """Rounds the parameters, in place; buffers such as the rotary frequencies are not saved and stay as they are."""
+    import torch
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+@part("save")
+def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: tuple[str, ...] = ()) -> None:
+    """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter.
+
+    UserError if it has not the tensors of the start; but output layers, whose names begin with one of `heads`, may
+    come and go.
+    """
+    cast(model, dtype)
+    tokenizer.save_pretrained(out)
+    generation = start / "generation_config.json"
+    kept = generation.exists() and model.can_generate()
+    if kept:  # saved by transformers it would be checked anew, and some on the hub do not pass
+        model.generation_config = type(model.generation_config)()
+    with weight_check.quiet():
+        model.save_pretrained(out)
+    permit(out)
+    if kept:
+        shutil.copyfile(generation, out / generation.name)
+    _check_kept(start, out, (*heads, *getattr(model, "all_tied_weights_keys", ())))
+
+
+def _check_kept(start: Path, out: Path, apart: tuple[str, ...]) -> None:
+    """UserError if the tensors of two folders differ in number or shape; names may begin in another way."""
+    if not any((start / name).is_file() for name in checkpoint.WEIGHTS[:2]):
+        return  # old weights: that none of them was left out was checked when they were loaded
+    before, after = (
+        {
+            name: tuple(shape)
+            for name, shape in checkpoint.shapes(folder).items()
+            if not name.startswith(apart) and not weight_check.OLD_BUFFERS.search(name)
+        }
+        for folder in (start, out)
+    )
+    if Counter(before.values()) != Counter(after.values()):
+        lost, new = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
+        raise UserError(
+            f"what was trained has {len(after)} tensors, and {start} has {len(before)} (lost: {', '.join(lost[:3])}; "
+            f"new: {', '.join(new[:3])}); training this architecture would change more than its weights, use another"
+        )
+
+
+def tensors(found: Any, where: Any = None) -> Any:
+    """Arrays as tensors, in mappings as deep as they are."""
+    import torch
+
+    if isinstance(found, dict):
+        return {name: tensors(value, where) for name, value in found.items()}
+    return torch.as_tensor(found, device=where)
+
+
+def device() -> Any:
+    """Where training happens: the first CUDA device, or the CPU."""
+    import torch
+
+    return torch.device("cuda:0" if devices.current() == "cuda" else "cpu")
+
+
+def mixed(options: Fitting) -> bool:
+    """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
+    if options.precision != "auto" or devices.current() == "cpu":
+        return options.precision == "bfloat16"
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def torch_seed(seed: int) -> int:
+    """A seed that numpy's old generator takes too, which `set_seed` seeds."""
+    return derive(seed, "torch") % 2**32
+
+
+def free() -> None:
+    """Gives memory back; Trainer holds itself in circles."""
+    import gc
+
+    gc.collect()
+    devices.free_cache()

@@ -1,0 +1,70 @@
+"""Texts of a training step as rows of a forward pass, and the proof that texts in one row do not see each other."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from raft.core.errors import UserError
+from raft.models import packed_attention, packing, weight_check
+from raft.models.packing import Layout
+from raft.trainers import hf_trainer
+from raft.trainers.hf_trainer import Fitting
+
+Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
+
+
+def longest(options: Fitting, model: Any) -> tuple[int, str]:
+    """The most tokens that a text may have, and what says so."""
+    positions = weight_check.positions(hf_trainer.plain(model)) or options.max_length
+    return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
+
+
+def lay(options: Fitting, model: Any, families: Families) -> Layout:
+    """Texts as one input of the model, in their order."""
+    if options.packing and packed_attention.adopted(hf_trainer.plain(model)):
+        return packing.pack(families)
+    texts = list(itertools.chain.from_iterable(families))
+    if not options.packing:
+        return packing.pad(texts)
+    laid = packing.pack([[text] for text in texts])
+    del laid.inputs["attention_mask"]  # attention that is not ours tells texts apart by their positions
+    return laid
+
+
+def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
+    """The families of a step, by forward pass."""
+    capacity = options.tokens_per_forward or packing.FORWARD[hf_trainer.device().type]
+    if not options.packing:
+        return packing.rows([len(family) * max(map(len, family)) for family in families], capacity)
+    size = packing.size if packed_attention.adopted(hf_trainer.plain(model)) else _tokens
+    return packing.bins([size(family) for family in families], capacity)
+
+
+def _tokens(family: Sequence[np.ndarray]) -> int:
+    return sum(map(len, family))
+
+
+def prove(options: Fitting, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
+    """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
+
+    `see` gives the model's output [1, tokens, ...] for its inputs.
+    """
+
+    def outputs(*chosen: Sequence[np.ndarray]) -> list[Any]:
+        laid = lay(options, model, chosen)
+        seen = see(model, packed_attention.inputs(laid.inputs, hf_trainer.device()))[0].float()
+        return [seen[places] for places in laid.places]
+
+    model.eval()
+    with hf_trainer.looking(options):
+        together = outputs(*families)
+        alone = [outputs([text])[0] for family in families for text in family]
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(together, alone, strict=True))
+    if not difference <= (0.05 if hf_trainer.mixed(options) else 1e-3):
+        raise UserError(
+            f"this architecture mixes packed examples: the outputs of {type(hf_trainer.plain(model)).__name__} for "
+            f"texts in one row differ from those for each alone by {difference:.2g} of the largest; "
+            "set trainer.packing: false"
+        )

@@ -1,0 +1,282 @@
+"""The memory plan of raft check: its turns, and what it says of them."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+from reward_models import SIZE
+from reward_models import save as save_model
+from safetensors.torch import load_file
+
+from raft.cli import memory_plan
+from raft.cli.memory_plan import Device, Turn, lines, plan
+from raft.config.recipe import load
+from raft.launch import vllm_options
+from raft.models import model_sizes
+
+GPU = Device("cuda", 80 * 10**9)
+HOST = Device("cpu", 32 * 10**9)
+
+
+def test_the_share_of_a_gpu_is_that_of_the_installed_vllm():
+    (folder,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    said = re.search(
+        r"gpu_memory_utilization: float = Field\(default=([\d.]+)", Path(folder, "config/cache.py").read_text()
+    )
+    assert said and float(said[1]) == memory_plan.UTILIZATION
+
+
+def a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    """The little world with vLLM and a reward model, loaded from its folder."""
+    save_model(folder / "judge", "LlamaForSequenceClassification", **SIZE)
+    reward = {"kind": "model", "model": "judge", "template": "plain", "max_tokens": 128}
+    generator = {"kind": "vllm", "k": 4, "max_tokens": 12}
+    file = worlds.make_recipe(folder, **{"reward": reward, "generator": generator, **changes})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    return load(file)
+
+
+def by_name(turns: list[Turn]) -> dict[str, Turn]:
+    return {turn.name: turn for turn in turns}
+
+
+def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path: Path, monkeypatch):
+    turns = by_name(plan(a_recipe(tmp_path, monkeypatch), GPU))
+    policy, judge = model_sizes.read(tmp_path / "base").parameters(), model_sizes.read(tmp_path / "judge").parameters()
+    assert list(turns) == ["generate", "score", "likelihoods", "train"]
+    assert turns["generate"].total == int(0.92 * 80e9)
+    text = 2 * 2 * 2 * 32 * 2 * 256  # key and value, layers, heads, width, bytes, tokens: of the little world's policy
+    assert turns["generate"].total - turns["generate"].spare == 2 * policy + text
+    assert f"room for {(int(0.92 * 80e9) - 2 * policy) // text:,} texts of 256 tokens" in [*turns["generate"].terms][1]
+    assert [*turns["score"].terms.values()] == [2 * judge, 16384 * 2 * (4 * 32 + 3 * 48)]
+    vocabulary = 12 * 8192 * 300
+    assert [*turns["likelihoods"].terms.values()] == [4 * policy, vocabulary]
+    layer = 16 * 64 + 2 * (7 * 64 + 4 * 128)
+    assert [*turns["train"].terms.values()] == [16 * policy, 2 * policy, 8192 * 2 * layer, vocabulary]
+
+
+def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
+    trainer = {"tokens_per_forward": 100, "gradient_checkpointing": True, "lora": {"r": 4}, "precision": "float32"}
+    generator = {"kind": "vllm", "max_tokens": 12, "context": 128, "dtype": "float32"}
+    generator["engine"] = {"gpu_memory_utilization": 0.5}
+    evaluation = {"kl": False, "gold": {"kind": "model", "model": "judge", "dtype": "float32", "batch_tokens": 4096}}
+    loaded = a_recipe(tmp_path, monkeypatch, trainer=trainer, evaluation=evaluation, generator=generator)
+    turns, policy = by_name(plan(loaded, GPU)), model_sizes.read(tmp_path / "base")
+    assert list(turns) == ["generate", "score", "score gold", "train"]
+    assert (
+        turns["generate"].total == int(0.5 * 80e9)
+        and "texts of 128 tokens x 1,024 bytes" in [*turns["generate"].terms][1]
+    )
+    assert [*turns["score gold"].terms.values()][1] == 4096 * 4 * (4 * 32 + 3 * 48)
+    layer = 16 * 64 + 4 * (7 * 64 + 4 * 128)
+    assert [*turns["train"].terms.values()] == [
+        4 * policy.parameters(), 16 * 2 * 2 * 4 * (64 + 64), 100 * (2 * 4 * 64 + layer), 100 * 12 * 300,
+    ]  # fmt: skip
+    assert turns["train"].lower == "lower trainer.tokens_per_forward"
+
+
+def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkeypatch):
+    member = {"kind": "model", "model": "judge", "template": "plain"}
+    members = {"one": member, "other": {**member, "dtype": "float32"}, "rule": {"kind": "rule", "function": "length"}}
+    found = {}
+    for unload in (False, True):
+        reward = {"kind": "ensemble", "members": members, "unload": unload}
+        found[unload] = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward), GPU))["score"]
+    assert len(found[False].terms) == 4 and found[False].total == pytest.approx(1.5 * found[True].total)
+    assert "reward.unload: true" in found[False].lower and "reward.members.other.batch_tokens" in found[True].lower
+
+
+def test_on_a_cpu_all_but_what_ends_stands_side_by_side(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    turns = by_name(plan(loaded, HOST))
+    assert [*turns["generate"].terms.values()][1] == 3 * 2**30
+    longer = max(turns["likelihoods"], turns["train"], key=lambda turn: turn.total)
+    together = turns["generate"].total + turns["score"].total + longer.total
+    *_, said = lines([*turns.values()], HOST)
+    assert said == f"    fits side by side: generate + score + {longer.name}, {together / 1e9:.3g} of 32.0"
+    *_, said = lines([*turns.values()], Device("cpu", together - 1))
+    assert said.startswith("    does not fit side by side: ") and said.endswith(
+        "; set VLLM_CPU_KVCACHE_SPACE, or a shorter context"
+    )
+
+
+def test_a_turn_that_does_not_fit_a_gpu_is_named_with_the_keys_to_lower():
+    turns = [
+        Turn("score", {"weights": 30 * 10**9}, lower="lower a"),
+        Turn("train", {"all": 81 * 10**9}, lower="lower b"),
+    ]
+    left = "of which 3 are left to CUDA and the sleeping engine"
+    assert [*lines(turns, GPU)][-1] == f"    does not fit: train, 81.0 of 80.0, {left}; lower b"
+    assert [*lines(turns, Device("cuda", 10**10))][-2:] == [
+        f"    does not fit: score, 30.0 of 10.0, {left}; lower a",
+        f"    does not fit: train, 81.0 of 10.0, {left}; lower b",
+    ]
+
+
+def test_the_widest_sets_that_would_fit_side_by_side_are_named():
+    gb = 10**9
+    turns = [
+        Turn("generate", {"weights": 10 * gb, "cache": 60 * gb}, spare=59 * gb), Turn("score", {"weights": 16 * gb}),
+        Turn("train", {"all": 60 * gb}),
+    ]  # fmt: skip
+    fits, together = [*lines(turns, GPU)][-2:]
+    assert fits == "    fits: the largest turn is generate, 70.0 of 80.0"
+    assert "cache of one text: generate + score; generate + train; score + train (" in together
+    assert "cache of one text: generate + score + train (" in [*lines(turns, Device("cuda", 90 * gb))][-1]
+    assert "side by side" not in [*lines(turns, Device("cuda", 23 * gb))][-1]
+
+
+def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
+    turns = plan(a_recipe(tmp_path, monkeypatch), Device("cuda", 10**5))
+    said = [*lines(turns, Device("cuda", 10**5))]
+    assert any(
+        "the cache of generate does not hold one text; set generator.engine.gpu_memory_utilization" in one
+        for one in said
+    )
+
+
+def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "needed.yaml").write_text(
+        "job: sft\nname: needed\npolicy: {config: {model_type: llama}}\n"
+        "examples: {kind: list, items: [{prompt: a, response: b}]}\n"
+        "trainer: {kind: sft}\n"
+    )
+    a_recipe(tmp_path, monkeypatch)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(file.read_text().replace("  model: base", "  recipe: needed.yaml"))
+    loaded = load(Path("recipe.yaml"))
+    said = [*lines(plan(loaded, GPU), GPU)]
+    assert said[-2] == (
+        "    not known yet of generate, likelihoods, train: "
+        "needed.yaml makes outputs/needed/policy, and has not been run"
+    )
+    assert said[1].startswith("    score: ")
+    (turn,) = plan(loaded.needs[0], GPU)
+    assert not turn.terms and turn.note == "the run makes the model, out of policy.config"
+    hub = a_recipe(tmp_path, monkeypatch, policy={"model": "owner/name"})
+    assert by_name(plan(hub, GPU))["train"].note == "owner/name has not been fetched"
+    snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(tmp_path / "base")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    assert by_name(plan(hub, GPU))["train"].total == by_name(plan(a_recipe(tmp_path, monkeypatch), GPU))["train"].total
+
+
+def test_old_weights_and_kinds_of_your_own_are_not_known(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    def score(self, groups): ...\n"
+    )
+    loaded = a_recipe(tmp_path, monkeypatch, reward={"kind": "mine:Mine"})
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
+    turns = by_name(plan(loaded, GPU))
+    assert turns["score"].note == "reward.kind is one of your own"
+    assert "the sizes of old weights are known only when they are read" in turns["train"].note
+
+
+def test_options_that_make_no_sense_are_no_traceback(tmp_path: Path, monkeypatch):
+    generator = {"kind": "vllm", "max_tokens": 12, "engine": {"gpu_memory_utilization": "most"}}
+    loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"r": "many"}})
+    turns = by_name(plan(loaded, GPU))
+    assert "cannot be reckoned with" in turns["generate"].note and "cannot be reckoned with" in turns["train"].note
+    assert turns["score"].terms
+
+
+def test_terms_that_config_json_does_not_tell_are_said_to_be_not_known(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace("num_hidden_layers", "depth"))
+    said = "\n".join(lines(plan(loaded, GPU), GPU))
+    for words in ("cache (texts not known)", "      ? activations (not known)", "weights, gradients and AdamW ("):
+        assert words in said
+
+
+def test_jobs_that_train_alone_have_that_turn_alone_and_pairs_need_no_logits(tmp_path: Path, monkeypatch):
+    save_model(tmp_path / "base", "LlamaForCausalLM", **SIZE)
+    rows = "examples: {kind: list, pairs: given, items: [{prompt: a, chosen: b, rejected: c}]}"
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        f"job: reward-model\nname: r\npolicy: {{model: base}}\n{rows}\n"
+        "trainer: {kind: reward-model, max_length: 64}\n"
+    )
+    (turn,) = plan(load(Path("r.yaml")), HOST)
+    policy = sum(
+        tensor.numel() for name, tensor in load_file("base/model.safetensors").items() if "lm_head" not in name
+    )
+    assert turn.name == "train" and [*turn.terms.values()] == [
+        16 * policy,
+        2048 * 2 * (16 * 32 + 4 * (7 * 32 + 4 * 48)),
+    ]
+
+
+def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Path, monkeypatch):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho "${SAID:-81559, Disabled}"\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    host = Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if version("torch").endswith("+cpu"):
+        assert memory_plan.device() == host
+    monkeypatch.setattr(memory_plan, "version", lambda name: "2.13.0")
+    assert memory_plan.device() == Device("cuda", 81559 * 2**20)
+    asked = (tmp_path / "nvidia-smi.asked").read_text()
+    assert asked == "--id=3 --query-gpu=memory.total,mig.mode.current --format=csv,noheader,nounits\n"
+    monkeypatch.setenv("SAID", "24564, [N/A]")
+    assert memory_plan.device() == Device("cuda", 24564 * 2**20)
+    for unreadable in ("[Insufficient Permissions], [N/A]", "81559, Enabled", "No devices were found"):
+        monkeypatch.setenv("SAID", unreadable)  # torch is asked then, and finds none here
+        assert memory_plan.device().kind == "cpu" and "can say how much memory" in memory_plan.device().note
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert memory_plan.device() == host
+
+
+def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
+    a_recipe(tmp_path, monkeypatch)
+    done = worlds.raft(tmp_path, "check", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    policy = model_sizes.read(tmp_path / "base").parameters()
+    first, head, *said = done.stdout.splitlines()
+    assert first == "recipe.yaml: no fault found (job: align, run: outputs/tiny)"
+    assert head.startswith("  memory by turns, as arithmetic, in GB (1e9 bytes), of which ")
+    turns = [one.split(":")[0].strip() for one in said if not one.startswith("      ")]
+    assert turns[:4] == ["generate", "score", "likelihoods", "train"]
+    if memory_plan.device().kind == "cpu":
+        assert f"{4 * policy / 1e9:.3g} weights ({policy:,} parameters x 4 bytes)" in map(str.strip, said)
+        assert f"{16 * policy / 1e9:.3g} weights, gradients and AdamW ({policy:,} parameters x 16 bytes)" in map(
+            str.strip, said
+        )
+        assert turns[4:] == ["fits side by side"] and said[-1].startswith("    fits side by side: generate + score + ")
+
+
+def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monkeypatch):
+    a_recipe(tmp_path, monkeypatch, trainer={"lora": {"r": 4}})
+    script = (
+        "import sys\nfrom raft.cli.main import main\nmain(['check', 'recipe.yaml'])\n"
+        "heavy = [name for name in ('torch', 'transformers', 'vllm', 'datasets', 'peft') if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "train: " in done.stdout, done.stderr
+
+
+def test_the_limit_of_a_container_is_the_memory_that_there_is(tmp_path):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert vllm_options.host_memory(tmp_path) == whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert vllm_options.host_memory(tmp_path) == whole
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert vllm_options.host_memory(tmp_path) == 2**30
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**29}\n")
+    assert vllm_options.host_memory(tmp_path) == 2**29
