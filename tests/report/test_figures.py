@@ -1,7 +1,6 @@
 """The figures of `raft plot`: numbers against hand computation, what is drawn read back, the CSV beside the picture."""
 
 import csv
-import importlib
 import json
 import math
 from pathlib import Path
@@ -13,7 +12,7 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
-from raft.report.figures import over_n, picture, style
+from raft.report.figures import best_of_n, picture, style
 from raft.report.figures.table import COLUMNS, Recipe, recipes
 
 Table = list[list[float | None]]  # rewards by prompt and response
@@ -64,15 +63,15 @@ KL = [{"kl/first": 0.0, "eval/tokens": 9.0}, {"kl/first": 1.0, "kl/first_se": 0.
 
 
 def measured(name: str, *folders: Path) -> list[Recipe]:
-    figure = importlib.import_module(picture.FIGURES[name])
-    return recipes([figure.measure(folder) for folder in folders], figure.MISSING)
+    figure = picture.FIGURES[name]
+    return recipes([figure.measure(folder) for folder in folders], figure.missing)
 
 
 def drawn(name: str, *folders: Path) -> Any:
     from matplotlib import rc_context
 
     with rc_context(style.STYLE):
-        return importlib.import_module(picture.FIGURES[name]).draw(measured(name, *folders))
+        return picture.FIGURES[name].draw(measured(name, *folders))
 
 
 def table(name: str, *folders: Path) -> dict[tuple[int, str], tuple[float, float | None, float | None]]:
@@ -129,12 +128,12 @@ def test_a_figure_over_n_survives_a_single_response(tmp_path):
 
 @pytest.mark.parametrize("most, ticks", [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9])])
 def test_the_ticks_over_n_are_powers_of_two_and_k(most, ticks):
-    assert over_n.ticks_to(most) == ticks
+    assert best_of_n.ticks_to(most) == ticks
 
 
 def test_of_many_policies_a_few_are_drawn_the_first_and_the_last_among_them():
-    assert over_n.thinned(list(range(5)), 8) == [0, 1, 2, 3, 4]
-    assert over_n.thinned(list(range(30)), 4) == [0, 10, 19, 29]
+    assert style.thinned(list(range(5)), 8) == [0, 1, 2, 3, 4]
+    assert style.thinned(list(range(30)), 4) == [0, 10, 19, 29]
 
 
 def test_the_distribution_has_the_mean_and_quantiles_of_all_and_of_the_winners(tmp_path):
