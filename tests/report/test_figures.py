@@ -12,7 +12,7 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
-from raft.report.figures import best_of_n, picture, style
+from raft.report.figures import best_of_n, inline, picture, style
 from raft.report.figures.table import COLUMNS, Recipe, recipes
 
 Table = list[list[float | None]]  # rewards by prompt and response
@@ -333,6 +333,29 @@ def test_rewards_that_only_rank_the_responses_of_a_prompt_are_not_compared_betwe
     with pytest.raises(UserError, match=r"compared between prompts"):
         picture.plot(name, [run], tmp_path / "x.png")
     assert {quantity for _, quantity in table("reward", run)} == {"reward/eval", "gold/eval"}
+
+
+def test_a_run_that_labels_has_the_figures_of_its_responses(tmp_path):
+    (tmp_path / "a").mkdir()
+    finish(tmp_path / "a/scores.jsonl", scores(TRAINING[0]))
+    assert table("reward", tmp_path / "a")[0, "reward/best_of_k"][0] == 5.0
+    assert table("distribution", tmp_path / "a")[0, "all/mean"][0] == 2.5
+    assert table("best-of-n", tmp_path / "a")[0, "reward@2"][0] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("colour", [*style.COLOURS, "#ffffff", "#e4e4e4", "#440154"])
+def test_a_colour_stands_out_from_a_dark_sheet_as_it_does_from_white_and_keeps_its_hue(colour):
+    import colorsys
+
+    def look(name: str) -> tuple[float, float]:
+        rgb = [one / 255 for one in bytes.fromhex(name[1:])]
+        red, green, blue = (one**2.2 for one in rgb)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue, colorsys.rgb_to_hls(*rgb)[0]
+
+    (light, hue), (dark, kept) = look(colour), look(inline.dark(colour))
+    wanted = (1.15 / (light + 0.15)) * (0.014 + 0.15) - 0.15
+    assert dark == pytest.approx(min(wanted, 1.0), abs=0.01)
+    assert dark < 0.05 or dark > 0.95 or math.cos(2 * math.pi * (hue - kept)) > 0.9
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):

@@ -10,7 +10,7 @@ from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import is_table, recipes, tabulate
 
 FIGURES = {  # in the order in which the report shows them
-    one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, lines.LENGTH, paths.GOLD, paths.DISTANCE)
+    one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, lines.LENGTH, paths.DISTANCE, paths.GOLD)
 }
 
 

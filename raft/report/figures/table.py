@@ -17,6 +17,7 @@ import numpy as np
 
 from raft.core.atomic import write_text
 from raft.core.errors import UserError
+from raft.core.terminal import safe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,8 +98,8 @@ class Recipe:
         """Its name with what a reader has to know; `seeds` says what was made of several."""
         facts = [f"K = {self.k}"] * (self.k is not None)
         if len(self.runs) == 1:
-            return self.runs[0].run + "".join(f" ({fact})" for fact in facts)
-        return f"{self.runs[0].recipe} ({', '.join([*facts, f'{seeds} {len(self.runs)} seeds'])})"
+            return safe(self.runs[0].run) + "".join(f" ({fact})" for fact in facts)
+        return f"{safe(self.runs[0].recipe)} ({', '.join([*facts, f'{seeds} {len(self.runs)} seeds'])})"
 
     @property
     def band(self) -> str:
