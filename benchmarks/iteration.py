@@ -53,11 +53,7 @@ def main() -> None:
     loop.run(loaded, Narrator())
     print(f"\nthe whole run: {time.perf_counter() - began:.1f} s")
     for number in range(1, loaded.recipe.iterations + 1):
-        beside = next(stamp["synced"] for stamp in stamps(loaded, number) if stamp["key"]["stage"] == "train")
-        print(
-            f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}  "
-            f"(beside that: policy to the disk {beside:.2f})"
-        )
+        print(f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}")
     floor = floors(loaded)
     for name, generate in (("vLLM as it is", floor["vllm"]), ("raft's generation", floor["raft"])):
         total = generate + floor["score"] + floor["train"]

@@ -118,7 +118,6 @@ def run(loaded: Loaded, told: Told) -> None:
             try:
                 JOBS[one.recipe.job](one.recipe, opened, told)
             finally:
-                opened.disk.settle()
                 timeline.record(opened.folder)
             if one is not loaded:
                 made = opened.existing(JOB_OUTPUTS[one.recipe.job][1])
