@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raft.core.registry import suggest
+from raft.core.options import suggest
 
 LONGEST = 4096  # the default context in tokens, where the model allows it
 SPEED = (

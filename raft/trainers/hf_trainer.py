@@ -24,6 +24,7 @@ import numpy as np
 from raft.core import registry
 from raft.core.atomic import permit
 from raft.core.errors import UserError
+from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
 from raft.core.seeds import derive
 from raft.core.timing import part
@@ -76,7 +77,7 @@ class Fitting:
     tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
-    gradient_checkpointing: bool = registry.speed(False)
+    gradient_checkpointing: bool = speed(False)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
@@ -104,10 +105,10 @@ class Fitting:
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
-        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
-        yield from registry.faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
+        yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
+        yield from faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
         if self.tokens_per_forward is not None:
-            yield from registry.faults_of_range(self, tokens_per_forward=(1, many))
+            yield from faults_of_range(self, tokens_per_forward=(1, many))
         if self.schedule == "constant" and self.warmup:
             yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
         known = options_of("transformers", "training_args.py", "TrainingArguments")
@@ -138,7 +139,7 @@ class Fitting:
             raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
         given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
-        with refused(f"args ({registry.bounded(given)})"), tempfile.TemporaryDirectory() as folder:
+        with refused(f"args ({bounded(given)})"), tempfile.TemporaryDirectory() as folder:
             arguments = _arguments(self, 1, Path(folder), 0)
             kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
             optimizer = kind([weight], **options)
@@ -173,7 +174,7 @@ def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[st
     free = [name for name in known if not decided.fullmatch(name)]
     for name in map(str, given):
         if name not in known:
-            yield f"{option}.{name}", f"unknown key; {registry.suggest(name, free)}"
+            yield f"{option}.{name}", f"unknown key; {suggest(name, free)}"
         elif name not in free:
             yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
 

@@ -5,11 +5,12 @@ import sys
 from typing import Any
 
 from raft.core import registry
+from raft.core.options import Fault
 from raft.trainers import hf_trainer
 
 
 def faults(**options: Any) -> dict[str, str]:
-    found: list[registry.Fault] = []
+    found: list[Fault] = []
     registry.component("trainer", {"kind": "sft", **options}, "trainer", found)
     return {fault.key: fault.message for fault in found}
 
