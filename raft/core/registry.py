@@ -18,6 +18,7 @@ from raft.core.options import Fault, short, suggest
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 EXACT = 2**63  # of any whole number
+LARGE = 2**1023  # of a whole number where a number is asked; floats end at twice that
 TINY = 1e-300
 
 TABLE = {
@@ -222,7 +223,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         return dict(value)
     if hint is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGE:
         return float(value)
     if not isinstance(hint, type):
         return value
@@ -248,7 +249,8 @@ def faults_of_types(hints: Mapping[str, Any], options: Mapping[str, Any], where:
 
 
 def _name(hint: type) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, hint.__name__)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
+    return names.get(hint, hint.__name__)
 
 
 def _choices(item: dataclasses.Field) -> str:

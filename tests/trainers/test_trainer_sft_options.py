@@ -25,8 +25,8 @@ def test_wrong_options_are_named_before_anything_heavy_is_imported():
     assert "did you mean lora_alpha" in faults(lora={"alpha": 8})["trainer.lora.alpha"]
     assert "constant_with_warmup" in faults(schedule="constant", warmup=0.1)["trainer.warmup"]
     script = (
-        "import sys; from raft.core import plugins; found = []; "
-        "plugins.component('trainer', {'kind': 'sft', 'lora': {'q': 1}, 'args': {'optm': 1}}, 'trainer', found); "
+        "import sys; from raft.core import registry; found = []; "
+        "registry.component('trainer', {'kind': 'sft', 'lora': {'q': 1}, 'args': {'optm': 1}}, 'trainer', found); "
         "assert len(found) == 2, found; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
