@@ -8,11 +8,11 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from raft.core import user_code
+from raft.core import library_options, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.options import Fault, short, suggest
 
@@ -239,13 +239,13 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
     return value
 
 
-def faults_of_types(hints: Mapping[str, Any], options: Mapping[str, Any], where: str) -> list[Fault]:
-    """Faults of options of a library, whose types are `hints`, so far as these are plain ones."""
+def faults_of_types(option: str, given: Mapping[str, Any], known: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of option and message for options of a library, whose plain types `known` names (see library_options)."""
     faults: list[Fault] = []
-    for name in options:
-        if {hints[name], *typing.get_args(hints[name])} <= {int, float, bool, str, types.NoneType, hints[name]}:
-            _value(hints[name], options[name], _join(where, name), None, faults)
-    return faults
+    for name, value in given.items():
+        if types := [library_options.PLAIN[one] for one in known.get(name, ())]:
+            _value(typing.Union[tuple(types)], value, f"{option}.{name}", None, faults)  # noqa: UP007
+    yield from ((fault.key, fault.message) for fault in faults)
 
 
 def _name(hint: type) -> str:

@@ -5,27 +5,26 @@ and how a step's loss is the sum over several forward passes. Trainer brings the
 clipping, mixed precision, checkpointed activations, compilation.
 """
 
-import ast
 import importlib.util
 import math
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from raft.core import registry
+from raft.core import library_options
 from raft.core.atomic import permit
 from raft.core.errors import UserError
 from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
+from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.launch import device as devices
@@ -111,13 +110,15 @@ class Fitting:
             yield from faults_of_range(self, tokens_per_forward=(1, many))
         if self.schedule == "constant" and self.warmup:
             yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
-        known = options_of("transformers", "training_args.py", "TrainingArguments")
-        yield from _not_free("args", self.args, known, DECIDED)
+        if self.args:
+            known = library_options.ask("transformers")["training"]
+            yield from _not_free("args", self.args, known, DECIDED)
+            free = {name: value for name, value in self.args.items() if not DECIDED.fullmatch(str(name))}
+            yield from faults_of_types("args", free, known)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
             yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
         if self.lora is not None:
-            known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
-            yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+            yield from _not_free("lora", self.lora, library_options.ask("peft")["lora"], UNMERGEABLE)
             if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
                 yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
             if isinstance(rank := self.lora.get("r"), int) and not 1 <= rank <= HIGHEST:
@@ -131,10 +132,8 @@ class Fitting:
         if not self.args:
             return
         import torch
-        from transformers import Trainer, TrainingArguments
+        from transformers import Trainer
 
-        for fault in registry.faults_of_types(get_type_hints(TrainingArguments), self.args, "trainer.args"):
-            raise UserError(f"{fault.key}: {fault.message}")
         if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
             raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
@@ -170,23 +169,13 @@ def _no_pattern(text: str) -> str | None:
     return None
 
 
-def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+def _not_free(option: str, given: dict, known: Collection[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
     free = [name for name in known if not decided.fullmatch(name)]
     for name in map(str, given):
         if name not in known:
             yield f"{option}.{name}", f"unknown key; {suggest(name, free)}"
         elif name not in free:
             yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
-
-
-@lru_cache
-def options_of(package: str, file: str, name: str) -> list[str]:
-    """Fields of a dataclass in an installed package, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"{package} is not installed"
-    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
 
 
 def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
