@@ -76,7 +76,7 @@ def main() -> None:
                 texts = examples(mean, spread, 90)
                 for capacity in (2048, 8192):
                     steps = {
-                        way: step(SFT(tokens_per_forward=capacity, **options), folder, texts, folder)
+                        way: step(SFT(max_tokens_per_microbatch=capacity, **options), folder, texts, folder)
                         for way, options in WAYS.items()
                     }
                     best = dict.fromkeys(WAYS, float("inf"))

@@ -266,10 +266,10 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
         size, context = where.size(reward.engine.get("dtype", "auto")), reward.engine.get("max_model_len")
         return _engine(name, key, folder, size, context, reward.engine, where)
     model, size = model_sizes.read(folder), where.size(reward.dtype)
-    tokens = max(reward.batch_tokens or BATCH_TOKENS[where.kind], reward.max_tokens)
+    tokens = max(reward.max_tokens_per_batch or BATCH_TOKENS[where.kind], reward.max_tokens)
     terms = _product("weights", model.parameters(output=False), "parameters", size)
     terms |= _product("forward pass", tokens, "tokens", model.passing(size))
-    return Turn(name, terms, lower=f"lower {key}.batch_tokens")
+    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch")
 
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
@@ -304,7 +304,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
     mixed, count = where.size(trainer.precision) == 2, model.parameters(output=not pairs)
     longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
-    tokens = max(trainer.tokens_per_forward or packing.FORWARD[where.kind], longest)
+    tokens = max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
     if trainer.lora is None:
         terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
     else:
@@ -315,7 +315,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
     terms |= {} if pairs else _product("logits", tokens, "tokens", model.logits())
     ways = {
-        f"lower trainer.{'tokens_per_forward' if tokens > longest else 'max_length'}": True,
+        f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,
         "use trainer.lora": trainer.lora is None,
     }

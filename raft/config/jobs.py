@@ -96,7 +96,7 @@ class Align(Job):
     job: Literal["align"] = "align"
     policy: Start
     iterations: int = 5
-    start_from: Literal["previous", "first"] = "previous"
+    train_from: Literal["previous", "first"] = "previous"
     prompts: Any = section("prompts")
     generator: Any = section("generator")
     reward: Any = section("reward")

@@ -64,7 +64,7 @@ def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
     for key, reward in rewards.items():
         yield from _models({f"{key}.members.{name}": one for name, one in getattr(reward, "members", {}).items()})
-        if hasattr(reward, "model") and hasattr(reward, "too_long"):
+        if hasattr(reward, "model") and hasattr(reward, "truncation"):
             yield key, reward
 
 

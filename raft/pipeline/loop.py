@@ -43,7 +43,7 @@ def align(recipe: Align, run: Run, told: Told) -> None:
         made = {"prompts": prompts, "responses": responses, "scores": scores}
         reference = likelihoods(recipe, it, first, policy, prompts, responses)
         selected = it.once("selected.jsonl", stages.select, recipe.selection, **made, reference=reference)
-        origin = policy if recipe.start_from == "previous" else first
+        origin = policy if recipe.train_from == "previous" else first
         policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
         evaluation.look(it, policy, scores=scores, responses=responses, selected=selected)
 

@@ -214,7 +214,7 @@ def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) ->
         f"{reward.reader.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
         f"than selection.max_failed stop the run: lower generator.max_tokens to about {fits}"
         + (", or raise reward.max_tokens" if reward.max_tokens < reward.reader.longest else "")
-        + ("" if reward.too_long == "cut-prompt" else ", or set too_long: cut-prompt")
+        + ("" if reward.truncation == "prompt" else ", or set truncation: prompt")
     )
 
 

@@ -26,14 +26,14 @@ class RewardModel(Options):
     """A reward model of any head in `raft.rewards.heads`. All its outputs are in the `parts` of a score.
 
     `template` is one of `models.conversation`, or a Jinja file; `bos` the rule for the first token. A conversation of
-    more than `max_tokens` tokens, or more than the model reads, is not scored; with `too_long: cut-prompt` the oldest
+    more than `max_tokens` tokens, or more than the model reads, is not scored; with `truncation: prompt` the oldest
     part of its prompt goes first, and the part `cut_tokens` says how many tokens went.
     """
 
     template: str = source("template", "chat")
     bos: Literal["auto", "one", "none"] = "auto"
     max_tokens: int = 2048
-    too_long: Literal["error", "cut-prompt"] = "error"
+    truncation: Literal["error", "prompt"] = "error"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -89,7 +89,7 @@ class RewardModel(Options):
             ]  # fmt: skip
 
     def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
-        if len(ids) <= self.limit or self.too_long == "error":
+        if len(ids) <= self.limit or self.truncation == "error":
             return tuple(ids), 0
         kept = reward_templates.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
         return tuple(kept), len(ids) - len(kept)

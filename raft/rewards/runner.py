@@ -43,7 +43,7 @@ class Options:
     id whose logit is the reward). `read` says what of that output is the reward: itself (`logit`), or, where the
     outputs are the classes of one softmax, log p - log(1 - p) of the class (`log-odds`) or p (`probability`); `auto`
     goes by the config. `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a decoder always
-    works in float32. A forward pass reads at most `batch_tokens` tokens, padding included; if it is not given, 2048 on
+    works in float32. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; if it is not given, 2048 on
     a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
@@ -56,17 +56,17 @@ class Options:
     read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: str | None = None
-    batch_tokens: int | None = None
+    max_tokens_per_batch: int | None = None
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
-        tokens = self.batch_tokens or BATCH_TOKENS[device.current()]
-        return {"dtype": device.dtype_of(self.dtype), "batch_tokens": tokens}
+        tokens = self.max_tokens_per_batch or BATCH_TOKENS[device.current()]
+        return {"dtype": device.dtype_of(self.dtype), "max_tokens_per_batch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
-        if self.batch_tokens is not None:
-            yield from faults_of_range(self, batch_tokens=(1, math.inf))
+        if self.max_tokens_per_batch is not None:
+            yield from faults_of_range(self, max_tokens_per_batch=(1, math.inf))
         if isinstance(self.label, int):
             yield from faults_of_range(self, label=(0, math.inf))
         elif self.label is not None and self.head == "token":
@@ -87,7 +87,7 @@ class Reader:
         folder = locate_model(options.model, options.revision)
         model_folder.check(folder)
         self.device = device.current()
-        self.batch_tokens = options.batch_tokens or BATCH_TOKENS[self.device]
+        self.max_tokens_per_batch = options.max_tokens_per_batch or BATCH_TOKENS[self.device]
         self.tokenizer = chat_templates.load_tokenizer(str(folder))
         self.config = _config(options.model, folder)
         checkpoint = Checkpoint(folder)
@@ -116,12 +116,12 @@ class Reader:
         self.move(self.device)
         ordered = [sorted(set(family)) for family in families]
         found: dict[Ids, list[float]] = {}
-        for batch in packing.batches(ordered, self.batch_tokens, self.packs):
+        for batch in packing.batches(ordered, self.max_tokens_per_batch, self.packs):
             found.update(self._read([[ordered[number][at] for number, at in part] for part in batch]))
         return found
 
     def read_together(self, rows: Sequence[Ids]) -> list[list[float]]:
-        """The outputs of rows as one padded batch, in their order, whatever `batch_tokens` says."""
+        """The outputs of rows as one padded batch, in their order, whatever `max_tokens_per_batch` says."""
         import torch
 
         self.move(self.device)

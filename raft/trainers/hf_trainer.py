@@ -52,7 +52,7 @@ DECIDED = re.compile(
     r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
     r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
 )
-ADVICE = "lower trainer.tokens_per_forward, set trainer.gradient_checkpointing: true, or use trainer.lora"
+ADVICE = "lower trainer.max_tokens_per_microbatch, set trainer.gradient_checkpointing: true, or use trainer.lora"
 UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 
@@ -73,7 +73,7 @@ class Fitting:
     weight_decay: float = 0.0
     max_length: int = 2048  # in tokens; what is longer is dropped, never cut
     packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
-    tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
+    max_tokens_per_microbatch: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
     gradient_checkpointing: bool = speed(False)
@@ -98,16 +98,16 @@ class Fitting:
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
-        tokens = self.tokens_per_forward or packing.FORWARD[devices.current()]
-        return {"precision": "bfloat16" if mixed(self) else "float32", "tokens_per_forward": tokens}
+        tokens = self.max_tokens_per_microbatch or packing.FORWARD[devices.current()]
+        return {"precision": "bfloat16" if mixed(self) else "float32", "max_tokens_per_microbatch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
         yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
         yield from faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
-        if self.tokens_per_forward is not None:
-            yield from faults_of_range(self, tokens_per_forward=(1, many))
+        if self.max_tokens_per_microbatch is not None:
+            yield from faults_of_range(self, max_tokens_per_microbatch=(1, many))
         if self.schedule == "constant" and self.warmup:
             yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
         if self.args:

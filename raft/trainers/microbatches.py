@@ -35,7 +35,7 @@ def lay(options: Fitting, model: Any, families: Families) -> Layout:
 
 def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
     """The families of a step, by forward pass."""
-    capacity = options.tokens_per_forward or packing.FORWARD[hf_trainer.device().type]
+    capacity = options.max_tokens_per_microbatch or packing.FORWARD[hf_trainer.device().type]
     if not options.packing:
         return packing.rows([len(family) * max(map(len, family)) for family in families], capacity)
     size = packing.size if packed_attention.adopted(hf_trainer.plain(model)) else _tokens

@@ -64,10 +64,10 @@ def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path:
 
 
 def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
-    trainer = {"tokens_per_forward": 100, "gradient_checkpointing": True, "lora": {"r": 4}, "precision": "float32"}
+    trainer = {"max_tokens_per_microbatch": 100, "gradient_checkpointing": True, "lora": {"r": 4}, "precision": "float32"}
     generator = {"kind": "vllm", "max_tokens": 12, "context": 128, "dtype": "float32"}
     generator["engine"] = {"gpu_memory_utilization": 0.5}
-    evaluation = {"kl": False, "gold": {"kind": "model", "model": "judge", "dtype": "float32", "batch_tokens": 4096}}
+    evaluation = {"kl": False, "gold": {"kind": "model", "model": "judge", "dtype": "float32", "max_tokens_per_batch": 4096}}
     loaded = a_recipe(tmp_path, monkeypatch, trainer=trainer, evaluation=evaluation, generator=generator)
     turns, policy = by_name(plan(loaded, GPU)), model_sizes.read(tmp_path / "base")
     assert list(turns) == ["generate", "score", "score gold", "train"]
@@ -80,7 +80,7 @@ def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
     assert [*turns["train"].terms.values()] == [
         4 * policy.parameters(), 16 * 2 * 2 * 4 * (64 + 64), 100 * (2 * 4 * 64 + layer), 100 * 12 * 300,
     ]  # fmt: skip
-    assert turns["train"].lower == "lower trainer.tokens_per_forward"
+    assert turns["train"].lower == "lower trainer.max_tokens_per_microbatch"
 
 
 def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkeypatch):
@@ -91,7 +91,7 @@ def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkey
         reward = {"kind": "ensemble", "members": members, "unload": unload}
         found[unload] = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward), GPU))["score"]
     assert len(found[False].terms) == 4 and found[False].total == pytest.approx(1.5 * found[True].total)
-    assert "reward.unload: true" in found[False].lower and "reward.members.other.batch_tokens" in found[True].lower
+    assert "reward.unload: true" in found[False].lower and "reward.members.other.max_tokens_per_batch" in found[True].lower
 
 
 def test_on_a_cpu_all_but_what_ends_stands_side_by_side(tmp_path: Path, monkeypatch):

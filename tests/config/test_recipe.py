@@ -38,7 +38,7 @@ def faults(folder: Path, text: str, *overrides: str) -> dict[str, str]:
 
 def test_the_defaults_are_those_of_the_reference_experiment(tmp_path):
     recipe = load(write(tmp_path, GOOD.replace(", per_iteration: 2", "").replace(", k: 2", ""))).recipe
-    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.start_from) == (2048, 8, "previous")
+    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.train_from) == (2048, 8, "previous")
     assert (recipe.trainer.learning_rate, recipe.trainer.epochs, recipe.trainer.batch_size) == (2e-5, 2, 32)
     assert type(recipe.selection).__name__ == "BestOfK"
 

@@ -149,7 +149,7 @@ def test_a_chat_prompt_is_read_through_the_template(policy):
 def test_responses_are_cleaned(policy):
     whole = answers(Transformers(k=1, max_tokens=20), policy)["p0"][0]
     marker = whole.text[4]
-    clean = answers(Transformers(k=1, max_tokens=20, cut_at=[marker]), policy)["p0"][0]
+    clean = answers(Transformers(k=1, max_tokens=20, truncate_at=[marker]), policy)["p0"][0]
     assert (clean.text, clean.finish_reason) == (whole.text[: whole.text.find(marker)], "marker")
 
 

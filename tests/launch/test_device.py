@@ -21,12 +21,12 @@ def test_a_key_holds_what_auto_became_so_rows_of_a_cpu_and_of_a_gpu_are_never_mi
     monkeypatch.setattr("raft.store.keys._described", lambda owner, item: getattr(owner, item.name))
     on_cpu = [keys.describe(one) for one in sections]
     assert [one.get("dtype", one.get("precision")) for one in on_cpu] == ["float32"] * 4
-    assert on_cpu[2]["batch_tokens"] == 2048 and on_cpu[3]["tokens_per_forward"] == 2048
+    assert on_cpu[2]["max_tokens_per_batch"] == 2048 and on_cpu[3]["max_tokens_per_microbatch"] == 2048
     monkeypatch.setattr(device, "current", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     on_gpu = [keys.describe(one) for one in sections]
     assert [one.get("dtype", one.get("precision")) for one in on_gpu] == ["bfloat16"] * 4
-    assert on_gpu[2]["batch_tokens"] == 16384 and on_gpu[3]["tokens_per_forward"] == 8192
+    assert on_gpu[2]["max_tokens_per_batch"] == 16384 and on_gpu[3]["max_tokens_per_microbatch"] == 8192
     assert keys.describe(Transformers(device="cpu"))["dtype"] == "float32"
     assert keys.describe(Transformers(dtype="float16"))["dtype"] == "float16"
 

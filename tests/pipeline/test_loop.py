@@ -196,7 +196,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
         {"selection": {"kind": "softmax", "temperature": 0.1}},
         {"selection": {"kind": "random", "drop": ["empty", "duplicate"]}},
         {"selection": {"kind": "best-of-k", "kl": 0.05}},
-        {"start_from": "first"},
+        {"train_from": "first"},
         {"trainer": {"lora": {"r": 4}}},
     ],
     ids=["top-fraction", "softmax", "random", "kl", "from-first", "lora"],

@@ -40,7 +40,7 @@ def finished(tmp_path_factory) -> Path:
             "learning_rate": 3e-3,
             "epochs": 60,
             "batch_size": COUNT,
-            "tokens_per_forward": 16384,
+            "max_tokens_per_microbatch": 16384,
             "packing": False,
         },
         evaluation={"prompts": {"kind": "list", "items": ["the hen eats "]}, "count": 1, "k": 1, "gold": None},

@@ -80,7 +80,7 @@ def test_a_reward_with_the_wrong_sign_is_warned_of(llama: Path):
 def test_prompts_that_leave_no_room_are_counted(llama: Path):
     found = findings(RewardModel(model=str(llama), max_tokens=60))["room"]
     assert found.level == "warning" and "of 3 prompts with a short answer 3 are too long" in found.message
-    cut = findings(RewardModel(model=str(llama), max_tokens=110, too_long="cut-prompt"))["room"]
+    cut = findings(RewardModel(model=str(llama), max_tokens=110, truncation="prompt"))["room"]
     assert cut.level == "ok" or "lose their beginning" in cut.message
 
 

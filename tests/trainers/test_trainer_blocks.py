@@ -38,7 +38,7 @@ def blocks(folder: Path, size: int) -> torch.Tensor:
     return torch.tensor(stream[: whole * size]).view(whole, size)
 
 
-@pytest.mark.parametrize("options", [{}, {"packing": False}, {"tokens_per_forward": 20}])
+@pytest.mark.parametrize("options", [{}, {"packing": False}, {"max_tokens_per_microbatch": 20}])
 def test_one_step_on_blocks_is_the_mean_over_all_their_tokens(start: Path, tmp_path: Path, options: dict[str, Any]):
     size = 16
     ids = blocks(start, size)

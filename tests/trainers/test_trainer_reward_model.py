@@ -73,8 +73,8 @@ def classifiers(folders, tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-MANY = {"tokens_per_forward": 100}  # forward passes in a step
-PADDED = {"packing": False, "tokens_per_forward": 200}
+MANY = {"max_tokens_per_microbatch": 100}  # forward passes in a step
+PADDED = {"packing": False, "max_tokens_per_microbatch": 200}
 
 
 @pytest.mark.parametrize(

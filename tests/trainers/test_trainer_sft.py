@@ -71,8 +71,8 @@ def test_the_proof_of_packing_passes_and_fails_where_the_mask_is_broken(folders,
         )
 
 
-MANY = {"tokens_per_forward": 30}  # forward passes in a step
-PADDED = {"packing": False, "tokens_per_forward": 60}
+MANY = {"max_tokens_per_microbatch": 30}  # forward passes in a step
+PADDED = {"packing": False, "max_tokens_per_microbatch": 60}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_step_in_many_forward_passes_has_many_bins(folders, tmp_path):
     corpus.read(
         chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
     )
-    batches = SFT(tokens_per_forward=30)._batches(weight_check.load_model(folders["llama"]), corpus, np.arange(5))
+    batches = SFT(max_tokens_per_microbatch=30)._batches(weight_check.load_model(folders["llama"]), corpus, np.arange(5))
     assert len(batches) > 2
     assert sum(float(batch["weights"].sum()) for batch in batches) == pytest.approx(1)
 
