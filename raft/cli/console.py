@@ -41,7 +41,7 @@ class Narrator:
     def finished(self, it: Place, findings: Sequence[Finding]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
-        stopped = stops(findings, self.recipe.advice)
+        stopped = stops(findings, self.recipe.alerts)
         rows = list(records.read(self.run.folder / "metrics.jsonl"))
         draw(self.run.folder)
         say(summary(rows, it.number))
@@ -51,8 +51,8 @@ class Narrator:
         if stopped:
             names = ", ".join(one.name for one in warnings(findings))
             say(
-                f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
-                f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
+                f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
+                f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
             )
 
     def measured(self, artifact: Artifact) -> None:

@@ -64,7 +64,8 @@ class Sampling:
         if context is not None and len(ids) + self.max_tokens > context:
             raise UserError(
                 f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
-                f"more than the {context} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
+                f"more than the {context} that the policy can read; lower generator.max_tokens or "
+                "prompts.max_prompt_length"
             )
 
     def ends(self, tokenizer: Tokenizer) -> "Ends":

@@ -21,7 +21,7 @@ REWARDS = {"eval": "reward", "gold": "gold reward"}
 class Evaluator:
     """The held-out prompts of a run, its examined rewards, and the figures of its policies so far.
 
-    `stopped` says whether they end the run (`advice.on_warning: stop`). They are those up to the policy that was looked
+    `stopped` says whether they end the run (`alerts.on_warning: stop`). They are those up to the policy that was looked
     at last, so a run that is walked through again stops where it stopped.
     """
 
@@ -61,10 +61,10 @@ class Evaluator:
         self.scores_before = training.get("scores")
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
-        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.advice)
-        self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
+        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.alerts)
+        self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
         self.told.finished(it, findings)
-        self.stopped = stops(findings, self.recipe.advice)
+        self.stopped = stops(findings, self.recipe.alerts)
 
     def _asked(self, it: Place, policy: Artifact) -> dict[str, Artifact]:
         """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""
@@ -81,7 +81,7 @@ class Evaluator:
         for name, (file, reward) in scored.items():
             made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers)
             if not it.has("metrics.json"):  # what was measured stays measured, whatever the limit has become since
-                limit = self.recipe.selection.max_failed
+                limit = self.recipe.selection.max_failed_fraction
                 measuring.refuse_failed(made[name], limit, f"held-out answers of policy {it.number}", REWARDS[name])
         if options.kl and policy is not self.first:
             made["likelihoods"] = it.once(

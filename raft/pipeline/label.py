@@ -62,7 +62,7 @@ def given_responses(section: Any, output: Output) -> None:
 
 
 def publish(section: None, output: Output, selected: Artifact) -> None:
-    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: given}` reads all of them.
+    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: columns}` reads them all.
 
     What it could not read is dropped. UserError if that is all.
     """

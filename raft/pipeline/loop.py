@@ -55,7 +55,7 @@ def likelihoods(
 
     A shared iteration has been selected already, perhaps without it.
     """
-    if recipe.selection.kl == 0 or it.shared:
+    if recipe.selection.kl_coef == 0 or it.shared:
         return None
     return it.once("reference.jsonl", stages.reference, first, policy=policy, prompts=prompts, responses=responses)
 

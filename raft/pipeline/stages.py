@@ -242,7 +242,7 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     done = output.resume()
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
-    missing = _missing_blocks(wanted, done, protocols.block(generator))
+    missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
     withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
     for group in protocols.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id in done:
@@ -288,7 +288,7 @@ def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequ
 
 def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Iterator[int]:
     """Scores those of `groups` that the partial file lacks; after each it has this many."""
-    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.block(reward))):
+    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.batch_size(reward))):
         if group.prompt.id not in output.offsets:
             output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
         yield len(output.offsets)
@@ -343,7 +343,7 @@ def select(
     from raft.pipeline import selection as selections
 
     refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
-    refuse_failed(scores, selection.max_failed)
+    refuse_failed(scores, selection.max_failed_fraction)
     rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
@@ -353,7 +353,7 @@ def select(
             one = group.responses[index]
             output.drop(group.prompt.id, int(index), one.finish_reason if one.withheld else "no reward")
         for index, reason in zip(
-            scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
+            scored, selections.filtered([group.responses[index] for index in scored], selection.filters), strict=True
         ):
             if reason is not None:
                 output.drop(group.prompt.id, int(index), reason)
@@ -369,7 +369,7 @@ def select(
         reasons = sorted(set(picks.reasons.values()))
         raise UserError(
             f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
-            "loosen selection.drop or the selection itself"
+            "loosen selection.filters or the selection itself"
         )
 
 
@@ -452,7 +452,7 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
 def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """The groups with their scores, block by block."""
     iterator = iter(groups)
-    while block := list(itertools.islice(iterator, protocols.BLOCK)):
+    while block := list(itertools.islice(iterator, protocols.BATCH_SIZE)):
         answered = [(group, _answered(group)) for group in block]
         asked = [some for _, some in answered if some.responses]
         scores = protocols.scored(reward, asked)
@@ -478,7 +478,7 @@ def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndar
 
     rows = list(reference.read())
     return shaped(
-        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl
+        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl_coef
     )
 
 

@@ -1,8 +1,8 @@
 """Trackers: the rows of metrics.jsonl, and answers to held-out prompts, sent to TensorBoard, wandb or trackio.
 
-Through Accelerate's trackers, which are told nothing but what the recipe's `track:` names; without it nothing leaves
-the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker that
-fails is told of once and left alone: it is never a reason to stop a run.
+Through Accelerate's trackers, which are told nothing but what the recipe's `report_to:` names; without it nothing
+leaves the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker
+that fails is told of once and left alone: it is never a reason to stop a run.
 """
 
 import html
@@ -35,7 +35,7 @@ class Tracked:
         self.told.opened(run, loaded)
         self.run = run
         self.state = _state(run.folder)
-        for one in getattr(loaded.recipe, "track", []):
+        for one in getattr(loaded.recipe, "report_to", []):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 

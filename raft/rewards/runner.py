@@ -43,7 +43,7 @@ class Options:
     id whose logit is the reward). `read` says what of that output is the reward: itself (`logit`), or, where the
     outputs are the classes of one softmax, log p - log(1 - p) of the class (`log-odds`) or p (`probability`); `auto`
     goes by the config. `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a decoder always
-    works in float32. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; if it is not given, 2048 on
+    works in float32. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; by default 2048 on
     a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
@@ -55,7 +55,7 @@ class Options:
     label: int | str | None = None
     read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: str | None = None
+    attn_implementation: str | None = None
     max_tokens_per_batch: int | None = None
 
     def resolved(self) -> dict[str, Any]:
@@ -106,7 +106,11 @@ class Reader:
         self.reading = reading(options, kind, self.config, self.names)
         self.rows = chat_templates.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
-        self.packs = self.head is not None and options.attention is None and packed_attention.adopt(self.model, _hidden)
+        self.packs = (
+            self.head is not None
+            and options.attn_implementation is None
+            and packed_attention.adopt(self.model, _hidden)
+        )
 
     def outputs(self, families: Iterable[Iterable[Ids]]) -> dict[Ids, list[float]]:
         """The outputs of rows of tokens, by families: what the rows of one begin with is read once.
@@ -186,7 +190,7 @@ class Reader:
             if len(rows) == 1:
                 raise UserError(
                     f"{self.name}: one conversation of {len(rows[0])} tokens does not fit the accelerator's memory; "
-                    "lower reward.max_tokens, or use a smaller model"
+                    "lower reward.max_length, or use a smaller model"
                 ) from fault
         device.free_cache()
         larger = batch if len(batch) > 1 else [[row] for row in rows]
@@ -268,11 +272,11 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 def _attention(options: Options, config: Any) -> str | None:
     """The attention that transformers is asked for; None is its own choice."""
     if (needed := weight_check.attention(config)) is None:
-        return options.attention
-    if options.attention == "sdpa":
+        return options.attn_implementation
+    if options.attn_implementation == "sdpa":
         allowed = "allowed: eager, flash_attention_2"
-        raise UserError(f"reward.attention: sdpa leaves out the soft cap of {options.model}; {allowed}")
-    return options.attention or needed
+        raise UserError(f"reward.attn_implementation: sdpa leaves out the soft cap of {options.model}; {allowed}")
+    return options.attn_implementation or needed
 
 
 def _check_complete(name: str, report: dict[str, set[str]]) -> None:

@@ -188,14 +188,14 @@ def _prompt_means(scores: Path, state: tuple[int, ...]) -> np.ndarray:
 
 
 def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:
-    """UserError, with the first reason, if more than the share `max_failed` of the responses has no reward."""
+    """UserError, with the first reason, if more than the share `max_failed_fraction` of the responses has no reward."""
     failures = rewards_of(scores)[1]
     total = sum(len(row["scores"]) for row in scores.read())
     if len(failures) > max_failed * total:
         raise UserError(
-            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed: {max_failed:g} allows; "
-            f"the first one: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
-            "selection.max_failed, and run the same command again"
+            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed_fraction: {max_failed:g}"
+            f" allows; the first: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
+            "selection.max_failed_fraction, and run the same command again"
         )
 
 

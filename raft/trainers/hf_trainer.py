@@ -66,18 +66,20 @@ class Fitting:
     takes_pairs: ClassVar[bool] = False
 
     learning_rate: float = 2.0e-5
-    epochs: int = 2
+    num_train_epochs: int = 2
     batch_size: int = 32
-    schedule: SCHEDULES = "linear"
-    warmup: float = 0.0  # share of the steps
+    lr_scheduler_type: SCHEDULES = "linear"
+    warmup_ratio: float = 0.0  # share of the steps
     weight_decay: float = 0.0
     max_length: int = 2048  # in tokens; what is longer is dropped, never cut
     packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
-    max_tokens_per_microbatch: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
-    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    max_tokens_per_microbatch: int | None = (
+        None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
     gradient_checkpointing: bool = speed(False)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    mixed_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
@@ -99,17 +101,20 @@ class Fitting:
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
         tokens = self.max_tokens_per_microbatch or packing.FORWARD[devices.current()]
-        return {"precision": "bfloat16" if mixed(self) else "float32", "max_tokens_per_microbatch": tokens}
+        return {"mixed_precision": "bfloat16" if mixed(self) else "float32", "max_tokens_per_microbatch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
-        yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
-        yield from faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
+        yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
+        yield from faults_of_range(self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many))
         if self.max_tokens_per_microbatch is not None:
             yield from faults_of_range(self, max_tokens_per_microbatch=(1, many))
-        if self.schedule == "constant" and self.warmup:
-            yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
+        if self.lr_scheduler_type == "constant" and self.warmup_ratio:
+            yield (
+                "warmup_ratio",
+                "lr_scheduler_type: constant has no warm-up; use lr_scheduler_type: constant_with_warmup",
+            )
         if self.args:
             known = library_options.ask("transformers")["training"]
             yield from _not_free("args", self.args, known, DECIDED)
@@ -183,8 +188,8 @@ def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **mor
     from transformers import set_seed
 
     set_seed(torch_seed(seed))
-    if options.attention != "auto":
-        more["attn_implementation"] = options.attention
+    if options.attn_implementation != "auto":
+        more["attn_implementation"] = options.attn_implementation
     with part("load"):
         return ready(options, weight_check.load_model(start, kind, **more))
 
@@ -193,7 +198,7 @@ def ready(options: Fitting, model: Any) -> Any:
     """The model on its device, with our attention if it is to read packed rows and can."""
     with devices.fits("the model to train", ADVICE):
         model.to(device())
-    if options.packing and options.attention == "auto":
+    if options.packing and options.attn_implementation == "auto":
         packed_attention.adopt(model, hidden)
     return model
 
@@ -268,8 +273,8 @@ def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             learning_rate=options.learning_rate,
-            lr_scheduler_type=options.schedule,
-            warmup_steps=math.ceil(options.warmup * steps),
+            lr_scheduler_type=options.lr_scheduler_type,
+            warmup_steps=math.ceil(options.warmup_ratio * steps),
             weight_decay=options.weight_decay,
             gradient_checkpointing=options.gradient_checkpointing,
             bf16=mixed(options),
@@ -331,8 +336,9 @@ def _finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise UserError(
             f"the {what} {value} at step {step}, so the weights would be lost. After steps with a growing loss: lower "
-            "trainer.learning_rate, or raise trainer.warmup. From the first steps on: try trainer.precision: float32 "
-            "and trainer.attention: eager, which tell whether a kernel is at fault"
+            "trainer.learning_rate, or raise trainer.warmup_ratio. From the first steps on: try "
+            "trainer.mixed_precision: float32 and trainer.attn_implementation: eager, which show whether a kernel "
+            "is at fault"
         )
 
 
@@ -416,8 +422,8 @@ def device() -> Any:
 
 def mixed(options: Fitting) -> bool:
     """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
-    if options.precision != "auto" or devices.current() == "cpu":
-        return options.precision == "bfloat16"
+    if options.mixed_precision != "auto" or devices.current() == "cpu":
+        return options.mixed_precision == "bfloat16"
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)

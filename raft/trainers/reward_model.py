@@ -38,7 +38,7 @@ class BradleyTerry(Fitting):
     takes_pairs: ClassVar[bool] = True
 
     learning_rate: float = 5.0e-6
-    epochs: int = 1
+    num_train_epochs: int = 1
     max_length: int = 512  # of the longer side of a pair
     template: str = source("template", "plain")  # as kind: model has it
 
@@ -64,7 +64,7 @@ class BradleyTerry(Fitting):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
         if self.packing:
             microbatches.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
-        order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
+        order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
         steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
         measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
         hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)

@@ -123,7 +123,9 @@ def test_what_needs_no_cleaning_is_the_same_object(tokenizer):
 
 
 def test_nothing_left_is_an_empty_response(tokenizer):
-    assert Sampling(truncate_at=["the"]).clean(answer(tokenizer, "the cat"), tokenizer) == Response("", [], [], "marker")
+    assert Sampling(truncate_at=["the"]).clean(answer(tokenizer, "the cat"), tokenizer) == Response(
+        "", [], [], "marker"
+    )
 
 
 def test_unknown_logprobs_stay_unknown(tokenizer):

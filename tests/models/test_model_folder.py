@@ -67,7 +67,7 @@ def test_the_command_that_a_refused_adapter_is_told_merges_it(tmp_path: Path, mo
         hub.locate_model(str(tmp_path / "base" / "tuned"))
     monkeypatch.chdir(tmp_path)
     exec(str(told.value).split('python -c "')[1].removesuffix('"'), {})
-    merged = RewardModel(model=str(tmp_path / "tuned-merged"), max_tokens=200)
+    merged = RewardModel(model=str(tmp_path / "tuned-merged"), max_length=200)
     ids = [merged.encode(groups()[0].prompt, text.text)[0] for text in groups()[0].responses]
     expected = [tuned(input_ids=torch.tensor([row])).logits[0, 0].item() for row in ids]
     assert rewards(merged, groups())[:5] == pytest.approx(expected, abs=1e-4)

@@ -54,7 +54,7 @@ class Makes:
     """A generator that ends with `fault` at group `until`, and before that waits for scores `lag` groups behind."""
 
     k: int = 2
-    block: int = 1
+    batch_size: int = 1
     lag: int | None = speed(None)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
@@ -78,7 +78,7 @@ class Says:
     """A reward that can be asked to fail once, at a group."""
 
     remote: bool = speed(True)
-    block: int = 1
+    batch_size: int = 1
     fails: str = speed("")
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -148,7 +148,7 @@ def test_a_reward_of_this_machine_waits_for_the_last_response(tmp_path):
 def test_a_reward_whose_groups_depend_on_each_other_does_not_follow(tmp_path):
     UNTIL[0] = 30
     with pytest.raises(Stopped):
-        answer_and_score(tmp_path, Makes(), Says(block=8))
+        answer_and_score(tmp_path, Makes(), Says(batch_size=8))
     assert not WORLD.scored
 
 
@@ -210,7 +210,7 @@ def test_a_reward_that_fails_meanwhile_is_asked_again_in_its_own_stage(tmp_path)
 def test_a_fault_that_stays_is_told_when_all_responses_are_there(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    judge = Judge(url=f"http://127.0.0.1:{port}/v1", model="m", mode="grade", retries=0)
+    judge = Judge(url=f"http://127.0.0.1:{port}/v1", model="m", mode="grade", max_retries=0)
     with pytest.raises(UserError, match="no answer from"):
         answer_and_score(tmp_path, Makes(), judge)
     assert (tmp_path / "responses.jsonl.stamp.json").exists()
@@ -238,7 +238,7 @@ def test_a_stop_does_not_wait_for_a_judge_that_is_silent(tmp_path):
 def test_an_ensemble_is_remote_and_forgets_its_neighbours_only_if_all_its_members_do():
     far, near = Judge(url="http://127.0.0.1:1/v1", model="m"), Rule(function="length")
     ensembles = [Ensemble(members=dict(enumerate(members))) for members in ([far, far], [far, near], [near, Blocks()])]
-    assert [(one.remote, one.block) for one in ensembles] == [(True, 1), (False, 1), (False, 64)]
+    assert [(one.remote, one.batch_size) for one in ensembles] == [(True, 1), (False, 1), (False, 64)]
 
 
 class Blocks:
@@ -253,7 +253,7 @@ def test_a_run_with_a_remote_reward_and_a_remote_gold_equals_one_without(tmp_pat
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Words:\n"
         "    remote: bool = speed(False)\n"
-        "    block = 1\n\n"
+        "    batch_size = 1\n\n"
         "    def score(self, groups):\n"
         "        for group in groups:\n"
         "            yield [Score(float(len(one.text.split()))) for one in group.responses]\n\n"
