@@ -37,7 +37,7 @@ from raft.core import timing
 from raft.pipeline import loop
 from raft.report.figures import style
 from raft.report.figures.table import Curve
-from raft.store.runs import Place
+from raft.store.runs import Folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +159,7 @@ class Resident(Narrator):
         super().__init__()
         self.megabytes: list[float] = []
 
-    def finished(self, it: Place, findings: Any) -> None:
+    def finished(self, it: Folder, findings: Any) -> None:
         """As told."""
         super().finished(it, findings)
         self.megabytes.append(resident() / MEGABYTE)

@@ -11,7 +11,7 @@ from raft.core import logs, records
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Finding, Level, stops, warnings, worse
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 
 class Narrator:
@@ -38,7 +38,7 @@ class Narrator:
             if row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
-    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = stops(findings, self.recipe.alerts)

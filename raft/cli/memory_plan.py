@@ -30,7 +30,7 @@ from raft.rewards.judge.judge import Judge
 from raft.rewards.model import RewardModel
 from raft.rewards.rule import Rule
 from raft.rewards.runner import BATCH_TOKENS
-from raft.trainers.hf_trainer import Fitting
+from raft.trainers.hf_trainer import TrainerOptions
 
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
@@ -301,7 +301,7 @@ def _likelihoods(loaded: Loaded, where: Device) -> Turn:
 def _train(loaded: Loaded, where: Device) -> Turn:
     """With logits for every token of a forward pass, though only those of responses have them."""
     trainer = loaded.recipe.trainer
-    if not isinstance(trainer, Fitting):
+    if not isinstance(trainer, TrainerOptions):
         raise UserError("trainer.kind is one of your own")
     model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
     mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=not pairs)

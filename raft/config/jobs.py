@@ -273,13 +273,13 @@ JOBS: dict[str, type] = {
     "evaluate-reward": EvaluateReward,
 }
 # what a job leaves inside its run for other recipes, and the key of theirs that names it
-MAKES = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
+JOB_OUTPUTS = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}},
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-FREE = (
+MUTABLE_KEYS = (
     "name",
     "iterations",
     "keep_policies",

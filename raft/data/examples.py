@@ -193,7 +193,7 @@ class Examples(Reading):
 
     def _of_layout(self, one: Compared | Unused, prompt_id: str) -> Pair | Drop:
         if isinstance(one, Unused):
-            return Drop(prompt_id, None, "gather", one.reason)
+            return Drop(prompt_id, None, "load_examples", one.reason)
         prompt = self._chat(prompt_id, one.messages)
         return replace(_pair(prompt, [one.chosen, one.rejected]), subset=one.subset)
 
@@ -307,7 +307,7 @@ def _tried(make: Callable[[Row, str], Iterable[Made]], place: str, prompt_id: st
     try:
         return list(make(row, prompt_id))
     except (Malformed, RowError) as fault:
-        return Drop(prompt_id, None, "gather", f"{place}: {fault}")
+        return Drop(prompt_id, None, "load_examples", f"{place}: {fault}")
 
 
 def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: Row) -> str:
@@ -368,7 +368,7 @@ def _matched(higher: list[Rated], lower: list[Rated], rng: np.random.Generator) 
 def _compared(better: Rated, worse: Rated) -> Pair | Drop:
     prompt = Prompt(f"{better[1]}-{worse[1]}", text="")
     if better[2] == worse[2]:
-        return Drop(prompt.id, None, "gather", f"the same text is labelled {better[0]:g} and {worse[0]:g}")
+        return Drop(prompt.id, None, "load_examples", f"the same text is labelled {better[0]:g} and {worse[0]:g}")
     return _pair(prompt, [better[2], worse[2]])
 
 

@@ -13,7 +13,7 @@ from raft.store.keys import Artifact
 OWN = ("max_model_len", "batch_invariant", "engine_args")  # options of vLLM for which transformers has no use
 
 
-def able(generator: Any, policy: Artifact, notice: Callable[[str], None]) -> Any:
+def supported_or_transformers(generator: Any, policy: Artifact, notice: Callable[[str], None]) -> Any:
     """The generator itself, or transformers with the same sampling where vLLM lacks the policy's architecture.
 
     Policies of a run share their architecture, so the first one decides for all; the key of the responses names

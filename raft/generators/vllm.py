@@ -195,7 +195,7 @@ class Engine:
             **_defaults(options, self.dtype, self.context, self.on_gpu),
         }
         threads = torch.get_num_threads()
-        with logs.captured():
+        with logs.stderr_to_log():
             try:
                 # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
                 self.llm: Any = LLMEngine.from_engine_args(EngineArgs(**given), usage_context=UsageContext.LLM_CLASS)
@@ -249,7 +249,7 @@ class Engine:
 
     def load(self, path: Path) -> None:
         """New weights into the living engine."""
-        with logs.captured():
+        with logs.stderr_to_log():
             self.llm.collective_rpc("load_policy", args=(str(path),))
 
     def sleep(self) -> None:

@@ -18,7 +18,7 @@ from raft.models import chat_templates, packed_attention, packing, weight_check
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
 
 
-def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
+def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
     """For each group, the natural log-probability of each response's tokens given its prompt, at temperature 1.
 
     Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.

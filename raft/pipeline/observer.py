@@ -6,7 +6,7 @@ from typing import Protocol
 from raft.config.recipe import Loaded
 from raft.metrics.alerts import Finding
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 
 class Told(Protocol):
@@ -21,7 +21,7 @@ class Told(Protocol):
     def diagnosed(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 
-    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
         """An iteration is complete, and this is what its figures say; 0 is the untouched policy."""
 
     def measured(self, artifact: Artifact) -> None:

@@ -45,7 +45,7 @@ class Tracked:
     def diagnosed(self, artifact: Artifact) -> None:
         self.told.diagnosed(artifact)
 
-    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None:
+    def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
         self.told.finished(it, findings)
         for name in list(self.trackers):
@@ -77,7 +77,7 @@ class Tracked:
             tracker.store_init_configuration(loaded.config)
         self.trackers[name] = tracker
 
-    def _send(self, name: str, it: runs.Place) -> None:
+    def _send(self, name: str, it: runs.Folder) -> None:
         sent = self.state["sent"].setdefault(name, {})
         for row in runs.metrics_rows(self.run.folder):
             known = sent.setdefault(str(row["iteration"]), [])
@@ -113,7 +113,7 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"id": secrets.token_hex(8), "sent": {}, "tables": {}}
 
 
-def _answers(it: runs.Place) -> list[list[str]]:
+def _answers(it: runs.Folder) -> list[list[str]]:
     """The first answer of a policy to the first held-out prompts, with its reward."""
     responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.run.folder / "evaluation.jsonl"
     kinds = (responses.with_name(f"{name}.jsonl") for name in ("scores", "gold"))

@@ -20,7 +20,7 @@ from raft.core.records import Response
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
 from raft.store import stamps
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.stamps import iterations
 
@@ -45,7 +45,7 @@ class Responses:
     surprise: np.ndarray
 
 
-def measure(section: None, output: Output, **made: Artifact | None) -> None:
+def measure(section: None, output: ArtifactWriter, **made: Artifact | None) -> None:
     """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
     there = {name: artifact for name, artifact in made.items() if artifact is not None}
     found = {"policy": _of_policy(there), "previous": _of_responses(there, output) if "scores" in there else {}}
@@ -104,7 +104,7 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
     return {name: value if isinstance(value, list) else float(value) for name, value in figures.items()}
 
 
-def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
+def _of_responses(made: dict[str, Artifact], output: ArtifactWriter) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
     rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
     _refuse_others(shape.ids, made["responses"].place, made["scores"])

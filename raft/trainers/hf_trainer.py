@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raft.core import library_options
-from raft.core.atomic import permit
+from raft.core.atomic import make_readable
 from raft.core.errors import UserError
 from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
@@ -57,7 +57,7 @@ UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class TrainerOptions:
     """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes.
 
     On a CPU equal inputs give equal bytes; kernels of GPUs may add in no fixed order, unless args has full_determinism.
@@ -183,7 +183,7 @@ def _not_free(option: str, given: dict, known: Collection[str], decided: re.Patt
             yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
 
 
-def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
+def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
     """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
     from transformers import set_seed
 
@@ -194,7 +194,7 @@ def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **mor
         return ready(options, weight_check.load_model(start, kind, **more))
 
 
-def ready(options: Fitting, model: Any) -> Any:
+def ready(options: TrainerOptions, model: Any) -> Any:
     """The model on its device, with our attention if it is to read packed rows and can."""
     with devices.fits("the model to train", ADVICE):
         model.to(device())
@@ -208,7 +208,7 @@ def hidden(model: Any, **inputs: Any) -> Any:
     return plain(model).base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def adapt(options: Fitting, model: Any, task: str) -> Any:
+def adapt(options: TrainerOptions, model: Any, task: str) -> Any:
     """The model with LoRA weights to train in place of its own, if the recipe asks for that."""
     if options.lora is None:
         return model
@@ -224,7 +224,7 @@ def plain(model: Any) -> Any:
 
 
 @contextmanager
-def looking(options: Fitting) -> Iterator[None]:
+def looking(options: TrainerOptions) -> Iterator[None]:
     """Forward passes with the arithmetic of training, and without gradients."""
     import torch
 
@@ -246,7 +246,7 @@ class Steps:
 
 
 def fit(
-    options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+    options: TrainerOptions, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
 ) -> list[dict[str, float]]:
     """Trains the model in place and returns what each step measured: the sums of what its batches did."""
     uses_cache = model.config.use_cache
@@ -259,7 +259,7 @@ def fit(
     return trainer.measured
 
 
-def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
+def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
     from transformers import TrainingArguments
 
     on_cpu = device().type == "cpu"
@@ -378,7 +378,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
         model.generation_config = type(model.generation_config)()
     with weight_check.quiet():
         model.save_pretrained(out)
-    permit(out)
+    make_readable(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
     _check_kept(start, out, (*heads, *getattr(model, "all_tied_weights_keys", ())))
@@ -420,7 +420,7 @@ def device() -> Any:
     return torch.device("cuda:0" if devices.current() == "cuda" else "cpu")
 
 
-def mixed(options: Fitting) -> bool:
+def mixed(options: TrainerOptions) -> bool:
     """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
     if options.mixed_precision != "auto" or devices.current() == "cpu":
         return options.mixed_precision == "bfloat16"

@@ -22,11 +22,11 @@ from raft.models import chat_templates, packed_attention, weight_check
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer, microbatches
 from raft.trainers.batches import Order, Texts
-from raft.trainers.hf_trainer import Batch, Fitting
+from raft.trainers.hf_trainer import Batch, TrainerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Fitting):
+class SFT(TrainerOptions):
     """Maximum likelihood of the responses, by tokens, each example counting by its weight.
 
     With `block_size` the examples are one long text, cut into blocks of so many tokens, and every token but the first

@@ -20,7 +20,7 @@ from raft.generators.transformers import Transformers
 from raft.launch import openai_client
 from raft.launch.openai_client import stoppable
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 
 COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
@@ -136,7 +136,7 @@ def test_no_group_begins_after_a_signal_and_those_under_way_are_kept(tmp_path, m
     policy = worlds.make_policy(tmp_path / "policy")
     rows = [{"id": one["id"], "text": one["prompt"]} for one in worlds.prompts(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = Output(tmp_path / "out", tmp_path / "partial", "hash", 1, 1, Progress("out", "prompts"))
+    output = ArtifactWriter(tmp_path / "out", tmp_path / "partial", "hash", 1, 1, Progress("out", "prompts"))
     prompts = Artifact(tmp_path / "prompts.jsonl", {"rows": 12})
     note = signals._Note()
 

@@ -175,7 +175,7 @@ def test_texts_that_are_no_dialogues_have_no_prompt(tokenizer: Any):
 def test_a_row_that_is_no_pair_is_dropped_with_its_place(tokenizer: Any, chosen: Any, rejected: Any, why: str):
     items = [{"chosen": "a", "rejected": "b"}, {"chosen": chosen, "rejected": rejected}]
     made, dropped = split(pairs(InlineExamples(items=items, prompt_column=None, max_bad_rows_fraction=0.5), 0))
-    assert len(made) == 1 and dropped == [Drop("000001", None, "gather", f"items[1]: {why}")]
+    assert len(made) == 1 and dropped == [Drop("000001", None, "load_examples", f"items[1]: {why}")]
 
 
 def test_the_section_says_whether_its_rows_are_pairs(tokenizer: Any):

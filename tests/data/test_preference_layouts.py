@@ -141,8 +141,8 @@ def test_every_two_responses_of_unequal_score_are_a_pair(tmp_path: Path):
         ("000001-2-3", "q", "c", "d"),
     ]
     assert [(one.prompt_id, one.index, one.stage, one.reason) for one in dropped] == [
-        ("000000", None, "gather", "fewer than two responses"),
-        ("000001-1-2", None, "gather", "a tie, both are rated 4.5"),
+        ("000000", None, "load_examples", "fewer than two responses"),
+        ("000001-1-2", None, "load_examples", "a tie, both are rated 4.5"),
     ]
 
 

@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_policy_names_the_folder_that_the_recipe_names(tmp_
     place.parent.mkdir()
     start, output = SimpleNamespace(model=str(tmp_path / "mine"), revision=None), SimpleNamespace(path=place)
     with pytest.raises(UserError, match=f"^{tmp_path}/mine: .*banana"):
-        stages.adopt(start, output, probed=True)
+        stages.link_model(start, output, probed=True)
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused_at_load(tmp_path: Path):

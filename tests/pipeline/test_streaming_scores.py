@@ -19,12 +19,12 @@ from raft.core.errors import Stopped, UserError
 from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response, Score
 from raft.pipeline import stages, streaming_scores
-from raft.pipeline.streaming_scores import PAUSE, TOGETHER, Follower, followed
+from raft.pipeline.streaming_scores import PAUSE, TOGETHER, StreamingScorer, streamed
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge.judge import Judge
 from raft.rewards.rule import Rule
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run, stamp_path
+from raft.store.runs import Folder, Run, stamp_path
 
 COUNT = 40
 
@@ -113,13 +113,13 @@ def made(folder: Path, name: str) -> Artifact:
 
 def answer_and_score(folder: Path, generator: Makes, reward: object) -> Artifact:
     """As an iteration of the loop does it."""
-    it = Place(folder, 1, Run(folder, 3))
+    it = Folder(folder, 1, Run(folder, 3))
     if not (folder / "prompts.jsonl").exists():
         folder.mkdir(exist_ok=True)
         records.write(folder / "prompts.jsonl", (Prompt(f"p{n}", text="x" * n).row() for n in range(COUNT)))
         (folder / "policy").mkdir()
     prompts, policy = made(folder, "prompts.jsonl"), made(folder, "policy")
-    with followed(it, "responses.jsonl", {"scores.jsonl": reward}, prompts):
+    with streamed(it, "responses.jsonl", {"scores.jsonl": reward}, prompts):
         responses = it.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
     return it.once("scores.jsonl", stages.score, reward, prompts=prompts, responses=responses)
 
@@ -168,9 +168,9 @@ def test_responses_are_on_the_disk_before_their_scores_are_asked_for(tmp_path, m
     WORLD.scored.clear()
     (tmp_path / "grows.partial").write_bytes(records.dump({"hash": "h"}) + (tmp_path / "responses.jsonl").read_bytes())
     flushed = []
-    monkeypatch.setattr(streaming_scores, "flush", lambda path: flushed.append((path.name, len(WORLD.scored))))
-    follower = Follower(
-        Place(tmp_path, 1, Run(tmp_path, 3)), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl")
+    monkeypatch.setattr(streaming_scores, "fsync", lambda path: flushed.append((path.name, len(WORLD.scored))))
+    follower = StreamingScorer(
+        Folder(tmp_path, 1, Run(tmp_path, 3)), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl")
     )
     follower.start()
     WORLD.wait_until_scored(COUNT)
@@ -183,8 +183,8 @@ def test_a_row_is_read_when_it_is_whole(tmp_path):
     answer_and_score(tmp_path, Makes(), Says(remote=False))
     WORLD.scored.clear()
     lines = (tmp_path / "responses.jsonl").read_bytes().splitlines(keepends=True)
-    place = Place(tmp_path, 1, Run(tmp_path, 3))
-    follower = Follower(place, "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
+    place = Folder(tmp_path, 1, Run(tmp_path, 3))
+    follower = StreamingScorer(place, "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
     grows = tmp_path / "grows.partial"
     grows.write_bytes(records.dump({"hash": "h"}) + lines[0] + lines[1][:-20])
     follower.start()
