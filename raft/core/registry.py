@@ -21,7 +21,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft.core import user_code
+from raft.core import given, user_code
 from raft.core.errors import Stopped, UserError
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -185,6 +185,8 @@ def stable_name(cls: type) -> str:
 def load(target: str) -> Any:
     """The object that `package.module:name` names. ValueError says which part is missing."""
     module_name, _, name = target.partition(":")
+    if module_name == given.MODULE:
+        return given.function(name)
     module = user_code.module(module_name)
     try:
         return getattr(module, name)
