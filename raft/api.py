@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -277,6 +277,9 @@ def _withdraw(files: Sequence[Path], resolved: Path) -> None:
     for file in files:
         if file.name not in known:
             file.unlink()
+            with suppress(OSError):  # a run that has begun is not empty
+                file.parent.rmdir()
+                file.parent.parent.rmdir()
 
 
 class _Objects:

@@ -317,7 +317,9 @@ def test_rows_that_no_recipe_can_hold_are_refused_with_their_place(world):
         ([{"prompt": "a", "x": float("nan")}], "prompts[0] cannot be written as JSON"),
     ]:
         assert words in refusal(lambda rows=rows: raft.run("recipe.yaml", prompts=rows))
-    assert not (world / "outputs").exists()
+    assert "per_iteration: 0" in refusal(lambda: raft.run("recipe.yaml", prompts={"rows": ROWS, "per_iteration": 0}))
+    assert "no column mesages" in refusal(lambda: raft.run("recipe.yaml", prompts={"rows": ROWS, "messages": "mesages"}))
+    assert list((world / "outputs").glob("*")) == []
 
 
 def test_errors_are_user_errors_with_the_messages_of_the_command_line(world):
