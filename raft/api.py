@@ -192,7 +192,7 @@ class Run:
         """The folder of a policy, for `from_pretrained`: of an iteration, of the last one, or of the best.
 
         The best is that of the highest held-out reward, or gold reward where the reward says nothing between prompts.
-        UserError if it was deleted to save room (`keep`), or is damaged. job: sft has one policy.
+        UserError if it was deleted to save room (`keep_policies`), or is damaged. job: sft has one policy.
         """
         from raft.pipeline import evaluation, stages
 
@@ -206,7 +206,7 @@ class Run:
     def resume(self, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any) -> "Run":
         """Goes on with the run, as `raft resume` does; returns it when it is complete.
 
-        `overrides` are those that may change (`iterations`, `keep`, ...), and the functions that the run was given.
+        `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run was given.
         """
         from raft.config import recipe
 
@@ -320,7 +320,7 @@ class _Objects:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic.create(temporary := folder / f".{name}.tmp") as file:
                 file.writelines(_lines(rows, name))
-            atomic.put(temporary, folder / name)
+            atomic.commit(temporary, folder / name)
         return [folder / name for name in self.rows]
 
     def _flat(self, key: str, value: Any) -> Iterator[str]:

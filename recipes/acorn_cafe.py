@@ -185,7 +185,7 @@ class Answers(examples.Examples, AnswerRows):
 class Preferences(examples.Examples, PreferenceRows):
     """kind: acorn_cafe:Preferences."""
 
-    pairs: Literal["given"] = "given"
+    pairs: Literal["columns"] = "columns"
 
 
 def _requests(count: int, seed: int, part: Part = "train") -> Iterator[tuple[str, Order]]:

@@ -1,11 +1,15 @@
 """No test reaches a network; the folder with real weights and text is used where it is there."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+signal.signal(
+    signal.SIGHUP, signal.SIG_DFL
+)  # nohup ignores it, and every command that a test starts would inherit that
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 if PARALLEL := "PYTEST_XDIST_WORKER" in os.environ:

@@ -111,7 +111,7 @@ VALUES: list[dict[str, Any]] = [
     {"generator.k": 2, "evaluation": {"every": 2}},
     {"reward": {"args": {"words": ["a: b", "true", "~"]}}},
     {"variables": {"with a space": {"x": 1}}},
-    {"keep": "all", "evaluation": {"kl": False}},
+    {"keep_policies": "all", "evaluation": {"kl": False}},
 ]
 
 
@@ -200,7 +200,7 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     run = raft.run("recipe.yaml", quiet=True, reward=cell(SHARE), **SMALL)
     assert run.recipe["reward"] == {"kind": "rule", "function": "<python>:share"}
     made = worlds.fingerprint(run.folder)
-    run.resume(quiet=True, reward=cell("# a cell that was moved down\n\n" + SHARE), keep="all")
+    run.resume(quiet=True, reward=cell("# a cell that was moved down\n\n" + SHARE), keep_policies="all")
     said = refusal(lambda: run.resume(quiet=True, reward=cell(SHARE.replace("max(1,", "max(2,"))))
     assert "was made from something else" in said and "section.reward.function.code: was" in said
     assert worlds.fingerprint(run.folder) == made
@@ -295,7 +295,7 @@ def test_rows_are_known_by_what_they_say_in_their_order(world):
     )
     made, path = worlds.fingerprint(run.folder), Path(run.recipe["prompts"]["path"])
     assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS and path.parent == run.folder / "given"
-    assert run.recipe["prompts"]["max_tokens"] == 64  # how rows are read stays as the recipe has it
+    assert run.recipe["prompts"]["max_prompt_length"] == 64  # how rows are read stays as the recipe has it
     other = datasets.Dataset.from_list([*ROWS, *ROWS[:1]]).select(range(len(ROWS)))
     assert other._fingerprint != datasets.Dataset.from_list(ROWS)._fingerprint
     for rows in (other, ROWS, tuple(ROWS)):
@@ -318,7 +318,9 @@ def test_rows_that_no_recipe_can_hold_are_refused_with_their_place(world):
     ]:
         assert words in refusal(lambda rows=rows: raft.run("recipe.yaml", prompts=rows))
     assert "per_iteration: 0" in refusal(lambda: raft.run("recipe.yaml", prompts={"rows": ROWS, "per_iteration": 0}))
-    assert "no column mesages" in refusal(lambda: raft.run("recipe.yaml", prompts={"rows": ROWS, "messages": "mesages"}))
+    assert "no column mesages" in refusal(
+        lambda: raft.run("recipe.yaml", prompts={"rows": ROWS, "messages": "mesages"})
+    )
     assert list((world / "outputs").glob("*")) == []
 
 

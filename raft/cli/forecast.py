@@ -133,7 +133,7 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     count = min(prompts, loaded.recipe.evaluation.count)
     smaller = [
         *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
-        "iterations=1", "keep=last", "advice.on_warning=warn", "track=[]",
+        "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
     loop.run(small, Quiet())
@@ -183,10 +183,12 @@ def _peak_gb() -> float:
 
 
 def _disk(whole: Align, iteration: Path, prompts: int) -> float:
-    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
+    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep_policies` keeps."""
     rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
     policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
-    kept = {"last": 2, "best": 3, "all": whole.iterations}[whole.keep]  # the current, and the one being written
+    kept = {"last": 2, "best": 3, "all": whole.iterations}[
+        whole.keep_policies
+    ]  # the current, and the one being written
     return rows * whole.iterations + policy * kept
 
 

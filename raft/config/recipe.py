@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import DEFAULTS, JOBS, MAKES
+from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
@@ -107,7 +107,7 @@ def load(
     `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
     recipes that need it, the outermost first. Where `given` is the recipe itself, other files are found from `path`.
     """
-    from raft.core.user_code import beside
+    from raft.core.user_code import importable_from
 
     config, lines = read_one(path, overrides, variables, given)
     faults: list[Fault] = []
@@ -121,7 +121,7 @@ def load(
     for name, default in DEFAULTS.get(job, {}).items():
         if isinstance(config.get(name, default), dict):
             config[name] = {**default, **config.get(name, default)}
-    with beside(path):
+    with importable_from(path):
         recipe = build(JOBS[job], config, "", faults)
     if faults:
         raise RecipeError(path, faults, lines)
@@ -146,12 +146,12 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: Given | None = 
     """
     import json
 
-    from raft.core.user_code import beside
+    from raft.core.user_code import importable_from
 
     file = folder / "run.json"
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     origin = _origin(known, folder)
-    with beside(origin):
+    with importable_from(origin):
         named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
         loaded = load(folder / "resolved.yaml", [named, *overrides], given=given)
     return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
@@ -386,11 +386,13 @@ def dependencies(
             raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the circle")
         needed = load(file, variables=shared, above=above, outputs=outputs)
         job = needed.recipe.job
-        if job not in MAKES:
-            message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
+        if job not in JOB_OUTPUTS:
+            message = (
+                f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(JOB_OUTPUTS)}"
+            )
             faults.append(Fault(f"{key}.recipe", message))
             continue
-        name, made = MAKES[job]
+        name, made = JOB_OUTPUTS[job]
         if name in options:
             faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
             continue

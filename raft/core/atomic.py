@@ -49,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with create(temporary) as file:
         file.write(content)
-    put(temporary, path)
+    commit(temporary, path)
 
 
 def create(path: Path) -> BinaryIO:
@@ -70,21 +70,21 @@ def disk_faults() -> Iterator[None]:
         raise OSError(int(said[1]), os.strerror(int(said[1]))) from fault
 
 
-def put(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path) -> None:
     """Gives what was written its name: after a crash of the machine, too, it is whole or not there."""
-    sync(temporary)
+    fsync_tree(temporary)
     os.replace(temporary, path)
-    flush(path.parent)
+    fsync(path.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
     """Brings a file, or a folder and all that is in it, to the disk."""
     for one in [*(path.rglob("*") if path.is_dir() else ()), path]:
         if not one.is_symlink():
-            flush(one)
+            fsync(one)
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Brings a file to the disk, or the names that are in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -93,7 +93,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def permit(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Lets whoever may read a model folder's config read its weights: safetensors (0.8) writes for the owner alone."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)

@@ -91,7 +91,7 @@ def current() -> Path | None:
 
 
 @contextmanager
-def captured() -> Iterator[None]:
+def stderr_to_log() -> Iterator[None]:
     """What libraries write to the error stream itself, below Python, goes into the log too."""
     if (file := current()) is None:
         yield
@@ -107,7 +107,7 @@ def captured() -> Iterator[None]:
         os.close(screen)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
     if not logging.getLogger().handlers:
         return  # raft is used as a library

@@ -66,7 +66,7 @@ class Beside:
 
 
 @contextmanager
-def beside(recipe: Path) -> Iterator[None]:
+def importable_from(recipe: Path) -> Iterator[None]:
     """Inside the block a recipe's own modules are found beside it and in the current folder."""
     finder = Beside([str(recipe.absolute().parent), str(Path.cwd())])
     sys.meta_path.insert(0, finder)

@@ -29,13 +29,13 @@ IN_PROCESS = {  # for an engine in this process; a server decides these for itse
 }
 
 
-def faults(engine: Mapping[str, Any], ours: Container[str]) -> Iterator[tuple[str, str]]:
-    """Faults of the options `engine`, which go to vLLM as they are; `ours` are those that nobody else decides."""
-    for name in engine:
+def faults(engine_args: Mapping[str, Any], ours: Container[str]) -> Iterator[tuple[str, str]]:
+    """Faults of the options `engine_args`, which go to vLLM as they are; `ours` are those that nobody else decides."""
+    for name in engine_args:
         if name in ours:
-            yield f"engine.{name}", "is decided by the run itself; remove it"
+            yield f"engine_args.{name}", "is decided by the run itself; remove it"
         elif name not in known():
-            yield f"engine.{name}", f"vLLM has no such option; {suggest(name, known())[:200]}"
+            yield f"engine_args.{name}", f"vLLM has no such option; {suggest(name, known())[:200]}"
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from raft.config.recipe import Loaded
 from raft.metrics.alerts import Finding
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 
 class Told:
@@ -20,7 +20,7 @@ class Told:
     def diagnosed(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 
-    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
         """An iteration is complete, and this is what its figures say; 0 is the untouched policy."""
 
     def measured(self, artifact: Artifact) -> None:
@@ -48,7 +48,7 @@ class Several(Told):
         for one in self.observers:
             one.diagnosed(artifact)
 
-    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
         for one in self.observers:
             one.finished(it, findings)
 

@@ -1,8 +1,8 @@
 """Trackers: the rows of metrics.jsonl, and answers to held-out prompts, sent to TensorBoard, wandb or trackio.
 
-Through Accelerate's trackers, which are told nothing but what the recipe's `track:` names; without it nothing leaves
-the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker that
-fails is told of once and left alone: it is never a reason to stop a run.
+Through Accelerate's trackers, which are told nothing but what the recipe's `report_to:` names; without it nothing
+leaves the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker
+that fails is told of once and left alone: it is never a reason to stop a run.
 """
 
 import html
@@ -33,11 +33,11 @@ class Tracked(Told):
         """Starts the trackers."""
         self.run = run
         self.state = _state(run.folder)
-        for one in getattr(loaded.recipe, "track", []):
+        for one in getattr(loaded.recipe, "report_to", []):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
-    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None:
+    def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
         for name in list(self.trackers):
             self._try(name, lambda name=name: self._send(name, it))
@@ -64,7 +64,7 @@ class Tracked(Told):
             tracker.store_init_configuration(loaded.config)
         self.trackers[name] = tracker
 
-    def _send(self, name: str, it: runs.Place) -> None:
+    def _send(self, name: str, it: runs.Folder) -> None:
         sent = self.state["sent"].setdefault(name, {})
         for row in runs.metrics_rows(self.run.folder):
             known = sent.setdefault(str(row["iteration"]), [])
@@ -100,7 +100,7 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"id": secrets.token_hex(8), "sent": {}, "tables": {}}
 
 
-def _answers(it: runs.Place) -> list[list[str]]:
+def _answers(it: runs.Folder) -> list[list[str]]:
     """The first answer of a policy to the first held-out prompts, with its reward."""
     responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.run.folder / "evaluation.jsonl"
     kinds = (responses.with_name(f"{name}.jsonl") for name in ("scores", "gold"))

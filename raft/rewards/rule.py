@@ -40,7 +40,7 @@ class Rule:
     function: str = registry.source("code")
     args: dict[str, Any] = field(default_factory=dict)
 
-    block: ClassVar[int] = 1  # each response stands for itself
+    batch_size: ClassVar[int] = 1  # each response stands for itself
 
     def faults(self) -> Iterator[tuple[str, str]]:
         try:

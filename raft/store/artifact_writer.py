@@ -19,7 +19,7 @@ SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 
 
 @dataclass
-class Output:
+class ArtifactWriter:
     """What a stage writes its artifact through: whole (`write`, or anything at `path`), or group by group
     in any order (`resume`, `append`, `gather`), which survives a kill between any two groups."""
 

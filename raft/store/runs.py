@@ -18,16 +18,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import FREE
+from raft.config.jobs import MUTABLE_KEYS
 from raft.config.recipe import Loaded, speed_keys
 from raft.core import given, logs, records, signals, timing, yaml_file
-from raft.core.atomic import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
+from raft.core.atomic import (
+    Disk,
+    commit,
+    create,
+    disk_faults,
+    fsync,
+    fsync_tree,
+    read_object,
+    remove,
+    write_json,
+    write_text,
+)
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import stamps
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.store.stamps import differences, iterations, partial_path, read_stamp, stamp_path
 
@@ -35,7 +46,7 @@ FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 
 
-class Place:
+class Folder:
     """A folder of artifacts: the run itself, or one of its iterations."""
 
     def __init__(self, folder: Path, number: int, run: "Run"):
@@ -49,7 +60,7 @@ class Place:
         """
         path = self.folder / name
         if self.run.shares(path):
-            return self.made(name)
+            return self.existing(name)
         key = self.key(stage, section, inputs)
         if (stamp := read_stamp(path)) is not None:
             _refuse_other(path, stamp["key"], key)
@@ -77,14 +88,14 @@ class Place:
         """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
         return self is not self.run and self.run.shares(self.folder)
 
-    def made(self, name: str) -> Artifact:
+    def existing(self, name: str) -> Artifact:
         """A finished artifact as it stands. UserError if it is not there."""
         path = self.folder / name
         if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
 
-    def has(self, name: str) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether an artifact is finished."""
         return stamp_path(self.folder / name).exists()
 
@@ -97,11 +108,11 @@ class Place:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         if stamp_path(path).exists():  # of what was deleted since
             stamp_path(path).unlink()
-            flush(path.parent)
+            fsync(path.parent)
         remove(path)  # without a stamp it may be torn, and its room is needed
         remove(temporary)
         label = f"{path.relative_to(self.run.folder)}"
-        output = Output(
+        output = ArtifactWriter(
             temporary,
             partial_path(path),
             digest(key),
@@ -114,7 +125,7 @@ class Place:
         )
         began = time.time()
         timing.taken()
-        logs.quieten()
+        logs.silence_libraries()
         try:
             with disk_faults():
                 stage(section, output, **inputs)
@@ -127,7 +138,7 @@ class Place:
             if is_model := temporary.is_dir():
                 os.replace(temporary, path)
             else:
-                put(temporary, path)
+                commit(temporary, path)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -147,8 +158,8 @@ class Place:
         def finish() -> None:
             began = time.perf_counter()
             if is_model:
-                sync(path)
-                flush(path.parent)
+                fsync_tree(path)
+                fsync(path.parent)
             synced = time.perf_counter()
             stamp["content"] = stamps.content_of(path)
             hashed = time.perf_counter()
@@ -162,7 +173,7 @@ class Place:
             finish()
         return Artifact(path, stamp)
 
-    def _list_drops(self, output: Output) -> None:
+    def _list_drops(self, output: ArtifactWriter) -> None:
         """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
         listed = self.folder / "dropped.jsonl"
         others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
@@ -170,10 +181,10 @@ class Place:
             return
         temporary = listed.with_name(".dropped.jsonl.tmp")
         records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
-        put(temporary, listed)
+        commit(temporary, listed)
 
 
-class Run(Place):
+class Run(Folder):
     """A run's folder, locked while it works."""
 
     def __init__(self, folder: Path, seed: int):
@@ -196,15 +207,15 @@ class Run(Place):
                     "the folder itself in its place, or move the whole run and link that"
                 )
 
-    def iteration(self, number: int) -> Place:
+    def iteration(self, number: int) -> Folder:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
-        return Place(self.folder / "iterations" / f"{number:03d}", number, self)
+        return Folder(self.folder / "iterations" / f"{number:03d}", number, self)
 
-    def part(self, *names: str) -> Place:
+    def subfolder(self, *names: str) -> Folder:
         """A folder inside the run that is no iteration."""
-        return Place(self.folder.joinpath(*names), 0, self)
+        return Folder(self.folder.joinpath(*names), 0, self)
 
-    def iterations(self, count: int) -> Iterator[Place]:
+    def iterations(self, count: int) -> Iterator[Folder]:
         """Iterations 1 to `count`."""
         return (self.iteration(number) for number in range(1, count + 1))
 
@@ -246,7 +257,7 @@ class Run(Place):
         for place in map(self.iteration, made if keep != "all" else []):
             path = place.folder / "policy"
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
-                write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
+                write_json(stamp_path(path), {**place.existing("policy").stamp, "pruned": True})
                 remove(path)
 
 
@@ -334,7 +345,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     import yaml
 
     resolved = folder / "resolved.yaml"
-    free = {*FREE, *speed_keys(loaded.recipe)}
+    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
     if resolved.exists():
         changed = [
             change

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import numpy as np
 
 from raft.core import registry
-from raft.core.atomic import permit
+from raft.core.atomic import make_readable
 from raft.core.errors import UserError
 from raft.core.protocols import Advance, Dropped
 from raft.core.seeds import derive
@@ -52,12 +52,12 @@ DECIDED = re.compile(
     r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
     r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
 )
-ADVICE = "lower trainer.tokens_per_forward, set trainer.gradient_checkpointing: true, or use trainer.lora"
+ADVICE = "lower trainer.max_tokens_per_microbatch, set trainer.gradient_checkpointing: true, or use trainer.lora"
 UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class TrainerOptions:
     """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes.
 
     On a CPU equal inputs give equal bytes; kernels of GPUs may add in no fixed order, unless args has full_determinism.
@@ -66,18 +66,20 @@ class Fitting:
     takes_pairs: ClassVar[bool] = False
 
     learning_rate: float = 2.0e-5
-    epochs: int = 2
+    num_train_epochs: int = 2
     batch_size: int = 32
-    schedule: SCHEDULES = "linear"
-    warmup: float = 0.0  # share of the steps
+    lr_scheduler_type: SCHEDULES = "linear"
+    warmup_ratio: float = 0.0  # share of the steps
     weight_decay: float = 0.0
     max_length: int = 2048  # in tokens; what is longer is dropped, never cut
     packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
-    tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
-    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    max_tokens_per_microbatch: int | None = (
+        None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
     gradient_checkpointing: bool = registry.speed(False)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    mixed_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
@@ -98,18 +100,23 @@ class Fitting:
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
-        tokens = self.tokens_per_forward or packing.FORWARD[devices.current()]
-        return {"precision": "bfloat16" if mixed(self) else "float32", "tokens_per_forward": tokens}
+        tokens = self.max_tokens_per_microbatch or packing.FORWARD[devices.current()]
+        return {"mixed_precision": "bfloat16" if mixed(self) else "float32", "max_tokens_per_microbatch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
-        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
-        yield from registry.faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
-        if self.tokens_per_forward is not None:
-            yield from registry.faults_of_range(self, tokens_per_forward=(1, many))
-        if self.schedule == "constant" and self.warmup:
-            yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
+        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
+        yield from registry.faults_of_range(
+            self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many)
+        )
+        if self.max_tokens_per_microbatch is not None:
+            yield from registry.faults_of_range(self, max_tokens_per_microbatch=(1, many))
+        if self.lr_scheduler_type == "constant" and self.warmup_ratio:
+            yield (
+                "warmup_ratio",
+                "lr_scheduler_type: constant has no warm-up; use lr_scheduler_type: constant_with_warmup",
+            )
         known = options_of("transformers", "training_args.py", "TrainingArguments")
         yield from _not_free("args", self.args, known, DECIDED)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
@@ -188,22 +195,22 @@ def options_of(package: str, file: str, name: str) -> list[str]:
     return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
 
 
-def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
+def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
     """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
     from transformers import set_seed
 
     set_seed(torch_seed(seed))
-    if options.attention != "auto":
-        more["attn_implementation"] = options.attention
+    if options.attn_implementation != "auto":
+        more["attn_implementation"] = options.attn_implementation
     with part("load"):
         return ready(options, weight_check.load_model(start, kind, **more))
 
 
-def ready(options: Fitting, model: Any) -> Any:
+def ready(options: TrainerOptions, model: Any) -> Any:
     """The model on its device, with our attention if it is to read packed rows and can."""
     with devices.fits("the model to train", ADVICE):
         model.to(device())
-    if options.packing and options.attention == "auto":
+    if options.packing and options.attn_implementation == "auto":
         packed_attention.adopt(model, hidden)
     return model
 
@@ -213,7 +220,7 @@ def hidden(model: Any, **inputs: Any) -> Any:
     return plain(model).base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def adapt(options: Fitting, model: Any, task: str) -> Any:
+def adapt(options: TrainerOptions, model: Any, task: str) -> Any:
     """The model with LoRA weights to train in place of its own, if the recipe asks for that."""
     if options.lora is None:
         return model
@@ -229,7 +236,7 @@ def plain(model: Any) -> Any:
 
 
 @contextmanager
-def looking(options: Fitting) -> Iterator[None]:
+def looking(options: TrainerOptions) -> Iterator[None]:
     """Forward passes with the arithmetic of training, and without gradients."""
     import torch
 
@@ -251,7 +258,7 @@ class Steps:
 
 
 def fit(
-    options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+    options: TrainerOptions, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
 ) -> list[dict[str, float]]:
     """Trains the model in place and returns what each step measured: the sums of what its batches did."""
     uses_cache = model.config.use_cache
@@ -264,7 +271,7 @@ def fit(
     return trainer.measured
 
 
-def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
+def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
     from transformers import TrainingArguments
 
     on_cpu = device().type == "cpu"
@@ -278,8 +285,8 @@ def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             learning_rate=options.learning_rate,
-            lr_scheduler_type=options.schedule,
-            warmup_steps=math.ceil(options.warmup * steps),
+            lr_scheduler_type=options.lr_scheduler_type,
+            warmup_steps=math.ceil(options.warmup_ratio * steps),
             weight_decay=options.weight_decay,
             gradient_checkpointing=options.gradient_checkpointing,
             bf16=mixed(options),
@@ -341,8 +348,9 @@ def _finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise UserError(
             f"the {what} {value} at step {step}, so the weights would be lost. After steps with a growing loss: lower "
-            "trainer.learning_rate, or raise trainer.warmup. From the first steps on: try trainer.precision: float32 "
-            "and trainer.attention: eager, which tell whether a kernel is at fault"
+            "trainer.learning_rate, or raise trainer.warmup_ratio. From the first steps on: try "
+            "trainer.mixed_precision: float32 and trainer.attn_implementation: eager, which show whether a kernel "
+            "is at fault"
         )
 
 
@@ -382,7 +390,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
         model.generation_config = type(model.generation_config)()
     with weight_check.quiet():
         model.save_pretrained(out)
-    permit(out)
+    make_readable(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
     _check_kept(start, out, (*heads, *getattr(model, "all_tied_weights_keys", ())))
@@ -424,10 +432,10 @@ def device() -> Any:
     return torch.device("cuda:0" if devices.current() == "cuda" else "cpu")
 
 
-def mixed(options: Fitting) -> bool:
+def mixed(options: TrainerOptions) -> bool:
     """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
-    if options.precision != "auto" or devices.current() == "cpu":
-        return options.precision == "bfloat16"
+    if options.mixed_precision != "auto" or devices.current() == "cpu":
+        return options.mixed_precision == "bfloat16"
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)

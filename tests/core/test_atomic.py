@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raft.core.atomic import Disk, sync
+from raft.core.atomic import Disk, fsync_tree
 from raft.store import runs
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.runs import Run, partial_path, stamp_path
 
@@ -21,29 +21,29 @@ class SlowDisk:
         self.open, self.asked = threading.Event(), threading.Event()
         self.fault: OSError | None = None
 
-    def sync(self, path: Path) -> None:
+    def fsync_tree(self, path: Path) -> None:
         if path.is_dir() and path.name == "policy":
             self.asked.set()
             assert self.open.wait(30)
             if self.fault:
                 raise self.fault
-        sync(path)
+        fsync_tree(path)
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     slow = SlowDisk()
-    monkeypatch.setattr(runs, "sync", slow.sync)
+    monkeypatch.setattr(runs, "fsync_tree", slow.sync)
     yield slow
     slow.open.set()
 
 
-def trains(section: None, output: Output) -> None:
+def trains(section: None, output: ArtifactWriter) -> None:
     output.path.mkdir()
     (output.path / "weights").write_text("1 2 3")
 
 
-def answers(section: None, output: Output, policy: Artifact) -> None:
+def answers(section: None, output: ArtifactWriter, policy: Artifact) -> None:
     """As the generating stage does: weights are read at once, rows come one by one."""
     assert (policy.path / "weights").read_text() == "1 2 3"
     output.resume()
@@ -51,7 +51,7 @@ def answers(section: None, output: Output, policy: Artifact) -> None:
     output.gather("a")
 
 
-def measures(section: None, output: Output, policy: Artifact) -> None:
+def measures(section: None, output: ArtifactWriter, policy: Artifact) -> None:
     """As stages do that write their artifact whole."""
     output.write([{"weights": (policy.path / "weights").read_text()}])
 
@@ -64,15 +64,15 @@ def partly(path: Path) -> int:
 def test_a_model_is_used_before_it_is_on_the_disk_and_nothing_made_of_it_is_kept_before(tmp_path, disk, stage):
     run = Run(tmp_path, 0)
     policy = run.once("policy", trains)
-    assert disk.asked.wait(30) and not run.has("policy")
+    assert disk.asked.wait(30) and not run.is_done("policy")
     follows = threading.Thread(target=lambda: run.once("next.jsonl", stage, policy=policy))
     follows.start()
     follows.join(0.3)
-    assert follows.is_alive() and not run.has("next.jsonl")
+    assert follows.is_alive() and not run.is_done("next.jsonl")
     assert partly(tmp_path / "next.jsonl") <= 1, "a row was kept, though its policy may be made anew after a kill"
     disk.open.set()
     follows.join(30)
-    assert run.has("policy") and run.has("next.jsonl")
+    assert run.is_done("policy") and run.is_done("next.jsonl")
     assert stamp_path(tmp_path / "policy").stat().st_mtime_ns < stamp_path(tmp_path / "next.jsonl").stat().st_mtime_ns
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_the_disk_refuses_is_not_done_nor_what_was_made_of_it(tmp_p
             run.once("next.jsonl", stage, policy=policy)
     with pytest.raises(OSError, match="No space left"):
         run.disk.settle()
-    assert not run.has("policy") and not run.has("next.jsonl") and partly(tmp_path / "next.jsonl") <= 1
+    assert not run.is_done("policy") and not run.is_done("next.jsonl") and partly(tmp_path / "next.jsonl") <= 1
 
 
 def test_what_is_deleted_is_known_only_when_the_last_model_is_on_the_disk(tmp_path, disk):
@@ -108,16 +108,16 @@ def test_a_model_that_is_made_anew_is_not_done_by_its_old_stamp(tmp_path, disk):
     run = Run(tmp_path, 0)
     path = run.once("policy", trains).path
     run.disk.settle()
-    assert run.has("policy")
+    assert run.is_done("policy")
     (path / "weights").unlink()
     path.rmdir()
     disk.open.clear()
     Run(tmp_path, 0).once("policy", trains)
-    assert not run.has("policy")
+    assert not run.is_done("policy")
 
 
 def test_a_torn_model_is_gone_before_it_is_made_anew(tmp_path):
-    def stage(section: None, output: Output) -> None:
+    def stage(section: None, output: ArtifactWriter) -> None:
         assert not (tmp_path / "policy").exists(), "it may be read, and takes the room of the new one"
         trains(section, output)
 

@@ -117,7 +117,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_prompts_carry_what_gold_needs(tokenizer):
-    source = world.Prompts(count=20, format="chat", max_tokens=32)
+    source = world.Prompts(count=20, format="chat", max_prompt_length=32)
     for prompt in prompts.read(source, tokenizer):
         assert prompt.messages == [{"role": "user", "content": prompt.content}]
         assert set(prompt.meta) == set(world.SORTS)

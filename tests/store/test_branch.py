@@ -18,7 +18,7 @@ from raft.pipeline.evaluation import best_policy
 from raft.store import branch
 from raft.store.runs import Run
 
-SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
+SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_prompt_length": 6}}
 CHANGES = ("open", "os.mkdir", "os.symlink", "os.rename", "shutil.copyfile")  # audit events of what a set-up does
 
 
@@ -32,7 +32,7 @@ def parent(tmp_path_factory) -> Path:
     """The folder of a run of three iterations, of which the first and the last policy alone were evaluated."""
     folder = tmp_path_factory.mktemp("parent")
     plain = {"count": 4, "k": 2, "every": 3, "kl": False, "gold": None}
-    worlds.make_recipe(folder, iterations=3, keep="all", evaluation=plain, **SMALL)
+    worlds.make_recipe(folder, iterations=3, keep_policies="all", evaluation=plain, **SMALL)
     done = worlds.raft(folder, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     return folder
@@ -51,7 +51,7 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     (world / "references.jsonl").write_text('{"prompt": "the red fox ", "response": "runs"}\n')
     done = worlds.raft(
         world, "resume", "outputs/tiny", "--from-iteration", "3", "name=branch", "evaluation.every=1",
-        "evaluation.kl=true", "evaluation.gold={kind: rule, function: length}", "selection.kl=0.01",
+        "evaluation.kl=true", "evaluation.gold={kind: rule, function: length}", "selection.kl_coef=0.01",
         "evaluation.references={kind: file, path: references.jsonl}", "iterations=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     [
         ("seed=1", "seed: was None, is 1"),
         ("policy.model=other", "policy.model: was 'base', is 'other'"),
-        ("prompts.max_tokens=32", "prompts.max_tokens: was 64, is 32"),
+        ("prompts.max_prompt_length=32", "prompts.max_prompt_length: was 64, is 32"),
         ("evaluation.count=8", "evaluation.count: was 4, is 8"),
         ("evaluation.prompts={kind: file, path: prompts.jsonl}", "evaluation.prompts: was None, is {'kind'"),
         ("variables.data=elsewhere", "variables: was None, is {'data'"),
@@ -188,7 +188,7 @@ def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
 
 def test_a_measured_policy_stays_evaluated_or_not_whatever_iterations_becomes(tmp_path):
     evaluation = {"count": 4, "every": 2, "gold": None, "kl": False}
-    worlds.make_recipe(tmp_path, evaluation=evaluation, keep="all", **SMALL)
+    worlds.make_recipe(tmp_path, evaluation=evaluation, keep_policies="all", **SMALL)
     run = tmp_path / "outputs" / "tiny"
     for iterations in (3, 1, 4):
         done = worlds.raft(tmp_path, "run", "recipe.yaml", f"iterations={iterations}")

@@ -15,17 +15,17 @@ def faults(**options: Any) -> dict[str, str]:
 
 
 def test_wrong_options_are_named_before_anything_heavy_is_imported():
-    assert faults(epochs=0, warmup=2, lora={"r": 8}, args={"adam_beta2": 0.95}).keys() == {
-        "trainer.epochs",
-        "trainer.warmup",
+    assert faults(num_train_epochs=0, warmup_ratio=2, lora={"r": 8}, args={"adam_beta2": 0.95}).keys() == {
+        "trainer.num_train_epochs",
+        "trainer.warmup_ratio",
     }
     assert "did you mean adam_beta2" in faults(args={"adam_beta_2": 0.95})["trainer.args.adam_beta_2"]
     assert "learning_rate" not in faults(args={"learning_rate": 1})["trainer.args.learning_rate"].split("free are")[1]
     assert "did you mean lora_alpha" in faults(lora={"alpha": 8})["trainer.lora.alpha"]
-    assert "constant_with_warmup" in faults(schedule="constant", warmup=0.1)["trainer.warmup"]
+    assert "constant_with_warmup" in faults(lr_scheduler_type="constant", warmup_ratio=0.1)["trainer.warmup_ratio"]
     script = (
-        "import sys; from raft.core import plugins; found = []; "
-        "plugins.component('trainer', {'kind': 'sft', 'lora': {'q': 1}, 'args': {'optm': 1}}, 'trainer', found); "
+        "import sys; from raft.core import registry; found = []; "
+        "registry.component('trainer', {'kind': 'sft', 'lora': {'q': 1}, 'args': {'optm': 1}}, 'trainer', found); "
         "assert len(found) == 2, found; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
