@@ -132,14 +132,21 @@ def score(options: Namespace) -> None:
     say(score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
 
 
-def _start(loaded: Any) -> None:
-    from raft.cli.console import Narrator
+def start(loaded: Any, *observers: Any) -> None:
+    """Runs a recipe and those it needs, checked first, and tells trackers of it after these observers."""
     from raft.config import preflight
     from raft.pipeline import loop
+    from raft.pipeline.observer import Several
     from raft.report.trackers import Tracked
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for one in [*loaded.needs, loaded]:
         preflight.check(one, fetch=True)
-    loop.run(loaded, Tracked(Narrator()))
+    loop.run(loaded, Several([*observers, Tracked()]))
+
+
+def _start(loaded: Any) -> None:
+    from raft.cli.console import Narrator
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    start(loaded, Narrator())

@@ -10,11 +10,12 @@ from raft.cli.show import before_and_after
 from raft.core import logs, records
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Finding, Level, stops, warnings, worse
+from raft.pipeline.observer import Told
 from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run
 
 
-class Narrator:
+class Narrator(Told):
     """Tells a terminal (or a log, in plain lines) what a run does."""
 
     def __init__(self) -> None:

@@ -21,8 +21,8 @@ from raft.core import atomic, logs
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.pipeline import loop
+from raft.pipeline.observer import Told
 from raft.store import runs
-from raft.store.keys import Artifact
 from raft.store.stamps import iterations, read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
@@ -37,21 +37,11 @@ STAGES = {  # artifact of an iteration -> what a person calls it
 Seconds = dict[str, float]  # by artifact
 
 
-class Quiet:
-    """Told of a rehearsal, and tells nobody."""
+class Quiet(Told):
+    """Sends the noise of libraries into the run's log, and tells nobody of anything."""
 
     def opened(self, run: runs.Run, loaded: Loaded) -> None:
         logs.begin(run.folder)
-
-    def noticed(self, message: str) -> None: ...
-
-    def diagnosed(self, artifact: Artifact) -> None: ...
-
-    def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None: ...
-
-    def measured(self, artifact: Artifact) -> None: ...
-
-    def closed(self, run: runs.Run, loaded: Loaded) -> None: ...
 
 
 def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:

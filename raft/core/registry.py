@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from raft.core import library_options, user_code
+from raft.core import given, library_options, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.options import Fault, short, suggest
 
@@ -104,6 +104,8 @@ def stable_name(cls: type) -> str:
 def load(target: str) -> Any:
     """The object that `package.module:name` names. ValueError says which part is missing."""
     module_name, _, name = target.partition(":")
+    if module_name == given.MODULE:
+        return given.function(name)
     module = user_code.module(module_name)
     try:
         return getattr(module, name)

@@ -142,6 +142,14 @@ def _forget_others(folders: Sequence[str]) -> None:
                 del sys.modules[name]
 
 
+def forget() -> None:
+    """Forgets what recipes imported: the next recipe has its files as they are then, as in a new process."""
+    for name, one in list(sys.modules.items()):
+        if _is_beside(getattr(one, "__spec__", None)):
+            del sys.modules[name]
+    HASHES.clear()
+
+
 def code_hash(*parts: Any) -> str:
     """The hash of the source files of modules, classes and functions, as they were imported.
 

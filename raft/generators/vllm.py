@@ -142,6 +142,7 @@ def _engine(options: VLLM, policy: Policy) -> "Engine":
         vllm_options.shape(policy.path),
     ]
     key = json.dumps(made_for, sort_keys=True)
+    _environment(options)
     if key not in _engines:
         close()
         _engines[key] = Engine(options, policy)
@@ -161,7 +162,6 @@ class Engine:
     """The living engine and the policy that it holds."""
 
     def __init__(self, options: VLLM, policy: Policy):
-        _environment(options)
         import torch
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -387,7 +387,7 @@ def _response(output: Any, logprobs: list[float], tokenizer: chat_templates.Toke
 
 
 def _environment(options: VLLM) -> None:
-    """vLLM reads these when it is imported or when the engine is built."""
+    """vLLM reads these when it is imported, when the engine is built, and some whenever it computes."""
     os.environ.update(vllm_options.environment() | vllm_options.IN_PROCESS)
     if options.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"

@@ -62,7 +62,7 @@ class Evaluator:
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.alerts)
-        self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
+        self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.run.rebuild_metrics()))
         self.told.finished(it, findings)
         self.stopped = stops(findings, self.recipe.alerts)
 
@@ -104,14 +104,15 @@ class Evaluator:
         return it.number % self.recipe.evaluation.every == 0 or last or it.is_done("evaluation/responses.jsonl")
 
 
-def best_policy(run: Run, recipe: Align, rows: Sequence[dict[str, Any]]) -> int:
+def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
 
     Policies are compared on the prompts that all of them have a reward for. Those of a run that this one branched off
     had perhaps another reward, and are not this run's to delete. `rows` are those of metrics.jsonl.
     """
-    key = "reward/eval" if comparable(recipe.reward) else "gold/eval"
-    own = [row for row in rows if key in row and not run.iteration(row["iteration"]).shared]
+    own = [row for row in rows if not run.iteration(row["iteration"]).shared]
+    key = "reward/eval" if any("reward/eval" in row for row in own) else "gold/eval"
+    own = [row for row in own if key in row]
     numbers = {row["iteration"] for row in own}
     means = measuring.held_out_means(run.folder)[key]
     own = reward_metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})

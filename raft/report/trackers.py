@@ -15,50 +15,37 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, records
 from raft.core.atomic import read_object
 from raft.core.terminal import safe, say
+from raft.pipeline.observer import Told
 from raft.store import runs
-from raft.store.keys import Artifact
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
 STATE = "tracked.json"
 SHOWN = 16  # held-out prompts of a table
 
 
-class Tracked:
-    """Passes on whatever a run tells, and sends the figures of its policies to the trackers of its recipe."""
+class Tracked(Told):
+    """Sends the figures of a run's policies to the trackers of its recipe."""
 
-    def __init__(self, told: Any):
-        self.told = told
+    def __init__(self) -> None:
         self.trackers: dict[str, Any] = {}
 
     def opened(self, run: runs.Run, loaded: Loaded) -> None:
         """Starts the trackers."""
-        self.told.opened(run, loaded)
         self.run = run
         self.state = _state(run.folder)
         for one in getattr(loaded.recipe, "report_to", []):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
-    def noticed(self, message: str) -> None:
-        self.told.noticed(message)
-
-    def diagnosed(self, artifact: Artifact) -> None:
-        self.told.diagnosed(artifact)
-
     def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
-        self.told.finished(it, findings)
         for name in list(self.trackers):
             self._try(name, lambda name=name: self._send(name, it))
-
-    def measured(self, artifact: Artifact) -> None:
-        self.told.measured(artifact)
 
     def closed(self, run: runs.Run, loaded: Loaded) -> None:
         """Ends the trackers."""
         for name, tracker in self.trackers.items():
             self._try(name, tracker.finish)
-        self.told.closed(run, loaded)
 
     def _start(self, name: str, options: dict[str, Any], loaded: Loaded) -> None:
         from accelerate import tracking

@@ -17,7 +17,7 @@ from typing import Any
 
 from raft.config.jobs import MUTABLE_KEYS
 from raft.config.recipe import Loaded, speed_keys
-from raft.core import logs, records, signals, timing, yaml_file
+from raft.core import given, logs, records, signals, timing, yaml_file
 from raft.core.atomic import (
     commit,
     create,
@@ -310,7 +310,7 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
     begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
-    begun |= {"forecast.json"}  # of one that was only forecast
+    begun |= {"forecast.json", given.ROWS}  # of one that was only forecast, or given rows
     if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
         return
     if {one.name for one in folder.iterdir()} - begun:
@@ -338,7 +338,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             )
     else:
         with create(folder / "recipe.yaml") as copy:
-            copy.write(loaded.path.read_bytes())
+            copy.write(loaded.path.read_bytes() if loaded.text is None else loaded.text.encode())
     write_text(resolved, loaded.resolved)
     if not (folder / "run.json").exists():
         write_json(

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import worlds
 
@@ -53,17 +52,13 @@ def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(tmp_path: Path):
 
 
 def test_nothing_is_sent_where_the_recipe_names_no_tracker(tmp_path: Path):
-    class Nobody:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *arguments: None
-
     class Loaded:
         recipe = object()
 
     class Run:
         folder = tmp_path
 
-    told = trackers.Tracked(Nobody())
+    told = trackers.Tracked()
     told.opened(Run(), Loaded())
     told.closed(Run(), Loaded())
     assert told.trackers == {} and list(tmp_path.iterdir()) == []

@@ -12,12 +12,9 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
-from raft.config.jobs import Align, Start
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
-from raft.rewards.decision_tree import DecisionTree
-from raft.rewards.rule import Rule
 from raft.store import branch
 from raft.store.runs import Run
 
@@ -209,11 +206,7 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
         (folder / "policy").mkdir()
         stamp(folder / "policy")
         (folder / "metrics.json").write_text(json.dumps({"policy": {"gold/eval": gold}, "previous": {}}))
-    recipe = Align(
-        name="run", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
-        reward=DecisionTree(model="compares"), iterations=4,
-    )  # fmt: skip
-    assert best_policy(Run(run, 0), recipe, Run(run, 0).rebuild_metrics()) == 2
+    assert best_policy(Run(run, 0), Run(run, 0).rebuild_metrics()) == 2
 
 
 def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
@@ -223,12 +216,8 @@ def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
     (tmp_path / "branch" / "run.json").write_text('{"job": "align", "shared": ["iterations/000"]}')
     run = Run(tmp_path / "branch", 0)
-    recipe = Align(
-        name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
-        reward=Rule(function="length"),
-    )  # fmt: skip
     rows = [{"iteration": number, "reward/eval": reward} for number, reward in enumerate((9.0, 1.0, 3.0, 2.0))]
-    assert best_policy(run, recipe, rows) == 2 and best_policy(run, recipe, rows[:1]) == 0
+    assert best_policy(run, rows) == 2 and best_policy(run, rows[:1]) == 0
 
 
 def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(tmp_path):
