@@ -5,7 +5,7 @@ from pathlib import Path
 
 from raft.core.atomic import refuse_output
 from raft.core.errors import UserError
-from raft.core.registry import suggest
+from raft.core.options import suggest
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import is_table, recipes, tabulate
 
