@@ -19,7 +19,7 @@ from typing import Any
 from raft.core.errors import RowError, UserError
 from raft.core.terminal import is_unicode
 
-WORKER = Path(__file__).with_name("template_worker.py")
+WORKER = Path(__file__).with_name("jinja_worker.py")
 LIMITS = {"memory": "more than 1 GB of memory", "length": "more than 33 million characters"}
 CLOCK = "strftime_now"  # the only clock that a template has
 
