@@ -30,26 +30,26 @@ TIMES, PROCESSES = 2, 2
 OWN = "as raft has it"
 CPU: dict[str, dict[str, Any]] = {
     OWN: {},
-    "compiled": {"engine": {"enforce_eager": False}},
+    "compiled": {"engine_args": {"enforce_eager": False}},
     "OpenMP bound to one core": {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "0"}},
-    "256 at once": {"engine": {"max_num_seqs": 256}},
-    "512 at once": {"engine": {"max_num_seqs": 512}},
-    "2048 at once": {"engine": {"max_num_seqs": 2048}},
-    "16384 tokens a step": {"engine": {"max_num_batched_tokens": 16384}},
-    "prompts in parts": {"engine": {"enable_chunked_prefill": True}},
-    "no prefix cache": {"engine": {"enable_prefix_caching": False}},
-    "blocks of 32": {"engine": {"block_size": 32}},
+    "256 at once": {"engine_args": {"max_num_seqs": 256}},
+    "512 at once": {"engine_args": {"max_num_seqs": 512}},
+    "2048 at once": {"engine_args": {"max_num_seqs": 2048}},
+    "16384 tokens a step": {"engine_args": {"max_num_batched_tokens": 16384}},
+    "prompts in parts": {"engine_args": {"enable_chunked_prefill": True}},
+    "no prefix cache": {"engine_args": {"enable_prefix_caching": False}},
+    "blocks of 32": {"engine_args": {"block_size": 32}},
     "bfloat16": {"dtype": "bfloat16"},
 }
 GPU: dict[str, dict[str, Any]] = {
     OWN: {},
-    "eager": {"engine": {"enforce_eager": True}},
-    "256 at once": {"engine": {"max_num_seqs": 256}},
-    "2048 at once": {"engine": {"max_num_seqs": 2048}},
-    "4096 tokens a step": {"engine": {"max_num_batched_tokens": 4096}},
-    "32768 tokens a step": {"engine": {"max_num_batched_tokens": 32768}},
-    "prompts whole": {"engine": {"enable_chunked_prefill": False}},
-    "no prefix cache": {"engine": {"enable_prefix_caching": False}},
+    "eager": {"engine_args": {"enforce_eager": True}},
+    "256 at once": {"engine_args": {"max_num_seqs": 256}},
+    "2048 at once": {"engine_args": {"max_num_seqs": 2048}},
+    "4096 tokens a step": {"engine_args": {"max_num_batched_tokens": 4096}},
+    "32768 tokens a step": {"engine_args": {"max_num_batched_tokens": 32768}},
+    "prompts whole": {"engine_args": {"enable_chunked_prefill": False}},
+    "no prefix cache": {"engine_args": {"enable_prefix_caching": False}},
     "float32": {"dtype": "float32"},
     "batch invariant": {"batch_invariant": True},
 }
@@ -103,7 +103,9 @@ def measure(run: Path, setting: dict[str, Any]) -> dict[str, Any]:
     generator = recipe.load_run(run).recipe.generator
     assert isinstance(generator, VLLM)
     changes = {name: value for name, value in setting.items() if name != "environment"}
-    options = replace(generator, **{**changes, "engine": {**generator.engine, **changes.get("engine", {})}})
+    options = replace(
+        generator, **{**changes, "engine_args": {**generator.engine_args, **changes.get("engine_args", {})}}
+    )
     folder = run / "iterations" / "000" / "policy"
     policy = Policy(folder, folder / "probe.json")
     prompts = [Prompt.of(row) for row in read(run / "iterations" / "001" / "prompts.jsonl")]

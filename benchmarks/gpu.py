@@ -255,7 +255,7 @@ def speeds(loaded: recipe.Loaded, number: int, found: dict[str, Any]) -> dict[st
     learned = 0
     for example in map(records.Example.of, records.read(folder / "selected.jsonl")):
         learned += len(chat_templates.encode_prompt(tokenizer, example.prompt)) + len(example.response.token_ids)
-    learned *= made.trainer.epochs
+    learned *= made.trainer.num_train_epochs
     responses = made.prompts.per_iteration * made.generator.k
     steps = math.ceil(responses / at_once(made)) * made.generator.max_tokens
     moved = (steps * policy["parameters"] + seen * policy["cached numbers a token"]) * NARROW.itemsize
@@ -279,7 +279,7 @@ def at_once(made: Any) -> int:
     generator = made.generator
     if isinstance(generator, vllm.VLLM):
         (engine,) = vllm._engines.values()
-        text = engine.room.taken(made.prompts.max_tokens + generator.max_tokens + 1)
+        text = engine.room.taken(made.prompts.max_prompt_length + generator.max_tokens + 1)
         return min(engine.most, engine.room.blocks // text)
     return generator.block * generator.k
 

@@ -112,14 +112,14 @@ def make_recipe(out: Path, size: dict[str, Any]) -> Path:
         "name": "gpu",
         "policy": {"model": str(out / "policy")},
         "iterations": 2,
-        "keep": "last",
+        "keep_policies": "last",
         "prompts": {
             "kind": "file", "path": str(out / "prompts.jsonl"), "format": "chat",
             "per_iteration": size["per_iteration"],
         },
         "generator": {"kind": "vllm", "k": size["k"], "max_tokens": size["max_tokens"]},
         "reward": {"kind": "model", "model": str(out / "reward")},
-        "trainer": {"kind": "sft", "epochs": 1},
+        "trainer": {"kind": "sft", "num_train_epochs": 1},
         "evaluation": {"count": size["held_out"], "k": 1},
     }  # fmt: skip
     path = out / "gpu.yaml"

@@ -37,7 +37,7 @@ from raft.core import timing
 from raft.pipeline import loop
 from raft.report.figures import style
 from raft.report.figures.table import Curve
-from raft.store.runs import Place
+from raft.store.runs import Folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 K = 8  # of a point, where it is not what is varied
 HELD_OUT = 16
 SMALL = (
-    "generator.max_tokens=8", "trainer.epochs=1", f"evaluation.count={HELD_OUT}", "evaluation.k=1", "keep=last",
+    "generator.max_tokens=8", "trainer.num_train_epochs=1", f"evaluation.count={HELD_OUT}", "evaluation.k=1",
+    "keep_policies=last",
 )  # fmt: skip
 STAGES = ("generate", "score", "train")
 QUANTITIES = ("whole", *STAGES, "rest")
@@ -110,7 +111,7 @@ def wanted(asked: argparse.Namespace) -> list[tuple[int, int, int]]:
 def write_prompts(loaded: recipe.Loaded, path: Path, count: int) -> None:
     """So many different prompts out of those of the recipe."""
     source = loaded.recipe.prompts
-    texts = itertools.cycle([row[source.field] for _, row in source.rows()])
+    texts = itertools.cycle([row[source.prompt_column] for _, row in source.rows()])
     with open(path, "w", encoding="utf-8") as file:
         for number, text in zip(range(count), texts, strict=False):
             file.write(json.dumps({"id": f"p{number:06d}", "prompt": f"{number} {text}"}) + "\n")
@@ -119,7 +120,7 @@ def write_prompts(loaded: recipe.Loaded, path: Path, count: int) -> None:
 def measure(asked: argparse.Namespace, out: Path, log: Any, prompts: int, k: int, iterations: int) -> Point:
     """A point, by a process of its own."""
     changes = [
-        f"prompts.path={out / 'prompts.jsonl'}", "prompts.field=prompt", f"prompts.per_iteration={prompts}",
+        f"prompts.path={out / 'prompts.jsonl'}", "prompts.prompt_column=prompt", f"prompts.per_iteration={prompts}",
         f"generator.k={k}", f"iterations={iterations}", "name=growth-benchmark-point", *SMALL,
     ]  # fmt: skip
     found = out / "point.json"
@@ -158,7 +159,7 @@ class Resident(Narrator):
         super().__init__()
         self.megabytes: list[float] = []
 
-    def finished(self, it: Place, findings: Any) -> None:
+    def finished(self, it: Folder, findings: Any) -> None:
         """As told."""
         super().finished(it, findings)
         self.megabytes.append(resident() / MEGABYTE)

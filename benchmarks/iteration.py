@@ -47,17 +47,13 @@ ROW, ROWS = 128, 16  # of the forward passes by which a model's rate is measured
 def main() -> None:
     """Prints the tables."""
     arguments = [one for one in sys.argv[1:] if one != "--by-hand"]
-    loaded = recipe.load(Path(arguments[0]), [*arguments[1:], "name=iteration-benchmark", "keep=all"])
+    loaded = recipe.load(Path(arguments[0]), [*arguments[1:], "name=iteration-benchmark", "keep_policies=all"])
     shutil.rmtree(loaded.folder, ignore_errors=True)
     began = time.perf_counter()
     loop.run(loaded, Narrator())
     print(f"\nthe whole run: {time.perf_counter() - began:.1f} s")
     for number in range(1, loaded.recipe.iterations + 1):
-        beside = next(stamp["synced"] for stamp in stamps(loaded, number) if stamp["key"]["stage"] == "train")
-        print(
-            f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}  "
-            f"(beside that: policy to the disk {beside:.2f})"
-        )
+        print(f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}")
     floor = floors(loaded)
     for name, generate in (("vLLM as it is", floor["vllm"]), ("raft's generation", floor["raft"])):
         total = generate + floor["score"] + floor["train"]
@@ -130,12 +126,14 @@ def floors(loaded: recipe.Loaded) -> dict[str, float]:
             chat_templates.trained_tokens(tokenizer, example.response)
         )
     trainer = loaded.recipe.trainer
-    steps = len(Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.epochs, 0))
+    steps = len(
+        Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.num_train_epochs, 0)
+    )
     rate = forward_rate(loaded.recipe.reward.reader.model)
     return {
         **decode(loaded, before, last),
         "score": read / rate,
-        "train": learned * trainer.epochs / training_rate(before, learned * trainer.epochs / steps),
+        "train": learned * trainer.num_train_epochs / training_rate(before, learned * trainer.num_train_epochs / steps),
     }
 
 
@@ -231,7 +229,7 @@ def by_hand(loaded: recipe.Loaded) -> dict[str, Any]:
         "prompts": texts(loaded.folder / "iterations" / "001" / "prompts.jsonl"),
         "held_out": texts(loaded.folder / "evaluation.jsonl"),
         "k": options.k, "held_out_k": made.evaluation.k, "max_tokens": options.max_tokens,
-        **{name: getattr(made.trainer, name) for name in ("epochs", "learning_rate", "batch_size")},
+        **{name: getattr(made.trainer, name) for name in ("num_train_epochs", "learning_rate", "batch_size")},
         "context": 512,
     }  # fmt: skip
 

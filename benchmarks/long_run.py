@@ -65,10 +65,10 @@ def prepare(folder: Path, iterations: int) -> None:
         "name": "long",
         "policy": {"model": "base"},
         "iterations": iterations,
-        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": 12, "max_tokens": 64},
-        "generator": {"kind": "transformers", "k": 4, "max_tokens": 12, "block": 12},
+        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": 12, "max_prompt_length": 64},
+        "generator": {"kind": "transformers", "k": 4, "max_tokens": 12, "batch_size": 12},
         "reward": {"kind": "rule", "function": "letters:share"},
-        "trainer": {"kind": "sft", "learning_rate": 1e-4, "epochs": 1, "batch_size": 8},
+        "trainer": {"kind": "sft", "learning_rate": 1e-4, "num_train_epochs": 1, "batch_size": 8},
         "evaluation": {"count": 8, "k": 2},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))

@@ -38,10 +38,10 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         "name": f"memory-{count}",
         "policy": {"model": "base"},
         "iterations": 1,
-        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": count, "max_tokens": 64},
+        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": count, "max_prompt_length": 64},
         "generator": {"kind": "vllm", "k": 2, "max_tokens": 4},
         "reward": {"kind": "rule", "function": "length"},
-        "trainer": {"kind": "sft", "epochs": 1, "batch_size": 256, "packing": False},
+        "trainer": {"kind": "sft", "num_train_epochs": 1, "batch_size": 256, "packing": False},
         "evaluation": {"count": 8, "k": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

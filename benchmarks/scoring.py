@@ -44,11 +44,11 @@ def families(prompt: int, response: int, vocabulary: int) -> list[Family]:
     return [[tuple(map(int, text)) for text in group] for group in groups]
 
 
-def by(reader: Reader, packs: bool, batch_tokens: int) -> Way:
+def by(reader: Reader, packs: bool, max_tokens_per_batch: int) -> Way:
     """raft's reader, packed or padded."""
 
     def read(groups: Sequence[Family]) -> dict[tuple[int, ...], list[float]]:
-        reader.packs, reader.batch_tokens = packs, batch_tokens
+        reader.packs, reader.max_tokens_per_batch = packs, max_tokens_per_batch
         return reader.outputs(groups)
 
     return read

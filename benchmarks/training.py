@@ -25,7 +25,7 @@ SIZES = {"0.75M": (128, 3, 4), "7M": (256, 8, 8)}  # name -> width, layers, head
 TEXTS = ((86, 0.1), (86, 0.5), (210, 0.5))  # mean tokens of a text, and how far lengths are from it
 WAYS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
-    "packed by transformers": {"attention": "sdpa"},
+    "packed by transformers": {"attn_implementation": "sdpa"},
     "packed by raft": {},
 }
 BATCH, PROMPT, ROUNDS = 32, 20, 7
@@ -47,7 +47,7 @@ def step(options: SFT, folder: Path, texts: list[Example], out: Path) -> tuple[C
     from raft.models import chat_templates
 
     model = hf_trainer.load(options, folder, 0).train()
-    model.set_attn_implementation("sdpa") if options.attention == "sdpa" else None
+    model.set_attn_implementation("sdpa") if options.attn_implementation == "sdpa" else None
     corpus = Corpus(out)
     corpus.read(chat_templates.load_tokenizer(str(folder)), texts, (4096, ""), lambda *_: None)
     used = sum(corpus.texts.lengths(range(len(corpus))))
@@ -76,7 +76,7 @@ def main() -> None:
                 texts = examples(mean, spread, 90)
                 for capacity in (2048, 8192):
                     steps = {
-                        way: step(SFT(tokens_per_forward=capacity, **options), folder, texts, folder)
+                        way: step(SFT(max_tokens_per_microbatch=capacity, **options), folder, texts, folder)
                         for way, options in WAYS.items()
                     }
                     best = dict.fromkeys(WAYS, float("inf"))

@@ -1,7 +1,7 @@
 """The rows of HH-RLHF with the turn markers of the RAFT paper's reward model: `###Human:` and `###Assistant:`.
 
-prompts: {kind: hh_rlhf:Prompts, dataset: Dahoas/full-hh-rlhf, field: prompt}
-examples: {kind: hh_rlhf:Examples, dataset: Dahoas/full-hh-rlhf, field: prompt, response: chosen}
+prompts: {kind: hh_rlhf:Prompts, dataset: Dahoas/full-hh-rlhf, prompt_column: prompt}
+examples: {kind: hh_rlhf:Examples, dataset: Dahoas/full-hh-rlhf, prompt_column: prompt, response: chosen}
 """
 
 from dataclasses import dataclass

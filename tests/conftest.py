@@ -1,11 +1,15 @@
 """No test reaches a network; the folder with real weights and text is used where it is there."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+signal.signal(
+    signal.SIGHUP, signal.SIG_DFL
+)  # nohup ignores it, and every command that a test starts would inherit that
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 if PARALLEL := "PYTEST_XDIST_WORKER" in os.environ:
@@ -15,8 +19,8 @@ MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 SLOW = (  # whole runs, the longest first
-    "test_alerts_run", "test_loop", "test_branch", "test_signals", "test_trackers", "test_doctor", "test_forecast",
-    "test_status", "test_label", "test_evaluate_reward", "test_fallback", "test_streaming_scores",
+    "test_alerts_run", "test_loop", "test_api", "test_branch", "test_signals", "test_trackers", "test_doctor",
+    "test_forecast", "test_status", "test_label", "test_evaluate_reward", "test_fallback", "test_streaming_scores",
     "test_trainer_sft_written", "test_missing_rewards", "test_bad_input", "test_damage", "test_own_kinds",
 )  # fmt: skip
 

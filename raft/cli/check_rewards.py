@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import MAKES
+from raft.config.jobs import JOB_OUTPUTS
 from raft.config.recipe import Loaded
 from raft.core import protocols
 from raft.core.errors import UserError
 from raft.core.records import Pair, Prompt
-from raft.core.user_code import beside
+from raft.core.user_code import importable_from
 from raft.data import examples, prompts, responses_file
 from raft.models import hub
 from raft.models.chat_templates import load_tokenizer
@@ -27,7 +27,7 @@ def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
     recipe, rewards = loaded.recipe, dict(_rewards(loaded.recipe))
     if rewards:
         _require(loaded.needs)
-    with beside(loaded.path):
+    with importable_from(loaded.path):
         for name, reward in rewards.items():
             yield from doctor.examine(reward, list(islice(_prompts(recipe), FEW)), name, _answers(recipe))
             protocols.release(reward)
@@ -52,7 +52,7 @@ def _rewards(recipe: Any) -> Iterator[tuple[str, Any]]:
 
 def _require(needs: Sequence[Loaded]) -> None:
     for one in needs:
-        made = one.folder / MAKES[one.recipe.job][1]
+        made = one.folder / JOB_OUTPUTS[one.recipe.job][1]
         if not stamp_path(made).exists():
             variables = [f"variables.{name}={json.dumps(value)}" for name, value in one.recipe.variables.items()]
             command = shlex.join(["raft", "run", str(one.path), *variables])

@@ -34,11 +34,14 @@ def resume(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
-    from raft.cli import memory_plan
-    from raft.config import preflight, recipe
-    from raft.core.terminal import say
+    from raft.config import recipe
 
     loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+
+    from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
+    from raft.config import preflight
+    from raft.core.terminal import say
+
     where = memory_plan.device()
     for one in [*loaded.needs, loaded]:
         preflight.check(one)
@@ -129,14 +132,21 @@ def score(options: Namespace) -> None:
     say(score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
 
 
-def _start(loaded: Any) -> None:
-    from raft.cli.console import Narrator
+def start(loaded: Any, *observers: Any) -> None:
+    """Runs a recipe and those it needs, checked first, and tells trackers of it after these observers."""
     from raft.config import preflight
     from raft.pipeline import loop
+    from raft.pipeline.observer import Several
     from raft.report.trackers import Tracked
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for one in [*loaded.needs, loaded]:
         preflight.check(one, fetch=True)
-    loop.run(loaded, Tracked(Narrator()))
+    loop.run(loaded, Several([*observers, Tracked()]))
+
+
+def _start(loaded: Any) -> None:
+    from raft.cli.console import Narrator
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    start(loaded, Narrator())

@@ -10,11 +10,12 @@ from raft.cli.show import before_and_after
 from raft.core import logs, records
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Finding, Level, stops, warnings, worse
+from raft.pipeline.observer import Told
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 
-class Narrator:
+class Narrator(Told):
     """Tells a terminal (or a log, in plain lines) what a run does."""
 
     def __init__(self) -> None:
@@ -38,10 +39,10 @@ class Narrator:
             if row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
-    def finished(self, it: Place, findings: Sequence[Finding]) -> None:
+    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
-        stopped = stops(findings, self.recipe.advice)
+        stopped = stops(findings, self.recipe.alerts)
         rows = list(records.read(self.run.folder / "metrics.jsonl"))
         draw(self.run.folder)
         say(summary(rows, it.number))
@@ -51,8 +52,8 @@ class Narrator:
         if stopped:
             names = ", ".join(one.name for one in warnings(findings))
             say(
-                f"stopped after iteration {it.number} of {self.recipe.iterations} (advice.on_warning: stop) because of "
-                f"{names}; go on with: raft resume {self.run.folder} advice.on_warning=warn"
+                f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
+                f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
             )
 
     def measured(self, artifact: Artifact) -> None:

@@ -21,8 +21,8 @@ from raft.core import atomic, logs
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.pipeline import loop
+from raft.pipeline.observer import Told
 from raft.store import runs
-from raft.store.keys import Artifact
 from raft.store.stamps import iterations, read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
@@ -37,21 +37,11 @@ STAGES = {  # artifact of an iteration -> what a person calls it
 Seconds = dict[str, float]  # by artifact
 
 
-class Quiet:
-    """Told of a rehearsal, and tells nobody."""
+class Quiet(Told):
+    """Sends the noise of libraries into the run's log, and tells nobody of anything."""
 
     def opened(self, run: runs.Run, loaded: Loaded) -> None:
         logs.begin(run.folder)
-
-    def noticed(self, message: str) -> None: ...
-
-    def diagnosed(self, artifact: Artifact) -> None: ...
-
-    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None: ...
-
-    def measured(self, artifact: Artifact) -> None: ...
-
-    def closed(self, run: runs.Run, loaded: Loaded) -> None: ...
 
 
 def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
@@ -143,7 +133,7 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     count = min(prompts, loaded.recipe.evaluation.count)
     smaller = [
         *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
-        "iterations=1", "keep=last", "advice.on_warning=warn", "track=[]",
+        "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
     loop.run(small, Quiet())
@@ -193,10 +183,12 @@ def _peak_gb() -> float:
 
 
 def _disk(whole: Align, iteration: Path, prompts: int) -> float:
-    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep` keeps."""
+    """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep_policies` keeps."""
     rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
     policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
-    kept = {"last": 2, "best": 3, "all": whole.iterations}[whole.keep]  # the current, and the one being written
+    kept = {"last": 2, "best": 3, "all": whole.iterations}[
+        whole.keep_policies
+    ]  # the current, and the one being written
     return rows * whole.iterations + policy * kept
 
 

@@ -30,7 +30,7 @@ from raft.rewards.judge.judge import Judge
 from raft.rewards.model import RewardModel
 from raft.rewards.rule import Rule
 from raft.rewards.runner import BATCH_TOKENS
-from raft.trainers.hf_trainer import Fitting
+from raft.trainers.hf_trainer import TrainerOptions
 
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
@@ -123,7 +123,7 @@ def plan(loaded: Loaded, where: Device) -> list[Turn]:
         ("score gold", "evaluation.gold", getattr(evaluation, "gold", None)),
     ):
         turns.append(_tried(name, _score, loaded, where, name, key, reward))
-    if evaluation and (evaluation.kl or evaluation.references or recipe.selection.kl):
+    if evaluation and (evaluation.kl or evaluation.references or recipe.selection.kl_coef):
         turns.append(_tried("likelihoods", _likelihoods, loaded, where))
     if hasattr(recipe, "trainer"):
         turns.append(_tried("train", _train, loaded, where))
@@ -213,7 +213,9 @@ def _folder(loaded: Loaded, part: Any) -> Path:
 
 def _longest(recipe: Any) -> int | None:
     """Tokens of the longest prompt and response, where the recipe says so."""
-    return recipe.prompts.max_tokens + getattr(recipe.generator, "max_tokens", 0) if recipe.job == "align" else None
+    return (
+        recipe.prompts.max_prompt_length + getattr(recipe.generator, "max_tokens", 0) if recipe.job == "align" else None
+    )
 
 
 def _product(what: str, count: int | None, unit: str, each: int | None) -> Terms:
@@ -230,12 +232,12 @@ def _generate(loaded: Loaded, where: Device) -> Turn | None:
         raise UserError("generator.kind is one of your own")
     folder, size = _folder(loaded, loaded.recipe.policy), where.size(generator.dtype)
     if isinstance(generator, VLLM):
-        return _engine("generate", "generator", folder, size, generator.context, generator.engine, where)
+        return _engine("generate", "generator", folder, size, generator.max_model_len, generator.engine_args, where)
     model = model_sizes.read(folder)
-    tokens = generator.block * generator.k * (loaded.recipe.prompts.max_tokens + generator.max_tokens)
+    tokens = generator.batch_size * generator.k * (loaded.recipe.prompts.max_prompt_length + generator.max_tokens)
     terms = _product("weights", model.parameters(), "parameters", size)
     terms |= _product("cache", tokens, "tokens", model.cached(size))
-    return Turn("generate", terms, lower="lower generator.block")
+    return Turn("generate", terms, lower="lower generator.batch_size")
 
 
 def _engine(
@@ -263,27 +265,27 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
         raise UserError(f"{key}.kind is one of your own")
     folder = _folder(loaded, reward)
     if isinstance(reward, Judge):
-        size, context = where.size(reward.engine.get("dtype", "auto")), reward.engine.get("max_model_len")
-        return _engine(name, key, folder, size, context, reward.engine, where)
+        size, context = where.size(reward.engine_args.get("dtype", "auto")), reward.engine_args.get("max_model_len")
+        return _engine(name, key, folder, size, context, reward.engine_args, where)
     model, size = model_sizes.read(folder), where.size(reward.dtype)
-    tokens = max(reward.batch_tokens or BATCH_TOKENS[where.kind], reward.max_tokens)
+    tokens = max(reward.max_tokens_per_batch or BATCH_TOKENS[where.kind], reward.max_length)
     terms = _product("weights", model.parameters(output=False), "parameters", size)
     terms |= _product("forward pass", tokens, "tokens", model.passing(size))
-    return Turn(name, terms, lower=f"lower {key}.batch_tokens")
+    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch")
 
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
-    """All members side by side; with `unload`, which is for a GPU, the largest alone."""
+    """All members side by side; with `offload`, which is for a GPU, the largest alone."""
     found = (_score(loaded, where, each, f"{key}.members.{each}", one) for each, one in reward.members.items())
     members = [turn for turn in found if turn is not None]
     if not members:
         return None
     largest = max(members, key=lambda turn: turn.total)
-    if reward.unload and where.kind == "cuda":
+    if reward.offload and where.kind == "cuda":
         return replace(largest, name=name)
     terms = {f"{turn.name}: {what}": value for turn in members for what, value in turn.terms.items()}
     spare = sum(turn.spare for turn in members)
-    return Turn(name, terms, lower=f"set {key}.unload: true, or {largest.lower}", spare=spare)
+    return Turn(name, terms, lower=f"set {key}.offload: true, or {largest.lower}", spare=spare)
 
 
 def _likelihoods(loaded: Loaded, where: Device) -> Turn:
@@ -292,19 +294,19 @@ def _likelihoods(loaded: Loaded, where: Device) -> Turn:
     terms = _product("weights", model.parameters(), "parameters", 4)
     terms |= _product("logits", tokens, "tokens", model.logits())
     return Turn(
-        "likelihoods", terms, lower="leave out evaluation.kl, evaluation.references and selection.kl", ends=True
+        "likelihoods", terms, lower="leave out evaluation.kl, evaluation.references and selection.kl_coef", ends=True
     )
 
 
 def _train(loaded: Loaded, where: Device) -> Turn:
     """With logits for every token of a forward pass, though only those of responses have them."""
     trainer = loaded.recipe.trainer
-    if not isinstance(trainer, Fitting):
+    if not isinstance(trainer, TrainerOptions):
         raise UserError("trainer.kind is one of your own")
     model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
-    mixed, count = where.size(trainer.precision) == 2, model.parameters(output=not pairs)
+    mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=not pairs)
     longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
-    tokens = max(trainer.tokens_per_forward or packing.FORWARD[where.kind], longest)
+    tokens = max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
     if trainer.lora is None:
         terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
     else:
@@ -315,7 +317,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
     terms |= {} if pairs else _product("logits", tokens, "tokens", model.logits())
     ways = {
-        f"lower trainer.{'tokens_per_forward' if tokens > longest else 'max_length'}": True,
+        f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,
         "use trainer.lora": trainer.lora is None,
     }

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable
 from raft.core.records import Response
-from raft.core.registry import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.metrics.alerts import Advice
 from raft.models import reasoning
 from raft.models.jinja import is_day
@@ -90,22 +90,22 @@ class Job:
 class Align(Job):
     """job: align. The loop: draw prompts, generate, score, select, train; again.
 
-    `keep` says which policies stay on disk beside the first: the `last`, the last and the `best`, or `all`.
+    `keep_policies` says which policies stay on disk beside the first: the `last`, the last and the `best`, or `all`.
     """
 
     job: Literal["align"] = "align"
     policy: Start
     iterations: int = 5
-    start_from: Literal["previous", "first"] = "previous"
+    train_from: Literal["previous", "first"] = "previous"
     prompts: Any = section("prompts")
     generator: Any = section("generator")
     reward: Any = section("reward")
     selection: Any = section("selection")
     trainer: Any = section("trainer")
     evaluation: Evaluation = field(default_factory=Evaluation)
-    advice: Advice = field(default_factory=Advice)
-    keep: Literal["last", "best", "all"] = "best"
-    track: list[Any] = field(default_factory=list)
+    alerts: Advice = field(default_factory=Advice)
+    keep_policies: Literal["last", "best", "all"] = "best"
+    report_to: list[Any] = field(default_factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -127,7 +127,7 @@ class Align(Job):
             yield from self._faults_of_ranks()
 
     def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
-        for index, one in enumerate(self.track):
+        for index, one in enumerate(self.report_to):
             name = one.get("name") if isinstance(one, dict) else one
             if name not in TRACKERS:
                 yield f"track[{index}]", f"{name!r} is no tracker; {suggest(str(name), list(TRACKERS))}"
@@ -139,8 +139,8 @@ class Align(Job):
         ranks = "the reward compares the responses of one prompt and says nothing between prompts"
         if getattr(self.selection, "across_prompts", False):
             yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
-        if getattr(self.selection, "kl", 0):
-            yield "selection.kl", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
+        if getattr(self.selection, "kl_coef", 0):
+            yield "selection.kl_coef", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
         if self.evaluation.gold is None:
             yield "evaluation.gold", f"{ranks}, so it cannot tell policies apart; name a reward that can"
 
@@ -179,10 +179,10 @@ class TrainReward(Job):
         yield from super().faults()
         if not getattr(self.trainer, "takes_pairs", False):
             yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
-        if getattr(self.examples, "pairs", "given") is None:
+        if getattr(self.examples, "pairs", "columns") is None:
             yield (
                 "examples.pairs",
-                "say where pairs come from; allowed: given (columns chosen and rejected), from_labels, or the layout "
+                "say where pairs come from; allowed: columns ( chosen and rejected), from_labels, or the layout "
                 "of a published data set, such as hh-rlhf",
             )
         if self.evaluation is not None and getattr(self.examples, "held_out", False):
@@ -207,8 +207,8 @@ class EvaluateReward(Job):
             if len({name.casefold() for name in named}) < len(named):
                 yield option, "two names differ only in capital letters, which some disks do not tell apart"
         for name, one in self.sets.items():
-            if getattr(one, "pairs", "given") is None:
-                yield f"sets.{name}.pairs", "say how to get pairs, such as given (columns chosen and rejected)"
+            if getattr(one, "pairs", "columns") is None:
+                yield f"sets.{name}.pairs", "say how to get pairs, such as columns ( chosen and rejected)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +253,8 @@ class Label(Job):
                 yield name, "missing; give policy, prompts and generator, or responses that exist"
         if not self.selection.makes_pairs:
             yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
-        if self.selection.kl:
-            yield "selection.kl", "there is no first policy to keep near to; remove it"
+        if self.selection.kl_coef:
+            yield "selection.kl_coef", "there is no first policy to keep near to; remove it"
         if self.policy is not None and self.policy.config is not None:
             yield "policy.config", "a policy with random weights has nothing to say; name one that exists"
         parts = [] if self.prompts is None else self.prompts.parts()
@@ -273,10 +273,17 @@ JOBS: dict[str, type] = {
     "evaluate-reward": EvaluateReward,
 }
 # what a job leaves inside its run for other recipes, and the key of theirs that names it
-MAKES = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
+JOB_OUTPUTS = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}},
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-FREE = ("name", "iterations", "keep", "track", "advice", *(f"advice.{item.name}" for item in fields(Advice)))
+MUTABLE_KEYS = (
+    "name",
+    "iterations",
+    "keep_policies",
+    "report_to",
+    "alerts",
+    *(f"alerts.{item.name}" for item in fields(Advice)),
+)

@@ -10,7 +10,7 @@ from typing import Any
 
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
-from raft.core.registry import Fault, fault_of_file, is_there
+from raft.core.options import Fault, fault_of_file, is_there
 from raft.data.sources import FileRows, InlineRows
 from raft.models import hub, model_folder, reward_templates
 
@@ -49,14 +49,15 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
         if (other := _tokenizer(reward)) is None:
             continue
         context = _context(model_folder.read(_folder(reward) / "config.json"))
-        longest = min(reward.max_tokens, context or reward.max_tokens)
+        longest = min(reward.max_length, context or reward.max_length)
         tokens = len(other.encode(answer, add_special_tokens=False).ids)
         if tokens >= longest:
             yield (
                 f"{key}: answers of generator.max_tokens: {limit} have about {tokens} tokens of {reward.model}, and it "
-                f"reads {longest} (the smaller of {key}.max_tokens: {reward.max_tokens} and the model's own), the "
-                "prompt among them. Such answers have no reward, and more of them than selection.max_failed stop the "
-                f"run: lower generator.max_tokens, or raise {key}.max_tokens if the model reads more"
+                f"reads {longest} (the smaller of {key}.max_length: {reward.max_length} and the model's own), the "
+                "prompt among them. Such answers have no reward, and more of them than "
+                f"selection.max_failed_fraction stop the run: lower generator.max_tokens, or raise {key}.max_length if "
+                "the model reads more"
             )
 
 
@@ -64,7 +65,7 @@ def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
     for key, reward in rewards.items():
         yield from _models({f"{key}.members.{name}": one for name, one in getattr(reward, "members", {}).items()})
-        if hasattr(reward, "model") and hasattr(reward, "too_long"):
+        if hasattr(reward, "model") and hasattr(reward, "truncation"):
             yield key, reward
 
 
@@ -183,11 +184,11 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
         )
     context = _context(config)
     longest = getattr(recipe.generator, "max_tokens", 0)  # a generator of one's own may have no such option
-    needed = recipe.prompts.max_tokens + longest
+    needed = recipe.prompts.max_prompt_length + longest
     if context and needed > context:
         yield Fault(
-            "prompts.max_tokens",
-            f"prompts of up to {recipe.prompts.max_tokens} tokens and responses of up to {longest} "
+            "prompts.max_prompt_length",
+            f"prompts of up to {recipe.prompts.max_prompt_length} tokens and responses of up to {longest} "
             f"(generator.max_tokens) make {needed}, but {folder} reads {context}; lower one of the two",
         )
 

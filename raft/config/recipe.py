@@ -7,17 +7,18 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import DEFAULTS, JOBS, MAKES
+from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.registry import Fault, build, is_file, is_there, suggest
+from raft.core.options import Fault, is_file, is_there, suggest
+from raft.core.registry import build
 from raft.core.terminal import is_unicode
 
 OUTPUTS = Path("outputs")
@@ -38,6 +39,7 @@ class Loaded:
     needs: list["Loaded"]
     lines: dict[str, str]  # where each of its keys stands
     outputs: Path = OUTPUTS
+    text: str | None = None  # of a recipe that stands in no file
 
     @property
     def folder(self) -> Path:
@@ -50,6 +52,21 @@ class Loaded:
         from omegaconf import OmegaConf
 
         return OmegaConf.to_yaml(OmegaConf.create(_literal(self.config)))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What only Python can give: a whole recipe as data, and sections, each made out of the one that it replaces."""
+
+    content: dict[str, Any] | None = None
+    sections: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str | None:
+        """The whole recipe as YAML."""
+        import yaml
+
+        return None if self.content is None else yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
 
 
 class RecipeError(UserError):
@@ -83,55 +100,61 @@ def load(
     overrides: Sequence[str] = (),
     variables: Mapping[str, Any] | None = None,
     above: tuple[Path, ...] = (),
+    outputs: Path = OUTPUTS,
+    given: Given | None = None,
 ) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
     `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
-    recipes that need it, the outermost first.
+    recipes that need it, the outermost first. Where `given` is the recipe itself, other files are found from `path`.
     """
-    from raft.core.user_code import beside
+    from raft.core.user_code import importable_from
 
-    config, lines = read_one(path, overrides, variables)
+    config, lines = read_one(path, overrides, variables, given)
     faults: list[Fault] = []
     faults += _odd(config)
     if faults:
         raise RecipeError(path, faults, lines)
-    needs = dependencies(config, path, faults, (*above, path))
+    needs = dependencies(config, path, faults, (*above, path), outputs)
     job = config.get("job", "align")
     if not isinstance(job, str) or job not in JOBS:
         raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
     for name, default in DEFAULTS.get(job, {}).items():
         if isinstance(config.get(name, default), dict):
             config[name] = {**default, **config.get(name, default)}
-    with beside(path):
+    with importable_from(path):
         recipe = build(JOBS[job], config, "", faults)
     if faults:
         raise RecipeError(path, faults, lines)
-    return Loaded(recipe, config, path, needs, lines)
+    return Loaded(recipe, config, path, needs, lines, outputs, given.text if given else None)
 
 
 def read_one(
-    path: Path, overrides: Sequence[str] = (), variables: Mapping[str, Any] | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    variables: Mapping[str, Any] | None = None,
+    given: Given | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The resolved content of a YAML file, and where each of its keys stands."""
     lines: dict[str, str] = {}
-    return _merged(path, list(overrides), variables or {}, lines), lines
+    return _merged(path, list(overrides), variables or {}, lines, given), lines
 
 
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_run(folder: Path, overrides: Sequence[str] = (), given: Given | None = None) -> Loaded:
     """The recipe that a run is made by, as it was resolved when the run began; its needs are already made.
 
     The name of a run is that of its folder, which may have been moved or renamed since.
     """
     import json
 
-    from raft.core.user_code import beside
+    from raft.core.user_code import importable_from
 
     file = folder / "run.json"
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     origin = _origin(known, folder)
-    with beside(origin):
-        loaded = load(folder / "resolved.yaml", [f"name={json.dumps(folder.name, ensure_ascii=False)}", *overrides])
+    with importable_from(origin):
+        named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
+        loaded = load(folder / "resolved.yaml", [named, *overrides], given=given)
     return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
 
 
@@ -156,19 +179,23 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
             yield from speed_keys(value, below)
 
 
-def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str]) -> dict[str, Any]:
+def _merged(
+    path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str], given: Given | None
+) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
+    origin = "command line" if given is None else "argument"
     for override in overrides:
-        lines[_check_override(override)] = "command line"
-    own = _read(path, lines)
+        lines[_check_override(override)] = origin
+    lines.update(dict.fromkeys(given.sections if given else (), origin))
+    own = _read(path, lines, given.text if given else None)
     base = own.pop("base", None)
     with _understood(path, lines):
         layers = [OmegaConf.create(own)]
     if base is not None:
         layers.insert(0, _beneath(path, base, own, lines))
     for override in overrides:  # a section that stands in no file is there because of an override
-        lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], "command line")
+        lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], origin)
     with _understood(path, lines):
         merged = OmegaConf.merge(*layers)
     for override in overrides:
@@ -176,6 +203,10 @@ def _merged(path: Path, overrides: list[str], variables: Mapping[str, Any], line
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
     with _understood(path, lines):
         assert isinstance(merged, DictConfig)
+        for key, made in given.sections.items() if given else ():
+            there = OmegaConf.select(merged, key)
+            section = made(OmegaConf.to_container(there) if OmegaConf.is_dict(there) else {})  # type: ignore[arg-type]
+            OmegaConf.update(merged, key, section, merge=False, force_add=True)
         if variables and "variables" not in merged:
             merged.variables = {}
         for name, value in variables.items() if OmegaConf.is_dict(merged.get("variables")) else ():
@@ -304,14 +335,15 @@ def _odd(value: Any, key: str = "") -> Iterator[Fault]:
         yield from _odd(one, f"{key}[{index}]")
 
 
-def _read(path: Path, lines: dict[str, str]) -> dict[str, Any]:
+def _read(path: Path, lines: dict[str, str], text: str | None = None) -> dict[str, Any]:
+    """What a file says, or the text of a recipe that stands in none, whose keys have no lines."""
     from omegaconf import OmegaConf
 
-    text = yaml_file.read(path)
+    in_file, text = text is None, yaml_file.read(path) if text is None else text
     found = yaml_file.lines(text, str(path))
     if all(key.startswith("[") for key in found if key):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file has none")
-    for key, line in found.items():
+    for key, line in found.items() if in_file else ():
         lines.setdefault(key, f"{path}:{line}")
     with _understood(path, lines):
         return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
@@ -330,7 +362,13 @@ def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dic
     return kept
 
 
-def dependencies(config: dict[str, Any], path: Path, faults: list[Fault], above: tuple[Path, ...] = ()) -> list[Loaded]:
+def dependencies(
+    config: dict[str, Any],
+    path: Path,
+    faults: list[Fault],
+    above: tuple[Path, ...] = (),
+    outputs: Path = OUTPUTS,
+) -> list[Loaded]:
     """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
 
     The variables of this recipe go down to those it needs, so that one override reaches them all. UserError if recipes
@@ -347,13 +385,15 @@ def dependencies(config: dict[str, Any], path: Path, faults: list[Fault], above:
         file = path.parent / name
         if file.resolve() in [one.resolve() for one in above]:
             raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the circle")
-        needed = load(file, variables=shared, above=above)
+        needed = load(file, variables=shared, above=above, outputs=outputs)
         job = needed.recipe.job
-        if job not in MAKES:
-            message = f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(MAKES)}"
+        if job not in JOB_OUTPUTS:
+            message = (
+                f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(JOB_OUTPUTS)}"
+            )
             faults.append(Fault(f"{key}.recipe", message))
             continue
-        name, made = MAKES[job]
+        name, made = JOB_OUTPUTS[job]
         if name in options:
             faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
             continue

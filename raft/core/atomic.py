@@ -5,8 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,24 +13,6 @@ from typing import Any, BinaryIO
 from raft.core.errors import UserError
 
 _digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
-
-
-class Disk:
-    """A write that goes on while the process computes; whatever depends on it settles it first."""
-
-    def __init__(self) -> None:
-        self._writer = ThreadPoolExecutor(1, "disk")
-        self._under_way: Future[None] | None = None
-
-    def meanwhile(self, write: Callable[[], None]) -> None:
-        """Starts a write, after the one before it."""
-        self.settle()
-        self._under_way = self._writer.submit(write)
-
-    def settle(self) -> None:
-        """Waits until all is written; raises what the write met, again at each call."""
-        if self._under_way is not None:
-            self._under_way.result()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -49,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with create(temporary) as file:
         file.write(content)
-    put(temporary, path)
+    commit(temporary, path)
 
 
 def create(path: Path) -> BinaryIO:
@@ -70,21 +51,21 @@ def disk_faults() -> Iterator[None]:
         raise OSError(int(said[1]), os.strerror(int(said[1]))) from fault
 
 
-def put(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path) -> None:
     """Gives what was written its name: after a crash of the machine, too, it is whole or not there."""
-    sync(temporary)
+    fsync_tree(temporary)
     os.replace(temporary, path)
-    flush(path.parent)
+    fsync(path.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
     """Brings a file, or a folder and all that is in it, to the disk."""
     for one in [*(path.rglob("*") if path.is_dir() else ()), path]:
         if not one.is_symlink():
-            flush(one)
+            fsync(one)
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Brings a file to the disk, or the names that are in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -93,7 +74,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def permit(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Lets whoever may read a model folder's config read its weights: safetensors (0.8) writes for the owner alone."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)

@@ -42,6 +42,48 @@ def begin(folder: Path) -> Path:
     return file
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """Puts back at the end what `begin` and `quieten` change, for a program that uses raft as a library."""
+    root, captures = logging.getLogger(), warnings.showwarning.__module__ == "logging"
+    handlers, level, raises, shown = list(root.handlers), root.level, logging.raiseExceptions, _of_transformers()
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            for handler in root.handlers:
+                if handler not in handlers:
+                    handler.close()
+            root.handlers[:], logging.raiseExceptions = handlers, raises
+            root.setLevel(level)
+            logging.captureWarnings(captures)
+            _restore_transformers(shown)
+
+
+def _of_transformers() -> tuple[list[logging.Handler], bool, bool] | None:
+    """The handlers of transformers' logger, whether it propagates, whether bars are shown; None before its import."""
+    if "transformers" not in sys.modules:
+        return None
+    from transformers.utils import logging as theirs
+
+    logger = theirs.get_logger()
+    return list(logger.handlers), logger.propagate, theirs.is_progress_bar_enabled()
+
+
+def _restore_transformers(shown: tuple[list[logging.Handler], bool, bool] | None) -> None:
+    if "transformers" not in sys.modules:
+        return
+    from transformers.utils import logging as theirs
+
+    logger = theirs.get_logger()
+    if shown is None:
+        theirs.enable_default_handler()
+        logger.propagate, bars = False, True
+    else:
+        logger.handlers[:], logger.propagate, bars = shown
+    (theirs.enable_progress_bar if bars else theirs.disable_progress_bar)()
+
+
 def current() -> Path | None:
     """The log of this launch; None where nobody has opened one, and raft is used as a library."""
     files = (one.baseFilename for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler))
@@ -49,7 +91,7 @@ def current() -> Path | None:
 
 
 @contextmanager
-def captured() -> Iterator[None]:
+def stderr_to_log() -> Iterator[None]:
     """What libraries write to the error stream itself, below Python, goes into the log too."""
     if (file := current()) is None:
         yield
@@ -65,7 +107,7 @@ def captured() -> Iterator[None]:
         os.close(screen)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
     if not logging.getLogger().handlers:
         return  # raft is used as a library

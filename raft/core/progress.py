@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ PLAIN_EVERY = 15.0  # seconds between two plain lines
 WRITE_EVERY = 0.5  # seconds between two writes of the file
 SOME = 0.05  # of the work, before which no time is told
 ROOM = 512  # bytes of the file: always as many, in one write, so that a reader sees an old or a new state and no other
+SHOWN = ContextVar("SHOWN", default=True)  # whether a person sees it; the file tells it all the same
 
 
 class Progress:
     """The progress of one stage, and the file that tells it to others."""
 
     def __init__(self, label: str, unit: str, file: Path | None = None):
-        self.label, self.unit, self.file = label, unit, file
+        self.label, self.unit, self.file, self.shown = label, unit, file, SHOWN.get()
         self.bar: Any = None
         self.began = self.told = time.monotonic()
         self.written = 0.0
@@ -30,6 +32,8 @@ class Progress:
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` units are finished."""
         self._write(done, total)
+        if not self.shown:
+            return
         if sys.stderr.isatty():
             self._draw(done, total)
         elif (now := time.monotonic()) - self.told > PLAIN_EVERY:

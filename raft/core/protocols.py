@@ -1,6 +1,6 @@
 """What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe.
 
-`block`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What an own kind returns
+`batch_size`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What an own kind returns
 is looked at before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
 """
 
@@ -17,7 +17,7 @@ from raft.core.user_code import guarded, is_own, name_of
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
 LARGEST = 1e100  # of a reward: means and variances of such numbers are still numbers
-BLOCK = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
+BATCH_SIZE = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 
 class Generator(Protocol):
@@ -28,8 +28,8 @@ class Generator(Protocol):
         """Responses to each prompt."""
 
     @property
-    def block(self) -> int:
-        """How many prompts, in order, influence each other's floats; 1 where each response stands for itself."""
+    def batch_size(self) -> int:
+        """Prompts that share a batch, and so numerics. A resumed run repeats whole batches; 1 = batch-invariant."""
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group of k responses for each prompt, as soon as it is finished, in any order.
@@ -50,7 +50,7 @@ class Reward(Protocol):
 
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
     numbers say nothing about those of another prompt (`comparable` below). One whose scores of a group do not depend
-    on the other groups says `block = 1`: then a run that goes on scores only the missing groups. One that also says
+    on the other groups says `batch_size = 1`: a resumed run then scores only the missing groups. One that also says
     `remote = True` computes elsewhere, and scores in a thread while this machine still generates.
     """
 
@@ -69,9 +69,9 @@ def comparable(reward: Any) -> bool:
     return getattr(reward, "comparable", True)
 
 
-def block(component: Any) -> int:
-    """How many groups, in order, influence each other's floats; 1 where each group stands for itself."""
-    return getattr(component, "block", BLOCK)
+def batch_size(component: Any) -> int:
+    """Groups that share a batch, and so numerics; 1 = batch-invariant."""
+    return getattr(component, "batch_size", BATCH_SIZE)
 
 
 def takes_pairs(trainer: Any) -> bool:
@@ -96,7 +96,7 @@ def release(component: Any) -> None:
 
 def remote(reward: Any) -> bool:
     """Whether a reward needs nothing of this machine, as few do, and scores groups in whatever order they come."""
-    return getattr(reward, "remote", False) and block(reward) == 1
+    return getattr(reward, "remote", False) and batch_size(reward) == 1
 
 
 class Trainer(Protocol):

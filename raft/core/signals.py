@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from raft.core.errors import Stopped, UserError
 
@@ -55,6 +55,33 @@ def begin(again: str) -> None:
             signal.signal(one, lambda signum, frame: _receive(signum, handled))
     os.register_at_fork(after_in_child=_leave)
     threading.Thread(target=_listen, args=(ear,), name="signals", daemon=True).start()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the block Ctrl-C stops what is under way in order (Stopped), a second one at once (KeyboardInterrupt).
+
+    For programs that use raft as a library: no process is ended, and afterwards the signal is handled as before.
+    """
+    global _note
+    before, _note, first = _note, _Note(), 0.0
+
+    def interrupt(signum: int, frame: Any) -> None:
+        nonlocal first
+        if asked() and time.monotonic() - first > TOGETHER:
+            raise KeyboardInterrupt
+        first = time.monotonic()
+        _note.signum, _note.last = signal.Signals(signum), first + AT_ONCE
+        _note.arrived.set()
+
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
+    handler = signal.signal(signal.SIGINT, interrupt) if own else None
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, handler)
+        _note = before
 
 
 def read_grace() -> None:

@@ -66,7 +66,7 @@ class Beside:
 
 
 @contextmanager
-def beside(recipe: Path) -> Iterator[None]:
+def importable_from(recipe: Path) -> Iterator[None]:
     """Inside the block a recipe's own modules are found beside it and in the current folder."""
     finder = Beside([str(recipe.absolute().parent), str(Path.cwd())])
     sys.meta_path.insert(0, finder)
@@ -140,6 +140,14 @@ def _forget_others(folders: Sequence[str]) -> None:
             depth = name.count(".") + (file.name == "__init__.py")
             if str(file.parents[depth]) not in folders:
                 del sys.modules[name]
+
+
+def forget() -> None:
+    """Forgets what recipes imported: the next recipe has its files as they are then, as in a new process."""
+    for name, one in list(sys.modules.items()):
+        if _is_beside(getattr(one, "__spec__", None)):
+            del sys.modules[name]
+    HASHES.clear()
 
 
 def code_hash(*parts: Any) -> str:

@@ -1,7 +1,7 @@
 """The `examples:` section of the jobs `sft` and `reward-model`: responses that somebody else wrote.
 
 Rows are read as those of `prompts:` are, and become examples (one response) or pairs (the better response first).
-A row that cannot is dropped and named by its place; more than `max_failed` of them stop the run.
+A row that cannot is dropped and named by its place; more than `max_bad_rows_fraction` of them stop the run.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range
 from raft.core.records import Drop, Example, Pair, Prompt, Response
 from raft.core.seeds import derive
 from raft.data.preference_layouts import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
@@ -24,7 +24,7 @@ from raft.models.messages import Malformed, Message, answered, turns, words
 
 # options that say where prompts and responses stand, which a layout knows by itself
 PLACES = (
-    "field", "messages", "until", "tools", "format", "prefix", "suffix", "take", "id", "response", "chosen",
+    "prompt_column", "messages", "until", "tools", "format", "prefix", "suffix", "extract", "id", "response", "chosen",
     "rejected", "text", "label",
 )  # fmt: skip
 RESPONSE = "response"
@@ -37,23 +37,23 @@ Rated = tuple[float, str, str]  # a label, the id of its row, the text
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Reading):
-    """The options of every kind. Without `pairs` a row has a prompt and a response; with `field: null` no prompt.
+    """The options of every kind. Without `pairs` a row is a prompt and a response; `prompt_column: null`: no prompt.
 
     `response` names its column, or several in a template. With null it is the answer of the assistant with which
     `messages` end; so it is, too, where rows with `messages` have no column `response`.
 
-    `pairs: given` reads the columns `chosen` and `rejected`: two texts, or two lists of messages, each a whole
-    conversation or only the answer, of which all but the last message is the prompt. With `field: null` the prompt is
-    what two conversations, or two dialogues of texts, have in common. `pairs: from_labels` makes pairs out of rows with
-    a `text` and a `label` (a number). Every other name is a layout of `data.preferences`, which knows its columns and
-    numbers its rows; with `single_turn` and `language` its other rows are left out.
-    `held_out` rows, a seeded choice, are set aside for evaluation, each with all its pairs.
+    `pairs: columns` reads the columns `chosen` and `rejected`: two texts, or two lists of messages, each a whole
+    conversation or only the answer, of which all but the last message is the prompt. With `prompt_column: null` the
+    prompt is what two conversations, or two dialogues of texts, have in common. `pairs: from_labels` makes pairs out of
+    rows with a `text` and a `label` (a number). Every other name is a layout of `data.preferences`, which knows its
+    columns and numbers its rows; with `single_turn` and `language` its other rows are left out. `held_out` rows, a
+    seeded choice, are set aside for evaluation, each with all its pairs.
     """
 
     response: str | None = RESPONSE
     pairs: (
         Literal[
-            "given", "from_labels",
+            "columns", "from_labels",
             "hh-rlhf", "hh-rlhf-split", "ultrafeedback", "helpsteer2", "helpsteer3", "arena", "reward-bench", "nectar",
             "pku-saferlhf", "pku-saferlhf-safer", "shp", "webgpt",
         ]
@@ -67,12 +67,12 @@ class Examples(Reading):
     language: str | None = None
     limit: int | None = None
     held_out: int = 0
-    max_failed: float = 0.01
+    max_bad_rows_fraction: float = 0.01
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and options without an effect."""
         yield from super().faults()
-        yield from registry.faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_failed=(0, 1))
+        yield from faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_bad_rows_fraction=(0, 1))
         yield from self._filter_faults()
         if self.response is not None:
             yield from template_faults("response", self.response)
@@ -84,7 +84,7 @@ class Examples(Reading):
             for item in fields(self):
                 if item.name in PLACES and getattr(self, item.name) != item.default:
                     yield item.name, f"has no effect, pairs: {self.pairs} knows where everything stands; leave it out"
-        elif self.is_chat and (self.pairs == "from_labels" or (self.field is None and self.messages is None)):
+        elif self.is_chat and (self.pairs == "from_labels" or (self.prompt_column is None and self.messages is None)):
             yield "format", "there is no prompt, so there can be no chat; use format: text"
 
     def _filter_faults(self) -> Iterator[tuple[str, str]]:
@@ -119,15 +119,22 @@ class Examples(Reading):
         fault = super().missing(row)
         if fault is None or self.layout is not None or self.pairs == "from_labels":
             return fault
-        if self.pairs and self.field is not None and self.field not in row and {self.chosen, self.rejected} <= {*row}:
-            return f"{fault}; with field: null the prompt is what {self.chosen} and {self.rejected} have in common"
+        if (
+            self.pairs
+            and self.prompt_column is not None
+            and self.prompt_column not in row
+            and {self.chosen, self.rejected} <= {*row}
+        ):
+            return (
+                f"{fault}; with prompt_column: null the prompt is what {self.chosen} and {self.rejected} have in common"
+            )
         return f"{fault}; {_other_form(self, row)}"
 
     def first_rows(self) -> Iterator[tuple[str, str, Row]]:
         return islice(_rows(self), FIRST)
 
     def understand(self, row: Row, prompt_id: str) -> None:
-        if self.max_failed == 1:
+        if self.max_bad_rows_fraction == 1:
             return  # then no row has to be one that can be used
         if self.pairs in (None, "from_labels"):
             self.answered(row, prompt_id)
@@ -147,7 +154,7 @@ class Examples(Reading):
             return self._conversations(row, prompt_id)
         prompt = self.prompt(row, prompt_id)
         sides = [words(row, self.chosen), words(row, self.rejected)]
-        if self.field is None and self.messages is None:
+        if self.prompt_column is None and self.messages is None:
             prompt, sides = _dialogues(prompt_id, sides)
         require_pair(sides[0], sides[1], (self.chosen, self.rejected))
         return prompt, sides
@@ -169,9 +176,9 @@ class Examples(Reading):
         known: list[Message] | str | None = None
         if self.messages is not None:
             known = turns(row.get(self.messages), self.messages)
-        elif self.field is not None:
-            found = row.get(self.field)
-            known = turns(found, self.field) if isinstance(found, list) else self._framed(row)
+        elif self.prompt_column is not None:
+            found = row.get(self.prompt_column)
+            known = turns(found, self.prompt_column) if isinstance(found, list) else self._framed(row)
         one = conversations(known, row, self.chosen, self.rejected)
         require_pair(one.chosen, one.rejected, (self.chosen, self.rejected))
         return self._chat(prompt_id, one.messages, row), [one.chosen, one.rejected]
@@ -186,7 +193,7 @@ class Examples(Reading):
 
     def _of_layout(self, one: Compared | Unused, prompt_id: str) -> Pair | Drop:
         if isinstance(one, Unused):
-            return Drop(prompt_id, None, "gather", one.reason)
+            return Drop(prompt_id, None, "load_examples", one.reason)
         prompt = self._chat(prompt_id, one.messages)
         return replace(_pair(prompt, [one.chosen, one.rejected]), subset=one.subset)
 
@@ -218,7 +225,8 @@ def read(
 def supervised(section: Examples, tokenizer: Tokenizer, seed: int, held_out: bool = False) -> Iterator[Example | Drop]:
     """Each row but those set aside (with `held_out`, only those) as an example, or as a drop.
 
-    UserError if a column is missing, if more than `max_failed` of all rows are dropped, or if too many are set aside.
+    UserError if a column is missing, if more than `max_bad_rows_fraction` of all rows are dropped, or if too many are
+    set aside.
     """
 
     def example(row: Row, prompt_id: str) -> list[Example]:
@@ -242,7 +250,7 @@ def pairs(section: Examples, seed: int, held_out: bool = False) -> Iterator[Pair
     each label with those of the next lower one, at random: as many pairs as the larger of the two has rows, and every
     row of both is used before any is used twice. It holds the texts in memory.
     """
-    section = replace(section, pairs=section.pairs or "given")
+    section = replace(section, pairs=section.pairs or "columns")
     if section.pairs == "from_labels":
         return _ranked(section, seed, held_out)
     return _made(section, section.compared, seed, held_out)
@@ -283,7 +291,7 @@ def _made(
         made = _tried(make, place, prompt_id, row)
         if isinstance(made, Drop):
             failed.append(made)
-            if len(failed) > section.max_failed * len(aside):
+            if len(failed) > section.max_bad_rows_fraction * len(aside):
                 ahead = [_tried(make, *one) for one in islice(rows, AHEAD)]
                 seen = used + len(failed) + len(ahead)
                 failed += [one for one in ahead if isinstance(one, Drop)]
@@ -299,17 +307,17 @@ def _tried(make: Callable[[Row, str], Iterable[Made]], place: str, prompt_id: st
     try:
         return list(make(row, prompt_id))
     except (Malformed, RowError) as fault:
-        return Drop(prompt_id, None, "gather", f"{place}: {fault}")
+        return Drop(prompt_id, None, "load_examples", f"{place}: {fault}")
 
 
 def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: Row) -> str:
-    """That more rows than `max_failed` allows cannot be used; of the `seen` first ones it is known which."""
+    """That more rows than `max_bad_rows_fraction` allows cannot be used; of the `seen` first ones it is known which."""
     if len(failed) == seen:
         return f"none of the first {seen} rows can be used, {reasons(failed)}; {_other_form(section, row)}"
     return (
-        f"{len(failed)} of the first {seen} rows cannot be used, {reasons(failed)}. examples.max_failed: "
-        f"{section.max_failed:g} allows {math.floor(section.max_failed * rows)} of {rows}; "
-        "mend the rows, or raise max_failed"
+        f"{len(failed)} of the first {seen} rows cannot be used, {reasons(failed)}. examples.max_bad_rows_fraction: "
+        f"{section.max_bad_rows_fraction:g} allows {math.floor(section.max_bad_rows_fraction * rows)} of {rows}; "
+        "correct the rows, or raise max_bad_rows_fraction"
     )
 
 
@@ -360,7 +368,7 @@ def _matched(higher: list[Rated], lower: list[Rated], rng: np.random.Generator) 
 def _compared(better: Rated, worse: Rated) -> Pair | Drop:
     prompt = Prompt(f"{better[1]}-{worse[1]}", text="")
     if better[2] == worse[2]:
-        return Drop(prompt.id, None, "gather", f"the same text is labelled {better[0]:g} and {worse[0]:g}")
+        return Drop(prompt.id, None, "load_examples", f"the same text is labelled {better[0]:g} and {worse[0]:g}")
     return _pair(prompt, [better[2], worse[2]])
 
 

@@ -114,7 +114,9 @@ def _whole(known: Messages | str | None, said: Messages, column: str) -> Message
     if isinstance(known, str):
         asked = [(message["content"] or "").strip() for message in said if message["role"] == "user"]
         if known.strip() not in asked:
-            raise Malformed(f"{column} does not hold the prompt; with field: null its own beginning is the prompt")
+            raise Malformed(
+                f"{column} does not hold the prompt; with prompt_column: null its own beginning is the prompt"
+            )
     elif said[: len(known)] != known:
         raise Malformed(f"{column} does not begin with the prompt")
     return said

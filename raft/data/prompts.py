@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import protocols, records, registry
+from raft.core import protocols, records
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range, section
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -37,7 +38,7 @@ from raft.models.messages import Malformed, Message, messages, require_json, req
 PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
 MOST_REASONS = 5
 FIRST = 100  # rows that are looked at before a run starts
-ADVICE = "mend the rows, or the options that say how they are read (docs/recipes.md)"
+ADVICE = "correct the rows, or the options that say how they are read (docs/recipes.md)"
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
 IN_BRACES = re.compile(r"\{[^{}]+\}")
 INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
@@ -53,16 +54,15 @@ DECIDED = frozenset(
 class Reading(Source):
     """How a row becomes a prompt.
 
-    Its text is the column `field`, or several in a template such as "{instruction}\\n\\n{input}", of which `take` (a
-    regular expression) takes out its first group, between `prefix` and `suffix`; with `format: chat` that is one
-    message of the user. Or it is the column `messages`, a list of {role, content} that ends where the assistant is to
-    speak; `until: last-user` leaves out what comes after the user's last words, such as an answer. `tools` is the
-    column of the functions that messages may call. `system` goes before messages that have none.
-    `chat_template_kwargs` are variables for the policy's chat template. `id` is the column with the id; with null rows
-    are numbered.
+    Its text is the column `prompt_column`, or several in a template such as "{instruction}\\n\\n{input}", of which
+    `extract` (a regular expression) takes out its first group, between `prefix` and `suffix`; with `format: chat` that
+    is one message of the user. Or it is the column `messages`, a list of {role, content} that ends where the assistant
+    is to speak; `until: last-user` leaves out what comes after the user's last words, such as an answer. `tools` is the
+    column of the functions that messages may call. `system` goes before messages that have none. `chat_template_kwargs`
+    are variables for the policy's chat template. `id` is the column with the id; with null rows are numbered.
     """
 
-    field: str | None = "prompt"
+    prompt_column: str | None = "prompt"
     messages: str | None = None
     until: Literal["end", "last-user"] = "end"
     tools: str | None = "tools"
@@ -71,20 +71,20 @@ class Reading(Source):
     chat_template_kwargs: dict[str, Any] | None = None
     prefix: str = ""
     suffix: str = ""
-    take: str | None = None
+    extract: str | None = None
     id: str | None = "id"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Options that contradict each other."""
         yield from super().faults()
-        if self.messages is not None and self.field not in (None, "prompt"):
-            yield "messages", f"give field ({self.field}) or messages ({self.messages}), not both"
-        if self.field is None or self.messages is not None:
-            for name in ("prefix", "suffix", "take"):
+        if self.messages is not None and self.prompt_column not in (None, "prompt"):
+            yield "messages", f"give field ({self.prompt_column}) or messages ({self.messages}), not both"
+        if self.prompt_column is None or self.messages is not None:
+            for name in ("prefix", "suffix", "extract"):
                 if getattr(self, name):
                     yield name, "is for the text of a field; leave it out"
-        if self.field is not None:
-            yield from template_faults("field", self.field)
+        if self.prompt_column is not None:
+            yield from template_faults("prompt_column", self.prompt_column)
         if self.system is not None and not self.is_chat:
             yield "system", "is for a chat; give messages, or format: chat, or write it into prefix"
         if self.chat_template_kwargs and not self.is_chat:
@@ -93,8 +93,10 @@ class Reading(Source):
             yield f"chat_template_kwargs.{name}", "is not for a recipe to say; leave it out"
         if self.messages is None and (self.until, self.tools) != ("end", "tools"):
             yield "until" if self.until != "end" else "tools", "is for messages; leave it out"
-        if self.take is not None:
-            yield from pattern_faults("take", self.take, r"a group around what to take, such as (?s)(.*\n\nAssistant:)")
+        if self.extract is not None:
+            yield from pattern_faults(
+                "extract", self.extract, r"a group around what to take, such as (?s)(.*\n\nAssistant:)"
+            )
 
     @property
     def is_chat(self) -> bool:
@@ -103,7 +105,7 @@ class Reading(Source):
 
     def columns(self) -> list[str]:
         """The columns that every row has to have."""
-        asked = [self.messages] if self.messages is not None else columns_of(self.field)
+        asked = [self.messages] if self.messages is not None else columns_of(self.prompt_column)
         named = [name for own in ("tools", "id") if (name := getattr(self, own)) not in (None, own)]
         return [*asked, *named]
 
@@ -167,14 +169,14 @@ class Reading(Source):
         return said
 
     def _framed(self, row: Row) -> str:
-        if self.field is None:
+        if self.prompt_column is None:
             return ""
-        taken = filled(row, self.field)
-        if self.take is not None:
-            found = re.search(self.take, taken)
+        taken = filled(row, self.prompt_column)
+        if self.extract is not None:
+            found = re.search(self.extract, taken)
             taken = (found and found[1]) or ""
         if not taken.strip():
-            raise Malformed("empty" if self.take is None else "empty: take finds nothing")
+            raise Malformed("empty" if self.extract is None else "empty: take finds nothing")
         return self.prefix + taken + self.suffix
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -243,20 +245,20 @@ class Prompts(Reading):
     """The options of every kind.
 
     `meta` names the columns that a rule reads from `prompt.meta`; without it they are all the others that can be
-    written as JSON, and what a column `meta` holds. `max_tokens` bounds a prompt as the policy reads it, template
-    included. `weight` is that of a part of a mixture.
+    written as JSON, and what a column `meta` holds. `max_prompt_length` bounds a prompt as the policy reads it,
+    template included. `weight` is that of a part of a mixture.
     """
 
-    field: str = "prompt"
+    prompt_column: str = "prompt"
     meta: list[str] | None = None
     per_iteration: int = 2048
-    max_tokens: int = 256
+    max_prompt_length: int = 256
     weight: float = 1.0
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
         yield from super().faults()
-        yield from registry.faults_of_range(self, per_iteration=(1, math.inf), max_tokens=(1, math.inf))
+        yield from faults_of_range(self, per_iteration=(1, math.inf), max_prompt_length=(1, math.inf))
         if not 0 < self.weight < math.inf:
             yield "weight", f"{self.weight!r} is out of range; it must be greater than 0"
 
@@ -271,7 +273,11 @@ class Prompts(Reading):
         if self.meta is None:
             inner = row.get("meta")
             flat = {**row, **inner} if isinstance(inner, dict) else row
-            read = [self.messages, self.tools] if self.messages else [self.field if is_column(self.field) else None]
+            read = (
+                [self.messages, self.tools]
+                if self.messages
+                else [self.prompt_column if is_column(self.prompt_column) else None]
+            )
             own = {*read, self.id, *(["meta"] if flat is not row else [])}
             return {name: value for name, value in flat.items() if name not in own and _is_json({name: value})}
         kept = {name: row[name] for name in self.meta if name in row}
@@ -299,12 +305,12 @@ class Inline(Prompts, InlineRows):
 class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
-    sources: list[Any] = registry.section("prompts")
+    sources: list[Any] = section("prompts")
     per_iteration: int = 2048
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is no list of parts."""
-        yield from registry.faults_of_range(self, per_iteration=(1, math.inf))
+        yield from faults_of_range(self, per_iteration=(1, math.inf))
         if not isinstance(self.sources, list) or not self.sources:
             yield "sources", "expected a list of prompts sections, each with a weight:"
             return
@@ -315,9 +321,9 @@ class Mixture:
                 yield f"sources[{index}].per_iteration", "is the mixture's to say; move it beside sources:"
 
     @property
-    def max_tokens(self) -> int:
+    def max_prompt_length(self) -> int:
         """The longest prompt that any part allows."""
-        return max(part.max_tokens for part in self.sources)
+        return max(part.max_prompt_length for part in self.sources)
 
     def parts(self) -> list[tuple[float, Any]]:
         """The parts, each with its weight."""
@@ -336,16 +342,19 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
         part = parts[number][1]
         try:
             prompt = part.prompt(row, prompt_id)
-            require_short(tokenizer, prompt, part.max_tokens)
+            require_short(tokenizer, prompt, part.max_prompt_length)
             ids = encode_prompt(tokenizer, prompt)
             require_known(tokenizer, prompt, ids)
             require_written(tokenizer, prompt)
         except (Malformed, RowError) as fault:
             yield Drop(prompt_id, None, "collect", str(fault))
             continue
-        if len(ids) > part.max_tokens:
+        if len(ids) > part.max_prompt_length:
             yield Drop(
-                prompt_id, None, "collect", f"{len(ids)} tokens, more than prompts.max_tokens: {part.max_tokens}"
+                prompt_id,
+                None,
+                "collect",
+                f"{len(ids)} tokens, more than prompts.max_prompt_length: {part.max_prompt_length}",
             )
         else:
             yield replace(prompt, source=number if len(parts) > 1 else None)
@@ -395,16 +404,17 @@ def _rows(parts: Sequence[Reading]) -> Iterator[tuple[int, str, Row]]:
             if count == 0 and (fault := part.missing(row)) is not None:
                 raise UserError(f"{place}: {fault}")
             if (lost := _left_out(part, row)) is not None:
+                column = part.prompt_column
                 raise UserError(
-                    f"{place}: field: {part.field} leaves out the column {lost}, which belongs to it; write field: "
-                    f'"{{{part.field}}}\\n\\n{{{lost}}}", or, if it is to be left out, field: "{{{part.field}}}"'
+                    f"{place}: prompt_column: {column} leaves out the column {lost}, which belongs to it; write "
+                    f'prompt_column: "{{{column}}}\\n\\n{{{lost}}}", or, to leave it out, prompt_column: "{{{column}}}"'
                 )
             yield number, place, row
 
 
 def _left_out(part: Reading, row: Row) -> str | None:
-    """The column that says what the instruction in `field` is about, where there is one with words in it."""
-    if part.messages is None and part.field == INSTRUCTION:
+    """The column that says what the instruction in `prompt_column` is about, where there is one with words in it."""
+    if part.messages is None and part.prompt_column == INSTRUCTION:
         return next((name for name in ABOUT if isinstance(row.get(name), str) and row[name].strip()), None)
     return None
 

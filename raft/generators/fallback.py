@@ -10,10 +10,10 @@ from raft.generators.vllm import VLLM
 from raft.generators.vllm_plugin import architectures
 from raft.store.keys import Artifact
 
-OWN = ("context", "batch_invariant", "engine")  # options of vLLM for which transformers has no use
+OWN = ("max_model_len", "batch_invariant", "engine_args")  # options of vLLM for which transformers has no use
 
 
-def able(generator: Any, policy: Artifact, notice: Callable[[str], None]) -> Any:
+def supported_or_transformers(generator: Any, policy: Artifact, notice: Callable[[str], None]) -> Any:
     """The generator itself, or transformers with the same sampling where vLLM lacks the policy's architecture.
 
     Policies of a run share their architecture, so the first one decides for all; the key of the responses names

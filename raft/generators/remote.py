@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
@@ -38,7 +38,7 @@ USUAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # what a server d
 
 @dataclass(frozen=True, kw_only=True)
 class Remote(Sampling, Connection):
-    """One request for each response, `concurrency` of them at a time, each with its own seed of 63 bits.
+    """One request for each response, `max_concurrency` of them at a time, each with its own seed of 63 bits.
 
     `url` is the server's address up to its version (http://127.0.0.1:8000/v1), `model` the name the
     server gives the policy; how it is asked is said in `raft.launch.openai_client.Connection`.
@@ -47,10 +47,10 @@ class Remote(Sampling, Connection):
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.
     """
 
-    url: str = registry.speed()  # where it runs changes nothing; the probe and `model` say what it is
+    url: str = speed()  # where it runs changes nothing; the probe and `model` say what it is
     model: str
 
-    block = 1
+    batch_size = 1
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
@@ -58,7 +58,7 @@ class Remote(Sampling, Connection):
         yield from url_faults(self.url)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
-        """One group for each prompt as it is finished; at most `concurrency` prompts are under way."""
+        """One group for each prompt as it is finished; at most `max_concurrency` prompts are under way."""
         yield from items(self._groups(policy, prompts, seed))  # leaving it, however that comes, ends what is under way
 
     def release(self) -> None:
@@ -72,7 +72,7 @@ class Remote(Sampling, Connection):
             try:
                 for prompt in prompts:
                     under_way.add(asyncio.create_task(self._answer(host, reader, prompt, seed)))
-                    if len(under_way) == self.concurrency:
+                    if len(under_way) == self.max_concurrency:
                         for group in await _finished(under_way):
                             yield group
                 while under_way:

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range
 from raft.core.records import Prompt, Response
-from raft.core.registry import faults_of_range
 from raft.models import reasoning, special_tokens
 from raft.models.chat_templates import Tokenizer, continuation, end_tokens
 
@@ -25,7 +25,7 @@ class Sampling:
     be one of them.
     `reasoning: split` tells the thought of a model from its answer, which alone is scored; `keep` leaves both in the
     text. `reasoning_marks` are what begins and what ends a thought, for a model whose own are not in `reasoning`.
-    `cut_at` and `strip` clean a response afterwards: it ends before the first of the markers, and loses
+    `truncate_at` and `strip` clean a response afterwards: it ends before the first of the markers, and loses
     white space at both ends; the cleaned response is what is scored and trained.
     """
 
@@ -37,7 +37,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 192
     stop: list[str] = field(default_factory=list)
-    cut_at: list[str] = field(default_factory=list)
+    truncate_at: list[str] = field(default_factory=list)
     strip: bool = False
     reasoning: Literal["split", "keep"] = "split"
     reasoning_marks: list[str] | None = None
@@ -55,7 +55,7 @@ class Sampling:
         if self.temperature == 0 and self.k > 1:
             yield "temperature", "0 is greedy: all k responses would be the same; set k: 1 or a temperature above 0"
         yield from reasoning.faults(self.reasoning, self.reasoning_marks)
-        for name in ("stop", "cut_at"):
+        for name in ("stop", "truncate_at"):
             if "" in getattr(self, name):
                 yield name, "holds an empty text, which would match everywhere"
 
@@ -64,7 +64,8 @@ class Sampling:
         if context is not None and len(ids) + self.max_tokens > context:
             raise UserError(
                 f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
-                f"more than the {context} that the policy can read; lower generator.max_tokens or prompts.max_tokens"
+                f"more than the {context} that the policy can read; lower generator.max_tokens or "
+                "prompts.max_prompt_length"
             )
 
     def ends(self, tokenizer: Tokenizer) -> "Ends":
@@ -106,7 +107,7 @@ class Sampling:
         log-probabilities are unknown. A special token among the markers is matched as a token.
         """
         response = self._before_tokens(response, tokenizer)
-        end = first_of(self.cut_at, response.text)
+        end = first_of(self.truncate_at, response.text)
         reason = response.finish_reason if end is None else "marker"
         left = response.text[:end].rstrip() if self.strip else response.text[:end]
         text = left.strip() if self.strip else left
@@ -115,8 +116,8 @@ class Sampling:
         return _shorten(response, left, text, reason, tokenizer)
 
     def _before_tokens(self, response: Response, tokenizer: Tokenizer) -> Response:
-        """The response before the first special token of `cut_at`."""
-        cut = set(self._special("cut_at", tokenizer).values())
+        """The response before the first special token of `truncate_at`."""
+        cut = set(self._special("truncate_at", tokenizer).values())
         at = next((at for at, token in enumerate(response.token_ids) if token in cut), None)
         if at is None:
             return response

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range, speed
 from raft.core.records import Group, Policy, Prompt, Response
-from raft.core.registry import faults_of_range, speed
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
 from raft.launch import device as devices
@@ -37,12 +37,12 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Transformers(Sampling):
-    """Generates `block` prompts together, `block * k` rows.
+    """Generates `batch_size` prompts together, `batch_size * k` rows.
 
     `dtype` auto is bfloat16 on CUDA and float32 elsewhere; `device` None is CUDA where there is one.
     """
 
-    block: int = 16
+    batch_size: int = 16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = speed(None)
 
@@ -54,7 +54,7 @@ class Transformers(Sampling):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from faults_of_range(self, block=(1, float("inf")))
+        yield from faults_of_range(self, batch_size=(1, float("inf")))
         if self.device is not None and not DEVICE.fullmatch(self.device):
             yield "device", f"{self.device!r} is no device; allowed: cpu, cuda, mps, xpu, with a number: cuda:1"
 
@@ -62,7 +62,7 @@ class Transformers(Sampling):
         """One group for each prompt, block by block, in order."""
         loaded = self._load(policy.path)
         waiting = iter(prompts)
-        while block := list(islice(waiting, self.block)):
+        while block := list(islice(waiting, self.batch_size)):
             yield from self._answer(loaded, block, seed)
 
     def release(self) -> None:
@@ -88,7 +88,7 @@ class Transformers(Sampling):
     def _answer(self, loaded: Loaded, block: list[Prompt], seed: int) -> Iterator[Group]:
         rows = [ids for prompt in block for ids in [self._encode(loaded, prompt)] * self.k]
         drawing = Drawing(self, loaded, [derive(seed, prompt.id, k) for prompt in block for k in range(self.k)])
-        with devices.fits("a block of prompts", "lower generator.block or generator.k"):
+        with devices.fits("a block of prompts", "lower generator.batch_size or generator.k"):
             drawing.run(rows)
         opened = [self.opening(loaded.tokenizer, ids) for ids in rows]
         responses = (
@@ -117,7 +117,7 @@ def load(path: Path, dtype: str, device: str | None) -> Loaded:
     tokenizer = load_tokenizer(str(path))
     model = load_model(path, dtype=getattr(torch, dtype))
     check_rows(tokenizer, model, str(path))
-    with devices.fits(str(path), "lower generator.block, or use a smaller policy"):
+    with devices.fits(str(path), "lower generator.batch_size, or use a smaller policy"):
         model.to(device).eval()
     model.generation_config = GenerationConfig()  # the folder's own temperature and penalties are not the recipe's
     return Loaded(model, tokenizer)
@@ -127,7 +127,7 @@ class Drawing:
     """Responses under way, one for each row of a batch: draws their next tokens and knows which have ended.
 
     Both a logits processor and a stopping criterion of `generate`, which itself is left nothing to choose.
-    The numbers are drawn and compared on the CPU in double precision: the same on every device.
+    The numbers are drawn and compared on the CPU in double mixed_precision: the same on every device.
     """
 
     def __init__(self, sampling: Sampling, loaded: Loaded, seeds: Sequence[int]) -> None:

@@ -64,36 +64,42 @@ FORMATS = ("auto", "safetensors", "pt", "hf")  # of weights that can be loaded a
 
 @dataclass(frozen=True, kw_only=True)
 class VLLM(Sampling):
-    """kind: vllm. `context` is the longest prompt and response together, in tokens; `engine` goes to vLLM as it is.
+    """kind: vllm. `max_model_len` bounds prompt and response together, in tokens; `engine_args` goes to vLLM as it is.
 
     On a CPU in float32 the tokens and log-probabilities of a response are bit for bit the same in any
     batch. On a GPU that takes `batch_invariant: true`, which costs speed.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    context: int | None = None
+    max_model_len: int | None = None
     batch_invariant: bool = False
-    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
-    block = 1
+    engine_args: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
+    batch_size = 1
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
         if find_spec("vllm") is None:
             yield "kind", "vllm is not installed here; install raft[cpu] or raft[cuda], or use kind: transformers"
             return
-        if self.context is not None and self.context <= self.max_tokens:
-            yield "context", f"{self.context} leaves no room for a prompt beside max_tokens: {self.max_tokens}"
-        yield from vllm_options.faults(self.engine, OURS)
-        for name, value in self.engine.items():
+        if self.max_model_len is not None and self.max_model_len <= self.max_tokens:
+            yield (
+                "max_model_len",
+                f"{self.max_model_len} leaves no room for a prompt beside max_tokens: {self.max_tokens}",
+            )
+        yield from vllm_options.faults(self.engine_args, OURS)
+        for name, value in self.engine_args.items():
             if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
                 yield (
-                    f"engine.{name}",
+                    f"engine_args.{name}",
                     "raft's engine computes on one GPU; remove it, or use vllm serve and kind: remote",
                 )
             elif UNTRIED.fullmatch(name):
-                yield f"engine.{name}", "is not supported: tokens or new weights might come out otherwise; remove it"
-        if (found := self.engine.get("load_format", "auto")) not in FORMATS:
-            yield "engine.load_format", f"{found!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
+                yield (
+                    f"engine_args.{name}",
+                    "is not supported: tokens or new weights might come out otherwise; remove it",
+                )
+        if (found := self.engine_args.get("load_format", "auto")) not in FORMATS:
+            yield "engine_args.load_format", f"{found!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         with part("start"):
@@ -129,12 +135,13 @@ _engines: dict[str, "Engine"] = {}
 def _engine(options: VLLM, policy: Policy) -> "Engine":
     made_for = [
         options.dtype,
-        options.context,
+        options.max_model_len,
         options.batch_invariant,
-        options.engine,
+        options.engine_args,
         vllm_options.shape(policy.path),
     ]
     key = json.dumps(made_for, sort_keys=True)
+    _environment(options)
     if key not in _engines:
         close()
         _engines[key] = Engine(options, policy)
@@ -154,7 +161,6 @@ class Engine:
     """The living engine and the policy that it holds."""
 
     def __init__(self, options: VLLM, policy: Policy):
-        _environment(options)
         import torch
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
@@ -166,16 +172,16 @@ class Engine:
                 "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
             )
         self.dtype = device.dtype_of(options.dtype)
-        self.context = options.context or min(vllm_options.model_context(policy.path), vllm_options.LONGEST)
+        self.context = options.max_model_len or min(vllm_options.model_context(policy.path), vllm_options.LONGEST)
         if self.context > vllm_options.model_context(policy.path):
             raise UserError(
-                f"generator.context is {self.context}, but {policy.path} reads "
+                f"generator.max_model_len is {self.context}, but {policy.path} reads "
                 f"{vllm_options.model_context(policy.path)} tokens; lower it"
             )
         longest = max(map(len, weight_check.tokens(policy.probe)))
         if self.context <= longest:
             raise UserError(
-                f"generator.context is {self.context}, but its probe has texts of up to {longest} tokens; "
+                f"generator.max_model_len is {self.context}, but its probe has texts of up to {longest} tokens; "
                 f"raise it to {longest + 1} or more"
             )
         given: dict[str, Any] = {
@@ -187,14 +193,14 @@ class Engine:
             **_defaults(options, self.dtype, self.context, self.on_gpu),
         }
         threads = torch.get_num_threads()
-        with logs.captured():
+        with logs.stderr_to_log():
             try:
                 # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
                 self.llm: Any = LLMEngine.from_engine_args(EngineArgs(**given), usage_context=UsageContext.LLM_CLASS)
             except (ValueError, TypeError, RuntimeError, AssertionError) as fault:  # memory, drivers and options
                 said = "; ".join(one["msg"] for one in fault.errors()) if hasattr(fault, "errors") else fault
                 raise UserError(
-                    f"vLLM cannot start with {policy.path}: {said}; what it may be told is in generator.engine, and "
+                    f"vLLM cannot start with {policy.path}: {said}; its options are in generator.engine_args, and "
                     "how much memory a recipe needs is said by: raft check"
                 ) from fault
             if self.on_gpu:
@@ -211,7 +217,7 @@ class Engine:
 
     def hold(self, policy: Policy) -> None:
         """Makes the engine hold this policy, awake and proved."""
-        with device.fits("the engine", "lower generator.engine.gpu_memory_utilization"):
+        with device.fits("the engine", "lower generator.engine_args.gpu_memory_utilization"):
             self._hold(policy)
 
     def _hold(self, policy: Policy) -> None:
@@ -237,7 +243,7 @@ class Engine:
 
     def load(self, path: Path) -> None:
         """New weights into the living engine."""
-        with logs.captured():
+        with logs.stderr_to_log():
             self.llm.collective_rpc("load_policy", args=(str(path),))
 
     def sleep(self) -> None:
@@ -292,7 +298,7 @@ class Engine:
                 after = next(waiting, None)
             if not live:
                 return
-            with device.fits("a step of the engine", "lower generator.engine.gpu_memory_utilization"):
+            with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
                 outputs = self.llm.step()
             for output in outputs:  # finished ones alone: FINAL_ONLY
                 del live[output.request_id]
@@ -327,10 +333,10 @@ def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str
     """
     found: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
     if not on_gpu:
-        return found | vllm_options.cpu_defaults(context) | options.engine
-    found |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine
+        return found | vllm_options.cpu_defaults(context) | options.engine_args
+    found |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine_args
     if dtype != "float32":
-        found["hf_overrides"] = {"head_dtype": "float32", **options.engine.get("hf_overrides", {})}
+        found["hf_overrides"] = {"head_dtype": "float32", **options.engine_args.get("hf_overrides", {})}
     return found
 
 
@@ -380,7 +386,7 @@ def _response(output: Any, tokenizer: chat_templates.Tokenizer, ends: Ends) -> R
 
 
 def _environment(options: VLLM) -> None:
-    """vLLM reads these when it is imported or when the engine is built."""
+    """vLLM reads these when it is imported, when the engine is built, and some whenever it computes."""
     os.environ.update(vllm_options.environment() | vllm_options.IN_PROCESS)
     if options.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raft.core.errors import Stopped, UserError
-from raft.core.registry import faults_of_range, speed, suggest
+from raft.core.options import faults_of_range, speed, suggest
 from raft.launch import completions
 from raft.launch.completions import EXCERPT, excerpt
 
@@ -29,19 +29,19 @@ RENAMED = "max_completion_tokens"  # what some APIs call max_tokens; they say so
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """How a server is asked: `concurrency` requests at a time, a failed one repeated `retries` times.
+    """How a server is asked: `max_concurrency` requests at a time, a failed one repeated `max_retries` times.
 
     `api_key_env` is the name of the environment variable that holds the key. A recipe names a server by any address, so
     without it no key is sent. `timeout` is in seconds, from the connection to the last byte of an answer.
     """
 
     api_key_env: str | None = speed(None)
-    concurrency: int = speed(32)
-    retries: int = speed(5)
+    max_concurrency: int = speed(32)
+    max_retries: int = speed(5)
     timeout: float = speed(300.0)
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from faults_of_range(self, concurrency=(1, 4096), retries=(0, 1000))
+        yield from faults_of_range(self, max_concurrency=(1, 4096), max_retries=(0, 1000))
         if not 0 < self.timeout < float("inf"):
             yield "timeout", f"{self.timeout!r} is out of range; it must be above 0 seconds"
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, re.ASCII):
@@ -181,23 +181,23 @@ class Server:
 
     def __init__(self, options: Connection, section: str, url: str, key: str, client: Any):
         self.options, self.section, self.url, self.key, self.client = options, section, url, key, client
-        self.slots = asyncio.Semaphore(options.concurrency)
+        self.slots = asyncio.Semaphore(options.max_concurrency)
         self.renamed = False
 
     async def ask(self, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The server's answer, a JSON object. Refused: it said no; UserError: no answer after all attempts."""
         async with self.slots:
-            for attempt in range(self.options.retries + 1):
+            for attempt in range(self.options.max_retries + 1):
                 try:
                     return await self._attempt(what, path, body)
                 except Passing as one:
                     fault = one
-                if attempt < self.options.retries:
+                if attempt < self.options.max_retries:
                     await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
         raise UserError(
-            f"{what}: no answer from {self.url} after {self.options.retries + 1} attempts, at last {fault}; see that "
-            "the server runs, speaks OpenAI's protocol and is not overloaded "
-            f"({self.section}.concurrency, timeout), then run it again"
+            f"{what}: no answer from {self.url} after {self.options.max_retries + 1} attempts, at last {fault}; see "
+            "that the server runs, speaks OpenAI's protocol and is not overloaded "
+            f"({self.section}.max_concurrency, timeout), then run it again"
         )
 
     async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

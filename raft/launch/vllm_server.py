@@ -40,14 +40,14 @@ KEY = "VLLM_API_KEY"
 LAST = (12, 300)  # lines of the output that an error repeats, and characters of each
 
 
-def faults(engine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Faults of the options `engine` of a server. An option that vLLM has, with a wrong value, shows at the start."""
+def faults(engine_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Faults of a server's `engine_args`. An option that vLLM has, with a wrong value, shows at the start."""
     if find_spec("vllm") is None:
         yield "model", "vllm is not installed here; install raft[cpu] or raft[cuda], or give the url of a server"
         return
-    yield from vllm_options.faults(engine, OURS)
-    if not isinstance(engine.get("max_model_len", 1), int):
-        yield "engine.max_model_len", f"expected a whole number, found {engine['max_model_len']!r}"
+    yield from vllm_options.faults(engine_args, OURS)
+    if not isinstance(engine_args.get("max_model_len", 1), int):
+        yield "engine_args.max_model_len", f"expected a whole number, found {engine_args['max_model_len']!r}"
 
 
 class Served:
@@ -56,12 +56,18 @@ class Served:
     UserError if it cannot be started, with the end of what it wrote. All its output goes into the run's logs.
     """
 
-    def __init__(self, folder: Path, engine: Mapping[str, Any]):
+    def __init__(self, folder: Path, engine_args: Mapping[str, Any]):
         self.folder, self.key, port = folder, secrets.token_urlsafe(32), _free_port()
         self.address = f"http://127.0.0.1:{port}"
         self.output = _sink()
         self.begin = self.output.seek(0, os.SEEK_END)
-        command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *_arguments(folder, port, engine)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            *_arguments(folder, port, engine_args),
+        ]
         self.process = subprocess.Popen(
             [sys.executable, "-I", supervise.__file__, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
@@ -99,7 +105,7 @@ class Served:
         said = "".join(f"\n  {safe(line)[:width]}" for line in lines)
         return UserError(
             f"vLLM's server of {self.folder} ended by itself with status {self.process.wait()}; change what it "
-            f"complains of (the options engine), then run it again. Its last lines:{said}"
+            f"complains of (the options engine_args), then run it again. Its last lines:{said}"
         )
 
     def _wait(self) -> None:
@@ -123,15 +129,15 @@ def _end(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
     output.close()
 
 
-def _arguments(folder: Path, port: int, engine: Mapping[str, Any]) -> list[str]:
-    """The command line of the server: what is ours, the defaults, and over them the options `engine`."""
-    context = engine.get("max_model_len") or min(vllm_options.model_context(folder), vllm_options.LONGEST)
+def _arguments(folder: Path, port: int, engine_args: Mapping[str, Any]) -> list[str]:
+    """The command line of the server: what is ours, the defaults, and over them the options `engine_args`."""
+    context = engine_args.get("max_model_len") or min(vllm_options.model_context(folder), vllm_options.LONGEST)
     defaults: dict[str, Any] = {"max_model_len": context}
     if device.current() == "cpu":
         defaults |= {"dtype": "float32", **vllm_options.cpu_defaults(context)}
     ours = {"model": str(folder), "served_model_name": NAME, "generation_config": "vllm", "seed": 0}
     serving = {"host": "127.0.0.1", "port": port, "disable_uvicorn_access_log": True}
-    given = {**defaults, **engine, **ours, **serving}
+    given = {**defaults, **engine_args, **ours, **serving}
     return [part for name, value in given.items() for part in _argument(name, value)]
 
 

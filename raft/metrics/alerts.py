@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from raft.core.registry import faults_of_range
+from raft.core.options import faults_of_range
 
 Rows = Sequence[dict[str, Any]]  # of metrics.jsonl, as far as the run has come
 Level = Literal["ok", "watch", "warning"]
@@ -225,7 +225,7 @@ def _ties(rows: Rows, options: Advice) -> Finding | None:
     """Winners are arbitrary."""
     return _plain(
         rows, "ties", "reward/tied", "all rewards are equal for {now:.0%} of the training prompts",
-        "their winners are arbitrary: use drop: [tied], a finer reward, or other prompts",
+        "their winners are arbitrary: use filters: [tied], a finer reward, or other prompts",
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def _truncated(rows: Rows, options: Advice) -> Finding | None:
     """Answers are cut by the limit."""
     return _plain(
         rows, "truncated", "eval/truncated", "{now:.0%} of the held-out answers are cut by the limit",
-        "raise generator.max_tokens, or use drop: [truncated]",
+        "raise generator.max_tokens, or use filters: [truncated]",
     )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def _empty(rows: Rows, options: Advice) -> Finding | None:
     """Answers say nothing."""
     return _plain(
         rows, "empty", "eval/empty", "{now:.0%} of the held-out answers are empty",
-        "see what the reward gives to an empty answer, or use drop: [empty]",
+        "see what the reward gives to an empty answer, or use filters: [empty]",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a reward cannot say of itself: diversity, length, drift, agreement. Pure functions on arrays and texts.
 
 A reward that rises tells nothing of how it rose. These figures describe the answers themselves, and the distance that
-a policy has come; `advice` says when to worry. Arrays are [N, K]: N prompts, K responses each, NaN where unknown.
+a policy has come; `alerts` says when to worry. Arrays are [N, K]: N prompts, K responses each, NaN where unknown.
 Means over prompts count each prompt once. docs/diagnostics.md says what each figure means.
 """
 
@@ -123,7 +123,7 @@ def expected_distinct(counts: Iterable[int], drawn: int) -> float:
 
 
 def repeats(texts: Sequence[str]) -> list[bool]:
-    """Which responses of a group have the text of an earlier one: what `drop: [duplicate]` leaves out."""
+    """Which responses of a group have the text of an earlier one: what `filters: [duplicate]` leaves out."""
     first: dict[str, int] = {}
     return [first.setdefault(text, at) != at for at, text in enumerate(texts)]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raft.core.errors import RowError, UserError
+from raft.core.options import suggest
 from raft.core.records import Prompt, Response, said
-from raft.core.registry import suggest
 from raft.models import jinja, special_tokens
 from raft.models.messages import Malformed, Message, marked
 
@@ -99,7 +99,7 @@ def _template(tokenizer: Tokenizer, template: str | None, tools: Any) -> str:
     if not (template or tokenizer.chat_template):
         raise UserError(
             f"{tokenizer.name_or_path} has no chat template, but the prompt is a list of messages; "
-            "give plain text instead (prompts.field), or use a model with a template"
+            "give plain text instead (prompts.prompt_column), or use a model with a template"
         )
     try:
         return tokenizer.get_chat_template(template, tools)

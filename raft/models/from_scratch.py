@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raft.core.atomic import permit
+from raft.core.atomic import make_readable
 from raft.core.errors import Stopped, UserError
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
@@ -43,7 +43,7 @@ def make(
     tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    permit(folder)
+    make_readable(folder)
 
 
 def _tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str) -> Any:

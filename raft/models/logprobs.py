@@ -18,13 +18,13 @@ from raft.models import chat_templates, packed_attention, packing, weight_check
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
 
 
-def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
+def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
     """For each group, the natural log-probability of each response's tokens given its prompt, at temperature 1.
 
     Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.
     """
     where = device.current()
-    with part("load"), device.fits(f"{folder}, in float32,", "leave out evaluation.kl and selection.kl"):
+    with part("load"), device.fits(f"{folder}, in float32,", "leave out evaluation.kl and selection.kl_coef"):
         model, tokenizer = weight_check.load_model(folder).to(where), chat_templates.load_tokenizer(str(folder))
         packed = packed_attention.adopt(model, _hidden)
     iterator = iter(groups)
@@ -40,7 +40,7 @@ def response_likelihoods(folder: Path, groups: Iterable[Group]) -> Iterator[list
             texts = [[families[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             laid = packing.pack(texts) if packed else packing.pad([text for part in texts for text in part])
-            with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl"):
+            with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl_coef"):
                 found = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
             for (number, at), total in zip(places, found, strict=True):
                 sums[number][at] = total

@@ -18,7 +18,7 @@ from raft.data.prompts import reasons
 from raft.metrics import reward_accuracy
 from raft.pipeline import stages
 from raft.pipeline.observer import Told
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.measuring import refuse_other_prompts
 from raft.store.runs import Run
@@ -26,13 +26,13 @@ from raft.store.runs import Run
 
 def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
     """job: evaluate-reward. Each reward in turn scores both responses of every pair."""
-    sets = {name: run.part("sets", name) for name in recipe.sets}
+    sets = {name: run.subfolder("sets", name) for name in recipe.sets}
     pairs: dict[str, Artifact] = {}
     groups: dict[str, dict[str, Artifact]] = {}
     for name, place in sets.items():
         aside = getattr(recipe.sets[name], "held_out", 0) > 0
-        pairs[name] = place.once("pairs.jsonl", stages.gather, recipe.sets[name], held_out=aside)
-        stages.tell_drops(told, pairs[name], "gather")
+        pairs[name] = place.once("pairs.jsonl", stages.load_examples, recipe.sets[name], held_out=aside)
+        stages.tell_drops(told, pairs[name], "load_examples")
         prompts = place.once("prompts.jsonl", pair_prompts, pairs=pairs[name])
         groups[name] = {
             "prompts": prompts, "responses": place.once("responses.jsonl", pair_responses, pairs=pairs[name])
@@ -49,7 +49,7 @@ def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
     told.measured(figures)
 
 
-def pair_prompts(section: None, output: Output, pairs: Artifact) -> None:
+def pair_prompts(section: None, output: ArtifactWriter, pairs: Artifact) -> None:
     """The prompt of each pair. UserError if there is none."""
     if not pairs.rows:
         listed = pairs.path.with_name("dropped.jsonl")
@@ -58,13 +58,13 @@ def pair_prompts(section: None, output: Output, pairs: Artifact) -> None:
     output.write(Pair.of(row).prompt.row() for row in pairs.read())
 
 
-def pair_responses(section: None, output: Output, pairs: Artifact) -> None:
+def pair_responses(section: None, output: ArtifactWriter, pairs: Artifact) -> None:
     """The two responses of each pair as one group, the chosen one first."""
     output.write(Group(one.prompt, [one.chosen, one.rejected]).row() for one in map(Pair.of, pairs.read()))
 
 
 def accuracies(
-    section: None, output: Output, pairs: Mapping[str, Artifact], scores: Mapping[str, Mapping[str, Artifact]]
+    section: None, output: ArtifactWriter, pairs: Mapping[str, Artifact], scores: Mapping[str, Mapping[str, Artifact]]
 ) -> None:
     """accuracy.json: the figures of each reward on each set, by the name of the set and that of the reward."""
     found: dict[str, dict[str, Any]] = {}
@@ -78,7 +78,7 @@ def accuracies(
     output.path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def tabulate(section: None, output: Output, figures: Artifact) -> None:
+def tabulate(section: None, output: ArtifactWriter, figures: Artifact) -> None:
     """accuracy.md: the rewards side by side."""
     output.path.write_text(
         reward_accuracy.table(json.loads(figures.path.read_text(encoding="utf-8"))), encoding="utf-8"

@@ -10,10 +10,10 @@ from raft.metrics import reward_metrics
 from raft.metrics.alerts import advise, stops
 from raft.pipeline import stages
 from raft.pipeline.observer import Told
-from raft.pipeline.streaming_scores import followed
+from raft.pipeline.streaming_scores import streamed
 from raft.store import measuring
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 REWARDS = {"eval": "reward", "gold": "gold reward"}
 
@@ -21,7 +21,7 @@ REWARDS = {"eval": "reward", "gold": "gold reward"}
 class Evaluator:
     """The held-out prompts of a run, its examined rewards, and the figures of its policies so far.
 
-    `stopped` says whether they end the run (`advice.on_warning: stop`). They are those up to the policy that was looked
+    `stopped` says whether they end the run (`alerts.on_warning: stop`). They are those up to the policy that was looked
     at last, so a run that is walked through again stops where it stopped.
     """
 
@@ -29,10 +29,10 @@ class Evaluator:
         self.recipe, self.run, self.first, self.told = recipe, run, first, told
         options = recipe.evaluation
         self.prompts = run.once(
-            "evaluation.jsonl", stages.hold_out, options.prompts or recipe.prompts, policy=first, count=options.count,
-            own=options.prompts is not None,
+            "evaluation.jsonl", stages.sample_eval_prompts, options.prompts or recipe.prompts, policy=first,
+            count=options.count, own=options.prompts is not None,
         )  # fmt: skip
-        stages.tell_drops(told, self.prompts, "hold_out")
+        stages.tell_drops(told, self.prompts, "sample_eval_prompts")
         rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
         known = {name: reward for name, reward in rewards.items() if reward is not None}
         limit = getattr(recipe.generator, "max_tokens", None)
@@ -41,38 +41,38 @@ class Evaluator:
         )
         self.references: Artifact | None = None
         if options.references is not None:
-            self.references = run.once("references.jsonl", stages.gather, options.references, start=first)
-            stages.tell_drops(told, self.references, "gather")
+            self.references = run.once("references.jsonl", stages.load_examples, options.references, start=first)
+            stages.tell_drops(told, self.references, "load_examples")
         self.examiner = replace(recipe.generator, k=options.k)
         self.first_answers: Artifact | None = None
         self.scores_before: Artifact | None = None
         self.figures: list[Artifact] = []
         self.stopped = False
 
-    def look(self, it: Place, policy: Artifact, **training: Artifact) -> None:
+    def evaluate(self, it: Folder, policy: Artifact, **training: Artifact) -> None:
         """Measures a policy, and the responses that it was trained on (scores, responses, selected)."""
-        made = self._asked(it, policy) if self._due(it) else {}
+        made = self._generate_and_score(it, policy) if self._is_due(it) else {}
         more: dict[str, Artifact | None] = {}
         if training:
             more = {"policy": policy, "first_answers": self.first_answers, "before": self.scores_before, **training}
         else:
-            self.first_answers = it.made("evaluation/responses.jsonl")
+            self.first_answers = it.existing("evaluation/responses.jsonl")
         self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
         self.scores_before = training.get("scores")
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
-        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.advice)
-        self.run.prune(self.recipe.keep, best_policy(self.run, self.recipe, self.run.rebuild_metrics()))
+        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.alerts)
+        self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.run.rebuild_metrics()))
         self.told.finished(it, findings)
-        self.stopped = stops(findings, self.recipe.advice)
+        self.stopped = stops(findings, self.recipe.alerts)
 
-    def _asked(self, it: Place, policy: Artifact) -> dict[str, Artifact]:
+    def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:
         """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""
         options, prompts = self.recipe.evaluation, self.prompts
         own = self.recipe.reward if comparable(self.recipe.reward) else None
         rewards = {"eval": own, "gold": options.gold}
         scored = {name: (measuring.SCORES[name], reward) for name, reward in rewards.items() if reward is not None}
-        with followed(it, "evaluation/responses.jsonl", dict(scored.values()), prompts):
+        with streamed(it, "evaluation/responses.jsonl", dict(scored.values()), prompts):
             answers = it.once(
                 "evaluation/responses.jsonl", stages.generate, self.examiner, policy=policy, prompts=prompts,
                 stream="evaluation",
@@ -80,38 +80,39 @@ class Evaluator:
         made = {"answers": answers}
         for name, (file, reward) in scored.items():
             made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers)
-            if not it.has("metrics.json"):  # what was measured stays measured, whatever the limit has become since
-                limit = self.recipe.selection.max_failed
+            if not it.is_done("metrics.json"):  # what was measured stays measured, whatever the limit has become since
+                limit = self.recipe.selection.max_failed_fraction
                 measuring.refuse_failed(made[name], limit, f"held-out answers of policy {it.number}", REWARDS[name])
         if options.kl and policy is not self.first:
             made["likelihoods"] = it.once(
-                "evaluation/likelihoods.jsonl", stages.reference, self.first, policy=policy, prompts=prompts,
+                "evaluation/likelihoods.jsonl", stages.logprobs, self.first, policy=policy, prompts=prompts,
                 responses=answers,
             )  # fmt: skip
         if self.references is not None:
             made["references"] = it.once(
-                "evaluation/references.jsonl", stages.recite, policy=policy, references=self.references
+                "evaluation/references.jsonl", stages.reference_logprobs, policy=policy, references=self.references
             )
         return made
 
-    def _due(self, it: Place) -> bool:
+    def _is_due(self, it: Folder) -> bool:
         """Whether a policy is evaluated; once measured it stays as it was, whatever `iterations` has become since."""
         if it.shared:
             return False
-        if it.has("metrics.json"):
-            return "answers" in it.made("metrics.json").stamp["key"]["inputs"]
+        if it.is_done("metrics.json"):
+            return "answers" in it.existing("metrics.json").stamp["key"]["inputs"]
         last = it.number == self.recipe.iterations
-        return it.number % self.recipe.evaluation.every == 0 or last or it.has("evaluation/responses.jsonl")
+        return it.number % self.recipe.evaluation.every == 0 or last or it.is_done("evaluation/responses.jsonl")
 
 
-def best_policy(run: Run, recipe: Align, rows: Sequence[dict[str, Any]]) -> int:
+def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
 
     Policies are compared on the prompts that all of them have a reward for. Those of a run that this one branched off
     had perhaps another reward, and are not this run's to delete. `rows` are those of metrics.jsonl.
     """
-    key = "reward/eval" if comparable(recipe.reward) else "gold/eval"
-    own = [row for row in rows if key in row and not run.iteration(row["iteration"]).shared]
+    own = [row for row in rows if not run.iteration(row["iteration"]).shared]
+    key = "reward/eval" if any("reward/eval" in row for row in own) else "gold/eval"
+    own = [row for row in own if key in row]
     numbers = {row["iteration"] for row in own}
     means = measuring.held_out_means(run.folder)[key]
     own = reward_metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})

@@ -9,12 +9,12 @@ from raft.core.errors import UserError
 from raft.core.records import Group, Pair
 from raft.data import responses_file
 from raft.data.preference_layouts import require_pair
-from raft.generators.fallback import able
+from raft.generators.fallback import supported_or_transformers
 from raft.models.messages import Malformed
 from raft.pipeline import stages
 from raft.pipeline.observer import Told
-from raft.pipeline.streaming_scores import followed
-from raft.store.artifact_writer import Output
+from raft.pipeline.streaming_scores import streamed
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.runs import Run
 
@@ -25,12 +25,12 @@ def label(recipe: Label, run: Run, told: Told) -> None:
         prompts = run.once("prompts.jsonl", given_prompts, recipe.responses)
         responses = run.once("responses.jsonl", given_responses, recipe.responses)
     else:
-        policy = run.once("start", stages.adopt, recipe.policy, probed=True)
-        generator = able(recipe.generator, policy, told.noticed)
+        policy = run.once("start", stages.link_model, recipe.policy, probed=True)
+        generator = supported_or_transformers(recipe.generator, policy, told.noticed)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
         stages.tell_drops(told, pool, "collect")
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        with followed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+        with streamed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
     scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
     selected = run.once(
@@ -39,7 +39,7 @@ def label(recipe: Label, run: Run, told: Told) -> None:
     told.measured(run.once("pairs.jsonl", publish, selected=selected))
 
 
-def given_prompts(section: Any, output: Output) -> None:
+def given_prompts(section: Any, output: ArtifactWriter) -> None:
     """The prompts of given responses. UserError if some are messages and some texts: no reader of pairs takes both."""
     kinds = set()
 
@@ -56,13 +56,13 @@ def given_prompts(section: Any, output: Output) -> None:
     output.write(alike())
 
 
-def given_responses(section: Any, output: Output) -> None:
+def given_responses(section: Any, output: ArtifactWriter) -> None:
     """The given responses, in the order of their prompts."""
     output.write(group.row() for group in _groups(section))
 
 
-def publish(section: None, output: Output, selected: Artifact) -> None:
-    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: given}` reads all of them.
+def publish(section: None, output: ArtifactWriter, selected: Artifact) -> None:
+    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: columns}` reads them all.
 
     What it could not read is dropped. UserError if that is all.
     """

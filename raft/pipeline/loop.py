@@ -7,66 +7,66 @@ made it already. That is why a killed run goes on by the same command: everythin
 from collections.abc import Callable
 from dataclasses import replace
 
-from raft.config.jobs import MAKES, Align, FineTune, TrainReward
+from raft.config.jobs import JOB_OUTPUTS, Align, FineTune, TrainReward
 from raft.config.recipe import Loaded
-from raft.core.user_code import beside
-from raft.generators.fallback import able
+from raft.core.user_code import importable_from
+from raft.generators.fallback import supported_or_transformers
 from raft.models import chat_templates
 from raft.pipeline import stages
 from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
 from raft.pipeline.label import label
 from raft.pipeline.observer import Told
-from raft.pipeline.streaming_scores import followed
+from raft.pipeline.streaming_scores import streamed
 from raft.store import timeline
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 from raft.store.stamps import require
 
 
 def align(recipe: Align, run: Run, told: Told) -> None:
     """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
     start = run.iteration(0)
-    first = policy = start.once("policy", stages.adopt, recipe.policy, probed=True)
-    recipe = replace(recipe, generator=able(recipe.generator, first, told.noticed))
+    first = policy = start.once("policy", stages.link_model, recipe.policy, probed=True)
+    recipe = replace(recipe, generator=supported_or_transformers(recipe.generator, first, told.noticed))
     evaluation = Evaluator(recipe, run, first, told)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(told, pool, "collect")
-    evaluation.look(start, policy)
+    evaluation.evaluate(start, policy)
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:
             return
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        with followed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
+        with streamed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
         scores = it.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
         made = {"prompts": prompts, "responses": responses, "scores": scores}
         reference = likelihoods(recipe, it, first, policy, prompts, responses)
         selected = it.once("selected.jsonl", stages.select, recipe.selection, **made, reference=reference)
-        origin = policy if recipe.start_from == "previous" else first
+        origin = policy if recipe.train_from == "previous" else first
         policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
-        evaluation.look(it, policy, scores=scores, responses=responses, selected=selected)
+        evaluation.evaluate(it, policy, scores=scores, responses=responses, selected=selected)
 
 
 def likelihoods(
-    recipe: Align, it: Place, first: Artifact, policy: Artifact, prompts: Artifact, responses: Artifact
+    recipe: Align, it: Folder, first: Artifact, policy: Artifact, prompts: Artifact, responses: Artifact
 ) -> Artifact | None:
     """The reference stage, only if the selection shapes its reward by the distance from the first policy.
 
     A shared iteration has been selected already, perhaps without it.
     """
-    if recipe.selection.kl == 0 or it.shared:
+    if recipe.selection.kl_coef == 0 or it.shared:
         return None
-    return it.once("reference.jsonl", stages.reference, first, policy=policy, prompts=prompts, responses=responses)
+    return it.once("reference.jsonl", stages.logprobs, first, policy=policy, prompts=prompts, responses=responses)
 
 
 def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
     """job: sft."""
     start = beginning(recipe, run)
-    if recipe.examples.is_chat and not run.has("examples.jsonl"):
+    if recipe.examples.is_chat and not run.is_done("examples.jsonl"):
         notice_end(start, told)
-    examples = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
-    stages.tell_drops(told, examples, "gather")
+    examples = run.once("examples.jsonl", stages.load_examples, recipe.examples, start=start)
+    stages.tell_drops(told, examples, "load_examples")
     policy = run.once("policy", stages.train, recipe.trainer, start=start, selected=examples)
     stages.tell_drops(told, policy, "train")
     told.measured(policy)
@@ -84,21 +84,21 @@ def notice_end(start: Artifact, told: Told) -> None:
 def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
     """job: reward-model."""
     start = beginning(recipe, run)
-    pairs = run.once("examples.jsonl", stages.gather, recipe.examples, start=start)
-    stages.tell_drops(told, pairs, "gather")
+    pairs = run.once("examples.jsonl", stages.load_examples, recipe.examples, start=start)
+    stages.tell_drops(told, pairs, "load_examples")
     aside, own = (recipe.examples, True) if recipe.evaluation is None else (recipe.evaluation, False)
-    held_out = run.once("held_out.jsonl", stages.set_aside, aside, start=start, held_out=own)
-    stages.tell_drops(told, held_out, "set_aside")
+    held_out = run.once("held_out.jsonl", stages.load_eval_pairs, aside, start=start, held_out=own)
+    stages.tell_drops(told, held_out, "load_eval_pairs")
     made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
     stages.tell_drops(told, made, "train")
-    told.measured(run.once("metrics.json", stages.examine, recipe.trainer, made=made, pairs=held_out))
+    told.measured(run.once("metrics.json", stages.evaluate_reward_model, recipe.trainer, made=made, pairs=held_out))
 
 
 def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:
     """The model that a job starts from: one that exists, or a new one with seeded random weights."""
     if recipe.policy.config is None:
-        return run.once("start", stages.adopt, recipe.policy, probed=False)
-    return run.once("start", stages.invent, recipe.policy, examples=recipe.examples)
+        return run.once("start", stages.link_model, recipe.policy, probed=False)
+    return run.once("start", stages.init_model, recipe.policy, examples=recipe.examples)
 
 
 JOBS: dict[str, Callable[..., None]] = {
@@ -113,14 +113,13 @@ JOBS: dict[str, Callable[..., None]] = {
 def run(loaded: Loaded, told: Told) -> None:
     """Runs a recipe and those it needs first, each from where it was left."""
     for one in [*loaded.needs, loaded]:
-        with beside(one.path), Run.opened(one) as opened:
+        with importable_from(one.path), Run.opened(one) as opened:
             told.opened(opened, one)
             try:
                 JOBS[one.recipe.job](one.recipe, opened, told)
             finally:
-                opened.disk.settle()
                 timeline.record(opened.folder)
             if one is not loaded:
-                made = opened.made(MAKES[one.recipe.job][1])
+                made = opened.existing(JOB_OUTPUTS[one.recipe.job][1])
                 require(made.place, made.stamp)  # the next recipe reads it by its name
             told.closed(opened, one)

@@ -10,19 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import MAKES, Given
+from raft.config.jobs import JOB_OUTPUTS, Given
 from raft.config.recipe import RecipeError, dependencies, find, read_one
 from raft.core import records, timing
-from raft.core.atomic import disk_faults, put, write_json
+from raft.core.atomic import commit, disk_faults, write_json
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.records import Group
 from raft.core.registry import component
-from raft.core.user_code import beside
+from raft.core.user_code import importable_from
 from raft.data import responses_file
 from raft.models import jinja
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import describe, digest, plain, speed_options, versions
 from raft.store.runs import FORMAT, locked
 from raft.store.stamps import content_of, differences, partial_path, read_stamp, require, stamp_path
@@ -39,7 +39,7 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
         if not file.is_file():
             raise UserError(f"no file at {file.absolute()}")
     path = find(reward)
-    with beside(path), jinja.dated(_day(scores)):
+    with importable_from(path), jinja.dated(_day(scores)):
         section = _reward(path)
         asked = Given(path=str(responses), prompts=str(prompts) if prompts else None, **thoughts)
         for name, fault in asked.faults():
@@ -86,7 +86,7 @@ def _reward(path: Path) -> Any:
     faults: list[Any] = []
     known: dict[str, Any] = {name: config[name] for name in ("name", "variables") if name in config}
     for need in dependencies({**known, "reward": options}, path, faults):
-        made = need.folder / MAKES[need.recipe.job][1]
+        made = need.folder / JOB_OUTPUTS[need.recipe.job][1]
         if (stamp := read_stamp(made)) is None:
             raise UserError(f"{path}: the reward needs what {need.path} makes; make it first: raft run {need.path}")
         require(made, stamp)
@@ -127,7 +127,7 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
     progress, began = Progress(scores.name, "prompts"), time.time()
-    output = Output(temporary, partial_path(scores), digest(key), 0, 0, progress, key=key)
+    output = ArtifactWriter(temporary, partial_path(scores), digest(key), 0, 0, progress, key=key)
     timing.taken()
     try:
         with disk_faults():
@@ -135,7 +135,7 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
     finally:
         output.progress.close()
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
-    put(temporary, scores)
+    commit(temporary, scores)
     stamp = {
         "hash": output.hash,
         "key": key,

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from raft.core.options import faults_of_range, speed
 from raft.core.records import Response
-from raft.core.registry import faults_of_range, speed
 from raft.metrics.reward_metrics import tied
 
 Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]
@@ -40,14 +40,14 @@ class Picks:
 class Selection(ABC):
     """What all selections share.
 
-    `drop` names the filters before the pick. `kl` is the weight beta of the KL-shaped reward (see `shaped`), 0 for
-    the plain reward. `max_failed` is the share of responses without a reward that a run still tolerates, of training
-    prompts and of held-out ones; it changes no result, only whether there is one.
+    `filters` names the filters before the pick. `kl_coef` is the weight beta of the KL-shaped reward (see `shaped`), 0
+    for the plain reward. `max_failed_fraction` is the share of responses without a reward that a run still tolerates,
+    of training prompts and of held-out ones; it changes no result, only whether the run goes on.
     """
 
-    drop: list[Literal["truncated", "empty", "duplicate", "tied"]] = field(default_factory=list)
-    kl: float = 0.0
-    max_failed: float = speed(0.01)
+    filters: list[Literal["truncated", "empty", "duplicate", "tied"]] = field(default_factory=list)
+    kl_coef: float = 0.0
+    max_failed_fraction: float = speed(0.01)
 
     makes_pairs: ClassVar[bool] = False
     by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
@@ -55,10 +55,10 @@ class Selection(ABC):
     passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from faults_of_range(self, kl=(0, math.inf), max_failed=(0, 1))
+        yield from faults_of_range(self, kl_coef=(0, math.inf), max_failed_fraction=(0, 1))
 
     def pick(self, rewards: np.ndarray, rng: np.random.Generator, ranks: np.ndarray | None = None) -> Picks:
-        """The picks from rewards [N, K], NaN = not eligible; with `drop: [tied]` tied groups are left out whole.
+        """The picks from rewards [N, K], NaN = not eligible; with `filters: [tied]` tied groups are left out whole.
 
         Where there are ranks [N, K], 0 for the best of a group, they and not the rewards say which is better.
 
@@ -66,7 +66,7 @@ class Selection(ABC):
         a group depends on its own rewards and its place in the batch, and on no other group's rewards.
         """
         assert rewards.ndim == 2 and not np.isinf(rewards).any(), "rewards are finite or NaN, [N, K]"
-        ties_go = "tied" in self.drop or (self.makes_pairs and ranks is not None)
+        ties_go = "tied" in self.filters or (self.makes_pairs and ranks is not None)
         eligible = without_ties(rewards) if ties_go else rewards
         ordered = eligible if ranks is None or not self.by_order else np.where(np.isnan(eligible), np.nan, -ranks)
         places = self.chosen(ordered, rng)
@@ -228,11 +228,11 @@ def broken(picks: Picks, rewards: np.ndarray) -> str | None:
     return None
 
 
-def filtered(responses: Sequence[Response], drop: Sequence[str]) -> list[str | None]:
+def filtered(responses: Sequence[Response], filters: Sequence[str]) -> list[str | None]:
     """Why each response of one group is left out before the pick, None where it stays.
 
     "truncated": cut by the token limit; "empty": nothing but white space; "duplicate": the text of an earlier
-    response that stays. Filters that `drop` does not name do nothing; "tied" is about rewards, see `without_ties`.
+    response that stays. Filters that `filters` does not name do nothing; "tied" is about rewards, see `without_ties`.
     """
     kept: set[str] = set()
     reasons: list[str | None] = []
@@ -242,7 +242,7 @@ def filtered(responses: Sequence[Response], drop: Sequence[str]) -> list[str | N
             "empty": not response.text.strip(),
             "duplicate": response.text in kept,
         }
-        reasons.append(next((name for name, applies in found.items() if applies and name in drop), None))
+        reasons.append(next((name for name, applies in found.items() if applies and name in filters), None))
         if reasons[-1] is None:
             kept.add(response.text)
     return reasons

@@ -21,14 +21,14 @@ from raft.core.seeds import derive
 from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
 from raft.launch import device
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of
 
 HELD_OUT = "held out for evaluation"
 
 
-def adopt(start: Any, output: Output, probed: bool) -> None:
+def link_model(start: Any, output: ArtifactWriter, probed: bool) -> None:
     """A model as a folder like those that training makes: links to its files, and, if it is to be probed, its probe."""
     from raft.models import checkpoint, hub, model_folder, weight_check
 
@@ -46,7 +46,7 @@ def adopt(start: Any, output: Output, probed: bool) -> None:
         raise UserError(str(fault).replace(str(output.path), start.model)) from fault
 
 
-def invent(start: Any, output: Output, examples: Any) -> None:
+def init_model(start: Any, output: ArtifactWriter, examples: Any) -> None:
     """A new model with seeded random weights, and a tokenizer made from the job's own texts."""
     from raft.data.examples import texts
     from raft.models import from_scratch
@@ -57,7 +57,7 @@ def invent(start: Any, output: Output, examples: Any) -> None:
     )
 
 
-def gather(examples: Any, output: Output, start: Artifact | None = None, held_out: bool = False) -> None:
+def load_examples(examples: Any, output: ArtifactWriter, start: Artifact | None = None, held_out: bool = False) -> None:
     """The rows of a supervised job as records, but for those set aside (or, with `held_out`, only those).
 
     `start` is the model whose tokens examples become; pairs stay texts.
@@ -82,7 +82,7 @@ def gather(examples: Any, output: Output, start: Artifact | None = None, held_ou
         raise UserError(f"examples: {_none_left(rows_in, output.drops)}")
 
 
-def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> None:
+def evaluate_reward_model(trainer: Any, output: ArtifactWriter, made: Artifact, pairs: Artifact) -> None:
     """metrics.json of a reward model: how it fares on the pairs set aside."""
     found = dict(made.stamp["measured"])
     if pairs.rows and hasattr(trainer, "evaluate"):
@@ -91,7 +91,7 @@ def examine(trainer: Any, output: Output, made: Artifact, pairs: Artifact) -> No
     output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def hold_out(source: Any, output: Output, policy: Artifact, count: int, own: bool = False) -> None:
+def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, count: int, own: bool = False) -> None:
     """The evaluation prompts: a seeded choice of `count` different ones.
 
     `own`: the source is not that of the pool, so that its drops are listed here and not there.
@@ -136,14 +136,14 @@ def _none_left(rows: int, drops: Sequence[Drop]) -> str:
     return f"none of {rows} rows can be used, {prompt_sources.reasons(drops)}; {done}"
 
 
-def set_aside(examples: Any, output: Output, start: Artifact, held_out: bool) -> None:
+def load_eval_pairs(examples: Any, output: ArtifactWriter, start: Artifact, held_out: bool) -> None:
     """The pairs that a reward model is evaluated on: those set aside, or all of a section of their own."""
-    gather(examples, output, start, held_out)
+    load_examples(examples, output, start, held_out)
 
 
 def diagnose(
     rewards: Mapping[str, Any],
-    output: Output,
+    output: ArtifactWriter,
     prompts: Artifact,
     policy: Artifact | None = None,
     max_tokens: int | None = None,
@@ -167,7 +167,7 @@ def diagnose(
     output.write(one.row() for one in found)
 
 
-def collect(source: Any, output: Output, policy: Artifact, held_out: Artifact | None = None) -> None:
+def collect(source: Any, output: ArtifactWriter, policy: Artifact, held_out: Artifact | None = None) -> None:
     """The pool of training prompts: every row of the source, but for those held out, empty or too long."""
     aside = [] if held_out is None else held_out.read()
     keys = {prompt_sources.held_out_key(Prompt.of(row)) for row in aside}
@@ -207,7 +207,7 @@ def tell_drops(told: Any, artifact: Artifact, stage: str) -> None:
         told.noticed(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
 
 
-def draw(source: Any, output: Output, pool: Artifact) -> None:
+def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:
     """This iteration's prompts: without replacement, each once before any comes twice.
 
     A job without iterations draws those of a first one.
@@ -237,12 +237,14 @@ def draw(source: Any, output: Output, pool: Artifact) -> None:
         output.write(chosen())
 
 
-def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact, stream: str | None = None) -> None:
+def generate(
+    generator: Any, output: ArtifactWriter, policy: Artifact, prompts: Artifact, stream: str | None = None
+) -> None:
     """K responses to each prompt; groups that an earlier attempt finished are not made again."""
     done = output.resume()
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
-    missing = _missing_blocks(wanted, done, protocols.block(generator))
+    missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
     withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
     for group in protocols.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id in done:
@@ -263,17 +265,17 @@ def generate(generator: Any, output: Output, policy: Artifact, prompts: Artifact
     output.gather(row["id"] for row in prompts.read())
 
 
-def _stream_seed(output: Output, stream: str | None) -> int:
+def _stream_seed(output: ArtifactWriter, stream: str | None) -> int:
     """The seed of responses: that of their iteration, or of a named stream which every iteration shares."""
     return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
 
 
-def score(reward: Any, output: Output, prompts: Artifact, responses: Artifact) -> None:
+def score(reward: Any, output: ArtifactWriter, prompts: Artifact, responses: Artifact) -> None:
     """One score for each response."""
     score_groups(reward, output, records.groups(prompts.path, responses.path), [row["id"] for row in prompts.read()])
 
 
-def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequence[str]) -> None:
+def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], ids: Sequence[str]) -> None:
     """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again.
 
     `ids` are those of the groups' prompts, in order.
@@ -286,21 +288,21 @@ def score_groups(reward: Any, output: Output, groups: Iterable[Group], ids: Sequ
     output.gather(ids)
 
 
-def score_missing(reward: Any, output: Output, groups: Iterable[Group]) -> Iterator[int]:
+def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) -> Iterator[int]:
     """Scores those of `groups` that the partial file lacks; after each it has this many."""
-    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.block(reward))):
+    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.batch_size(reward))):
         if group.prompt.id not in output.offsets:
             output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
         yield len(output.offsets)
 
 
-def reference(first: Artifact, output: Output, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
+def logprobs(first: Artifact, output: ArtifactWriter, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
     """Log-probability of each response under the first policy and under the one that wrote it."""
-    from raft.models.logprobs import response_likelihoods
+    from raft.models.logprobs import response_logprobs
 
     device.take(None)
     of_first, of_policy = (
-        list(response_likelihoods(policy_of(one).path, records.groups(prompts.path, responses.path)))
+        list(response_logprobs(policy_of(one).path, records.groups(prompts.path, responses.path)))
         for one in (first, policy)
     )
     ids = (row["id"] for row in prompts.read())
@@ -311,10 +313,10 @@ def reference(first: Artifact, output: Output, prompts: Artifact, responses: Art
     output.rows_in = responses.rows
 
 
-def recite(section: None, output: Output, policy: Artifact, references: Artifact) -> None:
+def reference_logprobs(section: None, output: ArtifactWriter, policy: Artifact, references: Artifact) -> None:
     """Log-probability of each reference response under a policy, and of how many tokens: one of nothing is given."""
     from raft.models.chat_templates import encode_prompt
-    from raft.models.logprobs import response_likelihoods
+    from raft.models.logprobs import response_logprobs
 
     device.take(None)
     tokenizer = _tokenizer(policy)
@@ -326,14 +328,14 @@ def recite(section: None, output: Output, policy: Artifact, references: Artifact
             "logprob": logprob,
             "tokens": len(one.response.token_ids) - (not encode_prompt(tokenizer, one.prompt)),
         }
-        for one, (logprob,) in zip(examples, response_likelihoods(policy_of(policy).path, groups), strict=True)
+        for one, (logprob,) in zip(examples, response_logprobs(policy_of(policy).path, groups), strict=True)
     )
     output.rows_in = references.rows
 
 
 def select(
     selection: Any,
-    output: Output,
+    output: ArtifactWriter,
     prompts: Artifact,
     responses: Artifact,
     scores: Artifact,
@@ -343,7 +345,7 @@ def select(
     from raft.pipeline import selection as selections
 
     refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
-    refuse_failed(scores, selection.max_failed)
+    refuse_failed(scores, selection.max_failed_fraction)
     rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
@@ -353,7 +355,7 @@ def select(
             one = group.responses[index]
             output.drop(group.prompt.id, int(index), one.finish_reason if one.withheld else "no reward")
         for index, reason in zip(
-            scored, selections.filtered([group.responses[index] for index in scored], selection.drop), strict=True
+            scored, selections.filtered([group.responses[index] for index in scored], selection.filters), strict=True
         ):
             if reason is not None:
                 output.drop(group.prompt.id, int(index), reason)
@@ -369,11 +371,11 @@ def select(
         reasons = sorted(set(picks.reasons.values()))
         raise UserError(
             f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
-            "loosen selection.drop or the selection itself"
+            "loosen selection.filters or the selection itself"
         )
 
 
-def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> None:
+def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artifact) -> None:
     """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
     device.take(None)
     kind = Pair if protocols.takes_pairs(trainer) else Example
@@ -394,7 +396,7 @@ def train(trainer: Any, output: Output, start: Artifact, selected: Artifact) -> 
     device.take(None)
 
 
-def _look_at_trained(trainer: Any, output: Output) -> None:
+def _look_at_trained(trainer: Any, output: ArtifactWriter) -> None:
     """UserError if a trainer of the user's own left no model folder, or measured what is no number; probes it."""
     from raft.models import weight_check
 
@@ -421,7 +423,7 @@ def policy_of(artifact: Artifact) -> Policy:
     return Policy(artifact.path, artifact.path / "probe.json")
 
 
-def write_card(output: Output, what: str, start: str, examples: int) -> None:
+def write_card(output: ArtifactWriter, what: str, start: str, examples: int) -> None:
     """The model card."""
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in output.measured.items())
     (output.path / "README.md").write_text(
@@ -452,7 +454,7 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
 def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """The groups with their scores, block by block."""
     iterator = iter(groups)
-    while block := list(itertools.islice(iterator, protocols.BLOCK)):
+    while block := list(itertools.islice(iterator, protocols.BATCH_SIZE)):
         answered = [(group, _answered(group)) for group in block]
         asked = [some for _, some in answered if some.responses]
         scores = protocols.scored(reward, asked)
@@ -478,11 +480,13 @@ def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndar
 
     rows = list(reference.read())
     return shaped(
-        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl
+        rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl_coef
     )
 
 
-def _picked(picks: Any, groups: Iterable[Group], rewards: np.ndarray, output: Output) -> Iterator[dict[str, Any]]:
+def _picked(
+    picks: Any, groups: Iterable[Group], rewards: np.ndarray, output: ArtifactWriter
+) -> Iterator[dict[str, Any]]:
     """The picked rows in the order of the prompts, and a drop for each group of which nothing was picked."""
     order = np.lexsort((picks.responses, picks.prompts))
     pointer = 0

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from raft.core import protocols, records, signals
-from raft.core.atomic import flush
+from raft.core.atomic import fsync
 from raft.core.errors import Stopped
 from raft.core.progress import Progress
 from raft.core.records import Group, Prompt
 from raft.launch import openai_client
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, digest
-from raft.store.runs import Place
+from raft.store.runs import Folder
 from raft.store.stamps import partial_path
 
 TOGETHER = 16  # groups asked for at once: at the end of the responses those under way are waited for
@@ -28,12 +28,12 @@ PAUSE = 0.05  # seconds between two looks for more
 
 
 @contextmanager
-def followed(place: Place, responses: str, scores: Mapping[str, Any], prompts: Artifact) -> Iterator[None]:
+def streamed(place: Folder, responses: str, scores: Mapping[str, Any], prompts: Artifact) -> Iterator[None]:
     """While `responses` are made in the block, remote rewards score them already; `scores` are rewards by artifact."""
     followers = [
-        Follower(place, responses, name, reward, prompts)
+        StreamingScorer(place, responses, name, reward, prompts)
         for name, reward in scores.items()
-        if protocols.remote(reward) and not place.shared and not place.has(responses)
+        if protocols.remote(reward) and not place.shared and not place.is_done(responses)
     ]
     for one in followers:
         one.start()
@@ -48,10 +48,10 @@ def followed(place: Place, responses: str, scores: Mapping[str, Any], prompts: A
         raise
 
 
-class Follower(threading.Thread):
+class StreamingScorer(threading.Thread):
     """Scores the responses of a place by one reward, in a thread, as far as they are there."""
 
-    def __init__(self, place: Place, responses: str, scores: str, reward: Any, prompts: Artifact):
+    def __init__(self, place: Folder, responses: str, scores: str, reward: Any, prompts: Artifact):
         super().__init__(name=f"scores of {place.folder.name}/{responses}", daemon=True)
         self.place, self.reward, self.prompts = place, reward, prompts
         self.responses, self.scores = place.folder / responses, place.folder / scores
@@ -91,20 +91,20 @@ class Follower(threading.Thread):
         finally:
             output.close()
 
-    def _output(self, responses: Artifact) -> Output:
+    def _output(self, responses: Artifact) -> ArtifactWriter:
         """That of the score stage, so far as it is known while the responses are not."""
         path, place = self.scores, self.place
         key = place.key(stages.score, self.reward, {"prompts": self.prompts, "responses": responses})
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(self.name, "prompts")
-        return Output(path, partial_path(path), digest(key), place.run.seed, place.number, progress)
+        return ArtifactWriter(path, partial_path(path), digest(key), place.run.seed, place.number, progress)
 
     def _come(self, most: int) -> Iterator[list[dict[str, Any]]]:
         """The rows of the responses as they come, up to `most` at once, until it is time to leave."""
         while not self.left.is_set():
             if rows := list(itertools.islice(self._rows(), most)):
                 with contextlib.suppress(FileNotFoundError):  # whole by now
-                    flush(partial_path(self.responses))  # no score may outlive its response
+                    fsync(partial_path(self.responses))  # no score may outlive its response
                 yield rows
             else:
                 self.left.wait(PAUSE)

@@ -1,8 +1,8 @@
 """Trackers: the rows of metrics.jsonl, and answers to held-out prompts, sent to TensorBoard, wandb or trackio.
 
-Through Accelerate's trackers, which are told nothing but what the recipe's `track:` names; without it nothing leaves
-the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker that
-fails is told of once and left alone: it is never a reason to stop a run.
+Through Accelerate's trackers, which are told nothing but what the recipe's `report_to:` names; without it nothing
+leaves the run's folder. What has been sent stands in tracked.json, so a run that goes on sends nothing twice. A tracker
+that fails is told of once and left alone: it is never a reason to stop a run.
 """
 
 import html
@@ -15,50 +15,37 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, records
 from raft.core.atomic import read_object
 from raft.core.terminal import safe, say
+from raft.pipeline.observer import Told
 from raft.store import runs
-from raft.store.keys import Artifact
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
 STATE = "tracked.json"
 SHOWN = 16  # held-out prompts of a table
 
 
-class Tracked:
-    """Passes on whatever a run tells, and sends the figures of its policies to the trackers of its recipe."""
+class Tracked(Told):
+    """Sends the figures of a run's policies to the trackers of its recipe."""
 
-    def __init__(self, told: Any):
-        self.told = told
+    def __init__(self) -> None:
         self.trackers: dict[str, Any] = {}
 
     def opened(self, run: runs.Run, loaded: Loaded) -> None:
         """Starts the trackers."""
-        self.told.opened(run, loaded)
         self.run = run
         self.state = _state(run.folder)
-        for one in getattr(loaded.recipe, "track", []):
+        for one in getattr(loaded.recipe, "report_to", []):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
-    def noticed(self, message: str) -> None:
-        self.told.noticed(message)
-
-    def diagnosed(self, artifact: Artifact) -> None:
-        self.told.diagnosed(artifact)
-
-    def finished(self, it: runs.Place, findings: Sequence[Any]) -> None:
+    def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
-        self.told.finished(it, findings)
         for name in list(self.trackers):
             self._try(name, lambda name=name: self._send(name, it))
-
-    def measured(self, artifact: Artifact) -> None:
-        self.told.measured(artifact)
 
     def closed(self, run: runs.Run, loaded: Loaded) -> None:
         """Ends the trackers."""
         for name, tracker in self.trackers.items():
             self._try(name, tracker.finish)
-        self.told.closed(run, loaded)
 
     def _start(self, name: str, options: dict[str, Any], loaded: Loaded) -> None:
         from accelerate import tracking
@@ -77,7 +64,7 @@ class Tracked:
             tracker.store_init_configuration(loaded.config)
         self.trackers[name] = tracker
 
-    def _send(self, name: str, it: runs.Place) -> None:
+    def _send(self, name: str, it: runs.Folder) -> None:
         sent = self.state["sent"].setdefault(name, {})
         for row in runs.metrics_rows(self.run.folder):
             known = sent.setdefault(str(row["iteration"]), [])
@@ -113,7 +100,7 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"id": secrets.token_hex(8), "sent": {}, "tables": {}}
 
 
-def _answers(it: runs.Place) -> list[list[str]]:
+def _answers(it: runs.Folder) -> list[list[str]]:
     """The first answer of a policy to the first held-out prompts, with its reward."""
     responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.run.folder / "evaluation.jsonl"
     kinds = (responses.with_name(f"{name}.jsonl") for name in ("scores", "gold"))

@@ -195,7 +195,10 @@ def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         told += f", {len(others)} cannot be scored for another reason (the first: {others[0]})"
     if not long and not cut:
         return "warning" if others else "ok", told
-    return "warning", f"{told}; raise max_tokens (the model reads {reward.reader.longest}), or lower prompts.max_tokens"
+    return (
+        "warning",
+        f"{told}; raise max_length (the model reads {reward.reader.longest}), or lower prompts.max_prompt_length",
+    )
 
 
 def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) -> tuple[Level, str]:
@@ -210,11 +213,11 @@ def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) ->
     frame = max(len(reward.encode(prompt, "")[0]) for prompt in prompts)
     fits = max(0, int(answers.max_tokens * (reward.limit - frame) / max(1, longest - frame)))
     return "warning", (
-        f"{told}, more than the {reward.limit} that are read (reward.max_tokens: {reward.max_tokens}, the model: "
+        f"{told}, more than the {reward.limit} that are read (reward.max_length: {reward.max_length}, the model: "
         f"{reward.reader.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
-        f"than selection.max_failed stop the run: lower generator.max_tokens to about {fits}"
-        + (", or raise reward.max_tokens" if reward.max_tokens < reward.reader.longest else "")
-        + ("" if reward.too_long == "cut-prompt" else ", or set too_long: cut-prompt")
+        f"than selection.max_failed_fraction stop the run: lower generator.max_tokens to about {fits}"
+        + (", or raise reward.max_length" if reward.max_length < reward.reader.longest else "")
+        + ("" if reward.truncation == "prompt" else ", or set truncation: prompt")
     )
 
 

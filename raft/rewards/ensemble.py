@@ -5,7 +5,7 @@
       members: {helpful: {kind: model, model: a/b}, short: {kind: rule, function: length}}
       combine: sum
       weights: {short: -0.01}
-      ranges: {helpful: [-20, 20]}
+      normalize: {helpful: [-20, 20]}
 
 A response that a member cannot score has no reward; the raw rewards of all members are kept in the parts.
 """
@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import protocols, registry
+from raft.core import protocols
+from raft.core.options import faults_of_range, sections, speed, suggest
 from raft.core.records import Group, Score
 
 
@@ -31,22 +32,22 @@ class Ensemble:
       from what only one member likes (arXiv:2310.02743)
 
     A range [low, high] takes r_m to (r_m - low) / (high - low), cut to 0 and 1 (as MetaMetrics-RM does,
-    arXiv:2410.02381). `unload: true` lets each member give its accelerator memory back to the next.
+    arXiv:2410.02381). `offload: true` lets each member give its accelerator memory back to the next.
     """
 
-    members: Any = registry.sections("reward")
+    members: Any = sections("reward")
     combine: Literal["sum", "mean", "min", "pessimistic"] = "mean"
     weights: dict[str, Any] = field(default_factory=dict)
-    ranges: dict[str, Any] = field(default_factory=dict)
+    normalize: dict[str, Any] = field(default_factory=dict)
     deviations: float = 1.0
-    unload: bool = registry.speed(False)
+    offload: bool = speed(False)
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from registry.faults_of_range(self, deviations=(0, math.inf))
-        for option in ("weights", "ranges"):
+        yield from faults_of_range(self, deviations=(0, math.inf))
+        for option in ("weights", "normalize"):
             for name in getattr(self, option):
                 if str(name) not in self.members:
-                    yield f"{option}.{name}", f"is no member; {registry.suggest(str(name), list(self.members))}"
+                    yield f"{option}.{name}", f"is no member; {suggest(str(name), list(self.members))}"
         for name, weight in self.weights.items():
             if not _is_number(weight):
                 yield f"weights.{name}", f"expected a number, found {weight!r}"
@@ -56,9 +57,9 @@ class Ensemble:
             weights = self._weights()
             if sum(weights) <= 1e-9 * sum(map(abs, weights)):
                 yield "weights", "sum to 0 or less, which is no mean and would turn rewards round; use combine: sum"
-        for name, pair in self.ranges.items():
+        for name, pair in self.normalize.items():
             if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
-                yield f"ranges.{name}", f"expected [low, high], found {pair!r}"
+                yield f"normalize.{name}", f"expected [low, high], found {pair!r}"
 
     @property
     def comparable(self) -> bool:
@@ -66,9 +67,9 @@ class Ensemble:
         return all(map(protocols.comparable, self.members.values()))
 
     @property
-    def block(self) -> int:
+    def batch_size(self) -> int:
         """The largest of its members: only where each lets a group stand for itself does it stand for itself here."""
-        return max(map(protocols.block, self.members.values()))
+        return max(map(protocols.batch_size, self.members.values()))
 
     @property
     def remote(self) -> bool:
@@ -88,7 +89,7 @@ class Ensemble:
 
     def _scores(self, member: Any, block: list[Group]) -> Iterator[list[Score]]:
         yield from member.score(block)
-        if self.unload:
+        if self.offload:
             protocols.release(member)
 
     def _combined(self, scores: Mapping[str, Score]) -> Score:
@@ -115,9 +116,9 @@ class Ensemble:
         return float(weights @ scaled / (weights.sum() if self.combine == "mean" else 1.0))
 
     def _scaled(self, name: str, reward: float) -> float:
-        if name not in self.ranges:
+        if name not in self.normalize:
             return reward
-        low, high = self.ranges[name]
+        low, high = self.normalize[name]
         return (min(max(reward, low), high) - low) / (high - low)
 
     def _weights(self) -> list[float]:

@@ -1,6 +1,6 @@
 """kind: model. A model that reads a whole conversation; one of its outputs is the reward.
 
-    reward: {kind: model, model: some/reward-model, template: chat, max_tokens: 2048}
+    reward: {kind: model, model: some/reward-model, template: chat, max_length: 2048}
 
 The head is found by the architecture in config.json and by the tensors that are really in the checkpoint; where the
 two disagree the model is refused. The reward is read at the last token of the conversation by its position, not by its
@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Literal
 
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range, source
 from raft.core.records import Group, Prompt, Score
-from raft.core.registry import faults_of_range, source
 from raft.core.timing import part
 from raft.models import reward_templates
 from raft.rewards.runner import Ids, Options, Reader
@@ -26,18 +26,18 @@ class RewardModel(Options):
     """A reward model of any head in `raft.rewards.heads`. All its outputs are in the `parts` of a score.
 
     `template` is one of `models.conversation`, or a Jinja file; `bos` the rule for the first token. A conversation of
-    more than `max_tokens` tokens, or more than the model reads, is not scored; with `too_long: cut-prompt` the oldest
+    more than `max_length` tokens, or more than the model reads, is not scored; with `truncation: prompt` the oldest
     part of its prompt goes first, and the part `cut_tokens` says how many tokens went.
     """
 
     template: str = source("template", "chat")
     bos: Literal["auto", "one", "none"] = "auto"
-    max_tokens: int = 2048
-    too_long: Literal["error", "cut-prompt"] = "error"
+    max_length: int = 2048
+    truncation: Literal["none", "prompt"] = "none"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from faults_of_range(self, max_tokens=(1, math.inf))
+        yield from faults_of_range(self, max_length=(1, math.inf))
         yield from reward_templates.template_faults(self.template)
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -66,7 +66,7 @@ class RewardModel(Options):
     @property
     def limit(self) -> int:
         """The longest conversation in tokens."""
-        return min(self.max_tokens, self.reader.longest)
+        return min(self.max_length, self.reader.longest)
 
     def encode(self, prompt: Prompt, response: str) -> tuple[Ids, int]:
         """The tokens that are read, and how many of the prompt were cut off before them."""
@@ -89,7 +89,7 @@ class RewardModel(Options):
             ]  # fmt: skip
 
     def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
-        if len(ids) <= self.limit or self.too_long == "error":
+        if len(ids) <= self.limit or self.truncation == "none":
             return tuple(ids), 0
         kept = reward_templates.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
         return tuple(kept), len(ids) - len(kept)
@@ -98,8 +98,8 @@ class RewardModel(Options):
         """Why a conversation of these tokens cannot be scored, None where it can."""
         if not ids:
             return "0 tokens, nothing to read"
-        if len(ids) > self.max_tokens:
-            return f"{len(ids)} tokens, more than reward.max_tokens"
+        if len(ids) > self.max_length:
+            return f"{len(ids)} tokens, more than reward.max_length"
         if len(ids) > self.limit:
             return f"{len(ids)} tokens, more than the {self.limit} that the reward model reads"
         return self.reader.fault(ids)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raft.core.errors import Stopped, UserError
-from raft.core.registry import faults_of_range, source
+from raft.core.options import faults_of_range, source
 from raft.launch import device
 from raft.models import chat_templates, model_folder, packed_attention, packing, weight_check
 from raft.models.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ class Options:
     id whose logit is the reward). `read` says what of that output is the reward: itself (`logit`), or, where the
     outputs are the classes of one softmax, log p - log(1 - p) of the class (`log-odds`) or p (`probability`); `auto`
     goes by the config. `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a decoder always
-    works in float32. A forward pass reads at most `batch_tokens` tokens, padding included; if it is not given, 2048 on
+    works in float32. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; by default 2048 on
     a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
@@ -55,18 +55,18 @@ class Options:
     label: int | str | None = None
     read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: str | None = None
-    batch_tokens: int | None = None
+    attn_implementation: str | None = None
+    max_tokens_per_batch: int | None = None
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
-        tokens = self.batch_tokens or BATCH_TOKENS[device.current()]
-        return {"dtype": device.dtype_of(self.dtype), "batch_tokens": tokens}
+        tokens = self.max_tokens_per_batch or BATCH_TOKENS[device.current()]
+        return {"dtype": device.dtype_of(self.dtype), "max_tokens_per_batch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
-        if self.batch_tokens is not None:
-            yield from faults_of_range(self, batch_tokens=(1, math.inf))
+        if self.max_tokens_per_batch is not None:
+            yield from faults_of_range(self, max_tokens_per_batch=(1, math.inf))
         if isinstance(self.label, int):
             yield from faults_of_range(self, label=(0, math.inf))
         elif self.label is not None and self.head == "token":
@@ -87,7 +87,7 @@ class Reader:
         folder = locate_model(options.model, options.revision)
         model_folder.check(folder)
         self.device = device.current()
-        self.batch_tokens = options.batch_tokens or BATCH_TOKENS[self.device]
+        self.max_tokens_per_batch = options.max_tokens_per_batch or BATCH_TOKENS[self.device]
         self.tokenizer = chat_templates.load_tokenizer(str(folder))
         self.config = _config(options.model, folder)
         checkpoint = Checkpoint(folder)
@@ -106,7 +106,11 @@ class Reader:
         self.reading = reading(options, kind, self.config, self.names)
         self.rows = chat_templates.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
-        self.packs = self.head is not None and options.attention is None and packed_attention.adopt(self.model, _hidden)
+        self.packs = (
+            self.head is not None
+            and options.attn_implementation is None
+            and packed_attention.adopt(self.model, _hidden)
+        )
 
     def outputs(self, families: Iterable[Iterable[Ids]]) -> dict[Ids, list[float]]:
         """The outputs of rows of tokens, by families: what the rows of one begin with is read once.
@@ -116,12 +120,12 @@ class Reader:
         self.move(self.device)
         ordered = [sorted(set(family)) for family in families]
         found: dict[Ids, list[float]] = {}
-        for batch in packing.batches(ordered, self.batch_tokens, self.packs):
+        for batch in packing.batches(ordered, self.max_tokens_per_batch, self.packs):
             found.update(self._read([[ordered[number][at] for number, at in part] for part in batch]))
         return found
 
     def read_together(self, rows: Sequence[Ids]) -> list[list[float]]:
-        """The outputs of rows as one padded batch, in their order, whatever `batch_tokens` says."""
+        """The outputs of rows as one padded batch, in their order, whatever `max_tokens_per_batch` says."""
         import torch
 
         self.move(self.device)
@@ -186,7 +190,7 @@ class Reader:
             if len(rows) == 1:
                 raise UserError(
                     f"{self.name}: one conversation of {len(rows[0])} tokens does not fit the accelerator's memory; "
-                    "lower reward.max_tokens, or use a smaller model"
+                    "lower reward.max_length, or use a smaller model"
                 ) from fault
         device.free_cache()
         larger = batch if len(batch) > 1 else [[row] for row in rows]
@@ -268,11 +272,11 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 def _attention(options: Options, config: Any) -> str | None:
     """The attention that transformers is asked for; None is its own choice."""
     if (needed := weight_check.attention(config)) is None:
-        return options.attention
-    if options.attention == "sdpa":
+        return options.attn_implementation
+    if options.attn_implementation == "sdpa":
         allowed = "allowed: eager, flash_attention_2"
-        raise UserError(f"reward.attention: sdpa leaves out the soft cap of {options.model}; {allowed}")
-    return options.attention or needed
+        raise UserError(f"reward.attn_implementation: sdpa leaves out the soft cap of {options.model}; {allowed}")
+    return options.attn_implementation or needed
 
 
 def _check_complete(name: str, report: dict[str, set[str]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raft.config import preflight, recipe
 from raft.config.recipe import Loaded
-from raft.core.atomic import put, write_json
+from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
 from raft.store.runs import about
 from raft.store.stamps import differences, iterations, read_stamp, require_all, stamp_path
@@ -94,7 +94,7 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
     write_json(new / "run.json", {**about(folder), "shared": shared})
     (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
-    put(new, loaded.folder)
+    commit(new, loaded.folder)
 
 
 def _refuse_number(folder: Path, number: int) -> None:

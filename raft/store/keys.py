@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raft.core import records, registry
+from raft.core import given, records, registry
 from raft.core.errors import UserError
 from raft.core.user_code import code_hash, is_own
 from raft.models import jinja
@@ -102,6 +102,8 @@ def _described(owner: Any, item: dataclasses.Field) -> Any:
         return value if owner.url else None
     if ":" not in value:
         return {"name": value, "code": "built in"}
+    if value.startswith(f"{given.MODULE}:"):
+        return {"name": value, "code": given.code(value.partition(":")[2])}
     target = inspect.unwrap(registry.load(value))
     return {"name": value, "code": code_hash(sys.modules[value.partition(":")[0]], getattr(target, "func", target))}
 

@@ -20,7 +20,7 @@ from raft.core.records import Response
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
 from raft.store import stamps
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.stamps import iterations
 
@@ -45,7 +45,7 @@ class Responses:
     surprise: np.ndarray
 
 
-def measure(section: None, output: Output, **made: Artifact | None) -> None:
+def measure(section: None, output: ArtifactWriter, **made: Artifact | None) -> None:
     """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
     there = {name: artifact for name, artifact in made.items() if artifact is not None}
     found = {"policy": _of_policy(there), "previous": _of_responses(there, output) if "scores" in there else {}}
@@ -104,7 +104,7 @@ def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
     return {name: value if isinstance(value, list) else float(value) for name, value in figures.items()}
 
 
-def _of_responses(made: dict[str, Artifact], output: Output) -> Figures:
+def _of_responses(made: dict[str, Artifact], output: ArtifactWriter) -> Figures:
     """What the training responses say of the policy that wrote them, and what selection took of them."""
     rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
     _refuse_others(shape.ids, made["responses"].place, made["scores"])
@@ -188,14 +188,14 @@ def _prompt_means(scores: Path, state: tuple[int, ...]) -> np.ndarray:
 
 
 def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:
-    """UserError, with the first reason, if more than the share `max_failed` of the responses has no reward."""
+    """UserError, with the first reason, if more than the share `max_failed_fraction` of the responses has no reward."""
     failures = rewards_of(scores)[1]
     total = sum(len(row["scores"]) for row in scores.read())
     if len(failures) > max_failed * total:
         raise UserError(
-            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed: {max_failed:g} allows; "
-            f"the first one: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
-            "selection.max_failed, and run the same command again"
+            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed_fraction: {max_failed:g}"
+            f" allows; the first: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
+            "selection.max_failed_fraction, and run the same command again"
         )
 
 

@@ -4,9 +4,6 @@
 same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
 What was changed or cut since is refused before it is read (`raft.store.stamps`); what was deleted is made again.
-
-A folder, which is a model, is renamed first: it and its stamp come to the disk while the engine reads it already.
-Nothing that was made from it is kept before, so a kill never leaves rows of a policy that is made anew.
 """
 
 import fcntl
@@ -18,16 +15,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import FREE
+from raft.config.jobs import MUTABLE_KEYS
 from raft.config.recipe import Loaded, speed_keys
-from raft.core import logs, records, signals, timing, yaml_file
-from raft.core.atomic import Disk, create, disk_faults, flush, put, read_object, remove, sync, write_json, write_text
+from raft.core import given, logs, records, signals, timing, yaml_file
+from raft.core.atomic import (
+    commit,
+    create,
+    disk_faults,
+    fsync,
+    read_object,
+    remove,
+    write_json,
+    write_text,
+)
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import stamps
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.store.stamps import differences, iterations, partial_path, read_stamp, stamp_path
 
@@ -35,7 +41,7 @@ FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be
 PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 
 
-class Place:
+class Folder:
     """A folder of artifacts: the run itself, or one of its iterations."""
 
     def __init__(self, folder: Path, number: int, run: "Run"):
@@ -49,7 +55,7 @@ class Place:
         """
         path = self.folder / name
         if self.run.shares(path):
-            return self.made(name)
+            return self.existing(name)
         key = self.key(stage, section, inputs)
         if (stamp := read_stamp(path)) is not None:
             _refuse_other(path, stamp["key"], key)
@@ -77,14 +83,14 @@ class Place:
         """Whether it is an iteration of the run that this one branched off, in which nothing is ever made."""
         return self is not self.run and self.run.shares(self.folder)
 
-    def made(self, name: str) -> Artifact:
+    def existing(self, name: str) -> Artifact:
         """A finished artifact as it stands. UserError if it is not there."""
         path = self.folder / name
         if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
 
-    def has(self, name: str) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether an artifact is finished."""
         return stamp_path(self.folder / name).exists()
 
@@ -97,11 +103,11 @@ class Place:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         if stamp_path(path).exists():  # of what was deleted since
             stamp_path(path).unlink()
-            flush(path.parent)
+            fsync(path.parent)
         remove(path)  # without a stamp it may be torn, and its room is needed
         remove(temporary)
         label = f"{path.relative_to(self.run.folder)}"
-        output = Output(
+        output = ArtifactWriter(
             temporary,
             partial_path(path),
             digest(key),
@@ -109,12 +115,11 @@ class Place:
             self.number,
             Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
             stage=stage.__name__,
-            disk=self.run.disk,
             key=key,
         )
         began = time.time()
         timing.taken()
-        logs.quieten()
+        logs.silence_libraries()
         try:
             with disk_faults():
                 stage(section, output, **inputs)
@@ -123,11 +128,9 @@ class Place:
         whole = sum(drop.index is None for drop in output.drops)
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
-            self.run.disk.settle()
-            if is_model := temporary.is_dir():
-                os.replace(temporary, path)
-            else:
-                put(temporary, path)
+            commit(temporary, path)
+        with timing.part("hash"):
+            content = stamps.content_of(path)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -142,27 +145,13 @@ class Place:
             "parts": timing.taken(),
             "speed": speed_options(section),
             "versions": versions(),
+            "content": content,
         }
-
-        def finish() -> None:
-            began = time.perf_counter()
-            if is_model:
-                sync(path)
-                flush(path.parent)
-            synced = time.perf_counter()
-            stamp["content"] = stamps.content_of(path)
-            hashed = time.perf_counter()
-            times = {"synced": round(synced - began, 3), "hashed": round(hashed - synced, 3)}
-            write_json(stamp_path(path), {**stamp, **times})
-            output.partial.unlink(missing_ok=True)
-
-        if is_model:
-            self.run.disk.meanwhile(finish)
-        else:
-            finish()
+        write_json(stamp_path(path), stamp)
+        output.partial.unlink(missing_ok=True)
         return Artifact(path, stamp)
 
-    def _list_drops(self, output: Output) -> None:
+    def _list_drops(self, output: ArtifactWriter) -> None:
         """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
         listed = self.folder / "dropped.jsonl"
         others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
@@ -170,14 +159,14 @@ class Place:
             return
         temporary = listed.with_name(".dropped.jsonl.tmp")
         records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
-        put(temporary, listed)
+        commit(temporary, listed)
 
 
-class Run(Place):
+class Run(Folder):
     """A run's folder, locked while it works."""
 
     def __init__(self, folder: Path, seed: int):
-        self.seed, self.disk = seed, Disk()
+        self.seed = seed
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -196,15 +185,15 @@ class Run(Place):
                     "the folder itself in its place, or move the whole run and link that"
                 )
 
-    def iteration(self, number: int) -> Place:
+    def iteration(self, number: int) -> Folder:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
-        return Place(self.folder / "iterations" / f"{number:03d}", number, self)
+        return Folder(self.folder / "iterations" / f"{number:03d}", number, self)
 
-    def part(self, *names: str) -> Place:
+    def subfolder(self, *names: str) -> Folder:
         """A folder inside the run that is no iteration."""
-        return Place(self.folder.joinpath(*names), 0, self)
+        return Folder(self.folder.joinpath(*names), 0, self)
 
-    def iterations(self, count: int) -> Iterator[Place]:
+    def iterations(self, count: int) -> Iterator[Folder]:
         """Iterations 1 to `count`."""
         return (self.iteration(number) for number in range(1, count + 1))
 
@@ -240,13 +229,12 @@ class Run(Place):
 
     def prune(self, keep: str, best: int) -> None:
         """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
-        self.disk.settle()
         made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
         stay = {0, *made[-1:], *([best] if keep == "best" else [])}
         for place in map(self.iteration, made if keep != "all" else []):
             path = place.folder / "policy"
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
-                write_json(stamp_path(path), {**place.made("policy").stamp, "pruned": True})
+                write_json(stamp_path(path), {**place.existing("policy").stamp, "pruned": True})
                 remove(path)
 
 
@@ -322,7 +310,7 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
     begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
-    begun |= {"forecast.json"}  # of one that was only forecast
+    begun |= {"forecast.json", given.ROWS}  # of one that was only forecast, or given rows
     if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
         return
     if {one.name for one in folder.iterdir()} - begun:
@@ -334,7 +322,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     import yaml
 
     resolved = folder / "resolved.yaml"
-    free = {*FREE, *speed_keys(loaded.recipe)}
+    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
     if resolved.exists():
         changed = [
             change
@@ -350,7 +338,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             )
     else:
         with create(folder / "recipe.yaml") as copy:
-            copy.write(loaded.path.read_bytes())
+            copy.write(loaded.path.read_bytes() if loaded.text is None else loaded.text.encode())
     write_text(resolved, loaded.resolved)
     if not (folder / "run.json").exists():
         write_json(

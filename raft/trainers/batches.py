@@ -46,7 +46,7 @@ class Order:
 
     count: int
     batch_size: int
-    epochs: int
+    num_train_epochs: int
     seed: int
 
     @property
@@ -55,7 +55,7 @@ class Order:
         return -(-self.count // self.batch_size)
 
     def __len__(self) -> int:
-        return self.per_epoch * self.epochs
+        return self.per_epoch * self.num_train_epochs
 
     def step(self, number: int) -> np.ndarray:
         """Indices of the examples that step `number` (from 0) learns."""

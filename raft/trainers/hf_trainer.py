@@ -5,26 +5,26 @@ and how a step's loss is the sum over several forward passes. Trainer brings the
 clipping, mixed precision, checkpointed activations, compilation.
 """
 
-import ast
 import importlib.util
 import math
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from raft.core import registry
-from raft.core.atomic import permit
+from raft.core import library_options
+from raft.core.atomic import make_readable
 from raft.core.errors import UserError
+from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
+from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.launch import device as devices
@@ -52,12 +52,12 @@ DECIDED = re.compile(
     r"|enable_jit_checkpoint|label_.*|length_column_name|train_sampling_.*|dataloader_drop_last|average_tokens_.*"
     r"|ddp_.*|fsdp.*|deepspeed|local_rank|parallelism_config|accelerator_config"
 )
-ADVICE = "lower trainer.tokens_per_forward, set trainer.gradient_checkpointing: true, or use trainer.lora"
+ADVICE = "lower trainer.max_tokens_per_microbatch, set trainer.gradient_checkpointing: true, or use trainer.lora"
 UNMERGEABLE = re.compile(r"layer_replication|alora_.*|arrow_.*|megatron_.*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class TrainerOptions:
     """The options of every trainer. A step is exactly `batch_size` examples, however many forward passes that takes.
 
     On a CPU equal inputs give equal bytes; kernels of GPUs may add in no fixed order, unless args has full_determinism.
@@ -66,18 +66,20 @@ class Fitting:
     takes_pairs: ClassVar[bool] = False
 
     learning_rate: float = 2.0e-5
-    epochs: int = 2
+    num_train_epochs: int = 2
     batch_size: int = 32
-    schedule: SCHEDULES = "linear"
-    warmup: float = 0.0  # share of the steps
+    lr_scheduler_type: SCHEDULES = "linear"
+    warmup_ratio: float = 0.0  # share of the steps
     weight_decay: float = 0.0
     max_length: int = 2048  # in tokens; what is longer is dropped, never cut
     packing: bool = True  # many texts in a row, which do not see each other; false: a row for each, padded
-    tokens_per_forward: int | None = None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
-    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    max_tokens_per_microbatch: int | None = (
+        None  # 2048 on a CPU, else 8192; in the key: how floats are summed depends on it
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
-    gradient_checkpointing: bool = registry.speed(False)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = speed(False)
+    mixed_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
@@ -98,25 +100,30 @@ class Fitting:
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
-        tokens = self.tokens_per_forward or packing.FORWARD[devices.current()]
-        return {"precision": "bfloat16" if mixed(self) else "float32", "tokens_per_forward": tokens}
+        tokens = self.max_tokens_per_microbatch or packing.FORWARD[devices.current()]
+        return {"mixed_precision": "bfloat16" if mixed(self) else "float32", "max_tokens_per_microbatch": tokens}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
-        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup=(0, 1))
-        yield from registry.faults_of_range(self, epochs=(1, many), batch_size=(1, many), max_length=(2, many))
-        if self.tokens_per_forward is not None:
-            yield from registry.faults_of_range(self, tokens_per_forward=(1, many))
-        if self.schedule == "constant" and self.warmup:
-            yield "warmup", "schedule: constant has no warm-up; use schedule: constant_with_warmup"
-        known = options_of("transformers", "training_args.py", "TrainingArguments")
-        yield from _not_free("args", self.args, known, DECIDED)
+        yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
+        yield from faults_of_range(self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many))
+        if self.max_tokens_per_microbatch is not None:
+            yield from faults_of_range(self, max_tokens_per_microbatch=(1, many))
+        if self.lr_scheduler_type == "constant" and self.warmup_ratio:
+            yield (
+                "warmup_ratio",
+                "lr_scheduler_type: constant has no warm-up; use lr_scheduler_type: constant_with_warmup",
+            )
+        if self.args:
+            known = library_options.ask("transformers")["training"]
+            yield from _not_free("args", self.args, known, DECIDED)
+            free = {name: value for name, value in self.args.items() if not DECIDED.fullmatch(str(name))}
+            yield from faults_of_types("args", free, known)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
             yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
         if self.lora is not None:
-            known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
-            yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+            yield from _not_free("lora", self.lora, library_options.ask("peft")["lora"], UNMERGEABLE)
             if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
                 yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
             if isinstance(rank := self.lora.get("r"), int) and not 1 <= rank <= HIGHEST:
@@ -130,15 +137,13 @@ class Fitting:
         if not self.args:
             return
         import torch
-        from transformers import Trainer, TrainingArguments
+        from transformers import Trainer
 
-        for fault in registry.faults_of_types(get_type_hints(TrainingArguments), self.args, "trainer.args"):
-            raise UserError(f"{fault.key}: {fault.message}")
         if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
             raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
         given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
-        with refused(f"args ({registry.bounded(given)})"), tempfile.TemporaryDirectory() as folder:
+        with refused(f"args ({bounded(given)})"), tempfile.TemporaryDirectory() as folder:
             arguments = _arguments(self, 1, Path(folder), 0)
             kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
             optimizer = kind([weight], **options)
@@ -169,41 +174,31 @@ def _no_pattern(text: str) -> str | None:
     return None
 
 
-def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+def _not_free(option: str, given: dict, known: Collection[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
     free = [name for name in known if not decided.fullmatch(name)]
     for name in map(str, given):
         if name not in known:
-            yield f"{option}.{name}", f"unknown key; {registry.suggest(name, free)}"
+            yield f"{option}.{name}", f"unknown key; {suggest(name, free)}"
         elif name not in free:
             yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
 
 
-@lru_cache
-def options_of(package: str, file: str, name: str) -> list[str]:
-    """Fields of a dataclass in an installed package, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"{package} is not installed"
-    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
-
-
-def load(options: Fitting, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
+def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
     """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
     from transformers import set_seed
 
     set_seed(torch_seed(seed))
-    if options.attention != "auto":
-        more["attn_implementation"] = options.attention
+    if options.attn_implementation != "auto":
+        more["attn_implementation"] = options.attn_implementation
     with part("load"):
         return ready(options, weight_check.load_model(start, kind, **more))
 
 
-def ready(options: Fitting, model: Any) -> Any:
+def ready(options: TrainerOptions, model: Any) -> Any:
     """The model on its device, with our attention if it is to read packed rows and can."""
     with devices.fits("the model to train", ADVICE):
         model.to(device())
-    if options.packing and options.attention == "auto":
+    if options.packing and options.attn_implementation == "auto":
         packed_attention.adopt(model, hidden)
     return model
 
@@ -213,7 +208,7 @@ def hidden(model: Any, **inputs: Any) -> Any:
     return plain(model).base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def adapt(options: Fitting, model: Any, task: str) -> Any:
+def adapt(options: TrainerOptions, model: Any, task: str) -> Any:
     """The model with LoRA weights to train in place of its own, if the recipe asks for that."""
     if options.lora is None:
         return model
@@ -229,7 +224,7 @@ def plain(model: Any) -> Any:
 
 
 @contextmanager
-def looking(options: Fitting) -> Iterator[None]:
+def looking(options: TrainerOptions) -> Iterator[None]:
     """Forward passes with the arithmetic of training, and without gradients."""
     import torch
 
@@ -251,7 +246,7 @@ class Steps:
 
 
 def fit(
-    options: Fitting, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+    options: TrainerOptions, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
 ) -> list[dict[str, float]]:
     """Trains the model in place and returns what each step measured: the sums of what its batches did."""
     uses_cache = model.config.use_cache
@@ -264,7 +259,7 @@ def fit(
     return trainer.measured
 
 
-def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
+def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
     from transformers import TrainingArguments
 
     on_cpu = device().type == "cpu"
@@ -278,8 +273,8 @@ def _arguments(options: Fitting, steps: int, out: Path, seed: int) -> Any:
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             learning_rate=options.learning_rate,
-            lr_scheduler_type=options.schedule,
-            warmup_steps=math.ceil(options.warmup * steps),
+            lr_scheduler_type=options.lr_scheduler_type,
+            warmup_steps=math.ceil(options.warmup_ratio * steps),
             weight_decay=options.weight_decay,
             gradient_checkpointing=options.gradient_checkpointing,
             bf16=mixed(options),
@@ -341,8 +336,9 @@ def _finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise UserError(
             f"the {what} {value} at step {step}, so the weights would be lost. After steps with a growing loss: lower "
-            "trainer.learning_rate, or raise trainer.warmup. From the first steps on: try trainer.precision: float32 "
-            "and trainer.attention: eager, which tell whether a kernel is at fault"
+            "trainer.learning_rate, or raise trainer.warmup_ratio. From the first steps on: try "
+            "trainer.mixed_precision: float32 and trainer.attn_implementation: eager, which show whether a kernel "
+            "is at fault"
         )
 
 
@@ -382,7 +378,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
         model.generation_config = type(model.generation_config)()
     with weight_check.quiet():
         model.save_pretrained(out)
-    permit(out)
+    make_readable(out)
     if kept:
         shutil.copyfile(generation, out / generation.name)
     _check_kept(start, out, (*heads, *getattr(model, "all_tied_weights_keys", ())))
@@ -424,10 +420,10 @@ def device() -> Any:
     return torch.device("cuda:0" if devices.current() == "cuda" else "cpu")
 
 
-def mixed(options: Fitting) -> bool:
+def mixed(options: TrainerOptions) -> bool:
     """Whether matrices are multiplied in bfloat16; weights, gradients and losses are float32 always."""
-    if options.precision != "auto" or devices.current() == "cpu":
-        return options.precision == "bfloat16"
+    if options.mixed_precision != "auto" or devices.current() == "cpu":
+        return options.mixed_precision == "bfloat16"
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -10,18 +10,18 @@ from raft.core.errors import UserError
 from raft.models import packed_attention, packing, weight_check
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer
-from raft.trainers.hf_trainer import Fitting
+from raft.trainers.hf_trainer import TrainerOptions
 
 Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
 
 
-def longest(options: Fitting, model: Any) -> tuple[int, str]:
+def longest(options: TrainerOptions, model: Any) -> tuple[int, str]:
     """The most tokens that a text may have, and what says so."""
     positions = weight_check.positions(hf_trainer.plain(model)) or options.max_length
     return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 
-def lay(options: Fitting, model: Any, families: Families) -> Layout:
+def lay(options: TrainerOptions, model: Any, families: Families) -> Layout:
     """Texts as one input of the model, in their order."""
     if options.packing and packed_attention.adopted(hf_trainer.plain(model)):
         return packing.pack(families)
@@ -33,9 +33,9 @@ def lay(options: Fitting, model: Any, families: Families) -> Layout:
     return laid
 
 
-def split(options: Fitting, model: Any, families: Families) -> list[list[int]]:
+def split(options: TrainerOptions, model: Any, families: Families) -> list[list[int]]:
     """The families of a step, by forward pass."""
-    capacity = options.tokens_per_forward or packing.FORWARD[hf_trainer.device().type]
+    capacity = options.max_tokens_per_microbatch or packing.FORWARD[hf_trainer.device().type]
     if not options.packing:
         return packing.rows([len(family) * max(map(len, family)) for family in families], capacity)
     size = packing.size if packed_attention.adopted(hf_trainer.plain(model)) else _tokens
@@ -46,7 +46,7 @@ def _tokens(family: Sequence[np.ndarray]) -> int:
     return sum(map(len, family))
 
 
-def prove(options: Fitting, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
+def prove(options: TrainerOptions, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
     """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
 
     `see` gives the model's output [1, tokens, ...] for its inputs.

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import RowError, UserError
+from raft.core.options import source
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Pair
 from raft.core.seeds import derive
@@ -23,7 +23,7 @@ from raft.metrics import reward_accuracy
 from raft.models import chat_templates, packed_attention, reward_templates, weight_check
 from raft.trainers import hf_trainer, microbatches
 from raft.trainers.batches import Order, Texts
-from raft.trainers.hf_trainer import Batch, Fitting
+from raft.trainers.hf_trainer import Batch, TrainerOptions
 
 Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
 
@@ -32,15 +32,15 @@ HEAD_STD = 0.02  # of a fresh head: rewards begin near 0, so the first loss is n
 
 
 @dataclass(frozen=True, kw_only=True)
-class BradleyTerry(Fitting):
+class BradleyTerry(TrainerOptions):
     """Trains a classifier with one output, from a language model (with a fresh head) or from another reward model."""
 
     takes_pairs: ClassVar[bool] = True
 
     learning_rate: float = 5.0e-6
-    epochs: int = 1
+    num_train_epochs: int = 1
     max_length: int = 512  # of the longer side of a pair
-    template: str = registry.source("template", "plain")  # as kind: model has it
+    template: str = source("template", "plain")  # as kind: model has it
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -64,7 +64,7 @@ class BradleyTerry(Fitting):
             raise UserError("there is no pair to train on; raise trainer.max_length, or give other pairs")
         if self.packing:
             microbatches.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
-        order = Order(len(texts) // 2, self.batch_size, self.epochs, seed)
+        order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
         steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
         measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
         hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
@@ -161,7 +161,7 @@ def _hidden(model: Any, inputs: dict[str, Any]) -> Any:
     return hf_trainer.hidden(model, **packed_attention.inputs(inputs, hf_trainer.device()))
 
 
-def _classifier(options: Fitting, start: Path, tokenizer: Any, seed: int) -> Any:
+def _classifier(options: TrainerOptions, start: Path, tokenizer: Any, seed: int) -> Any:
     """The model to train. A language model's output layer is left out, and a head is drawn from the seed."""
     from transformers import AutoConfig
 

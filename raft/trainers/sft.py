@@ -14,35 +14,35 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Example
 from raft.models import chat_templates, packed_attention, weight_check
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer, microbatches
 from raft.trainers.batches import Order, Texts
-from raft.trainers.hf_trainer import Batch, Fitting
+from raft.trainers.hf_trainer import Batch, TrainerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Fitting):
+class SFT(TrainerOptions):
     """Maximum likelihood of the responses, by tokens, each example counting by its weight.
 
-    With `blocks` the examples are one long text, cut into blocks of so many tokens, and every token but the first of a
-    block is learned, prompts as well: plain language modelling. Examples do see each other there, weights do not count,
-    and what is left at the end, less than a block, is left out.
+    With `block_size` the examples are one long text, cut into blocks of so many tokens, and every token but the first
+    of a block is learned, prompts as well: plain language modelling. Examples do see each other there, weights do not
+    count, and what is left at the end, less than a block, is left out.
 
     With `reasoning: cut` the thought of a response is not learned but taken out, as templates leave out the thoughts of
     earlier turns: the answer follows the prompt, with the tokens with which it was generated.
     """
 
-    blocks: int | None = None
+    block_size: int | None = None
     reasoning: Literal["learn", "cut"] = "learn"
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from registry.faults_of_range(self, blocks=(2, np.inf))
+        yield from faults_of_range(self, block_size=(2, np.inf))
 
     def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
@@ -53,10 +53,10 @@ class SFT(Fitting):
         model = hf_trainer.load(self, start, seed)
         chat_templates.check_rows(tokenizer, model, str(start))
         corpus = Corpus(out, cut=self.reasoning == "cut")
-        if self.blocks is None:
+        if self.block_size is None:
             corpus.read(tokenizer, examples, microbatches.longest(self, model), dropped)
         else:
-            corpus.read_blocks(tokenizer, examples, self.blocks, microbatches.longest(self, model), dropped)
+            corpus.read_blocks(tokenizer, examples, self.block_size, microbatches.longest(self, model), dropped)
         texts = corpus.excerpts()
         before = weight_check.of_engines(model, texts)
         model = hf_trainer.adapt(self, model, "CAUSAL_LM")
@@ -73,7 +73,7 @@ class SFT(Fitting):
         return {**hf_trainer.summary(measured, steps.order), **more}
 
     def _steps(self, model: Any, corpus: "Corpus", seed: int) -> hf_trainer.Steps:
-        order = Order(len(corpus), self.batch_size, self.epochs, seed)
+        order = Order(len(corpus), self.batch_size, self.num_train_epochs, seed)
         return hf_trainer.Steps(order, lambda members: self._batches(model, corpus, members))
 
     def _batches(self, model: Any, corpus: "Corpus", members: np.ndarray) -> list[Batch]:
@@ -130,7 +130,7 @@ class Corpus:
         """Keeps the tokens of all examples that the model has, one after the other, as texts of `size` tokens."""
         longest, of = limit
         if size > longest:
-            raise UserError(f"trainer.blocks: {size} tokens are more than {of} ({longest}); lower it")
+            raise UserError(f"trainer.block_size: {size} tokens are more than {of} ({longest}); lower it")
         left: list[int] = []
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)

@@ -40,8 +40,14 @@ CASES = {
     "a hub model without a network": (["policy.model=owner/nothing"], ["owner/nothing", "HF_HUB_OFFLINE"]),
     "an empty set of prompts": (["prompts.path=empty.jsonl"], ["evaluation.count|prompts"]),
     "a broken line": (["prompts.path=broken.jsonl"], ["broken.jsonl:2"]),
-    "prompts that are too long": (["prompts.path=long.jsonl", "evaluation.count=1"], ["evaluation.count|max_tokens"]),
-    "more than the context": (["prompts.max_tokens=250", "generator.max_tokens=250"], ["prompts.max_tokens", "256"]),
+    "prompts that are too long": (
+        ["prompts.path=long.jsonl", "evaluation.count=1"],
+        ["evaluation.count|max_prompt_length"],
+    ),
+    "more than the context": (
+        ["prompts.max_prompt_length=250", "generator.max_tokens=250"],
+        ["prompts.max_prompt_length", "256"],
+    ),
     "chat without a template": (["policy.model=bare", "prompts.format=chat"], ["prompts.format", "chat template"]),
     "too few prompts": (["prompts.per_iteration=500"], ["prompts.per_iteration", "52"]),
     "a rule that does not exist": (["reward.function=letters:shar"], ["reward.function", "did you mean share"]),
@@ -77,7 +83,7 @@ def test_a_folder_that_is_no_run_is_left_alone(world):
 def test_rewards_that_cannot_be_given_stop_the_run_and_are_never_zero(world):
     (world / "moods.py").write_text("def moody(prompt, response):\n    raise ValueError('not today')\n")
     done = worlds.raft(world, "run", "recipe.yaml", "name=moody", "reward.function=moods:moody")
-    assert done.returncode == 2 and "selection.max_failed" in done.stderr and "not today" in done.stderr
+    assert done.returncode == 2 and "selection.max_failed_fraction" in done.stderr and "not today" in done.stderr
     scores = world / "outputs" / "moody" / "iterations" / "000" / "evaluation" / "scores.jsonl"
     rows = [json.loads(line) for line in open(scores)]
     assert all(one.get("reward") is None and "not today" in one["error"] for row in rows for one in row["scores"])

@@ -35,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path, "speaker", job="sft", policy=policy, examples=pair, trainer={"kind": "sft"}, variables={"pieces": 9}
     )
     write(tmp_path, "pairs", job="label", responses=GIVEN, reward=RULE)
-    examples = {"kind": "file", "recipe": "pairs.yaml", "pairs": "given", "held_out": 1}
+    examples = {"kind": "file", "recipe": "pairs.yaml", "pairs": "columns", "held_out": 1}
     write(tmp_path, "judge", job="reward-model", policy={"model": "base"}, examples=examples, trainer=TRAINER)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -62,7 +62,10 @@ def test_a_policy_that_another_recipe_has_yet_to_make_is_asked_for_in_one_senten
 
 NEEDING = {
     "policy": ({"policy": {"recipe": "speaker.yaml"}}, "speaker"),
-    "prompts": ({"prompts": {"kind": "file", "recipe": "pairs.yaml", "per_iteration": 1, "max_tokens": 9}}, "pairs"),
+    "prompts": (
+        {"prompts": {"kind": "file", "recipe": "pairs.yaml", "per_iteration": 1, "max_prompt_length": 9}},
+        "pairs",
+    ),
     "a reward model, which needs pairs itself": ({"reward": {"kind": "model", "recipe": "judge.yaml"}}, "pairs"),
     "gold": ({"evaluation": {"gold": {"kind": "model", "recipe": "judge.yaml"}}}, "pairs"),
     "a member": (
@@ -99,7 +102,7 @@ def test_what_was_half_made_is_asked_for_too(world: Path):
 
 
 def test_pairs_that_rewards_are_to_be_compared_on_are_asked_for(world: Path):
-    sets = {"own": {"kind": "file", "recipe": "pairs.yaml", "pairs": "given"}}
+    sets = {"own": {"kind": "file", "recipe": "pairs.yaml", "pairs": "columns"}}
     write(world, "compared", job="evaluate-reward", rewards={"length": RULE}, sets=sets)
     with pytest.raises(UserError, match=r"outputs/pairs/pairs\.jsonl is not made yet"):
         commands.check(Namespace(recipe="compared.yaml", overrides=[], measure=True))

@@ -36,7 +36,7 @@ def test_the_share_of_a_gpu_is_that_of_the_installed_vllm():
 def a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
     """The little world with vLLM and a reward model, loaded from its folder."""
     save_model(folder / "judge", "LlamaForSequenceClassification", **SIZE)
-    reward = {"kind": "model", "model": "judge", "template": "plain", "max_tokens": 128}
+    reward = {"kind": "model", "model": "judge", "template": "plain", "max_length": 128}
     generator = {"kind": "vllm", "k": 4, "max_tokens": 12}
     file = worlds.make_recipe(folder, **{"reward": reward, "generator": generator, **changes})
     monkeypatch.chdir(folder)
@@ -64,10 +64,18 @@ def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path:
 
 
 def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
-    trainer = {"tokens_per_forward": 100, "gradient_checkpointing": True, "lora": {"r": 4}, "precision": "float32"}
-    generator = {"kind": "vllm", "max_tokens": 12, "context": 128, "dtype": "float32"}
-    generator["engine"] = {"gpu_memory_utilization": 0.5}
-    evaluation = {"kl": False, "gold": {"kind": "model", "model": "judge", "dtype": "float32", "batch_tokens": 4096}}
+    trainer = {
+        "max_tokens_per_microbatch": 100,
+        "gradient_checkpointing": True,
+        "lora": {"r": 4},
+        "mixed_precision": "float32",
+    }
+    generator = {"kind": "vllm", "max_tokens": 12, "max_model_len": 128, "dtype": "float32"}
+    generator["engine_args"] = {"gpu_memory_utilization": 0.5}
+    evaluation = {
+        "kl": False,
+        "gold": {"kind": "model", "model": "judge", "dtype": "float32", "max_tokens_per_batch": 4096},
+    }
     loaded = a_recipe(tmp_path, monkeypatch, trainer=trainer, evaluation=evaluation, generator=generator)
     turns, policy = by_name(plan(loaded, GPU)), model_sizes.read(tmp_path / "base")
     assert list(turns) == ["generate", "score", "score gold", "train"]
@@ -80,7 +88,7 @@ def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
     assert [*turns["train"].terms.values()] == [
         4 * policy.parameters(), 16 * 2 * 2 * 4 * (64 + 64), 100 * (2 * 4 * 64 + layer), 100 * 12 * 300,
     ]  # fmt: skip
-    assert turns["train"].lower == "lower trainer.tokens_per_forward"
+    assert turns["train"].lower == "lower trainer.max_tokens_per_microbatch"
 
 
 def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkeypatch):
@@ -88,10 +96,13 @@ def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkey
     members = {"one": member, "other": {**member, "dtype": "float32"}, "rule": {"kind": "rule", "function": "length"}}
     found = {}
     for unload in (False, True):
-        reward = {"kind": "ensemble", "members": members, "unload": unload}
+        reward = {"kind": "ensemble", "members": members, "offload": unload}
         found[unload] = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward), GPU))["score"]
     assert len(found[False].terms) == 4 and found[False].total == pytest.approx(1.5 * found[True].total)
-    assert "reward.unload: true" in found[False].lower and "reward.members.other.batch_tokens" in found[True].lower
+    assert (
+        "reward.offload: true" in found[False].lower
+        and "reward.members.other.max_tokens_per_batch" in found[True].lower
+    )
 
 
 def test_on_a_cpu_all_but_what_ends_stands_side_by_side(tmp_path: Path, monkeypatch):
@@ -139,7 +150,7 @@ def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
     turns = plan(a_recipe(tmp_path, monkeypatch), Device("cuda", 10**5))
     said = [*lines(turns, Device("cuda", 10**5))]
     assert any(
-        "the cache of generate does not hold one text; set generator.engine.gpu_memory_utilization" in one
+        "the cache of generate does not hold one text; set generator.engine_args.gpu_memory_utilization" in one
         for one in said
     )
 
@@ -185,7 +196,7 @@ def test_old_weights_and_kinds_of_your_own_are_not_known(tmp_path: Path, monkeyp
 
 
 def test_options_that_make_no_sense_are_no_traceback(tmp_path: Path, monkeypatch):
-    generator = {"kind": "vllm", "max_tokens": 12, "engine": {"gpu_memory_utilization": "most"}}
+    generator = {"kind": "vllm", "max_tokens": 12, "engine_args": {"gpu_memory_utilization": "most"}}
     loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"r": "many"}})
     turns = by_name(plan(loaded, GPU))
     assert "cannot be reckoned with" in turns["generate"].note and "cannot be reckoned with" in turns["train"].note
@@ -203,7 +214,7 @@ def test_terms_that_config_json_does_not_tell_are_said_to_be_not_known(tmp_path:
 
 def test_jobs_that_train_alone_have_that_turn_alone_and_pairs_need_no_logits(tmp_path: Path, monkeypatch):
     save_model(tmp_path / "base", "LlamaForCausalLM", **SIZE)
-    rows = "examples: {kind: list, pairs: given, items: [{prompt: a, chosen: b, rejected: c}]}"
+    rows = "examples: {kind: list, pairs: columns, items: [{prompt: a, chosen: b, rejected: c}]}"
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(
         f"job: reward-model\nname: r\npolicy: {{model: base}}\n{rows}\n"

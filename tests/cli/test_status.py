@@ -11,7 +11,7 @@ import worlds
 
 from raft.cli import status
 from raft.core import progress
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 
 
 def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_counts_its_rate_from_where_it_goes_on(tmp_path: Path
     file, partial = tmp_path / "progress.json", tmp_path / "partial"
     for done in (2, 3):
         told = progress.Progress("a", "prompts", file)
-        output = Output(tmp_path / "a", partial, "h", 0, 0, told)
+        output = ArtifactWriter(tmp_path / "a", partial, "h", 0, 0, told)
         output.resume()
         output.append({"prompt_id": f"{done}"})
         told.written = 0.0

@@ -35,8 +35,8 @@ VALUES = some.recursive(
 )
 KEYS = some.sampled_from(
     ["name", "seed", "job", "base", "policy", "prompts", "generator", "reward", "selection", "trainer", "evaluation",
-     "iterations", "variables", "track", "keep", "prompts.items", "generator.k", "generator.stop", "reward.args",
-     "trainer.lora", "trainer.args", "evaluation.gold", "policy.recipe"]
+     "iterations", "variables", "report_to", "keep_policies", "prompts.items", "generator.k", "generator.stop",
+     "reward.args", "trainer.lora", "trainer.args", "evaluation.gold", "policy.recipe"]
 )  # fmt: skip
 
 

@@ -38,15 +38,18 @@ def faults(folder: Path, text: str, *overrides: str) -> dict[str, str]:
 
 def test_the_defaults_are_those_of_the_reference_experiment(tmp_path):
     recipe = load(write(tmp_path, GOOD.replace(", per_iteration: 2", "").replace(", k: 2", ""))).recipe
-    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.start_from) == (2048, 8, "previous")
-    assert (recipe.trainer.learning_rate, recipe.trainer.epochs, recipe.trainer.batch_size) == (2e-5, 2, 32)
+    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.train_from) == (2048, 8, "previous")
+    assert (recipe.trainer.learning_rate, recipe.trainer.num_train_epochs, recipe.trainer.batch_size) == (2e-5, 2, 32)
     assert type(recipe.selection).__name__ == "BestOfK"
 
 
 def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
-    text = GOOD.replace("k: 2", "k: 0, temprature: 1").replace("kind: rule", "kind: rul") + "iteration: 3\nkeep: some\n"
+    text = (
+        GOOD.replace("k: 2", "k: 0, temprature: 1").replace("kind: rule", "kind: rul")
+        + "iteration: 3\nkeep_policies: some\n"
+    )
     found = faults(tmp_path, text)
-    assert set(found) == {"generator.temprature", "reward.kind", "iteration", "keep"}
+    assert set(found) == {"generator.temprature", "reward.kind", "iteration", "keep_policies"}
     assert "did you mean temperature?" in found["generator.temprature"]
     assert "did you mean rule?" in found["reward.kind"]
     assert "did you mean iterations?" in found["iteration"]

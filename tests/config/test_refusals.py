@@ -31,10 +31,10 @@ GOOD: dict[str, Any] = {
     "name": "x",
     "iterations": 1,
     "policy": {"model": "base"},
-    "prompts": {"kind": "file", "path": "p.jsonl", "per_iteration": 4, "max_tokens": 64},
+    "prompts": {"kind": "file", "path": "p.jsonl", "per_iteration": 4, "max_prompt_length": 64},
     "generator": {"kind": "transformers", "k": 2, "max_tokens": 8},
     "reward": {"kind": "rule", "function": "length"},
-    "trainer": {"kind": "sft", "learning_rate": 0.001, "epochs": 1, "batch_size": 8},
+    "trainer": {"kind": "sft", "learning_rate": 0.001, "num_train_epochs": 1, "batch_size": 8},
     "evaluation": {"count": 2, "k": 2},
 }
 LONGEST = 60.0  # seconds that one input may take

@@ -196,7 +196,7 @@ def test_the_key_holds_what_was_imported_and_not_what_the_file_says_now(tmp_path
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "rule_that_changes.py"
     file.write_text("def f(prompt, response): return 1.0\n")
-    with user_code.beside(tmp_path / "r.yaml"):
+    with user_code.importable_from(tmp_path / "r.yaml"):
         rule = Rule(function="rule_that_changes:f")
         before = keys.describe(rule)
         assert next(rule.score(GROUPS[:1]))[0].reward == 1.0
@@ -216,13 +216,13 @@ def test_files_beside_a_recipe_are_seen_by_those_that_it_names_alone(tmp_path: P
     (tmp_path / "beside_it").mkdir()
     (tmp_path / "beside_it" / "__init__.py").write_text("")
     (tmp_path / "beside_it" / "inner.py").write_text("x = 5\n")
-    with user_code.beside(tmp_path / "r.yaml"):
+    with user_code.importable_from(tmp_path / "r.yaml"):
         with pytest.raises(ImportError):
             __import__("named_by_a_recipe")
         found = user_code.module("named_by_a_recipe")
         with pytest.raises(ImportError):
             __import__("never_named")
-    with user_code.beside(tmp_path / "r.yaml"):  # as in the run, after the recipe was loaded
+    with user_code.importable_from(tmp_path / "r.yaml"):  # as in the run, after the recipe was loaded
         assert user_code.module("named_by_a_recipe") is found
         assert found.f() == 5  # imported when it is called
     for name in ("named_by_a_recipe", "beside_it", "beside_it.inner"):
@@ -237,7 +237,7 @@ def test_files_of_one_name_beside_two_recipes_are_two_modules(tmp_path: Path, mo
     hashes = []
     for name in ("first", "second", "first"):
         (folder := tmp_path / name).touch()
-        with user_code.beside(folder / "r.yaml"):
+        with user_code.importable_from(folder / "r.yaml"):
             rule = Rule(function="same_name:f")
             assert next(rule.score(GROUPS[:1]))[0].reward == len(name)
             hashes.append(keys.describe(rule)["function"]["code"])

@@ -20,7 +20,7 @@ from raft.generators.transformers import Transformers
 from raft.launch import openai_client
 from raft.launch.openai_client import stoppable
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 
 COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
@@ -136,7 +136,7 @@ def test_no_group_begins_after_a_signal_and_those_under_way_are_kept(tmp_path, m
     policy = worlds.make_policy(tmp_path / "policy")
     rows = [{"id": one["id"], "text": one["prompt"]} for one in worlds.prompts(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = Output(tmp_path / "out", tmp_path / "partial", "hash", 1, 1, Progress("out", "prompts"))
+    output = ArtifactWriter(tmp_path / "out", tmp_path / "partial", "hash", 1, 1, Progress("out", "prompts"))
     prompts = Artifact(tmp_path / "prompts.jsonl", {"rows": 12})
     note = signals._Note()
 
@@ -145,7 +145,7 @@ def test_no_group_begins_after_a_signal_and_those_under_way_are_kept(tmp_path, m
 
     monkeypatch.setattr(signals, "_note", note)
     monkeypatch.setattr(output, "advance", advance)
-    generator = Transformers(k=2, max_tokens=4, block=4)
+    generator = Transformers(k=2, max_tokens=4, batch_size=4)
     with pytest.raises(Stopped):
         stages.generate(generator, output, policy=Artifact(policy, {}), prompts=prompts)
     assert list(output.offsets) == [row["id"] for row in rows[:4]]
@@ -171,7 +171,7 @@ def test_cancelling_from_another_thread_stops_what_is_under_way():
 def undisturbed(tmp_path_factory) -> tuple[Path, float]:
     """A run that nobody stopped, and the seconds that it took."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    worlds.make_recipe(folder, keep="all")
+    worlds.make_recipe(folder, keep_policies="all")
     began = time.monotonic()
     subprocess.run(COMMAND, cwd=folder, check=True, capture_output=True)
     return folder / "outputs" / "tiny", time.monotonic() - began
@@ -201,7 +201,7 @@ def ends_as_if_undisturbed(folder: Path, wanted: Path) -> None:
 
 def test_a_run_stopped_at_several_moments_says_so_and_ends_as_if_it_had_not_been(undisturbed, tmp_path):
     wanted, took = undisturbed
-    worlds.make_recipe(tmp_path, keep="all")
+    worlds.make_recipe(tmp_path, keep_policies="all")
     for part, signum, status in [(0.2, TERM, 75), (0.5, USR1, 75), (0.7, INT, 130), (0.8, TERM, 75)]:
         assert stopped(tmp_path, signum, part * took) in (status, 0)
     ends_as_if_undisturbed(tmp_path, wanted)
@@ -213,7 +213,7 @@ def test_a_run_stopped_at_forty_moments_has_the_right_status_each_time(undisturb
     for number in range(40):
         folder = tmp_path / str(number)
         folder.mkdir()
-        worlds.make_recipe(folder, keep="all")
+        worlds.make_recipe(folder, keep_policies="all")
         early = {-TERM} if number < 2 else set()  # before Python has come to our first line
         assert stopped(folder, TERM, number / 40 * took) in {75, 0} | early
         ends_as_if_undisturbed(folder, wanted)

@@ -13,13 +13,13 @@ from raft.core.progress import Progress
 from raft.core.records import Drop
 from raft.data.prompts import Inline, Mixture, reasons
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return Output(tmp_path / "rows.jsonl", tmp_path / "rows.partial", "0", 0, 0, Progress("x", "prompts"))
+def output(tmp_path: Path) -> ArtifactWriter:
+    return ArtifactWriter(tmp_path / "rows.jsonl", tmp_path / "rows.partial", "0", 0, 0, Progress("x", "prompts"))
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_first():
     drops = [
         Drop("a", None, "collect", "empty"),
-        Drop("b", None, "collect", "57 tokens, more than prompts.max_tokens: 50"),
-        Drop("c", None, "collect", "60 tokens, more than prompts.max_tokens: 50"),
-        Drop("000003", None, "gather", "data/rows.jsonl:4: empty"),
-        Drop("000004", None, "gather", "d/train[4]: empty"),
+        Drop("b", None, "collect", "57 tokens, more than prompts.max_prompt_length: 50"),
+        Drop("c", None, "collect", "60 tokens, more than prompts.max_prompt_length: 50"),
+        Drop("000003", None, "load_examples", "data/rows.jsonl:4: empty"),
+        Drop("000004", None, "load_examples", "d/train[4]: empty"),
     ]
     assert reasons(drops) == (
-        "3 of them: empty (the first: a); 2 of them: 57 tokens, more than prompts.max_tokens: 50 (the first: b)"
+        "3 of them: empty (the first: a); 2 of them: 57 tokens, more than prompts.max_prompt_length: 50 (the first: b)"
     )
     assert reasons(drops[3:]) == "2 of them: empty (the first: data/rows.jsonl:4)"
     assert reasons([]) == ""
@@ -46,32 +46,32 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
 
 LONG = "x" * 400
 REFUSED = {
-    "all": (["", " "], 1, r"none of 2 rows can be used, 2 of them: empty \(the first: 000000\); mend the rows"),
+    "all": (["", " "], 1, r"none of 2 rows can be used, 2 of them: empty \(the first: 000000\); correct the rows"),
     "same": (["a", "A", ""], 2, r"only 1 different prompts .* in 3 rows, of which 1 say the same .*; lower it"),
-    "long": (["a", LONG], 2, r"only 1 .*1 rows were dropped, 1 of them: \d+ tokens, more than prompts\.max_tokens"),
+    "long": (["a", LONG], 2, r"only 1 .*1 of them: \d+ tokens, more than prompts\.max_prompt_length"),
     "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but null"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_too_few_to_hold_out_are_said_with_the_reasons(policy: Artifact, output: Output, name: str):
+def test_too_few_to_hold_out_are_said_with_the_reasons(policy: Artifact, output: ArtifactWriter, name: str):
     items, count, message = REFUSED[name]
     with pytest.raises(UserError, match=message) as found:
-        stages.hold_out(Inline(items=items, max_tokens=50), output, policy, count)
+        stages.sample_eval_prompts(Inline(items=items, max_prompt_length=50), output, policy, count)
     assert ("lower it" in str(found.value)) == ("only" in str(found.value))
 
 
-def test_none_left_to_train_on_says_why(policy: Artifact, output: Output, tmp_path: Path):
-    with pytest.raises(UserError, match=r"prompts: none of 2 rows can be used, 1 of them: empty .*; mend the rows"):
-        stages.collect(Inline(items=["", LONG], max_tokens=50), output, policy)
+def test_none_left_to_train_on_says_why(policy: Artifact, output: ArtifactWriter, tmp_path: Path):
+    with pytest.raises(UserError, match=r"prompts: none of 2 rows can be used, 1 of them: empty .*; correct the rows"):
+        stages.collect(Inline(items=["", LONG], max_prompt_length=50), output, policy)
     held_out = tmp_path / "held.jsonl"
     held_out.write_text(json.dumps({"id": "x", "text": "a"}) + "\n")
-    again = Output(tmp_path / "r.jsonl", tmp_path / "r.partial", "0", 0, 0, Progress("x", "prompts"))
+    again = ArtifactWriter(tmp_path / "r.jsonl", tmp_path / "r.partial", "0", 0, 0, Progress("x", "prompts"))
     with pytest.raises(UserError, match=r"1 of them: held out for evaluation .*; lower evaluation\.count"):
         stages.collect(Inline(items=["a"]), again, policy, Artifact(held_out, {"hash": "0", "rows": 1}))
 
 
-def test_too_few_for_an_iteration_say_what_was_dropped(output: Output, tmp_path: Path):
+def test_too_few_for_an_iteration_say_what_was_dropped(output: ArtifactWriter, tmp_path: Path):
     pool = tmp_path / "pool.jsonl"
     pool.write_text(json.dumps({"id": "a", "text": "a", "source": 0}) + "\n")
     (tmp_path / "dropped.jsonl").write_text(json.dumps(Drop("b", None, "collect", "empty").row()) + "\n")
@@ -97,7 +97,7 @@ FIRST_ROWS = {
     "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' stands twice"),
     "another column": ('{"question": "a"}\n', {}, r"p\.jsonl:1: no column prompt; columns: question"),
     "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "6 of them: .*'narrator'"),
-    "input": ('{"instruction": "a", "input": "b"}\n', {"field": "instruction"}, "leaves out the column input"),
+    "input": ('{"instruction": "a", "input": "b"}\n', {"prompt_column": "instruction"}, "leaves out the column input"),
 }  # fmt: skip
 
 
@@ -126,6 +126,6 @@ def test_a_run_says_how_many_rows_were_dropped_and_why(tmp_path: Path):
     )  # fmt: skip
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
-    reason = r"\d+ tokens, more than prompts\.max_tokens: 64 \(the first: 000006\)"
+    reason = r"\d+ tokens, more than prompts\.max_prompt_length: 64 \(the first: 000006\)"
     assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped, 14 of them: {reason}", done.stdout)
     assert "notice: evaluation.jsonl: 1 rows were dropped, 1 of them: empty (the first: 000002)" in done.stdout

@@ -11,6 +11,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Example, Pair
 from raft.data import examples
 from raft.data.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
@@ -65,7 +66,7 @@ def test_a_response_of_tokens_that_the_model_lacks_is_dropped(tokenizer: Any, tm
     late.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(tokenizer)}))
     items = [{"prompt": "a", "response": "early"}, {"prompt": "b", "response": "too late"}]
-    section = InlineExamples(items=items, max_failed=1.0)
+    section = InlineExamples(items=items, max_bad_rows_fraction=1.0)
     (kept,), (dropped,) = split(supervised(section, load_tokenizer(str(tmp_path)), 0))
     assert kept.response.text == "early" and f"token {len(tokenizer)} ('late') is beyond" in dropped.reason
 
@@ -79,7 +80,7 @@ def test_a_response_in_a_chat_ends_as_the_template_says(tokenizer: Any):
 
 def test_without_a_field_the_whole_text_is_learned(tokenizer: Any):
     (example,), _ = split(
-        supervised(InlineExamples(items=[{"story": "Once."}], field=None, response="story"), tokenizer, 0)
+        supervised(InlineExamples(items=[{"story": "Once."}], prompt_column=None, response="story"), tokenizer, 0)
     )
     assert example.text == "" and tokenizer.decode(example.response.token_ids) == "Once.</s>"
 
@@ -102,7 +103,7 @@ def test_the_answer_that_messages_end_with_is_the_response(tokenizer: Any):
 
 def test_a_column_of_the_response_answers_messages_that_end_with_a_question(tokenizer: Any):
     section = InlineExamples(
-        items=[{"m": TALK[:3], "response": "c"}, {"m": TALK, "response": "c"}], messages="m", max_failed=1
+        items=[{"m": TALK[:3], "response": "c"}, {"m": TALK, "response": "c"}], messages="m", max_bad_rows_fraction=1
     )
     (example,), (drop,) = split(supervised(section, tokenizer, 0))
     assert (example.messages, example.response.text) == (TALK[:3], "c") and "own words" in drop.reason
@@ -112,7 +113,7 @@ def test_a_column_of_the_response_answers_messages_that_end_with_a_question(toke
     "talk, why", [(TALK[:3], "does not end with a reply"), (TALK[1:2], "no message before"), (TALK[1:1], "not a list")]
 )
 def test_messages_without_a_question_and_its_answer_are_malformed(tokenizer: Any, talk: Any, why: str):
-    section = InlineExamples(items=[{"m": talk}], messages="m", response=None, max_failed=1)
+    section = InlineExamples(items=[{"m": talk}], messages="m", response=None, max_bad_rows_fraction=1)
     made, (drop,) = split(supervised(section, tokenizer, 0))
     assert not made and why in drop.reason
 
@@ -122,7 +123,7 @@ def test_a_prompt_and_a_response_may_be_written_from_several_columns(tokenizer: 
         {"instruction": "Translate", "input": "Hello", "steps": "think", "output": "Bonjour"},
         {"instruction": "Who?", "input": "", "steps": None, "output": "Lily"},
     ]
-    section = InlineExamples(items=items, field="{instruction}\n\n{input}", response="{output} {{{steps}}}")
+    section = InlineExamples(items=items, prompt_column="{instruction}\n\n{input}", response="{output} {{{steps}}}")
     made, dropped = split(supervised(section, tokenizer, 0))
     assert [one.text for one in made] == ["Translate\n\nHello", "Who?"] and not dropped
     assert [one.response.text for one in made] == ["Bonjour {think}", "Lily}"]
@@ -138,7 +139,7 @@ def test_an_example_comes_back_from_its_row(tokenizer: Any):
 
 def test_given_pairs_keep_their_prompt_and_their_order(tokenizer: Any):
     section = InlineExamples(
-        items=[{"q": "p", "good": "a", "bad": "b", "id": 7}], field="q", chosen="good", rejected="bad"
+        items=[{"q": "p", "good": "a", "bad": "b", "id": 7}], prompt_column="q", chosen="good", rejected="bad"
     )
     (pair,), _ = split(pairs(section, 0))
     assert (pair.prompt_id, pair.text, pair.chosen.text, pair.rejected.text) == ("7", "p", "a", "b")
@@ -147,13 +148,13 @@ def test_given_pairs_keep_their_prompt_and_their_order(tokenizer: Any):
 
 def test_the_prompt_of_two_dialogues_is_what_they_share_up_to_the_last_reply(tokenizer: Any):
     head = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    section = InlineExamples(items=[{"chosen": head + " yes", "rejected": head + " no"}], field=None)
+    section = InlineExamples(items=[{"chosen": head + " yes", "rejected": head + " no"}], prompt_column=None)
     (pair,), _ = split(pairs(section, 0))
     assert (pair.text, pair.chosen.text, pair.rejected.text) == (head, " yes", " no")
 
 
 def test_texts_that_are_no_dialogues_have_no_prompt(tokenizer: Any):
-    section = InlineExamples(items=[{"chosen": "see\n\nAssistant: a", "rejected": "b"}], field=None)
+    section = InlineExamples(items=[{"chosen": "see\n\nAssistant: a", "rejected": "b"}], prompt_column=None)
     (pair,), _ = split(pairs(section, 0))
     assert (pair.text, pair.chosen.text, pair.rejected.text) == ("", "see\n\nAssistant: a", "b")
 
@@ -173,16 +174,16 @@ def test_texts_that_are_no_dialogues_have_no_prompt(tokenizer: Any):
 )
 def test_a_row_that_is_no_pair_is_dropped_with_its_place(tokenizer: Any, chosen: Any, rejected: Any, why: str):
     items = [{"chosen": "a", "rejected": "b"}, {"chosen": chosen, "rejected": rejected}]
-    made, dropped = split(pairs(InlineExamples(items=items, field=None, max_failed=0.5), 0))
-    assert len(made) == 1 and dropped == [Drop("000001", None, "gather", f"items[1]: {why}")]
+    made, dropped = split(pairs(InlineExamples(items=items, prompt_column=None, max_bad_rows_fraction=0.5), 0))
+    assert len(made) == 1 and dropped == [Drop("000001", None, "load_examples", f"items[1]: {why}")]
 
 
 def test_the_section_says_whether_its_rows_are_pairs(tokenizer: Any):
     both = [{"prompt": "p", "response": "r", "chosen": "a", "rejected": "b"}]
     assert isinstance(next(read(InlineExamples(items=both), tokenizer, 0)), Example)
-    assert isinstance(next(read(InlineExamples(items=both, pairs="given"), tokenizer, 0)), Pair)
+    assert isinstance(next(read(InlineExamples(items=both, pairs="columns"), tokenizer, 0)), Pair)
     with pytest.raises(UserError, match="no column response"):
-        list(read(InlineExamples(items=[{"chosen": "a", "rejected": "b"}], field=None), tokenizer, 0))
+        list(read(InlineExamples(items=[{"chosen": "a", "rejected": "b"}], prompt_column=None), tokenizer, 0))
 
 
 def test_more_malformed_rows_than_allowed_stop_with_the_place(tokenizer: Any, tmp_path: Path):
@@ -190,12 +191,15 @@ def test_more_malformed_rows_than_allowed_stop_with_the_place(tokenizer: Any, tm
     content[10]["response"] = content[50]["response"] = ""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    made, dropped = split(supervised(FileExamples(path=str(path), max_failed=0.02), tokenizer, 0))
+    made, dropped = split(supervised(FileExamples(path=str(path), max_bad_rows_fraction=0.02), tokenizer, 0))
     assert len(made) == 98 and [one.reason for one in dropped] == [
         f"{path}:{line}: response is empty" for line in (11, 51)
     ]
     said = r"2 of the first 100 rows cannot be used, 2 of them: response is empty \(the first: .*rows\.jsonl:11\)"
-    with pytest.raises(UserError, match=said + r"\. examples\.max_failed: 0\.01 allows 1 of 100; .* raise max_failed"):
+    with pytest.raises(
+        UserError,
+        match=said + r"\. examples\.max_bad_rows_fraction: 0\.01 allows 1 of 100; .* raise max_bad_rows_fraction",
+    ):
         list(supervised(FileExamples(path=str(path)), tokenizer, 0))
 
 
@@ -212,8 +216,8 @@ def test_where_no_row_can_be_used_the_reasons_are_given_and_no_number_is_to_be_r
 
 def test_rows_of_another_layout_than_the_one_named_are_told_theirs():
     items = [{"instruction": "i", "completions": [], "prompt": ["p"], "chosen": {}, "rejected": {}}] * 3
-    with pytest.raises(UserError, match=r"none of the first 3 rows .* pairs: given; .* of pairs: .*ultrafeedback"):
-        list(pairs(InlineExamples(items=items, pairs="given"), 0))
+    with pytest.raises(UserError, match=r"none of the first 3 rows .* pairs: columns; .* of pairs: .*ultrafeedback"):
+        list(pairs(InlineExamples(items=items, pairs="columns"), 0))
 
 
 def test_rows_set_aside_and_the_others_are_all_rows_and_none_twice(tokenizer: Any):
@@ -287,7 +291,7 @@ def test_labels_that_are_no_numbers_and_texts_of_two_labels_are_dropped(tokenize
         {"text": "b", "label": "nan"},
         {"text": "c", "label": None},
     ]
-    section = InlineExamples(items=items, pairs="from_labels", max_failed=0.5)
+    section = InlineExamples(items=items, pairs="from_labels", max_bad_rows_fraction=0.5)
     made, dropped = split(read(section, tokenizer, 0))
     assert not made and [one.reason for one in dropped] == [
         "items[2]: label is not a number but 'nan'",
@@ -304,7 +308,7 @@ def test_one_label_alone_makes_no_pairs(tokenizer: Any):
 def test_the_texts_for_a_tokenizer_are_all_that_is_said():
     assert list(texts(InlineExamples(items=[*rows(1), {"prompt": "x"}], format="chat"))) == ["p0", "r0"]
     given = InlineExamples(
-        items=[{"chosen": dialogue("q", "a"), "rejected": dialogue("q", "b")}], field=None, pairs="given"
+        items=[{"chosen": dialogue("q", "a"), "rejected": dialogue("q", "b")}], prompt_column=None, pairs="columns"
     )
     assert list(texts(given)) == [dialogue("q", ""), "a", "b"]
     assert list(texts(InlineExamples(items=rated(_0=2), pairs="from_labels"))) == ["0 0", "0 1"]
@@ -315,17 +319,17 @@ def test_the_texts_for_a_tokenizer_are_all_that_is_said():
     [
         ({"limit": 0}, "limit"),
         ({"held_out": -1}, "held_out"),
-        ({"max_failed": 1.5}, "max_failed"),
+        ({"max_bad_rows_fraction": 1.5}, "max_bad_rows_fraction"),
         ({"response": None}, "response"),
         ({"response": "{a"}, "response"),
         ({"pairs": "all"}, "pairs"),
         ({"pairs": "from_labels", "format": "chat"}, "format"),
-        ({"field": None, "format": "chat"}, "format"),
-        ({"field": None, "prefix": "x"}, "prefix"),
+        ({"prompt_column": None, "format": "chat"}, "format"),
+        ({"prompt_column": None, "prefix": "x"}, "prefix"),
     ],
 )
 def test_a_wrong_option_is_named(options: dict, key: str):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(InlineExamples, {"items": [{"prompt": "p"}], **options}, "examples", faults)
     assert [fault.key for fault in faults] == [f"examples.{key}"]
 
@@ -336,9 +340,11 @@ def test_every_kind_takes_the_same_options():
         ("HubExamples", {"dataset": "a/b"}),
         ("InlineExamples", {"items": ["x"]}),
     ):
-        faults: list[registry.Fault] = []
-        made = registry.build(getattr(examples, name), {**options, "field": None, "held_out": 3}, "examples", faults)
-        assert not faults and (made.field, made.held_out, made.response) == (None, 3, "response")
+        faults: list[Fault] = []
+        made = registry.build(
+            getattr(examples, name), {**options, "prompt_column": None, "held_out": 3}, "examples", faults
+        )
+        assert not faults and (made.prompt_column, made.held_out, made.response) == (None, 3, "response")
 
 
 # --- real files
@@ -346,7 +352,7 @@ def test_every_kind_takes_the_same_options():
 
 @pytest.mark.skipif(not HH.exists(), reason="the real HH-RLHF dialogues are not beside the repository")
 def test_of_the_real_dialogues_five_differ_in_prompt_and_four_have_no_reply(tokenizer: Any):
-    section = FileExamples(path=str(HH), field=None, pairs="given")
+    section = FileExamples(path=str(HH), prompt_column=None, pairs="columns")
     made, dropped = split(read(section, tokenizer, 0))
     reasons = Counter(one.reason.split(": ")[1] for one in dropped)
     assert len(made) + len(dropped) == 2312 and reasons == {"prompts differ": 5, "chosen is empty": 4}

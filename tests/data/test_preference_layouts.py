@@ -10,6 +10,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Pair
 from raft.data.examples import Examples, FileExamples, HubExamples, InlineExamples, read, texts
 from raft.data.preference_layouts import LAYOUTS
@@ -24,7 +25,7 @@ def gathered(section: Examples, held_out: bool = False) -> tuple[list[Pair], lis
 def of_file(folder: Path, pairs: str, rows: list[dict[str, Any]], **options: Any) -> FileExamples:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return FileExamples(**{"path": str(path), "pairs": pairs, "max_failed": 1.0, **options})
+    return FileExamples(**{"path": str(path), "pairs": pairs, "max_bad_rows_fraction": 1.0, **options})
 
 
 def said(*contents: str) -> list[dict[str, str]]:
@@ -75,7 +76,7 @@ def test_dialogues_that_are_no_pair_are_malformed(tmp_path: Path, chosen: Any, r
     assert len(pairs) == 1 and drop.prompt_id == "000001"
     assert drop.reason.startswith(f"{section.path}:2: ") and why in drop.reason
     with pytest.raises(UserError, match=r"1 of the first 2 rows cannot be used, .*rows\.jsonl:2"):
-        gathered(of_file(tmp_path, "hh-rlhf", rows, max_failed=0.01))
+        gathered(of_file(tmp_path, "hh-rlhf", rows, max_bad_rows_fraction=0.01))
 
 
 def test_the_speakers_of_a_prompt_take_turns(tmp_path: Path):
@@ -140,8 +141,8 @@ def test_every_two_responses_of_unequal_score_are_a_pair(tmp_path: Path):
         ("000001-2-3", "q", "c", "d"),
     ]
     assert [(one.prompt_id, one.index, one.stage, one.reason) for one in dropped] == [
-        ("000000", None, "gather", "fewer than two responses"),
-        ("000001-1-2", None, "gather", "a tie, both are rated 4.5"),
+        ("000000", None, "load_examples", "fewer than two responses"),
+        ("000001-1-2", None, "load_examples", "a tie, both are rated 4.5"),
     ]
 
 
@@ -232,7 +233,7 @@ def test_helpsteer3_keeps_the_language_and_the_single_turns_that_are_asked_for(t
 
 def test_what_is_filtered_out_is_no_malformed_row(tmp_path: Path):
     rows = [*HELPSTEER3[:4], *[helpsteer3("english", 0, "q")] * 4]
-    pairs, dropped = gathered(of_file(tmp_path, "helpsteer3", rows, max_failed=0.0, language="japanese"))
+    pairs, dropped = gathered(of_file(tmp_path, "helpsteer3", rows, max_bad_rows_fraction=0.0, language="japanese"))
     assert len(pairs) == 2 and len(dropped) == 6
 
 
@@ -311,7 +312,7 @@ def as_dataset(folder: Path, rows: list[dict[str, Any]]) -> HubExamples:
 
     (folder / "bench" / "data").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "bench" / "data" / "filtered-00000-of-00001.parquet")
-    return HubExamples(dataset=str(folder / "bench"), split="filtered", pairs="reward-bench", max_failed=1.0)
+    return HubExamples(dataset=str(folder / "bench"), split="filtered", pairs="reward-bench", max_bad_rows_fraction=1.0)
 
 
 def test_rewardbench_is_read_from_parquet_and_its_repeated_ids_do_no_harm(tmp_path: Path):
@@ -474,11 +475,11 @@ GIVEN = {
 @pytest.mark.parametrize("name", GIVEN)
 def test_pairs_of_messages_are_what_they_have_in_common_and_two_answers(tmp_path: Path, name: str):
     row, prompt = GIVEN[name]
-    options: list[dict[str, Any]] = [{}] if "prompt" in row else [{"field": None}]
+    options: list[dict[str, Any]] = [{}] if "prompt" in row else [{"prompt_column": None}]
     if isinstance(row.get("prompt"), list):
         options.append({"messages": "prompt"})
     for where in options:
-        ((pair,), dropped) = gathered(of_file(tmp_path, "given", [row], **where))
+        ((pair,), dropped) = gathered(of_file(tmp_path, "columns", [row], **where))
         assert not dropped and (pair.messages, pair.text) == (prompt, None)
         assert (pair.chosen.text, pair.rejected.text) == ("good", "bad")
 
@@ -503,13 +504,17 @@ NO_PAIR = {
 @pytest.mark.parametrize("name", NO_PAIR)
 def test_messages_that_are_no_pair_are_malformed(tmp_path: Path, name: str):
     row, why = NO_PAIR[name]
-    pairs, (drop,) = gathered(of_file(tmp_path, "given", [row], **({} if "prompt" in row else {"field": None})))
+    pairs, (drop,) = gathered(
+        of_file(tmp_path, "columns", [row], **({} if "prompt" in row else {"prompt_column": None}))
+    )
     assert not pairs and why in drop.reason, drop.reason
 
 
 def test_conversations_without_the_column_of_the_prompt_are_told_the_way_out(tmp_path: Path):
-    section = of_file(tmp_path, "given", [GIVEN["conversations alone"][0]])
-    with pytest.raises(UserError, match="no column prompt; columns: chosen, rejected; with field: null the prompt is"):
+    section = of_file(tmp_path, "columns", [GIVEN["conversations alone"][0]])
+    with pytest.raises(
+        UserError, match="no column prompt; columns: chosen, rejected; with prompt_column: null the prompt is"
+    ):
         gathered(section)
 
 
@@ -551,16 +556,16 @@ def test_a_pair_of_a_layout_comes_back_from_its_row_and_repeats(tmp_path: Path, 
 
 def test_the_option_allows_the_layouts_that_there_are():
     literal = get_args(Examples.__annotations__["pairs"])[0]
-    assert list(get_args(literal)) == ["given", "from_labels", *LAYOUTS] and set(ROWS) == set(LAYOUTS)
+    assert list(get_args(literal)) == ["columns", "from_labels", *LAYOUTS] and set(ROWS) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize(
     "options, keys",
     [
-        ({"pairs": "hh-rlhf", "field": None, "id": "n", "format": "chat"}, ["field", "format", "id"]),
+        ({"pairs": "hh-rlhf", "prompt_column": None, "id": "n", "format": "chat"}, ["prompt_column", "format", "id"]),
         ({"pairs": "arena", "chosen": "a", "rejected": "b", "messages": "c"}, ["messages", "chosen", "rejected"]),
         ({"pairs": "ultrafeedback", "single_turn": True}, ["single_turn"]),
-        ({"pairs": "given", "single_turn": True, "language": "english"}, ["single_turn", "language"]),
+        ({"pairs": "columns", "single_turn": True, "language": "english"}, ["single_turn", "language"]),
         ({"single_turn": True}, ["single_turn"]),
         ({"pairs": "hh-rlhf", "language": "english"}, ["language"]),
         ({"pairs": "helpsteer3", "language": "english", "single_turn": True, "system": "s", "limit": 3}, []),
@@ -568,6 +573,6 @@ def test_the_option_allows_the_layouts_that_there_are():
     ],
 )
 def test_an_option_without_an_effect_is_refused(options: dict[str, Any], keys: list[str]):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(InlineExamples, {"items": [ROWS["arena"]], **options}, "examples", faults)
     assert sorted(fault.key for fault in faults) == sorted(f"examples.{key}" for key in keys), faults

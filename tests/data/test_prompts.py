@@ -15,6 +15,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Prompt
 from raft.data import prompts
 from raft.data.prompts import File, Hub, Inline, Mixture, draw, held_out_key
@@ -72,7 +73,7 @@ def reason(tokenizer: Any, row: Any, **options: Any) -> str:
 
 
 def fault_keys(**options: Any) -> list[str]:
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.component("prompts", options, "prompts", faults)
     return [fault.key for fault in faults]
 
@@ -87,7 +88,7 @@ def test_a_text_is_a_prompt_and_the_other_columns_are_its_meta(tokenizer: Any):
 def test_a_prompt_that_a_run_wrote_is_read_as_it_was(tokenizer: Any, tmp_path: Path):
     written = Prompt("x", text="Why?", meta={"answer": 42, "nested": {"a": [1]}})
     (tmp_path / "prompts.jsonl").write_text(json.dumps(written.row()))
-    assert read(File(path=str(tmp_path / "prompts.jsonl"), field="text"), tokenizer)[0] == [written]
+    assert read(File(path=str(tmp_path / "prompts.jsonl"), prompt_column="text"), tokenizer)[0] == [written]
 
 
 def test_rows_without_ids_are_numbered(tokenizer: Any):
@@ -97,10 +98,10 @@ def test_rows_without_ids_are_numbered(tokenizer: Any):
 
 def test_prefix_and_suffix_surround_what_take_takes_out(tokenizer: Any):
     row = {"prompt": "Q: one A: two Q: three A: four"}
-    assert only(tokenizer, row, take="(.*A:)", prefix="[", suffix=" ").text == "[Q: one A: two Q: three A: "
-    assert reason(tokenizer, "x", take="(good)") == "empty: take finds nothing"
+    assert only(tokenizer, row, extract="(.*A:)", prefix="[", suffix=" ").text == "[Q: one A: two Q: three A: "
+    assert reason(tokenizer, "x", extract="(good)") == "empty: take finds nothing"
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
-    assert only(tokenizer, dialogue, take=r"(?s)(.*\n\nAssistant:)").text == dialogue[:-2]
+    assert only(tokenizer, dialogue, extract=r"(?s)(.*\n\nAssistant:)").text == dialogue[:-2]
 
 
 ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -124,7 +125,7 @@ ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response
 def test_a_template_is_filled_with_columns_and_an_empty_one_goes_with_the_text_before_it(
     tokenizer: Any, template: str, row: dict, text: str
 ):
-    prompt = only(tokenizer, row, field=template)
+    prompt = only(tokenizer, row, prompt_column=template)
     assert prompt.text == text and prompt.meta == row
 
 
@@ -138,27 +139,27 @@ def test_a_template_is_filled_with_columns_and_an_empty_one_goes_with_the_text_b
     ],
 )
 def test_the_first_column_of_a_template_has_words_and_the_others_are_text(tokenizer: Any, row: dict, why: str):
-    source = Inline(items=[{"a": "x", "b": "y"}, row], field="{a}-{b}")
+    source = Inline(items=[{"a": "x", "b": "y"}, row], prompt_column="{a}-{b}")
     assert [one.reason for one in read(source, tokenizer)[1]] == [why]
 
 
 def test_a_column_that_a_template_names_is_missing_from_the_first_row(tokenizer: Any):
     with pytest.raises(UserError, match=r"items\[0\]: no column b; columns: a$"):
-        read(Inline(items=[{"a": "x"}], field="{a}-{b}"), tokenizer)
+        read(Inline(items=[{"a": "x"}], prompt_column="{a}-{b}"), tokenizer)
 
 
 @pytest.mark.parametrize("beside", ["input", "context"])
 def test_an_instruction_is_not_read_without_what_it_is_about(tokenizer: Any, beside: str):
     items = [{"instruction": "Who?", beside: ""}, {"instruction": "Translate", beside: "Hello"}]
     with pytest.raises(
-        UserError, match=rf"items\[1\]: field: instruction leaves out the column {beside}, .*\{{{beside}"
+        UserError, match=rf"items\[1\]: prompt_column: instruction leaves out the column {beside}, .*\{{{beside}"
     ):
-        read(Inline(items=items, field="instruction"), tokenizer)
-    kept, _ = read(Inline(items=items, field="{instruction}"), tokenizer)
+        read(Inline(items=items, prompt_column="instruction"), tokenizer)
+    kept, _ = read(Inline(items=items, prompt_column="{instruction}"), tokenizer)
     assert [one.text for one in kept] == ["Who?", "Translate"]
-    kept, _ = read(Inline(items=items, field=f"{{instruction}} {{{beside}}}"), tokenizer)
+    kept, _ = read(Inline(items=items, prompt_column=f"{{instruction}} {{{beside}}}"), tokenizer)
     assert [one.text for one in kept] == ["Who?", "Translate Hello"]
-    assert read(Inline(items=items[:1], field="instruction"), tokenizer)[0]
+    assert read(Inline(items=items[:1], prompt_column="instruction"), tokenizer)[0]
 
 
 def test_with_id_null_rows_are_numbered_whatever_their_ids(tokenizer: Any):
@@ -224,13 +225,13 @@ def test_columns_that_no_record_can_hold_are_left_out_of_meta(tokenizer: Any):
 @pytest.mark.parametrize("options, frame", [({}, 1), ({"format": "chat"}, len("[user][assistant]"))])
 def test_the_longest_prompt_is_max_tokens_as_the_policy_reads_it(tokenizer: Any, options: dict, frame: int):
     for length, kept in ((4, True), (5, False)):
-        source = Inline(items=["x" * length], max_tokens=4 + frame, **options)
+        source = Inline(items=["x" * length], max_prompt_length=4 + frame, **options)
         found, dropped = read(source, tokenizer)
         assert bool(found) == kept
         if kept:
             assert len(encode_prompt(tokenizer, found[0])) == 4 + frame
         else:
-            assert dropped[0].reason == f"{5 + frame} tokens, more than prompts.max_tokens: {4 + frame}"
+            assert dropped[0].reason == f"{5 + frame} tokens, more than prompts.max_prompt_length: {4 + frame}"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,10 @@ def test_an_id_is_text_or_a_whole_number(tokenizer: Any, value: Any):
 
 
 def test_each_prompt_of_a_mixture_knows_its_part_and_is_read_as_the_part_says(tokenizer: Any):
-    parts = [Inline(items=["a", "b"], weight=3.0), Inline(items=[{"q": "c"}], field="q", format="chat", max_tokens=512)]
+    parts = [
+        Inline(items=["a", "b"], weight=3.0),
+        Inline(items=[{"q": "c"}], prompt_column="q", format="chat", max_prompt_length=512),
+    ]
     mixture = Mixture(sources=parts, per_iteration=2)
     kept, _ = read(mixture, tokenizer)
     assert [(one.id, one.source, one.content) for one in kept] == [
@@ -273,40 +277,44 @@ def test_each_prompt_of_a_mixture_knows_its_part_and_is_read_as_the_part_says(to
         ("000001", 0, "b"),
         ("000002", 1, "c"),
     ]
-    assert kept[2].messages and [weight for weight, _ in mixture.parts()] == [3.0, 1.0] and mixture.max_tokens == 512
+    assert (
+        kept[2].messages
+        and [weight for weight, _ in mixture.parts()] == [3.0, 1.0]
+        and mixture.max_prompt_length == 512
+    )
     assert [one.source for one in read(Mixture(sources=parts[:1]), tokenizer)[0]] == [None, None]
 
 
 def test_every_kind_is_built_from_its_options():
     part = {"kind": "list", "items": ["a"], "weight": 2}
     for options, made in [
-        ({"kind": "file", "path": "a.jsonl", "max_tokens": 9}, File(path="a.jsonl", max_tokens=9)),
+        ({"kind": "file", "path": "a.jsonl", "max_prompt_length": 9}, File(path="a.jsonl", max_prompt_length=9)),
         ({"kind": "hub", "dataset": "owner/rows", "split": "test"}, Hub(dataset="owner/rows", split="test")),
         (part, Inline(items=["a"], weight=2.0)),
         ({"kind": "mixture", "sources": [part, part]}, Mixture(sources=[Inline(items=["a"], weight=2.0)] * 2)),
     ]:
-        faults: list[registry.Fault] = []
+        faults: list[Fault] = []
         assert registry.component("prompts", options, "prompts", faults) == made and not faults
 
 
 @pytest.mark.parametrize(
     "options, key",
     [
-        ({"field": "q", "messages": "m"}, "messages"),
+        ({"prompt_column": "q", "messages": "m"}, "messages"),
         ({"messages": "m", "prefix": "x"}, "prefix"),
-        ({"messages": "m", "take": "(x)"}, "take"),
+        ({"messages": "m", "extract": "(x)"}, "extract"),
         ({"system": "x"}, "system"),
-        ({"take": "x"}, "take"),
-        ({"take": "(x"}, "take"),
-        ({"field": "{a"}, "field"),
-        ({"field": "a}"}, "field"),
-        ({"field": "{a}}"}, "field"),
-        ({"field": "{}"}, "field"),
-        ({"field": "{{a}}"}, "field"),
-        ({"field": None}, "field"),
+        ({"extract": "x"}, "extract"),
+        ({"extract": "(x"}, "extract"),
+        ({"prompt_column": "{a"}, "prompt_column"),
+        ({"prompt_column": "a}"}, "prompt_column"),
+        ({"prompt_column": "{a}}"}, "prompt_column"),
+        ({"prompt_column": "{}"}, "prompt_column"),
+        ({"prompt_column": "{{a}}"}, "prompt_column"),
+        ({"prompt_column": None}, "prompt_column"),
         ({"format": "html"}, "format"),
         ({"per_iteration": 0}, "per_iteration"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_prompt_length": 0}, "max_prompt_length"),
         ({"weight": 0}, "weight"),
         ({"weight": float("nan")}, "weight"),
         ({"items": []}, "items"),
@@ -443,7 +451,7 @@ def test_the_real_prompts_are_all_read(tokenizer: Any):
     kept, dropped = read(File(path=str(DATA / "prompts/tinystories_999_space.jsonl")), stories)
     assert len(kept) == 999 and not dropped and kept[0].id == "ts-0000" and kept[0].text.endswith(" ")
     for name, count in (("mt_bench_80", 80), ("ja_vicuna_qa_80", 80)):
-        source = File(path=str(DATA / f"prompts/{name}.jsonl"), format="chat", max_tokens=4096)
+        source = File(path=str(DATA / f"prompts/{name}.jsonl"), format="chat", max_prompt_length=4096)
         kept, dropped = read(source, tokenizer)
         assert len(kept) == count and not dropped
         assert "turns" in kept[0].meta and asdict(kept[0])["messages"][0]["role"] == "user"
@@ -452,7 +460,12 @@ def test_the_real_prompts_are_all_read(tokenizer: Any):
 @with_real_files
 def test_real_dialogues_give_their_prompts(tokenizer: Any):
     path = DATA / "preferences/hh_harmless_test.jsonl.gz"
-    options: dict[str, Any] = {"field": "chosen", "take": r"(?s)(.*\n\nAssistant:)", "meta": [], "max_tokens": 10**6}
+    options: dict[str, Any] = {
+        "prompt_column": "chosen",
+        "extract": r"(?s)(.*\n\nAssistant:)",
+        "meta": [],
+        "max_prompt_length": 10**6,
+    }
     kept, dropped = read(File(path=str(path), **options), tokenizer)
     assert len(kept) == 2312 and not dropped
     assert all(one.text.startswith("\n\nHuman:") and one.text.endswith("\n\nAssistant:") for one in kept)

@@ -111,7 +111,7 @@ def test_the_room_is_that_of_vllms_own_cache_and_it_is_free_again(policies):
 
 
 def test_what_vllm_does_not_start_with_is_an_error_that_says_why(policies):
-    wrong = replace(OPTIONS, engine={"max_num_batched_tokens": 8})
+    wrong = replace(OPTIONS, engine_args={"max_num_batched_tokens": 8})
     with pytest.raises(UserError, match=r"vLLM cannot start with .*max_num_batched_tokens"):
         vllm.Engine(wrong, policies[0])
 
@@ -248,10 +248,10 @@ def test_a_prompt_that_does_not_fit_is_named_with_the_numbers(policies):
 
 def test_engine_options_are_checked_by_name():
     faults: list = []
-    build(VLLM, {"engine": {"max_num_seq": 3, "seed": 1, "gpu_memory_utilization": 0.5}}, "generator", faults)
+    build(VLLM, {"engine_args": {"max_num_seq": 3, "seed": 1, "gpu_memory_utilization": 0.5}}, "generator", faults)
     found = {fault.key: fault.message for fault in faults}
-    assert set(found) == {"generator.engine.max_num_seq", "generator.engine.seed"}
-    assert "did you mean max_num_seqs" in found["generator.engine.max_num_seq"]
+    assert set(found) == {"generator.engine_args.max_num_seq", "generator.engine_args.seed"}
+    assert "did you mean max_num_seqs" in found["generator.engine_args.max_num_seq"]
 
 
 def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_special(material):

@@ -43,7 +43,7 @@ def test_policies_of_two_shapes_and_two_contexts_follow_each_other_in_one_proces
     try:
         for one, context in ((small, 128), (wide, 128), (wide, 256)):
             options = {"k": 1, "max_tokens": 4, "temperature": 0.0}
-            (found,) = VLLM(context=context, **options).generate(one, prompts, 0)
+            (found,) = VLLM(max_model_len=context, **options).generate(one, prompts, 0)
             (wanted,) = Transformers(**options).generate(one, prompts, 0)
             assert found.responses[0].token_ids == wanted.responses[0].token_ids
             built += vllm._engines.values()

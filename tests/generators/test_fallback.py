@@ -42,19 +42,19 @@ def test_an_architecture_that_another_plug_in_may_have_added_is_left_to_vllm(tmp
 def test_a_run_names_the_generator_that_answered_and_is_the_run_that_asked_for_it(tmp_path):
     sampling = {"k": 4, "max_tokens": 12, "temperature": 0.8}
     asked = make_recipe(
-        tmp_path, name="asked", iterations=1, generator={"kind": "transformers", "block": 16, **sampling}
+        tmp_path, name="asked", iterations=1, generator={"kind": "transformers", "batch_size": 16, **sampling}
     )
     shutil.rmtree(tmp_path / "base")
     from_scratch.make(tmp_path / "base", (row["prompt"] for row in prompts(200)), CODEGEN, 300, 0)
     said = raft(tmp_path, "run", asked)
     assert said.returncode == 0 and "notice" not in said.stdout, said.stderr
     lacking = make_recipe(
-        tmp_path, name="lacking", iterations=1, generator={"kind": "vllm", "context": 200, **sampling}
+        tmp_path, name="lacking", iterations=1, generator={"kind": "vllm", "max_model_len": 200, **sampling}
     )
     said = raft(tmp_path, "run", lacking)
     assert said.returncode == 0, said.stderr
     assert "notice: vLLM cannot run CodeGenForCausalLM, so transformers answers" in said.stdout
-    assert "generator.context is for vLLM alone" in said.stdout
+    assert "generator.max_model_len is for vLLM alone" in said.stdout
     runs = [tmp_path / "outputs" / name for name in ("asked", "lacking")]
     stamp = json.loads((runs[1] / "iterations/001/responses.jsonl.stamp.json").read_text())
     assert stamp["key"]["section"]["is"] == "generator/transformers"

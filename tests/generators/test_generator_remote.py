@@ -87,7 +87,7 @@ def test_remote_responses_equal_local_ones_token_for_token(server, policy, optio
     prompts, options = [*PROMPTS, CHAT], {"k": 2, "max_tokens": 12, **options}
     options["stop"] = [answers(Transformers(**options), policy, prompts[:1], seed=5)["p0"][0].text[4]]
     far = answers(remote(server, **options), policy, prompts, seed=5)
-    near = answers(Transformers(block=1, **options), policy, prompts, seed=5)
+    near = answers(Transformers(batch_size=1, **options), policy, prompts, seed=5)
     assert far.keys() == near.keys()
     for name, responses in near.items():
         for here, there in zip(responses, far[name], strict=True):
@@ -189,14 +189,14 @@ def test_after_the_last_attempt_the_error_says_what_to_do(serve, policy, fault, 
     server = serve("somebody")
     server.faults.extend([fault] * 2)
     with pytest.raises(UserError, match=f"prompt p0: no answer .* after 2 attempts, at last {words}.*run it again"):
-        answers(remote(server, k=1, retries=1, timeout=0.3), policy, PROMPTS[:1])
+        answers(remote(server, k=1, max_retries=1, timeout=0.3), policy, PROMPTS[:1])
     assert len(server.requests) == 2
 
 
 def test_a_server_that_is_not_there_is_an_error_that_says_so(server, policy):
     server.server_close()
     with pytest.raises(UserError, match=r"no answer.*ConnectError.*see that the server runs"):
-        answers(remote(server, retries=0), policy)
+        answers(remote(server, max_retries=0), policy)
 
 
 def test_a_server_with_other_weights_is_refused(serve, policy, tmp_path):
@@ -241,7 +241,7 @@ def test_requests_and_prompts_under_way_are_bounded(server, policy):
             yield Prompt(id=str(n), text="hello")
 
     done = 0
-    for _ in remote(server, k=3, max_tokens=2, concurrency=4).generate(policy, prompts(), 0):
+    for _ in remote(server, k=3, max_tokens=2, max_concurrency=4).generate(policy, prompts(), 0):
         done += 1
         assert len(read) - done <= 4
     assert done == 40 and 2 <= server.most_busy <= 4
@@ -284,7 +284,7 @@ def test_ctrl_c_in_a_notebook_ends_everything_promptly(serve, policy):
 
 
 def test_options_are_checked():
-    wrong = {"url": "localhost:8000", "model": "m", "concurrency": 0, "retries": -1, "timeout": 0.0, "k": 0}
+    wrong = {"url": "localhost:8000", "model": "m", "max_concurrency": 0, "max_retries": -1, "timeout": 0.0, "k": 0}
     faults = []
     build(Remote, wrong, "generator", faults)
     assert {fault.key for fault in faults} == {f"generator.{key}" for key in wrong if key != "model"}

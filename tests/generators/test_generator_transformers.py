@@ -83,10 +83,10 @@ def test_logprobs_are_those_of_the_policy_before_temperature_and_filters(policy)
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5, "top_p": 0.9, "min_p": 0.01}])
 def test_responses_do_not_depend_on_the_prompts_beside_them(policy, options):
-    generator = Transformers(k=3, max_tokens=12, block=5, **options)
+    generator = Transformers(k=3, max_tokens=12, batch_size=5, **options)
     together = answers(generator, policy)
-    apart = answers(replace(generator, block=2), policy, PROMPTS[::-1])
-    alone = answers(replace(generator, block=1), policy)
+    apart = answers(replace(generator, batch_size=2), policy, PROMPTS[::-1])
+    alone = answers(replace(generator, batch_size=1), policy)
     for prompt in PROMPTS:
         for one, other, third in zip(together[prompt.id], apart[prompt.id], alone[prompt.id], strict=True):
             assert one.token_ids == other.token_ids == third.token_ids
@@ -149,7 +149,7 @@ def test_a_chat_prompt_is_read_through_the_template(policy):
 def test_responses_are_cleaned(policy):
     whole = answers(Transformers(k=1, max_tokens=20), policy)["p0"][0]
     marker = whole.text[4]
-    clean = answers(Transformers(k=1, max_tokens=20, cut_at=[marker]), policy)["p0"][0]
+    clean = answers(Transformers(k=1, max_tokens=20, truncate_at=[marker]), policy)["p0"][0]
     assert (clean.text, clean.finish_reason) == (whole.text[: whole.text.find(marker)], "marker")
 
 
@@ -161,7 +161,7 @@ def test_prompts_are_read_block_by_block(policy):
             read.append(prompt.id)
             yield prompt
 
-    groups = Transformers(k=1, max_tokens=2, block=2).generate(policy, prompts(), 0)
+    groups = Transformers(k=1, max_tokens=2, batch_size=2).generate(policy, prompts(), 0)
     seen = [(next(groups).prompt.id, len(read)) for _ in PROMPTS]
     assert seen == [("p0", 2), ("p1", 2), ("p2", 4), ("p3", 4), ("p4", 5)]
 
@@ -201,11 +201,11 @@ def test_a_mark_at_the_very_end_never_draws_a_token_that_was_filtered_out(policy
 
 def test_options_are_checked():
     faults = []
-    build(Transformers, {"block": 0, "dtype": "float8", "device": "cpu"}, "generator", faults)
+    build(Transformers, {"batch_size": 0, "dtype": "float8", "device": "cpu"}, "generator", faults)
     assert [fault.key for fault in faults] == ["generator.dtype"]
     faults.clear()
-    build(Transformers, {"block": 0, "k": 0}, "generator", faults)
-    assert {fault.key for fault in faults} == {"generator.block", "generator.k"}
+    build(Transformers, {"batch_size": 0, "k": 0}, "generator", faults)
+    assert {fault.key for fault in faults} == {"generator.batch_size", "generator.k"}
 
 
 def test_a_device_that_is_not_here_is_refused_before_the_weights_are_read(tmp_path):

@@ -87,7 +87,7 @@ FORMS = {
 def files(server, tmp_path):
     rows = {"prompt_id": "a", "text": "q", "responses": [{"text": "a long answer"}, {"text": "no"}, {"text": "medium"}]}
     (tmp_path / "in.jsonl").write_text(json.dumps(rows) + "\n")
-    judge = f"{{kind: judge, url: '{server.url}', model: m, retries: 1, timeout: 20, max_tokens: 50}}"
+    judge = f"{{kind: judge, url: '{server.url}', model: m, max_retries: 1, timeout: 20, max_tokens: 50}}"
     (tmp_path / "judge.yaml").write_text(judge)
     return tmp_path
 
@@ -149,7 +149,7 @@ def test_where_no_response_has_a_reward_the_score_fails_with_the_first_reason(se
 @pytest.mark.parametrize("fails", [True, False])
 def test_no_traceback_of_asyncio_whether_the_server_answers_or_fails(server, files, fails, capfd):
     server.says = lambda asked: (500, {}) if fails else chat(f"[[{longer(asked)}]]")
-    judge = Judge(url=server.url, model="m", retries=0, concurrency=2)
+    judge = Judge(url=server.url, model="m", max_retries=0, max_concurrency=2)
     from raft.data.responses_file import groups
 
     try:
@@ -170,7 +170,7 @@ def policy(tmp_path_factory):
 
 
 def answers(server, policy, **options):
-    remote = Remote(**{"url": server.url, "model": "m", "k": 2, "max_tokens": 8, "retries": 0, **options})
+    remote = Remote(**{"url": server.url, "model": "m", "k": 2, "max_tokens": 8, "max_retries": 0, **options})
     return {group.prompt.id: group.responses for group in remote.generate(policy, PROMPTS, 0)}
 
 
@@ -236,7 +236,7 @@ def test_what_the_policy_cannot_have_written_is_refused_in_a_sentence(server, po
     server.card = {"id": "m", "owned_by": "vllm", "max_model_len": 64}
     server.says = of_vllm(ids, "quite another text", logprobs)
     with pytest.raises(UserError, match=r"^prompt p0: [^\n]{10,400}$") as caught:
-        answers(server, policy, concurrency=1)
+        answers(server, policy, max_concurrency=1)
     assert words in str(caught.value)
 
 
@@ -276,7 +276,7 @@ def test_a_context_that_is_no_number_is_refused(server, policy, length):
 
 def test_a_reward_is_asked_for_nothing_that_was_withheld():
     class Longest:
-        block = 1
+        batch_size = 1
 
         def score(self, groups):
             for group in groups:

@@ -55,19 +55,19 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 def test_a_marker_at_a_token_boundary_keeps_the_tokens_and_their_logprobs(tokenizer):
     raw = answer(tokenizer, "the cat sat", "\n", "User: who", reason="length")
-    clean = Sampling(cut_at=["\nUser:"]).clean(raw, tokenizer)
+    clean = Sampling(truncate_at=["\nUser:"]).clean(raw, tokenizer)
     kept = len(ids_of(tokenizer, "the cat sat"))
     assert clean == Response("the cat sat", raw.token_ids[:kept], raw.logprobs[:kept], "marker")
 
 
 def test_a_marker_inside_a_token_encodes_the_text_again_and_forgets_the_logprobs(tokenizer):
     assert len(ids_of(tokenizer, " the")) == 1
-    clean = Sampling(cut_at=["he mat"]).clean(answer(tokenizer, "cat on", " the", " mat"), tokenizer)
+    clean = Sampling(truncate_at=["he mat"]).clean(answer(tokenizer, "cat on", " the", " mat"), tokenizer)
     assert clean == Response("cat on t", ids_of(tokenizer, "cat on t"), None, "marker")
 
 
 def test_the_first_marker_in_the_text_counts_and_not_the_first_in_the_list(tokenizer):
-    clean = Sampling(cut_at=["mat", "sat"]).clean(answer(tokenizer, "the cat ", "sat on the ", "mat"), tokenizer)
+    clean = Sampling(truncate_at=["mat", "sat"]).clean(answer(tokenizer, "the cat ", "sat on the ", "mat"), tokenizer)
     assert clean.text == "the cat "
     assert first_of(["x", "cat", "the"], "the cat") == 0 and first_of(["x"], "the cat") is None
 
@@ -76,11 +76,11 @@ def test_a_character_that_spans_tokens_before_a_marker_keeps_its_tokens(tokenize
     assert len(ids_of(tokenizer, "日")) == 3
     raw = answer(tokenizer, "cat 日", "\nUser:")
     kept = len(ids_of(tokenizer, "cat 日"))
-    assert Sampling(cut_at=["\nUser:"]).clean(raw, tokenizer).logprobs == raw.logprobs[:kept]
+    assert Sampling(truncate_at=["\nUser:"]).clean(raw, tokenizer).logprobs == raw.logprobs[:kept]
 
 
 def test_a_response_cut_at_a_marker_loses_its_end_token(tokenizer):
-    clean = Sampling(cut_at=["\n"]).clean(answer(tokenizer, "the cat", "\n", "sat", "<eos>"), tokenizer)
+    clean = Sampling(truncate_at=["\n"]).clean(answer(tokenizer, "the cat", "\n", "sat", "<eos>"), tokenizer)
     assert (clean.token_ids, clean.finish_reason) == (ids_of(tokenizer, "the cat"), "marker")
 
 
@@ -119,16 +119,18 @@ def test_white_space_at_the_beginning_leaves_the_text_and_stays_in_the_tokens(to
 
 def test_what_needs_no_cleaning_is_the_same_object(tokenizer):
     raw = answer(tokenizer, "the cat", "<eos>")
-    assert Sampling(cut_at=["\n"], strip=True).clean(raw, tokenizer) is raw
+    assert Sampling(truncate_at=["\n"], strip=True).clean(raw, tokenizer) is raw
 
 
 def test_nothing_left_is_an_empty_response(tokenizer):
-    assert Sampling(cut_at=["the"]).clean(answer(tokenizer, "the cat"), tokenizer) == Response("", [], [], "marker")
+    assert Sampling(truncate_at=["the"]).clean(answer(tokenizer, "the cat"), tokenizer) == Response(
+        "", [], [], "marker"
+    )
 
 
 def test_unknown_logprobs_stay_unknown(tokenizer):
     raw = Response("the cat\nsat", ids_of(tokenizer, "the cat\nsat"), None, "length")
-    assert Sampling(cut_at=["\n"]).clean(raw, tokenizer).logprobs is None
+    assert Sampling(truncate_at=["\n"]).clean(raw, tokenizer).logprobs is None
 
 
 def test_a_continuation_keeps_the_space_before_its_first_word(metaspace):
@@ -154,7 +156,7 @@ def test_a_continuation_keeps_the_space_before_its_first_word(metaspace):
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a", ""]}, "stop"),
-        ({"cut_at": [""]}, "cut_at"),
+        ({"truncate_at": [""]}, "truncate_at"),
     ],
 )
 def test_a_bad_option_is_named(options, key):
@@ -207,7 +209,7 @@ def test_a_response_that_the_limit_cuts_inside_a_character_ends_before_it(make, 
     assert spell(tokenizer, ids) == "日"
     assert spelled_by(tokenizer, ids, "日") == 3
     raw = Response("日", ids, [-1.0] * len(ids), "length")
-    assert Sampling(strip=True, cut_at=["日"]).clean(raw, tokenizer) == Response("", [], [], "marker")
+    assert Sampling(strip=True, truncate_at=["日"]).clean(raw, tokenizer) == Response("", [], [], "marker")
 
 
 def test_a_response_that_begins_inside_a_character_says_so(tokenizer):

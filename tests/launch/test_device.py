@@ -20,13 +20,13 @@ def test_a_key_holds_what_auto_became_so_rows_of_a_cpu_and_of_a_gpu_are_never_mi
     sections = (Transformers(), VLLM(max_tokens=8), RewardModel(model="base", template="plain"), SFT())
     monkeypatch.setattr("raft.store.keys._described", lambda owner, item: getattr(owner, item.name))
     on_cpu = [keys.describe(one) for one in sections]
-    assert [one.get("dtype", one.get("precision")) for one in on_cpu] == ["float32"] * 4
-    assert on_cpu[2]["batch_tokens"] == 2048 and on_cpu[3]["tokens_per_forward"] == 2048
+    assert [one.get("dtype", one.get("mixed_precision")) for one in on_cpu] == ["float32"] * 4
+    assert on_cpu[2]["max_tokens_per_batch"] == 2048 and on_cpu[3]["max_tokens_per_microbatch"] == 2048
     monkeypatch.setattr(device, "current", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     on_gpu = [keys.describe(one) for one in sections]
-    assert [one.get("dtype", one.get("precision")) for one in on_gpu] == ["bfloat16"] * 4
-    assert on_gpu[2]["batch_tokens"] == 16384 and on_gpu[3]["tokens_per_forward"] == 8192
+    assert [one.get("dtype", one.get("mixed_precision")) for one in on_gpu] == ["bfloat16"] * 4
+    assert on_gpu[2]["max_tokens_per_batch"] == 16384 and on_gpu[3]["max_tokens_per_microbatch"] == 8192
     assert keys.describe(Transformers(device="cpu"))["dtype"] == "float32"
     assert keys.describe(Transformers(dtype="float16"))["dtype"] == "float16"
 
@@ -65,7 +65,7 @@ def test_other_faults_pass():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_would_break_the_weights_is_refused(value):
-    with pytest.raises(UserError, match=r"norm of the gradients is (nan|inf) at step 3.*precision: float32"):
+    with pytest.raises(UserError, match=r"norm of the gradients is (nan|inf) at step 3.*mixed_precision: float32"):
         hf_trainer._finite("norm of the gradients is", value, 3)
 
 
@@ -79,12 +79,12 @@ def test_a_step_that_would_break_the_weights_is_refused(value):
 )  # fmt: skip
 def test_an_option_of_the_engine_that_cannot_work_is_refused_by_check(option, value):
     faults = []
-    build(VLLM, {"max_tokens": 8, "engine": {option: value}}, "generator", faults)
-    assert [fault.key for fault in faults] == [f"generator.engine.{option}"]
+    build(VLLM, {"max_tokens": 8, "engine_args": {option: value}}, "generator", faults)
+    assert [fault.key for fault in faults] == [f"generator.engine_args.{option}"]
 
 
 def test_options_of_speed_are_free():
     faults = []
     options = {"disable_log_stats": False, "use_tqdm_on_load": True, "tensor_parallel_size": 1, "max_num_seqs": 8}
-    build(VLLM, {"max_tokens": 8, "engine": options}, "generator", faults)
+    build(VLLM, {"max_tokens": 8, "engine_args": options}, "generator", faults)
     assert faults == []

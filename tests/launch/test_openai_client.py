@@ -14,7 +14,7 @@ from raft.core.errors import UserError
 from raft.launch.openai_client import Connection, Refused, connected, url_faults
 from raft.store.keys import describe
 
-OPTIONS = Connection(api_key_env="TINY_KEY", retries=0, timeout=5)
+OPTIONS = Connection(api_key_env="TINY_KEY", max_retries=0, timeout=5)
 
 
 class Saying(ThreadingHTTPServer):
@@ -67,7 +67,9 @@ def ask(server: Saying, options: Connection = OPTIONS, section: str = "reward", 
 @pytest.mark.parametrize("section", ["generator", "reward"])
 def test_an_error_names_the_section_that_the_options_are_in(server, section):
     server.status = 503
-    with pytest.raises(UserError, match=rf"prompt 7: no answer .*after 1 attempts.*\({section}\.concurrency, timeout"):
+    with pytest.raises(
+        UserError, match=rf"prompt 7: no answer .*after 1 attempts.*\({section}\.max_concurrency, timeout"
+    ):
         ask(server, section=section)
     server.status, server.content = 200, json.dumps({"data": [{"id": "large"}]}).encode()
     with pytest.raises(UserError, match=rf"{section}\.model: .* has no model 'big'; allowed: large"):
@@ -163,7 +165,7 @@ def test_the_timeout_is_that_of_the_whole_answer(server, where):
     server.writes = drip
     began = time.monotonic()
     with pytest.raises(UserError, match=r"at last no whole answer within 0\.6 s"):
-        ask(server, Connection(retries=0, timeout=0.6))
+        ask(server, Connection(max_retries=0, timeout=0.6))
     assert time.monotonic() - began < 2
 
 
@@ -185,7 +187,7 @@ def packed(handler: Handler) -> None:
 def test_an_answer_has_a_largest_size_that_counts_what_is_unpacked(server, writes):
     server.writes = writes
     with pytest.raises(UserError, match="sends an answer of more than 32 MB"):
-        ask(server, Connection(retries=3, timeout=60))
+        ask(server, Connection(max_retries=3, timeout=60))
 
 
 def test_a_packing_that_was_not_asked_for_is_refused(server):
@@ -217,21 +219,21 @@ def test_a_packed_answer_is_read(server):
 def test_an_error_in_an_answer_of_status_200_has_the_status_that_it_says(server, error, words, refused):
     server.content = json.dumps(error).encode()
     with pytest.raises(UserError, match=words) as caught:
-        ask(server, Connection(retries=0))
+        ask(server, Connection(max_retries=0))
     assert isinstance(caught.value, Refused) is refused
 
 
 def test_an_error_that_passes_inside_an_answer_is_asked_again(server):
     answers = iter([b'{"error": {"message": "upstream", "code": 502}}', b'{"a": 1}'])
     server.writes = lambda handler: handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + next(answers))
-    assert ask(server, Connection(retries=1)) == {"a": 1}
+    assert ask(server, Connection(max_retries=1)) == {"a": 1}
 
 
 def test_a_refusal_without_a_key_says_that_none_was_sent(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
     server.status = 401
     with pytest.raises(Refused, match=r"no key was sent \(reward\.api_key_env names the variable"):
-        ask(server, Connection(retries=0))
+        ask(server, Connection(max_retries=0))
     with pytest.raises(Refused, match=r"no key was sent \(the environment has no TINY_KEY\)"):
         ask(server)
     assert "secret" not in json.dumps([headers for _, headers in server.seen])
@@ -262,5 +264,5 @@ def test_the_name_of_the_variable_with_the_key_is_in_no_key_of_a_run():
 
 
 def test_options_out_of_range_are_told():
-    options = Connection(concurrency=0, retries=-1, timeout=float("nan"))
-    assert [name for name, _ in options.faults()] == ["concurrency", "retries", "timeout"]
+    options = Connection(max_concurrency=0, max_retries=-1, timeout=float("nan"))
+    assert [name for name, _ in options.faults()] == ["max_concurrency", "max_retries", "timeout"]

@@ -134,10 +134,10 @@ def test_engine_options_are_checked_by_name():
     faults = dict(
         vllm_server.faults({"trust_remote_code": True, "hf_token": "x", "max_model_length": 1, "dtype": "auto"})
     )
-    assert set(faults) == {"engine.trust_remote_code", "engine.hf_token", "engine.max_model_length"}
-    assert "did you mean max_model_len" in faults["engine.max_model_length"]
+    assert set(faults) == {"engine_args.trust_remote_code", "engine_args.hf_token", "engine_args.max_model_length"}
+    assert "did you mean max_model_len" in faults["engine_args.max_model_length"]
     assert dict(vllm_server.faults({"max_model_len": "8k"})) == {
-        "engine.max_model_len": "expected a whole number, found '8k'"
+        "engine_args.max_model_len": "expected a whole number, found '8k'"
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from alerts import named
 
-from raft.config.jobs import FREE, Advice
+from raft.config.jobs import MUTABLE_KEYS, Advice
 from raft.metrics import alerts
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnostics.md"
@@ -123,4 +123,4 @@ def test_every_rule_can_be_ignored_is_documented_and_may_change_in_a_run_that_go
         assert f"| `{name}` |" in page, name
     for limits in alerts.LIMITS.values():
         assert all(f"{limit:g}" in page for limit in limits), limits
-    assert {"advice", "advice.on_warning", "advice.patience", "advice.ignore"} <= set(FREE)
+    assert {"alerts", "alerts.on_warning", "alerts.patience", "alerts.ignore"} <= set(MUTABLE_KEYS)

@@ -18,9 +18,9 @@ from raft.core.records import Group, Prompt, Response
 from raft.metrics import alerts
 from raft.pipeline import selection, stages
 from raft.store import measuring
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run
+from raft.store.runs import Folder, Run
 
 COUNT, HELD_OUT, K = 96, 96, 8
 WORDS = [f"w{n}" for n in range(300)] + ["#"]
@@ -81,16 +81,16 @@ def align(folder: Path, reward: Judge, gold: Judge | None, iterations: int, pace
     """The loop of raft.pipeline.loop with its real selection and measuring, on a policy that is a table."""
     rng = np.random.default_rng(0)
 
-    def place(number: int) -> Place:
-        return Place(folder / f"{number:03d}", number, Run(folder, 0))
+    def place(number: int) -> Folder:
+        return Folder(folder / f"{number:03d}", number, Run(folder, 0))
 
-    def write(it: Place, name: str, rows: list[dict[str, Any]]) -> Artifact:
-        def written(section: None, output: Output) -> None:
+    def write(it: Folder, name: str, rows: list[dict[str, Any]]) -> Artifact:
+        def written(section: None, output: ArtifactWriter) -> None:
             output.write(rows)
 
         return it.once(name, written)
 
-    def answered(it: Place, where: str, policy: Table, count: int, k: int) -> tuple[Artifact, Artifact, list[Group]]:
+    def answered(it: Folder, where: str, policy: Table, count: int, k: int) -> tuple[Artifact, Artifact, list[Group]]:
         prompts = [Prompt(f"{it.number}-{n}", text="?") for n in range(count)]
         groups = [Group(prompt, [policy.answer(rng) for _ in range(k)]) for prompt in prompts]
         return (
@@ -99,13 +99,13 @@ def align(folder: Path, reward: Judge, gold: Judge | None, iterations: int, pace
             groups,
         )
 
-    def judged(it: Place, name: str, judge: Judge, groups: list[Group]) -> Artifact:
+    def judged(it: Folder, name: str, judge: Judge, groups: list[Group]) -> Artifact:
         return write(it, name, [
             {"prompt_id": one.prompt.id, "scores": [{"reward": judge(answer.text, rng)} for answer in one.responses]}
             for one in groups
         ])  # fmt: skip
 
-    def evaluated(it: Place, policy: Table) -> dict[str, Artifact]:
+    def evaluated(it: Folder, policy: Table) -> dict[str, Artifact]:
         _, answers, groups = answered(it, "evaluation/", policy, HELD_OUT, 4)
         made = {"answers": answers, "eval": judged(it, "evaluation/scores.jsonl", reward, groups)}
         return made if gold is None else {**made, "gold": judged(it, "evaluation/gold.jsonl", gold, groups)}

@@ -54,7 +54,7 @@ def test_the_end_that_a_template_writes_ends_a_response_and_is_kept(tmp_path: Pa
     assert (group.responses[0].text, group.responses[0].finish_reason) == ("", "stop")
 
 
-@pytest.mark.parametrize("option", ["stop", "cut_at"])
+@pytest.mark.parametrize("option", ["stop", "truncate_at"])
 def test_a_special_token_of_stop_or_cut_at_is_matched_as_a_token(tmp_path: Path, option: str):
     tokenizer = tokenizer_of(None)
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -65,7 +65,7 @@ def test_a_special_token_of_stop_or_cut_at_is_matched_as_a_token(tmp_path: Path,
     assert (group.responses[0].token_ids, group.responses[0].finish_reason) == expected
 
 
-@pytest.mark.parametrize("option", ["stop", "cut_at"])
+@pytest.mark.parametrize("option", ["stop", "truncate_at"])
 def test_a_special_token_inside_a_longer_text_is_refused(option: str):
     tokenizer, sampling = tokenizer_of(None), Sampling(**{option: ["<|im_end|>\n"]})
     with pytest.raises(UserError, match=rf"generator\.{option}.*<\|im_end\|>.*left out .*alone"):

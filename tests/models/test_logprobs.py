@@ -10,9 +10,9 @@ from raft.core.atomic import Disk
 from raft.core.progress import Progress
 from raft.core.records import Example, Group, Prompt, Response, read, write
 from raft.models import chat_templates, weight_check
-from raft.models.logprobs import response_likelihoods
+from raft.models.logprobs import response_logprobs
 from raft.pipeline import stages
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 
 
@@ -36,7 +36,7 @@ def test_a_response_after_no_token_is_given_its_first_one(policy, text):
     answers = [tokenizer(one)["input_ids"] for one in ("runs and sees", "sits", "the hen eats the big cat")]
     group = Group(prompt, [Response("", ids, None, "stop") for ids in answers])
     expected = [by_hand(policy, before, ids) for ids in answers]
-    assert list(response_likelihoods(policy, [group])) == [pytest.approx(expected, abs=1e-4)]
+    assert list(response_logprobs(policy, [group])) == [pytest.approx(expected, abs=1e-4)]
 
 
 def test_a_perplexity_counts_the_tokens_that_were_predicted(policy, tmp_path):
@@ -46,8 +46,8 @@ def test_a_perplexity_counts_the_tokens_that_were_predicted(policy, tmp_path):
     ]
     write(tmp_path / "references.jsonl", rows)
     path = tmp_path / "out.jsonl"
-    output = Output(path, path, "", 0, 0, Progress("a", "prompts"), disk=Disk())
+    output = ArtifactWriter(path, path, "", 0, 0, Progress("a", "prompts"), disk=Disk())
     references = Artifact(tmp_path / "references.jsonl", {"rows": 2})
-    stages.recite(None, output, Artifact(policy, {}), references)
+    stages.reference_logprobs(None, output, Artifact(policy, {}), references)
 
     assert [row["tokens"] for row in read(path)] == [len(ids) - 1, len(ids)]

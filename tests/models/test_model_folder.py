@@ -67,7 +67,7 @@ def test_the_command_that_a_refused_adapter_is_told_merges_it(tmp_path: Path, mo
         hub.locate_model(str(tmp_path / "base" / "tuned"))
     monkeypatch.chdir(tmp_path)
     exec(str(told.value).split('python -c "')[1].removesuffix('"'), {})
-    merged = RewardModel(model=str(tmp_path / "tuned-merged"), max_tokens=200)
+    merged = RewardModel(model=str(tmp_path / "tuned-merged"), max_length=200)
     ids = [merged.encode(groups()[0].prompt, text.text)[0] for text in groups()[0].responses]
     expected = [tuned(input_ids=torch.tensor([row])).logits[0, 0].item() for row in ids]
     assert rewards(merged, groups())[:5] == pytest.approx(expected, abs=1e-4)
@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_policy_names_the_folder_that_the_recipe_names(tmp_
     place.parent.mkdir()
     start, output = SimpleNamespace(model=str(tmp_path / "mine"), revision=None), SimpleNamespace(path=place)
     with pytest.raises(UserError, match=f"^{tmp_path}/mine: .*banana"):
-        stages.adopt(start, output, probed=True)
+        stages.link_model(start, output, probed=True)
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused_at_load(tmp_path: Path):

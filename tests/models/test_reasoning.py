@@ -112,7 +112,7 @@ def test_a_thought_that_the_template_opens_is_one(tokenizer: Any, prompt: str, c
 
 
 def test_markers_clean_the_answer_alone(tokenizer: Any):
-    found = finished(tokenizer, "<think>a\nUser: b</think>\n\n 4 \nUser: c", cut_at=["\nUser:"], strip=True)
+    found = finished(tokenizer, "<think>a\nUser: b</think>\n\n 4 \nUser: c", truncate_at=["\nUser:"], strip=True)
     assert found.text == "4" and found.finish_reason == "marker"
     head = generated(tokenizer, "<think>a\nUser: b</think>\n\n ").token_ids
     assert found.token_ids == [*head, *generated(tokenizer, "4").token_ids]

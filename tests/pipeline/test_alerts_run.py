@@ -24,14 +24,14 @@ def sentence(rng: np.random.Generator) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A policy fine-tuned on sentences, prompts, references, and two rewards."""
-    folder = tmp_path_factory.mktemp("advice")
+    folder = tmp_path_factory.mktemp("alerts")
     rng = np.random.default_rng(0)
     rows = [{"id": f"p{n:03d}", "prompt": f"{n} the ", "response": sentence(rng)} for n in range(600)]
     (folder / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "sft.yaml").write_text(yaml.safe_dump({
         "name": "speaker", "job": "sft", "policy": {"config": worlds.TINY, "vocab_size": 300},
         "examples": {"kind": "file", "path": "sentences.jsonl"},
-        "trainer": {"kind": "sft", "learning_rate": 3e-3, "epochs": 6, "batch_size": 32},
+        "trainer": {"kind": "sft", "learning_rate": 3e-3, "num_train_epochs": 6, "batch_size": 32},
     }))  # fmt: skip
     (folder / "grades.py").write_text(
         "def marks(prompt, response):\n    return response.count('#')\n\n\n"
@@ -42,11 +42,11 @@ def world(tmp_path_factory) -> Path:
 
 def recipe(world: Path, name: str, reward: str, **changes: Any) -> Path:
     options: dict[str, Any] = {
-        "name": name, "policy": {"recipe": "sft.yaml"}, "iterations": 3, "keep": "best",
-        "prompts": {"kind": "file", "path": "sentences.jsonl", "per_iteration": 48, "max_tokens": 16},
-        "generator": {"kind": "transformers", "k": 8, "max_tokens": 40, "block": 48},
+        "name": name, "policy": {"recipe": "sft.yaml"}, "iterations": 3, "keep_policies": "best",
+        "prompts": {"kind": "file", "path": "sentences.jsonl", "per_iteration": 48, "max_prompt_length": 16},
+        "generator": {"kind": "transformers", "k": 8, "max_tokens": 40, "batch_size": 48},
         "reward": {"kind": "rule", "function": f"grades:{reward}"},
-        "trainer": {"kind": "sft", "learning_rate": 1e-3, "epochs": 2, "batch_size": 16},
+        "trainer": {"kind": "sft", "learning_rate": 1e-3, "num_train_epochs": 2, "batch_size": 16},
         "evaluation": {"count": 48, "k": 2, "references": {"kind": "file", "path": "sentences.jsonl", "limit": 40}},
     }  # fmt: skip
     (world / f"{name}.yaml").write_text(yaml.safe_dump({**options, **changes}))
@@ -55,8 +55,10 @@ def recipe(world: Path, name: str, reward: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(world) -> tuple[Path, str]:
-    gentle = {"kind": "sft", "learning_rate": 2e-4, "epochs": 1, "batch_size": 16}
-    done = worlds.raft(world, "run", recipe(world, "clean", "colours", iterations=2, trainer=gentle, keep="all"))
+    gentle = {"kind": "sft", "learning_rate": 2e-4, "num_train_epochs": 1, "batch_size": 16}
+    done = worlds.raft(
+        world, "run", recipe(world, "clean", "colours", iterations=2, trainer=gentle, keep_policies="all")
+    )
     assert done.returncode == 0, done.stderr
     return world / "outputs" / "clean", done.stdout
 
@@ -128,11 +130,11 @@ def test_the_perplexity_of_a_real_run_is_what_transformers_says(clean):
 def test_a_real_run_that_learns_a_symbol_stops_in_order_says_why_and_keeps_the_best(world, clean):
     told_to_stop = {"on_warning": "stop", "ignore": ["ties", "length", "length-reward"]}
     unmeasured = {"count": 48, "k": 2, "kl": False}
-    path = recipe(world, "hacked", "marks", iterations=6, advice=told_to_stop, evaluation=unmeasured)
+    path = recipe(world, "hacked", "marks", iterations=6, alerts=told_to_stop, evaluation=unmeasured)
     done = worlds.raft(world, "run", path)
     assert done.returncode == 0, done.stderr
     assert "warning: n-grams: '#' stands in" in done.stdout
-    assert "(advice.on_warning: stop) because of n-grams" in done.stdout and "advice.on_warning=warn" in done.stdout
+    assert "(alerts.on_warning: stop) because of n-grams" in done.stdout and "alerts.on_warning=warn" in done.stdout
     rows = list(read(world / "outputs" / "hacked" / "metrics.jsonl"))
     assert 1 < len(rows) < 7
     assert "reward/absorbed" in rows[1] and not any("kl/first" in row or "perplexity/references" in row for row in rows)
@@ -143,13 +145,13 @@ def test_a_real_run_that_learns_a_symbol_stops_in_order_says_why_and_keeps_the_b
     again = worlds.raft(world, "run", path)
     assert again.returncode == 0 and "because of n-grams" in again.stdout
     assert worlds.fingerprint(world / "outputs" / "hacked") == before
-    goes_on = worlds.raft(world, "resume", "outputs/hacked", "advice.on_warning=warn", f"iterations={len(rows)}")
+    goes_on = worlds.raft(world, "resume", "outputs/hacked", "alerts.on_warning=warn", f"iterations={len(rows)}")
     assert goes_on.returncode == 0, goes_on.stderr
     assert len(list(read(world / "outputs" / "hacked" / "metrics.jsonl"))) == len(rows) + 1
 
 
 def test_references_are_single_responses(world):
-    pairs = {"kind": "file", "path": "sentences.jsonl", "pairs": "given"}
+    pairs = {"kind": "file", "path": "sentences.jsonl", "pairs": "columns"}
     path = recipe(world, "wrong", "marks", evaluation={"references": pairs})
     done = worlds.raft(world, "check", path)
     assert done.returncode == 2 and "evaluation.references.pairs: perplexity is of single responses" in done.stderr

@@ -30,18 +30,24 @@ REWARD_MODEL: dict[str, Any] = {
     "job": "reward-model",
     "name": "taste",
     "policy": {"config": worlds.TINY, "vocab_size": 300},
-    "examples": {"kind": "file", "path": "hh.jsonl", "pairs": "hh-rlhf", "held_out": 10, "max_failed": 0.1},
-    "trainer": {"kind": "reward-model", "template": "chat", "learning_rate": 1e-3, "batch_size": 8, "epochs": 2},
+    "examples": {"kind": "file", "path": "hh.jsonl", "pairs": "hh-rlhf", "held_out": 10, "max_bad_rows_fraction": 0.1},
+    "trainer": {
+        "kind": "reward-model",
+        "template": "chat",
+        "learning_rate": 1e-3,
+        "batch_size": 8,
+        "num_train_epochs": 2,
+    },
 }
 RECIPE: dict[str, Any] = {
     "job": "evaluate-reward",
     "name": "compare",
     "rewards": {
         "length": {"kind": "rule", "function": "length", "args": {"unit": "characters"}},
-        "taste": {"kind": "model", "recipe": "taste.yaml", "template": "chat", "max_tokens": 200},
+        "taste": {"kind": "model", "recipe": "taste.yaml", "template": "chat", "max_length": 200},
     },
     "sets": {
-        "hh": {"kind": "file", "path": "hh.jsonl", "pairs": "hh-rlhf", "held_out": 10, "max_failed": 0.1},
+        "hh": {"kind": "file", "path": "hh.jsonl", "pairs": "hh-rlhf", "held_out": 10, "max_bad_rows_fraction": 0.1},
         "bench": {"kind": "file", "path": "bench.jsonl", "pairs": "reward-bench", "system": "Be kind."},
     },
 }
@@ -149,7 +155,7 @@ def test_every_section_is_checked(tmp_path: Path):
     write(tmp_path, rewards={"a": {"kind": "rule", "function": "length"}}, sets={"x": sets["x"]})
     assert "sets.x.pairs: say how to get pairs" in worlds.raft(tmp_path, "check", "recipe.yaml").stderr
     missing = {"kind": "model", "model": "./none", "template": "chat"}
-    write(tmp_path, rewards={"a": missing}, sets={"x": {"kind": "file", "path": "no.jsonl", "pairs": "given"}})
+    write(tmp_path, rewards={"a": missing}, sets={"x": {"kind": "file", "path": "no.jsonl", "pairs": "columns"}})
     refused = worlds.raft(tmp_path, "check", "recipe.yaml")
     assert "rewards.a.model" in refused.stderr and "sets.x.path: no file" in refused.stderr
 
@@ -176,7 +182,7 @@ def test_of_many_reward_models_one_at_a_time_is_in_memory(tmp_path: Path, monkey
     names = ("first", "second", "third")
     for name in names:
         save(tmp_path / name, "LlamaForSequenceClassification", **SIZE)
-    one = {name: {"kind": "model", "model": name, "template": "chat", "max_tokens": 128} for name in names}
+    one = {name: {"kind": "model", "model": name, "template": "chat", "max_length": 128} for name in names}
     both = {"kind": "ensemble", "members": {name: one[name] for name in names[:1]}}
     write(tmp_path, rewards={**one, "both": both}, sets={"bench": RECIPE["sets"]["bench"]})
     living: weakref.WeakSet[Reader] = weakref.WeakSet()

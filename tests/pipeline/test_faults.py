@@ -21,8 +21,8 @@ pytestmark = pytest.mark.engine
 RECIPE = {
     "generator": {"kind": "vllm", "k": 4, "max_tokens": 24},
     "prompts": {"per_iteration": 24},
-    "selection": {"kind": "best-of-k", "drop": ["truncated"], "kl": 0.01},
-    "keep": "all",
+    "selection": {"kind": "best-of-k", "filters": ["truncated"], "kl_coef": 0.01},
+    "keep_policies": "all",
 }
 COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
 

@@ -73,7 +73,7 @@ def test_a_response_that_cannot_be_judged_is_dropped_with_its_reason_and_the_oth
     (tmp_path / "letters.py").write_text(RULE.replace("return", "assert response != '!', 'rude'\n    return"))
     reward = {"kind": "rule", "function": "letters:vowels"}
     recipe = {"job": "label", "name": "pairs", "responses": {"path": "responses.jsonl"}, "reward": reward}
-    write(tmp_path, "label.yaml", **recipe, selection={"kind": "best-vs-worst", "max_failed": 0.5})
+    write(tmp_path, "label.yaml", **recipe, selection={"kind": "best-vs-worst", "max_failed_fraction": 0.5})
     done = worlds.raft(tmp_path, "run", "label.yaml")
     assert done.returncode == 0, done.stderr
     rows = list(read(tmp_path / "outputs/pairs/pairs.jsonl"))
@@ -89,9 +89,9 @@ def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tm
     worlds.make_recipe(tmp_path)
     made = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     label = {name: made[name] for name in ("policy", "prompts", "generator")}
-    label["selection"] = {"kind": "best-vs-worst", "drop": ["empty"]}
+    label["selection"] = {"kind": "best-vs-worst", "filters": ["empty"]}
     write(tmp_path, "label.yaml", job="label", name="judged", **label, reward={"kind": "rule", "function": "length"})
-    examples = {"kind": "file", "recipe": "label.yaml", "pairs": "given", "held_out": 4}
+    examples = {"kind": "file", "recipe": "label.yaml", "pairs": "columns", "held_out": 4}
     trainer = {"kind": "reward-model", "learning_rate": 1e-3, "batch_size": 4}
     write(
         tmp_path, "reward.yaml", job="reward-model", name="learnt", policy={"model": "base"}, examples=examples,
@@ -137,8 +137,8 @@ def test_whatever_is_published_the_reader_of_pairs_reads(tmp_path: Path, ask: di
     assert reasons <= {"chosen is empty", "rejected is empty", "chosen and rejected are equal"}
     ids = [row["id"] for row in published] + [row["prompt_id"] for row in dropped]
     assert len(set(ids)) == len(ids)
-    where = {} if "text" in ask else {"messages": "messages", "field": None}
-    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="given", max_failed=0.0, **where)
+    where = {} if "text" in ask else {"messages": "messages", "prompt_column": None}
+    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="columns", max_failed_fraction=0.0, **where)
     found = list(pairs(section, seed=0))
     assert [(one.chosen.text, one.rejected.text) for one in found] == [
         (row["chosen"], row["rejected"]) for row in published
@@ -210,7 +210,7 @@ def test_needed_recipes_of_one_name_are_refused(tmp_path: Path):
         examples = {
             "kind": "list",
             "items": [{"prompt": "a", "chosen": "b", "rejected": str(number)}],
-            "pairs": "given",
+            "pairs": "columns",
         }
         write(
             tmp_path,

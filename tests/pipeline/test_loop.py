@@ -46,7 +46,7 @@ def test_a_run_has_the_files_that_are_promised(finished):
 
 def test_a_run_that_nobody_is_told_of_has_its_metrics_and_keeps_what_it_is_to_keep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    worlds.make_recipe(tmp_path, keep="last")
+    worlds.make_recipe(tmp_path, keep_policies="last")
     loop.run(recipe.load(tmp_path / "recipe.yaml"), Quiet())
     run = tmp_path / "outputs" / "tiny"
     assert [row["iteration"] for row in read(run / "metrics.jsonl")] == [0, 1, 2]
@@ -139,7 +139,7 @@ def test_a_policy_loads_with_transformers(finished):
 
 
 def test_a_finished_run_can_be_extended_and_equals_a_longer_one(finished, tmp_path):
-    worlds.make_recipe(tmp_path, iterations=3, keep="all")
+    worlds.make_recipe(tmp_path, iterations=3, keep_policies="all")
     assert worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=1").returncode == 0
     assert worlds.raft(tmp_path, "resume", "outputs/tiny", "iterations=3").returncode == 0
     assert worlds.raft(tmp_path, "run", "recipe.yaml", "name=whole").returncode == 0
@@ -194,9 +194,9 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
     [
         {"selection": {"kind": "top-fraction", "fraction": 0.25}},
         {"selection": {"kind": "softmax", "temperature": 0.1}},
-        {"selection": {"kind": "random", "drop": ["empty", "duplicate"]}},
-        {"selection": {"kind": "best-of-k", "kl": 0.05}},
-        {"start_from": "first"},
+        {"selection": {"kind": "random", "filters": ["empty", "duplicate"]}},
+        {"selection": {"kind": "best-of-k", "kl_coef": 0.05}},
+        {"train_from": "first"},
         {"trainer": {"lora": {"r": 4}}},
     ],
     ids=["top-fraction", "softmax", "random", "kl", "from-first", "lora"],

@@ -27,7 +27,7 @@ def world(tmp_path_factory) -> Path:
     held_out = [{**row, "id": f"h{n}", "long": n < 3} for n, row in enumerate(worlds.prompts(8))]
     (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
     (folder / "picky.py").write_text(RULES)
-    evaluation = {"count": 8, "k": 2, "prompts": {"kind": "file", "path": "held_out.jsonl", "max_tokens": 64}}
+    evaluation = {"count": 8, "k": 2, "prompts": {"kind": "file", "path": "held_out.jsonl", "max_prompt_length": 64}}
     worlds.make_recipe(folder, evaluation=evaluation, iterations=1)
     return folder
 
@@ -37,7 +37,7 @@ def reward_missing(world: Path) -> list[str]:
     """What the run says that is refused first, and that which goes on with another limit."""
     refused = worlds.raft(world, "run", "recipe.yaml", "name=reward", "reward.function=picky:picky")
     assert refused.returncode == 2
-    command = ["run", "recipe.yaml", "name=reward", "reward.function=picky:picky", "selection.max_failed=0.5"]
+    command = ["run", "recipe.yaml", "name=reward", "reward.function=picky:picky", "selection.max_failed_fraction=0.5"]
     done = worlds.raft(world, *command)
     assert done.returncode == 0, done.stderr
     return [refused.stderr, done.stdout]
@@ -50,7 +50,7 @@ def policies(world: Path, name: str) -> list[dict]:
 def test_too_many_held_out_answers_without_a_reward_stop_the_run_with_the_first_reason(reward_missing):
     assert "6 of 16 held-out answers of policy 0 have no reward" in reward_missing[0]
     assert "prompt h0" in reward_missing[0] and "no such long answers" in reward_missing[0]
-    assert "selection.max_failed" in reward_missing[0] and "Traceback" not in reward_missing[0]
+    assert "selection.max_failed_fraction" in reward_missing[0] and "Traceback" not in reward_missing[0]
 
 
 def test_the_gold_reward_has_the_same_limit(world):

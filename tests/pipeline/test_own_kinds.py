@@ -54,7 +54,7 @@ def test_the_smallest_own_kind_of_every_sort_makes_a_whole_run(tmp_path):
     worlds.make_recipe(
         tmp_path,
         iterations=1,
-        prompts={"kind": "mine:Source", "per_iteration": 4, "max_tokens": 64},
+        prompts={"kind": "mine:Source", "per_iteration": 4, "max_prompt_length": 64},
         generator={"kind": "mine:Generator"},
         reward={"kind": "mine:Reward"},
         selection={"kind": "mine:Longest"},

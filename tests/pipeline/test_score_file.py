@@ -174,7 +174,7 @@ def test_the_reward_of_a_recipe_that_names_the_recipe_of_its_model_is_found_once
     monkeypatch.chdir(folder)
     (folder / "needed.yaml").write_text(
         "{job: reward-model, name: needed, policy: {model: base}, examples: {kind: file, path: pairs.jsonl, "
-        "pairs: given}, trainer: {kind: reward-model}}"
+        "pairs: columns}, trainer: {kind: reward-model}}"
     )
     recipe = folder / "recipe.yaml"
     recipe.write_text("{name: whole, reward: {kind: model, recipe: needed.yaml}}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raft.core import registry
+from raft.core.options import Fault
 from raft.core.records import Response
 from raft.pipeline.selection import (
     BestOfK,
@@ -112,7 +113,7 @@ def test_where_there_are_ranks_they_say_which_is_best():
     pairs = BestVsWorst().pick(RANKED, rng, RANKS)
     assert places(pairs) == [(0, 2), (2, 2)] and pairs.rejected.tolist() == [0, 1]
     assert pairs.reasons == {1: "tied"}
-    assert places(BestOfK(drop=["tied"]).pick(RANKED, rng, RANKS)) == [(0, 2), (2, 2)]
+    assert places(BestOfK(filters=["tied"]).pick(RANKED, rng, RANKS)) == [(0, 2), (2, 2)]
 
 
 def test_ranks_do_not_touch_selections_that_ask_by_how_much():
@@ -124,12 +125,12 @@ def test_only_best_vs_worst_makes_pairs():
     assert [selection.makes_pairs for selection in SELECTIONS] == [False] * 5 + [True]
 
 
-@pytest.mark.parametrize("drop", [[], ["tied"]])
+@pytest.mark.parametrize("filters", [[], ["tied"]])
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: type(selection).__name__)
 def test_every_group_is_picked_from_or_has_a_reason(selection, drop):
     rng = np.random.default_rng(5)
     rewards = np.where(rng.random((500, 4)) < 0.5, NAN, rng.integers(0, 4, (500, 4)))
-    picks = picked(type(selection)(**{**vars(selection), "drop": drop}), rewards)
+    picks = picked(type(selection)(**{**vars(selection), "filters": drop}), rewards)
     assert sorted({*picks.prompts.tolist(), *picks.reasons}) == list(range(500))
     assert not set(picks.prompts.tolist()) & set(picks.reasons)
     assert not np.isnan(rewards[picks.prompts, picks.responses]).any()
@@ -151,14 +152,14 @@ def test_the_rewards_are_not_written_to(selection):
 
 
 def test_tied_groups_are_dropped_whole_and_named():
-    picks = picked(BestOfK(drop=["tied"]))
+    picks = picked(BestOfK(filters=["tied"]))
     assert places(picks) == [(0, 1), (1, 0), (4, 1), (5, 1)]
     assert picks.reasons == {2: "no eligible response", 3: "tied"}
 
 
 def test_a_tied_group_takes_no_place_in_the_top_fraction():
     # 9 eligible without the tied group, a third is 3: both 5s, then the 3
-    assert places(picked(TopFraction(fraction=0.33, drop=["tied"]))) == [(0, 1), (1, 0), (1, 1)]
+    assert places(picked(TopFraction(fraction=0.33, filters=["tied"]))) == [(0, 1), (1, 0), (1, 1)]
 
 
 def test_a_tie_needs_two_eligible_rewards_all_equal():
@@ -250,20 +251,20 @@ def test_shaping_pays_for_the_distance_from_the_first_policy():
 @pytest.mark.parametrize(
     "options, key",
     [
-        ({"kind": "best-of-k", "kl": -0.1}, "selection.kl"),
-        ({"kind": "best-of-k", "max_failed": 1.5}, "selection.max_failed"),
-        ({"kind": "best-of-k", "drop": ["long"]}, "selection.drop[0]"),
+        ({"kind": "best-of-k", "kl_coef": -0.1}, "selection.kl_coef"),
+        ({"kind": "best-of-k", "max_failed_fraction": 1.5}, "selection.max_failed_fraction"),
+        ({"kind": "best-of-k", "filters": ["long"]}, "selection.filters[0]"),
         ({"kind": "top-fraction"}, "selection.fraction"),
         ({"kind": "top-fraction", "fraction": 0.0}, "selection.fraction"),
         ({"kind": "top-fraction", "fraction": 1.01}, "selection.fraction"),
         ({"kind": "threshold", "minimum": NAN}, "selection.minimum"),
         ({"kind": "softmax", "temperature": 0.0}, "selection.temperature"),
         ({"kind": "softmax", "temperature": NAN}, "selection.temperature"),
-        ({"kind": "softmax", "max_failed": -1.0}, "selection.max_failed"),
+        ({"kind": "softmax", "max_failed_fraction": -1.0}, "selection.max_failed_fraction"),
     ],
 )
 def test_a_wrong_option_is_named(options, key):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     assert registry.component("selection", options, "selection", faults) is None
     assert [fault.key for fault in faults] == [key]
 
@@ -271,7 +272,10 @@ def test_a_wrong_option_is_named(options, key):
 @pytest.mark.parametrize(
     "options, selection",
     [
-        ({"kind": "best-of-k", "drop": ["truncated", "tied"], "kl": 0.1}, BestOfK(drop=["truncated", "tied"], kl=0.1)),
+        (
+            {"kind": "best-of-k", "filters": ["truncated", "tied"], "kl_coef": 0.1},
+            BestOfK(filters=["truncated", "tied"], kl_coef=0.1),
+        ),
         ({"kind": "top-fraction", "fraction": 1}, TopFraction(fraction=1.0)),
         ({"kind": "threshold", "minimum": -3}, Threshold(minimum=-3.0)),
         ({"kind": "softmax"}, Softmax(temperature=1.0)),
@@ -280,7 +284,7 @@ def test_a_wrong_option_is_named(options, key):
     ],
 )
 def test_every_kind_is_built_from_its_options(options, selection):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     assert registry.component("selection", options, "selection", faults) == selection and not faults
 
 

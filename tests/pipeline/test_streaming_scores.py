@@ -16,15 +16,15 @@ import worlds
 from raft.core import records
 from raft.core.atomic import write_json
 from raft.core.errors import Stopped, UserError
+from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response, Score
-from raft.core.registry import speed
 from raft.pipeline import stages, streaming_scores
-from raft.pipeline.streaming_scores import PAUSE, TOGETHER, Follower, followed
+from raft.pipeline.streaming_scores import PAUSE, TOGETHER, StreamingScorer, streamed
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge.judge import Judge
 from raft.rewards.rule import Rule
 from raft.store.keys import Artifact
-from raft.store.runs import Place, Run, stamp_path
+from raft.store.runs import Folder, Run, stamp_path
 
 COUNT = 40
 
@@ -54,7 +54,7 @@ class Makes:
     """A generator that ends with `fault` at group `until`, and before that waits for scores `lag` groups behind."""
 
     k: int = 2
-    block: int = 1
+    batch_size: int = 1
     lag: int | None = speed(None)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
@@ -78,7 +78,7 @@ class Says:
     """A reward that can be asked to fail once, at a group."""
 
     remote: bool = speed(True)
-    block: int = 1
+    batch_size: int = 1
     fails: str = speed("")
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -113,13 +113,13 @@ def made(folder: Path, name: str) -> Artifact:
 
 def answer_and_score(folder: Path, generator: Makes, reward: object) -> Artifact:
     """As an iteration of the loop does it."""
-    it = Place(folder, 1, Run(folder, 3))
+    it = Folder(folder, 1, Run(folder, 3))
     if not (folder / "prompts.jsonl").exists():
         folder.mkdir(exist_ok=True)
         records.write(folder / "prompts.jsonl", (Prompt(f"p{n}", text="x" * n).row() for n in range(COUNT)))
         (folder / "policy").mkdir()
     prompts, policy = made(folder, "prompts.jsonl"), made(folder, "policy")
-    with followed(it, "responses.jsonl", {"scores.jsonl": reward}, prompts):
+    with streamed(it, "responses.jsonl", {"scores.jsonl": reward}, prompts):
         responses = it.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
     return it.once("scores.jsonl", stages.score, reward, prompts=prompts, responses=responses)
 
@@ -148,7 +148,7 @@ def test_a_reward_of_this_machine_waits_for_the_last_response(tmp_path):
 def test_a_reward_whose_groups_depend_on_each_other_does_not_follow(tmp_path):
     UNTIL[0] = 30
     with pytest.raises(Stopped):
-        answer_and_score(tmp_path, Makes(), Says(block=8))
+        answer_and_score(tmp_path, Makes(), Says(batch_size=8))
     assert not WORLD.scored
 
 
@@ -168,9 +168,9 @@ def test_responses_are_on_the_disk_before_their_scores_are_asked_for(tmp_path, m
     WORLD.scored.clear()
     (tmp_path / "grows.partial").write_bytes(records.dump({"hash": "h"}) + (tmp_path / "responses.jsonl").read_bytes())
     flushed = []
-    monkeypatch.setattr(streaming_scores, "flush", lambda path: flushed.append((path.name, len(WORLD.scored))))
-    follower = Follower(
-        Place(tmp_path, 1, Run(tmp_path, 3)), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl")
+    monkeypatch.setattr(streaming_scores, "fsync", lambda path: flushed.append((path.name, len(WORLD.scored))))
+    follower = StreamingScorer(
+        Folder(tmp_path, 1, Run(tmp_path, 3)), "grows", "scored", Says(), made(tmp_path, "prompts.jsonl")
     )
     follower.start()
     WORLD.wait_until_scored(COUNT)
@@ -183,8 +183,8 @@ def test_a_row_is_read_when_it_is_whole(tmp_path):
     answer_and_score(tmp_path, Makes(), Says(remote=False))
     WORLD.scored.clear()
     lines = (tmp_path / "responses.jsonl").read_bytes().splitlines(keepends=True)
-    place = Place(tmp_path, 1, Run(tmp_path, 3))
-    follower = Follower(place, "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
+    place = Folder(tmp_path, 1, Run(tmp_path, 3))
+    follower = StreamingScorer(place, "grows", "scored", Says(), made(tmp_path, "prompts.jsonl"))
     grows = tmp_path / "grows.partial"
     grows.write_bytes(records.dump({"hash": "h"}) + lines[0] + lines[1][:-20])
     follower.start()
@@ -210,7 +210,7 @@ def test_a_reward_that_fails_meanwhile_is_asked_again_in_its_own_stage(tmp_path)
 def test_a_fault_that_stays_is_told_when_all_responses_are_there(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    judge = Judge(url=f"http://127.0.0.1:{port}/v1", model="m", mode="grade", retries=0)
+    judge = Judge(url=f"http://127.0.0.1:{port}/v1", model="m", mode="grade", max_retries=0)
     with pytest.raises(UserError, match="no answer from"):
         answer_and_score(tmp_path, Makes(), judge)
     assert (tmp_path / "responses.jsonl.stamp.json").exists()
@@ -238,7 +238,7 @@ def test_a_stop_does_not_wait_for_a_judge_that_is_silent(tmp_path):
 def test_an_ensemble_is_remote_and_forgets_its_neighbours_only_if_all_its_members_do():
     far, near = Judge(url="http://127.0.0.1:1/v1", model="m"), Rule(function="length")
     ensembles = [Ensemble(members=dict(enumerate(members))) for members in ([far, far], [far, near], [near, Blocks()])]
-    assert [(one.remote, one.block) for one in ensembles] == [(True, 1), (False, 1), (False, 64)]
+    assert [(one.remote, one.batch_size) for one in ensembles] == [(True, 1), (False, 1), (False, 64)]
 
 
 class Blocks:
@@ -248,12 +248,12 @@ class Blocks:
 def test_a_run_with_a_remote_reward_and_a_remote_gold_equals_one_without(tmp_path):
     (tmp_path / "elsewhere.py").write_text(
         "from dataclasses import dataclass\n"
-        "from raft.core.registry import speed\n"
+        "from raft.core.options import speed\n"
         "from raft.core.records import Score\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Words:\n"
         "    remote: bool = speed(False)\n"
-        "    block = 1\n\n"
+        "    batch_size = 1\n\n"
         "    def score(self, groups):\n"
         "        for group in groups:\n"
         "            yield [Score(float(len(one.text.split()))) for one in group.responses]\n\n"

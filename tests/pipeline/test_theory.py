@@ -32,15 +32,15 @@ def finished(tmp_path_factory) -> Path:
     worlds.make_recipe(
         folder,
         iterations=1,
-        prompts={"kind": "list", "items": items, "per_iteration": COUNT, "max_tokens": 64},
+        prompts={"kind": "list", "items": items, "per_iteration": COUNT, "max_prompt_length": 64},
         generator={"kind": "vllm", "k": K, "max_tokens": 1},
         reward={"kind": "rule", "function": "grades:grade"},
         trainer={
             "kind": "sft",
             "learning_rate": 3e-3,
-            "epochs": 60,
+            "num_train_epochs": 60,
             "batch_size": COUNT,
-            "tokens_per_forward": 16384,
+            "max_tokens_per_microbatch": 16384,
             "packing": False,
         },
         evaluation={"prompts": {"kind": "list", "items": ["the hen eats "]}, "count": 1, "k": 1, "gold": None},

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from raft.core.records import Prompt
-from raft.core.user_code import beside, module
+from raft.core.user_code import importable_from, module
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-with beside(RECIPES / "qwen3-1.7b-gsm8k.yaml"):
+with importable_from(RECIPES / "qwen3-1.7b-gsm8k.yaml"):
     gsm8k_rules, hh_rlhf, arithmetic_prompts = map(module, ("gsm8k_rules", "hh_rlhf", "arithmetic_prompts"))
 
 SOLUTION = "Each of the 6 boxes holds 12 pens.\nSo there are 6 * 12 = <<6*12=72>>72 pens.\n#### 72"

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from raft.core import registry
+from raft.core.options import Fault
 from raft.core.records import Example, Pair, Prompt
 from raft.data import examples, prompts
 from raft.models import from_scratch
@@ -117,7 +118,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_prompts_carry_what_gold_needs(tokenizer):
-    source = world.Prompts(count=20, format="chat", max_tokens=32)
+    source = world.Prompts(count=20, format="chat", max_prompt_length=32)
     for prompt in prompts.read(source, tokenizer):
         assert prompt.messages == [{"role": "user", "content": prompt.content}]
         assert set(prompt.meta) == set(world.SORTS)
@@ -134,7 +135,7 @@ def test_answers_and_preferences_are_examples_and_pairs_of_few_tokens(tokenizer)
 
 
 def test_options_out_of_range_are_faults_with_a_name():
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(world.Prompts, {"count": 5000, "part": "held-out"}, "prompts", faults)
     registry.build(world.Preferences, {"noise": 1.5, "count": 0}, "examples", faults)
     registry.build(world.Prompts, {"part": "test"}, "prompts", faults)

@@ -178,13 +178,13 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path):
 
 def test_drops_are_counted_by_reason_whatever_their_numbers(tmp_path: Path):
     run = write_run(tmp_path / "drops", 3, 2, 1, text, reward)
-    reason = "{} tokens, more than prompts.max_tokens: 512".format
+    reason = "{} tokens, more than prompts.max_prompt_length: 512".format
     long = [Drop(f"x{n}", None, "collect", reason(n + 600)).row() for n in range(9)]
     records.write(run / "dropped.jsonl", [*long, Drop("y", None, "collect", "held out for evaluation").row()])
     made = facts(report.write(run).read_bytes())["dropped"]
     told = {(one["where"], one["reason"]): (one["prompts"], one["responses"]) for one in made}
     assert told == {
-        ("", "600 tokens, more than prompts.max_tokens: 512"): (9, 0),
+        ("", "600 tokens, more than prompts.max_prompt_length: 512"): (9, 0),
         ("", "held out for evaluation"): (1, 0),
         ("iterations/001", "no reward"): (0, 1),
     }

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import worlds
 
@@ -24,7 +23,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], list[float]]:
 
 
 def test_tensorboard_gets_every_figure_once_also_when_the_run_goes_on(tmp_path: Path):
-    worlds.make_recipe(tmp_path, track=["tensorboard"], iterations=1)
+    worlds.make_recipe(tmp_path, report_to=["tensorboard"], iterations=1)
     assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
     done = worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=2")
     assert done.returncode == 0, done.stderr
@@ -43,34 +42,30 @@ def test_tensorboard_gets_every_figure_once_also_when_the_run_goes_on(tmp_path: 
 
 
 def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(tmp_path: Path):
-    worlds.make_recipe(tmp_path, track=["tensorboard"], iterations=1)
+    worlds.make_recipe(tmp_path, report_to=["tensorboard"], iterations=1)
     run = tmp_path / "outputs" / "tiny"
     run.mkdir(parents=True)
     (run / "forecast.json").write_text(json.dumps({"iteration": 1.0}))
-    done = worlds.raft(tmp_path, "run", "recipe.yaml", "track=[{name: tensorboard, no_such_option: 1}]")
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "report_to=[{name: tensorboard, no_such_option: 1}]")
     assert done.returncode == 0, done.stderr
     assert "warning: tensorboard is told nothing from here on (TypeError" in done.stdout
 
 
 def test_nothing_is_sent_where_the_recipe_names_no_tracker(tmp_path: Path):
-    class Nobody:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *arguments: None
-
     class Loaded:
         recipe = object()
 
     class Run:
         folder = tmp_path
 
-    told = trackers.Tracked(Nobody())
+    told = trackers.Tracked()
     told.opened(Run(), Loaded())
     told.closed(Run(), Loaded())
     assert told.trackers == {} and list(tmp_path.iterdir()) == []
 
 
 def test_wrong_trackers_are_refused_with_what_there_is(tmp_path: Path):
-    worlds.make_recipe(tmp_path, track=["tensorbord", "trackio"])
+    worlds.make_recipe(tmp_path, report_to=["tensorbord", "trackio"])
     done = worlds.raft(tmp_path, "check", "recipe.yaml")
     assert done.returncode == 2 and "track[0]: 'tensorbord' is no tracker; did you mean tensorboard?" in done.stderr
     assert "track[1]: trackio is not installed here: pip install trackio" in done.stderr

@@ -78,9 +78,9 @@ def test_a_reward_with_the_wrong_sign_is_warned_of(llama: Path):
 
 
 def test_prompts_that_leave_no_room_are_counted(llama: Path):
-    found = findings(RewardModel(model=str(llama), max_tokens=60))["room"]
+    found = findings(RewardModel(model=str(llama), max_length=60))["room"]
     assert found.level == "warning" and "of 3 prompts with a short answer 3 are too long" in found.message
-    cut = findings(RewardModel(model=str(llama), max_tokens=110, too_long="cut-prompt"))["room"]
+    cut = findings(RewardModel(model=str(llama), max_length=110, truncation="prompt"))["room"]
     assert cut.level == "ok" or "lose their beginning" in cut.message
 
 
@@ -89,13 +89,13 @@ def test_only_what_is_too_long_is_told_as_too_long(tmp_path: Path):
     head = {"regression_layer.weight": rand(8, SIZE["hidden_size"]), **gate(LLAMA_GATE, 4, SIZE["hidden_size"])}
     make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=2)
     speak_llama(tmp_path)
-    reward = RewardModel(model=str(tmp_path), template="plain", max_tokens=120)
+    reward = RewardModel(model=str(tmp_path), template="plain", max_length=120)
     short, long = Prompt("short", text="no marks"), Prompt("long", text="on and on " * 12)
     level, message = doctor._room(reward, [short])
-    assert level == "warning" and "0 are too long" in message and "raise max_tokens" not in message
+    assert level == "warning" and "0 are too long" in message and "raise max_length" not in message
     assert "1 cannot be scored for another reason (the first: " in message and "no question ends in it" in message
     level, message = doctor._room(reward, [short, long])
-    assert level == "warning" and "1 are too long" in message and "raise max_tokens" in message
+    assert level == "warning" and "1 are too long" in message and "raise max_length" in message
     assert "1 cannot be scored for another reason" in message
 
 
@@ -131,7 +131,7 @@ def test_the_longest_answers_are_measured_in_the_tokens_of_the_reward_model(llam
         (found,) = [one for one in doctor.examine(reward, prompts, answers=answers) if one.check == "longest_answer"]
         assert f"makes {letters} tokens here" in found.message
         assert found.level == ("ok" if letters <= 256 else "warning")
-    assert "more than the 256 that are read" in found.message and "selection.max_failed" in found.message
+    assert "more than the 256 that are read" in found.message and "selection.max_failed_fraction" in found.message
     fits = int(found.message.split("lower generator.max_tokens to about ")[1].split(",")[0])
     assert len(doctor.Answers(tokenizer, fits).longest(prompts)) + letters - len(text) <= 256 + 8
 
@@ -140,9 +140,11 @@ def test_check_foresees_answers_that_the_reward_model_cannot_read(llama: Path, t
     reward = {"kind": "model", "model": str(llama), "template": "plain"}
     worlds.make_recipe(tmp_path, reward={"kind": "ensemble", "members": {"a": reward}})
     assert "reads" not in worlds.raft(tmp_path, "check", "recipe.yaml").stdout
-    told = worlds.raft(tmp_path, "check", "recipe.yaml", "prompts.max_tokens=16", "generator.max_tokens=240").stdout
+    told = worlds.raft(
+        tmp_path, "check", "recipe.yaml", "prompts.max_prompt_length=16", "generator.max_tokens=240"
+    ).stdout
     assert "warning: reward.members.a: answers of generator.max_tokens: 240 have about" in told
-    assert "it reads 256" in told and "selection.max_failed" in told
+    assert "it reads 256" in told and "selection.max_failed_fraction" in told
 
 
 def test_check_foresees_nothing_of_a_policy_whose_tokenizer_keeps_nothing(llama: Path, tmp_path: Path):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raft.core.options import Fault
 from raft.core.records import Group, Prompt, Response, Score
-from raft.core.registry import Fault, component
+from raft.core.registry import component
 
 LENGTH = {"kind": "rule", "function": "length"}
 TEXTS = ["one", "one two three", "", "four words are here"]
@@ -57,14 +58,14 @@ def test_rewards_are_combined_as_said():
         ({"weights": {"vowels": 3}}, (3 * vowels + length) / 4),
         ({"combine": "min"}, np.minimum(vowels, length)),
         ({"combine": "pessimistic", "deviations": 2}, (vowels + length) / 2 - 2 * abs(vowels - length) / 2),
-        ({"combine": "sum", "ranges": {"vowels": [2, 6]}}, np.array([0, 0.75, 0, 1]) + length),
+        ({"combine": "sum", "normalize": {"vowels": [2, 6]}}, np.array([0, 0.75, 0, 1]) + length),
     ]
     for options, expected in ways:
         assert [one.reward for one in score(build(**options))] == pytest.approx(expected.tolist()), options
 
 
 def test_the_raw_rewards_of_all_members_are_kept():
-    found = score(build(combine="sum", ranges={"vowels": [2, 6]}))
+    found = score(build(combine="sum", normalize={"vowels": [2, 6]}))
     assert [one.parts for one in found] == [
         {"vowels": float(v), "length": float(n)} for v, n in zip(ROWS["vowels"], ROWS["length"], strict=True)
     ]
@@ -98,7 +99,7 @@ def test_faults_name_the_option_and_what_is_allowed():
     for weights in ({"a": 1, "b": -1}, {"a": -2}, {"a": 0.1, "b": -0.1000000000000001}):
         assert "sum to 0 or less" in faults_of(weights=weights)["reward.weights"]
     assert faults_of(combine="sum", weights={"a": -2}) == {}
-    assert "expected [low, high]" in faults_of(ranges={"a": [2, 1]})["reward.ranges.a"]
+    assert "expected [low, high]" in faults_of(normalize={"a": [2, 1]})["reward.normalize.a"]
     assert "expected a mapping of names" in faults_of(members=[LENGTH])["reward.members"]
     assert "is no name" in faults_of(members={"../x": LENGTH})["reward.members.../x"]
     assert (

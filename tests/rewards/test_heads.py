@@ -29,8 +29,8 @@ def check(folder: Path, formula: Formula, **options: Any) -> None:
         ids = chat_ids(tokenizer, text)
         expected.append(float(formula(llama_hidden(folder, ids), ids)))
     assert max(expected) - min(expected) > 0.01
-    for batch_tokens in (1, 100, 16384):
-        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens, **options)
+    for max_tokens_per_batch in (1, 100, 16384):
+        reward = RewardModel(model=str(folder), max_tokens_per_batch=max_tokens_per_batch, **options)
         assert rewards(reward, groups())[:5] == pytest.approx(expected, abs=1e-4)
     shuffled = rewards(reward, groups(TEXTS[::-1]))
     assert shuffled[:5] == pytest.approx(expected[::-1], abs=1e-4)
@@ -152,8 +152,8 @@ def test_a_quantile_head_weighs_its_attributes_by_a_gate_that_reads_the_question
         means = means @ head["reward_transform_matrix"].double() if transform else means
         expected.append(float(gated(head, LLAMA_GATE, h[at], heat) @ means))
         parts.append(means.tolist())
-    for batch_tokens in (1, 16384):
-        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens)
+    for max_tokens_per_batch in (1, 16384):
+        reward = RewardModel(model=str(folder), max_tokens_per_batch=max_tokens_per_batch)
         assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
     (first, _) = reward.score(groups())
     assert [list(score.parts.values()) for score in first] == [pytest.approx(one, abs=1e-4) for one in parts]
@@ -237,8 +237,8 @@ def test_a_deberta_reads_question_and_answer_as_a_pair(tmp_path: Path):
         pooled = pooled * 0.5 * (1 + torch.erf(pooled / 2**0.5))
         expected.append(float(model.classifier.weight[0].double() @ pooled + model.classifier.bias[0].double()))
     assert max(expected) - min(expected) > 0.01
-    for batch_tokens in (1, 16384):
-        reward = RewardModel(model=str(tmp_path), template="pair", batch_tokens=batch_tokens)
+    for max_tokens_per_batch in (1, 16384):
+        reward = RewardModel(model=str(tmp_path), template="pair", max_tokens_per_batch=max_tokens_per_batch)
         assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
 
 
@@ -289,8 +289,8 @@ def test_an_armorm_weighs_its_objectives_by_a_gate_of_layers_without_norms(tmp_p
         expected.append(sum(float(weights[k] * (found @ w["reward_transform_matrix"])[k]) for k in range(count)))
         objectives.append(found.tolist())
     assert max(expected) - min(expected) > 0.01
-    for batch_tokens in (1, 16384):
-        reward = RewardModel(model=str(folder), batch_tokens=batch_tokens)
+    for max_tokens_per_batch in (1, 16384):
+        reward = RewardModel(model=str(folder), max_tokens_per_batch=max_tokens_per_batch)
         assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
     (first, _) = reward.score(groups())
     assert [list(score.parts.values()) for score in first] == [pytest.approx(one, abs=1e-4) for one in objectives]

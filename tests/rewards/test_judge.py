@@ -109,7 +109,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def served(model):
     """A judge whose own server the tests share."""
-    judge = Judge(model=str(model), engine=SIZE)
+    judge = Judge(model=str(model), engine_args=SIZE)
     yield judge
     judge.close()
 
@@ -244,7 +244,7 @@ def test_faults_that_pass_change_nothing(ask, proxy):
         return [(500, b"{}"), (200, content[:40]), (429, b"slow down"), None, None][kind]
 
     proxy.spoil = spoil
-    assert scores(ask(retries=50), group(*WORDS[:4])) == whole and len(proxy.requests) > 2 * 12
+    assert scores(ask(max_retries=50), group(*WORDS[:4])) == whole and len(proxy.requests) > 2 * 12
 
 
 @pytest.mark.engine
@@ -267,7 +267,7 @@ def test_order_and_results_do_not_depend_on_how_fast_answers_come(ask, proxy):
     whole = scores(ask(MIXED), *blocks)
     proxy.spoil = lambda asked, content: time.sleep(asked["seed"] % 5 * 0.02)
     proxy.most_busy = 0
-    assert scores(ask(MIXED, concurrency=3), *blocks) == whole
+    assert scores(ask(MIXED, max_concurrency=3), *blocks) == whole
     assert 2 <= proxy.most_busy <= 3
 
 
@@ -294,7 +294,9 @@ def test_what_was_judged_before_a_failure_is_kept(ask, proxy):
         return (500, b"{}") if "fox" in asked["messages"][0]["content"] else None
 
     proxy.spoil = spoil
-    found = ask(retries=0).score([group("ape", "bee", name="1"), group("cat", "dog", name="2"), group("fox", "ape")])
+    found = ask(max_retries=0).score(
+        [group("ape", "bee", name="1"), group("cat", "dog", name="2"), group("fox", "ape")]
+    )
     assert [score.rank for score in next(found)] == [0, 1] and [score.rank for score in next(found)] == [0, 1]
     with pytest.raises(UserError, match="no answer from"):
         next(found)
@@ -348,14 +350,14 @@ def test_a_wrong_key_a_wrong_name_and_a_server_that_is_not_there_stop_the_run(as
         scores(ask(), pair)
     assert "wrong-key-7" not in str(caught.value)
     with pytest.raises(UserError, match=r"no answer.*reward\.concurrency"):
-        scores(ask(url="http://127.0.0.1:1/v1", retries=0), pair)
+        scores(ask(url="http://127.0.0.1:1/v1", max_retries=0), pair)
 
 
 @pytest.mark.engine
 def test_a_server_that_fails_for_good_stops_the_run(ask, proxy):
     proxy.spoil = lambda asked, content: (503, b"down")
     with pytest.raises(UserError, match=r"prompt p: no answer .* after 2 attempts, at last status 503: down"):
-        scores(ask(retries=1), group(*WORDS))
+        scores(ask(max_retries=1), group(*WORDS))
     proxy.spoil = lambda asked, content: (200, b'{"reply": "[[A]]"}')
     with pytest.raises(UserError, match="not OpenAI's protocol"):
         scores(ask(), group("ape", "bee"))
@@ -377,7 +379,9 @@ def test_the_judge_reads_raft_s_own_words(ask, proxy):
 def test_a_judge_s_own_server_ends_and_starts_again(served, model, tmp_path):
     """The last test: it ends the server that the others share."""
     (tmp_path / "fair.jinja").write_text(FAIR)
-    judge = Judge(model=str(model), engine=SIZE, template=str(tmp_path / "fair.jinja"), max_tokens=16, retries=3)
+    judge = Judge(
+        model=str(model), engine_args=SIZE, template=str(tmp_path / "fair.jinja"), max_tokens=16, max_retries=3
+    )
     vars(judge)["own"] = served.own
     (before,) = scores(judge, group(*WORDS))
     kill = threading.Timer(0.5, os.killpg, (session(judge.own.process.pid), signal.SIGKILL))

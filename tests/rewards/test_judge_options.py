@@ -1,4 +1,4 @@
-"""The options of kind: judge, without an engine: faults, and what of them is in a run's key."""
+"""The options of kind: judge, without an engine_args: faults, and what of them is in a run's key."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from raft.store.keys import describe
 
 WRONG = {
     "url": ({"url": "host:1"}, "no address"),
-    "engine": ({"url": "http://h/v1", "engine": {"dtype": "auto"}}, "serves itself"),
+    "engine_args": ({"url": "http://h/v1", "engine_args": {"dtype": "auto"}}, "serves itself"),
     "revision": ({"url": "http://h/v1", "revision": "main"}, "serves itself"),
-    "engine.trust_remote_code": ({"engine": {"trust_remote_code": True}}, "decided by the run"),
+    "engine_args.trust_remote_code": ({"engine_args": {"trust_remote_code": True}}, "decided by the run"),
     "ranking": ({"mode": "grade", "ranking": "challenger"}, "is for mode: pairwise"),
     "lowest": ({"lowest": 0.0}, "is for mode: grade"),
     "highest": ({"mode": "grade", "lowest": 5.0, "highest": 5.0}, "not above lowest"),
@@ -24,7 +24,7 @@ WRONG = {
     "system": ({"format": "text", "system": "x"}, "write it into the template"),
     "stop": ({"stop": [""]}, "match everywhere"),
     "max_tokens": ({"max_tokens": 0}, "at least 1"),
-    "concurrency": ({"concurrency": 0}, "out of range"),
+    "max_concurrency": ({"max_concurrency": 0}, "out of range"),
     "format": ({"format": "json"}, "allowed: chat, text"),
 }
 
@@ -82,7 +82,7 @@ def test_the_key_of_a_run_holds_the_question_and_the_weights_not_where_they_are(
         return describe(Judge(**{"model": str(tmp_path / "one"), "template": str(tmp_path / "one.jinja"), **options}))
 
     first = content()
-    assert content(concurrency=1, timeout=1.0, retries=0, engine={"max_num_seqs": 3}) == first
+    assert content(max_concurrency=1, timeout=1.0, max_retries=0, engine_args={"max_num_seqs": 3}) == first
     assert content(template=str(tmp_path / "two.jinja")) == first
     assert content(model=str(tmp_path / "two"))["content"] == first["content"]
     assert content(template=None)["content"] != first["content"] and content(seed=1) != first

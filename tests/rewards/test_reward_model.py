@@ -30,7 +30,7 @@ def test_the_reward_of_a_llama_is_its_formula(llama: Path):
 
 def test_a_reward_does_not_depend_on_the_batch_or_the_order(llama: Path):
     together = rewards(RewardModel(model=str(llama)), groups())
-    alone = rewards(RewardModel(model=str(llama), batch_tokens=1), groups())
+    alone = rewards(RewardModel(model=str(llama), max_tokens_per_batch=1), groups())
     backwards = rewards(RewardModel(model=str(llama)), groups(TEXTS[::-1]))
     assert together == pytest.approx(alone, abs=1e-5)
     assert together[:5] == backwards[:5][::-1]
@@ -72,7 +72,7 @@ def test_a_bert_reads_its_pooled_first_token(tmp_path: Path):
         pooled = (hidden[0, 0] @ model.bert.pooler.dense.weight.T + model.bert.pooler.dense.bias).tanh()
         expected.append((pooled @ model.classifier.weight[0] + model.classifier.bias[0]).item())
     given = [Group(Prompt("p", text="Well? "), [Response(text, [], None, "stop") for text in TEXTS])]
-    reward = RewardModel(model=str(tmp_path), template="plain", max_tokens=128)
+    reward = RewardModel(model=str(tmp_path), template="plain", max_length=128)
     assert rewards(reward, given) == pytest.approx(expected, abs=1e-5)
 
 
@@ -91,9 +91,9 @@ def test_bfloat16_is_close_and_its_head_does_not_round(llama: Path):
 
 
 def test_a_conversation_that_is_too_long_is_an_error_of_its_own(llama: Path):
-    found = list(RewardModel(model=str(llama), max_tokens=40).score(groups()))
+    found = list(RewardModel(model=str(llama), max_length=40).score(groups()))
     whole = [score for row in RewardModel(model=str(llama)).score(groups()) for score in row]
-    assert found[0][2] == Score(None, error="62 tokens, more than reward.max_tokens")
+    assert found[0][2] == Score(None, error="62 tokens, more than reward.max_length")
     assert [one.reward for one in found[0][:2]] == pytest.approx([one.reward for one in whole[:2]], abs=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_a_conversation_longer_than_the_model_reads_is_an_error_too(llama: Path)
 
 def test_a_prompt_can_be_cut_and_the_cut_is_counted(llama: Path):
     given = [Group(Prompt("p", text="Once upon a time"), [Response(" there was", [], None, "stop")])]
-    ((found,),) = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
+    ((found,),) = RewardModel(model=str(llama), template="plain", max_length=20, truncation="prompt").score(given)
     expected = llama_reward(llama, make_tokenizer()("on a time there was")["input_ids"])
     assert found.parts == {"cut_tokens": 7.0}
     assert found.reward == pytest.approx(expected, abs=1e-5)
@@ -113,14 +113,14 @@ def test_a_prompt_can_be_cut_and_the_cut_is_counted(llama: Path):
 
 def test_a_response_is_never_cut(llama: Path):
     given = [Group(Prompt("p", text="Once"), [Response("x" * 30, [], None, "stop")])]
-    ((found,),) = RewardModel(model=str(llama), template="plain", max_tokens=20, too_long="cut-prompt").score(given)
-    assert found == Score(None, error="31 tokens, more than reward.max_tokens")
+    ((found,),) = RewardModel(model=str(llama), template="plain", max_length=20, truncation="prompt").score(given)
+    assert found == Score(None, error="31 tokens, more than reward.max_length")
 
 
 def test_older_turns_go_first(llama: Path):
     turns = [("user", "x" * 40), ("assistant", "y"), ("user", "How are you?")]
     prompt = Prompt("p", messages=[{"role": role, "content": content} for role, content in turns])
-    reward = RewardModel(model=str(llama), max_tokens=40, too_long="cut-prompt")
+    reward = RewardModel(model=str(llama), max_length=40, truncation="prompt")
     ((found,),) = reward.score([Group(prompt, [Response("Hi.", [], None, "stop")])])
     assert found.parts == {"cut_tokens": 45.0}
     assert found.reward == rewards(reward, groups(["Hi."]))[0]
@@ -184,7 +184,7 @@ def test_a_soft_cap_is_never_left_out(tmp_path: Path):
         attn_logit_softcapping=0.1, **SIZE,
     )  # fmt: skip
     with pytest.raises(UserError, match="sdpa leaves out the soft cap"):
-        load(tmp_path, attention="sdpa")
+        load(tmp_path, attn_implementation="sdpa")
     ids = torch.tensor([chat_ids(make_tokenizer(), "Hi.")])
     model.set_attn_implementation("eager")
     expected = (model.model(ids).last_hidden_state[0, -1] @ model.score.weight[0]).item()
@@ -235,7 +235,7 @@ def test_a_row_that_does_not_fit_is_told(llama: Path):
 
 
 def test_batches_keep_to_the_token_budget(llama: Path):
-    reward, shapes = RewardModel(model=str(llama), batch_tokens=64), []
+    reward, shapes = RewardModel(model=str(llama), max_tokens_per_batch=64), []
 
     def watch(module: Any, args: Any, given: dict[str, Any]) -> None:
         shapes.append(tuple(given["input_ids"].shape))

@@ -1,4 +1,4 @@
-"""The laws of a judge's verdicts and questions, with no engine: brute force on the other side."""
+"""The laws of a judge's verdicts and questions, with no engine_args: brute force on the other side."""
 
 import math
 from itertools import combinations, product

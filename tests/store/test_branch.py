@@ -12,16 +12,13 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
-from raft.config.jobs import Align, Start
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
-from raft.rewards.decision_tree import DecisionTree
-from raft.rewards.rule import Rule
 from raft.store import branch
 from raft.store.runs import Run
 
-SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
+SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_prompt_length": 6}}
 CHANGES = ("open", "os.mkdir", "os.symlink", "os.rename", "shutil.copyfile")  # audit events of what a set-up does
 
 
@@ -35,7 +32,7 @@ def parent(tmp_path_factory) -> Path:
     """The folder of a run of three iterations, of which the first and the last policy alone were evaluated."""
     folder = tmp_path_factory.mktemp("parent")
     plain = {"count": 4, "k": 2, "every": 3, "kl": False, "gold": None}
-    worlds.make_recipe(folder, iterations=3, keep="all", evaluation=plain, **SMALL)
+    worlds.make_recipe(folder, iterations=3, keep_policies="all", evaluation=plain, **SMALL)
     done = worlds.raft(folder, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     return folder
@@ -54,7 +51,7 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     (world / "references.jsonl").write_text('{"prompt": "the red fox ", "response": "runs"}\n')
     done = worlds.raft(
         world, "resume", "outputs/tiny", "--from-iteration", "3", "name=branch", "evaluation.every=1",
-        "evaluation.kl=true", "evaluation.gold={kind: rule, function: length}", "selection.kl=0.01",
+        "evaluation.kl=true", "evaluation.gold={kind: rule, function: length}", "selection.kl_coef=0.01",
         "evaluation.references={kind: file, path: references.jsonl}", "iterations=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -74,7 +71,7 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     [
         ("seed=1", "seed: was None, is 1"),
         ("policy.model=other", "policy.model: was 'base', is 'other'"),
-        ("prompts.max_tokens=32", "prompts.max_tokens: was 64, is 32"),
+        ("prompts.max_prompt_length=32", "prompts.max_prompt_length: was 64, is 32"),
         ("evaluation.count=8", "evaluation.count: was 4, is 8"),
         ("evaluation.prompts={kind: file, path: prompts.jsonl}", "evaluation.prompts: was None, is {'kind'"),
         ("variables.data=elsewhere", "variables: was None, is {'data'"),
@@ -191,7 +188,7 @@ def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
 
 def test_a_measured_policy_stays_evaluated_or_not_whatever_iterations_becomes(tmp_path):
     evaluation = {"count": 4, "every": 2, "gold": None, "kl": False}
-    worlds.make_recipe(tmp_path, evaluation=evaluation, keep="all", **SMALL)
+    worlds.make_recipe(tmp_path, evaluation=evaluation, keep_policies="all", **SMALL)
     run = tmp_path / "outputs" / "tiny"
     for iterations in (3, 1, 4):
         done = worlds.raft(tmp_path, "run", "recipe.yaml", f"iterations={iterations}")
@@ -209,11 +206,7 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
         (folder / "policy").mkdir()
         stamp(folder / "policy")
         (folder / "metrics.json").write_text(json.dumps({"policy": {"gold/eval": gold}, "previous": {}}))
-    recipe = Align(
-        name="run", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
-        reward=DecisionTree(model="compares"), iterations=4,
-    )  # fmt: skip
-    assert best_policy(Run(run, 0), recipe, Run(run, 0).rebuild_metrics()) == 2
+    assert best_policy(Run(run, 0), Run(run, 0).rebuild_metrics()) == 2
 
 
 def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
@@ -223,12 +216,8 @@ def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     (tmp_path / "branch" / "iterations" / "000").symlink_to(tmp_path / "old")
     (tmp_path / "branch" / "run.json").write_text('{"job": "align", "shared": ["iterations/000"]}')
     run = Run(tmp_path / "branch", 0)
-    recipe = Align(
-        name="branch", policy=Start(model="base"), prompts=None, generator=None, selection=None, trainer=None,
-        reward=Rule(function="length"),
-    )  # fmt: skip
     rows = [{"iteration": number, "reward/eval": reward} for number, reward in enumerate((9.0, 1.0, 3.0, 2.0))]
-    assert best_policy(run, recipe, rows) == 2 and best_policy(run, recipe, rows[:1]) == 0
+    assert best_policy(run, rows) == 2 and best_policy(run, rows[:1]) == 0
 
 
 def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(tmp_path):

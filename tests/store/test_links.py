@@ -18,7 +18,7 @@ from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.report.page import write as report
 from raft.store import branch, runs
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.runs import Run, is_running, locked
 
 
@@ -68,7 +68,7 @@ def test_logs_do_not_go_behind_a_link(run, victim):
 
 
 def test_no_artifact_is_made_nor_deleted_behind_a_link(run, victim, tmp_path):
-    def stage(section: None, output: Output) -> None:
+    def stage(section: None, output: ArtifactWriter) -> None:
         output.write([{"a": 1}])
 
     elsewhere = tmp_path / "outputs" / "elsewhere"
@@ -85,7 +85,7 @@ def test_no_artifact_is_made_nor_deleted_behind_a_link(run, victim, tmp_path):
 
 
 def test_an_iteration_on_a_larger_disk_behind_a_link_is_read_as_that_of_the_run(run, tmp_path):
-    def stage(section: None, output: Output) -> None:
+    def stage(section: None, output: ArtifactWriter) -> None:
         output.write([{"a": 1}])
 
     made = Run(run, 0).iteration(3).once("a.jsonl", stage)
@@ -98,7 +98,7 @@ def test_an_iteration_on_a_larger_disk_behind_a_link_is_read_as_that_of_the_run(
 
 def test_a_partial_file_that_is_a_link_is_refused(tmp_path, victim):
     (tmp_path / "a.jsonl.partial").symlink_to(victim)
-    output = Output(tmp_path / "a.jsonl", tmp_path / "a.jsonl.partial", "hash", 0, 0, Progress("a", "prompts"))
+    output = ArtifactWriter(tmp_path / "a.jsonl", tmp_path / "a.jsonl.partial", "hash", 0, 0, Progress("a", "prompts"))
     with pytest.raises(UserError, match="is a link"):
         output.resume()
     assert victim.read_text() == "precious"

@@ -12,7 +12,7 @@ import pytest
 from raft.core import records
 from raft.core.progress import Progress
 from raft.store import measuring
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 
 TEXTS = [["a b", "a b", ""], ["c", "a b c d", "c d"]]
@@ -61,7 +61,7 @@ def test_each_file_of_responses_is_read_once(tmp_path: Path):
     scored = [{"prompt_id": f"p{number}", "scores": [{"reward": float(k)} for k in range(3)]} for number in range(2)]
     selected = [{"prompt_id": "p1", "index": 1}]
     made |= {"scores": artifact(tmp_path, "scores", scored), "selected": artifact(tmp_path, "selected", selected)}
-    output = Output(tmp_path / "metrics.json", tmp_path / "partial", "", 0, 1, Progress("metrics", "prompts"))
+    output = ArtifactWriter(tmp_path / "metrics.json", tmp_path / "partial", "", 0, 1, Progress("metrics", "prompts"))
     reads.clear()
     measuring.measure(None, output, **made)
     assert (reads["answers"], reads["first_answers"], reads["responses"]) == (1, 1, 1)

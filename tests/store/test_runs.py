@@ -15,8 +15,8 @@ from folders import stamp
 
 from raft.config import recipe
 from raft.core.errors import UserError
-from raft.core.registry import source, speed
-from raft.store.artifact_writer import Output
+from raft.core.options import source, speed
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import describe
 from raft.store.runs import Run, metrics_rows, stamp_path
 
@@ -27,7 +27,7 @@ class Doubling:
     threads: int = speed(1)
 
 
-def multiply(section: Doubling, output: Output, count: int) -> None:
+def multiply(section: Doubling, output: ArtifactWriter, count: int) -> None:
     output.write({"n": number * section.factor} for number in range(count))
 
 

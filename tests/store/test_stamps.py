@@ -12,7 +12,7 @@ import pytest
 from raft.core import atomic
 from raft.core.errors import UserError
 from raft.store import stamps
-from raft.store.artifact_writer import Output
+from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.runs import Run
 from raft.store.stamps import damage, read_stamp, require_all, stamp_path
@@ -20,17 +20,17 @@ from raft.store.stamps import damage, read_stamp, require_all, stamp_path
 ROWS = [{"prompt_id": str(number), "scores": [{"reward": number / 7}]} for number in range(9)]
 
 
-def rows(section: None, output: Output) -> None:
+def rows(section: None, output: ArtifactWriter) -> None:
     output.write(ROWS)
 
 
-def model(section: None, output: Output) -> None:
+def model(section: None, output: ArtifactWriter) -> None:
     output.path.mkdir()
     (output.path / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (output.path / "config.json").write_text("{}")
 
 
-def copied(section: None, output: Output, source: Artifact) -> None:
+def copied(section: None, output: ArtifactWriter, source: Artifact) -> None:
     output.write(source.read())
 
 
@@ -96,7 +96,7 @@ def test_no_damaged_weights_are_read(run, tmp_path, how):
 
 
 def test_the_weights_of_another_policy_are_not_those_of_this_one(run, tmp_path):
-    def other(section: None, output: Output) -> None:
+    def other(section: None, output: ArtifactWriter) -> None:
         model(section, output)
         (output.path / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 40)
 
@@ -122,7 +122,7 @@ def test_what_changes_between_two_stages_of_one_process_is_seen(run, tmp_path):
     swap(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"a\.jsonl is damaged"):
         run.once("b.jsonl", copied, source=source)
-    assert not run.has("b.jsonl")
+    assert not run.is_done("b.jsonl")
 
 
 def test_a_stamp_has_size_and_sha_256_of_every_file(run, tmp_path):

@@ -32,7 +32,7 @@ def write_run(
     (folder / "resolved.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     aside = [Prompt(f"h{n}", text=question(n)) for n in range(held_out)]
     drawn = [Prompt(f"p{n}", messages=[{"role": "user", "content": question(n)}]) for n in range(prompts)]
-    _rows(folder / "evaluation.jsonl", "hold_out", (one.row() for one in aside))
+    _rows(folder / "evaluation.jsonl", "sample_eval_prompts", (one.row() for one in aside))
 
     def groups(policy: int, of: list[Prompt], size: int) -> Iterator[Group]:
         for n, one in enumerate(of):

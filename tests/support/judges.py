@@ -60,10 +60,17 @@ def make(folder: Path) -> Path:
         weights.data.mul_(0.25 if weights.dim() > 1 else 1)
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
-    trainer = SFT(learning_rate=4e-3, epochs=80, batch_size=16, schedule="cosine", warmup=0.1, packing=False)
+    trainer = SFT(
+        learning_rate=4e-3,
+        num_train_epochs=80,
+        batch_size=16,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        packing=False,
+    )
     for lesson in range(6):
         judge = folder / f"judge-{lesson}"
-        trainer.train(start, examples(), judge, lesson, lambda done, total: None, lambda *drop: None)
+        trainer.train(start, examples(), judge, lesson, lambda done, total: None, lambda *filters: None)
         if not (wrong := forgotten(judge)):
             return judge
         start = judge

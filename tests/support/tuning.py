@@ -67,8 +67,8 @@ EXAMPLES = [
 def train(
     start: Path, out: Path, examples: Iterable[Example] = EXAMPLES, seed: int = 0, **options: Any
 ) -> dict[str, float]:
-    return SFT(**{"epochs": 1, "batch_size": 5, "schedule": "constant", **options}).train(
-        start, iter(examples), out, seed, lambda done, total: None, lambda *drop: None
+    return SFT(**{"num_train_epochs": 1, "batch_size": 5, "lr_scheduler_type": "constant", **options}).train(
+        start, iter(examples), out, seed, lambda done, total: None, lambda *filters: None
     )
 
 

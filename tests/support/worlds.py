@@ -46,10 +46,10 @@ def make_recipe(folder: Path, **changes: Any) -> Path:
         "name": "tiny",
         "policy": {"model": "base"},
         "iterations": 2,
-        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": 16, "max_tokens": 64},
-        "generator": {"kind": "transformers", "k": 4, "max_tokens": 12, "block": 8},
+        "prompts": {"kind": "file", "path": "prompts.jsonl", "per_iteration": 16, "max_prompt_length": 64},
+        "generator": {"kind": "transformers", "k": 4, "max_tokens": 12, "batch_size": 8},
         "reward": {"kind": "rule", "function": "letters:share"},
-        "trainer": {"kind": "sft", "learning_rate": 1e-3, "epochs": 1, "batch_size": 8},
+        "trainer": {"kind": "sft", "learning_rate": 1e-3, "num_train_epochs": 1, "batch_size": 8},
         "evaluation": {"count": 8, "k": 2, "gold": {"kind": "rule", "function": "length"}},
     }
     for key, value in changes.items():

@@ -8,14 +8,14 @@ from raft.trainers.batches import Order, Texts
 
 
 def test_each_epoch_learns_every_example_once_in_an_order_of_its_own():
-    order = Order(count=10, batch_size=4, epochs=3, seed=1)
+    order = Order(count=10, batch_size=4, num_train_epochs=3, seed=1)
     epochs = [np.concatenate([order.step(3 * epoch + place) for place in range(3)]) for epoch in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_a_step_is_exactly_the_batch_size_and_the_last_of_an_epoch_is_what_is_left():
-    order = Order(count=10, batch_size=4, epochs=2, seed=1)
+    order = Order(count=10, batch_size=4, num_train_epochs=2, seed=1)
     assert [len(order.step(number)) for number in range(len(order))] == [4, 4, 2, 4, 4, 2]
 
 

@@ -1,4 +1,4 @@
-"""kind: sft with blocks: plain language modelling of all examples as one text."""
+"""kind: sft with block_size: plain language modelling of all examples as one text."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,12 +38,14 @@ def blocks(folder: Path, size: int) -> torch.Tensor:
     return torch.tensor(stream[: whole * size]).view(whole, size)
 
 
-@pytest.mark.parametrize("options", [{}, {"packing": False}, {"tokens_per_forward": 20}])
+@pytest.mark.parametrize("options", [{}, {"packing": False}, {"max_tokens_per_microbatch": 20}])
 def test_one_step_on_blocks_is_the_mean_over_all_their_tokens(start: Path, tmp_path: Path, options: dict[str, Any]):
     size = 16
     ids = blocks(start, size)
     rate = 0.1
-    measured = train(start, tmp_path / "out", blocks=size, batch_size=len(ids), learning_rate=rate, args=SGD, **options)
+    measured = train(
+        start, tmp_path / "out", block_size=size, batch_size=len(ids), learning_rate=rate, args=SGD, **options
+    )
     assert measured["train/examples"] == len(ids) and measured["train/tokens"] == ids[:, 1:].numel()
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     logprobs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
@@ -58,9 +60,9 @@ def test_one_step_on_blocks_is_the_mean_over_all_their_tokens(start: Path, tmp_p
 
 def test_blocks_that_cannot_be_are_refused(start: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"less than a block of 200; lower blocks"):
-        train(start, tmp_path / "a", blocks=200)
-    with pytest.raises(UserError, match=r"trainer\.blocks: 4096 tokens are more than"):
-        train(start, tmp_path / "b", blocks=4096)
+        train(start, tmp_path / "a", block_size=200)
+    with pytest.raises(UserError, match=r"trainer\.block_size: 4096 tokens are more than"):
+        train(start, tmp_path / "b", block_size=4096)
 
 
 def test_an_example_with_a_token_that_the_model_lacks_is_left_out_of_the_blocks(start: Path, tmp_path: Path):

@@ -44,7 +44,7 @@ PAIRS = [pair(n, "kind words" + " indeed" * (n % 3), "rude" + "!" * (n * 5 % 7))
 
 
 def train(start: Path, out: Path, pairs: Iterable[Pair] = PAIRS, seed: int = 0, **options: Any) -> dict[str, float]:
-    return BradleyTerry(**{"schedule": "constant", **options}).train(
+    return BradleyTerry(**{"lr_scheduler_type": "constant", **options}).train(
         start, iter(pairs), out, seed, lambda done, total: None, lambda *drop: None
     )
 
@@ -69,12 +69,12 @@ def classifiers(folders, tmp_path_factory) -> dict[str, Path]:
     """Reward models to start from: a training with no step's worth of learning leaves the fresh head."""
     made = {name: tmp_path_factory.mktemp(f"{name}-classifier") for name in CONFIGS}
     for name, folder in made.items():
-        train(folders[name], folder, learning_rate=0.0, epochs=1)
+        train(folders[name], folder, learning_rate=0.0, num_train_epochs=1)
     return made
 
 
-MANY = {"tokens_per_forward": 100}  # forward passes in a step
-PADDED = {"packing": False, "tokens_per_forward": 200}
+MANY = {"max_tokens_per_microbatch": 100}  # forward passes in a step
+PADDED = {"packing": False, "max_tokens_per_microbatch": 200}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_folder_loads_as_a_classifier_and_nothing_is_missing(classifiers, na
 def test_only_the_head_is_fresh_and_it_depends_on_the_seed_alone(folders, classifiers, tmp_path):
     torch.manual_seed(99)
     for name, seed in (("again", 0), ("other", 1)):
-        train(folders["llama"], tmp_path / name, seed=seed, learning_rate=0.0, epochs=1)
+        train(folders["llama"], tmp_path / name, seed=seed, learning_rate=0.0, num_train_epochs=1)
     read = AutoModelForSequenceClassification.from_pretrained
     first, again, other = (
         read(path).state_dict() for path in (classifiers["llama"], tmp_path / "again", tmp_path / "other")
@@ -118,7 +118,7 @@ def test_only_the_head_is_fresh_and_it_depends_on_the_seed_alone(folders, classi
 
 
 def test_a_reward_model_learns_and_goes_on_from_where_it_was(folders, tmp_path):
-    options = BradleyTerry(epochs=4, batch_size=4, learning_rate=1e-3)
+    options = BradleyTerry(num_train_epochs=4, batch_size=4, learning_rate=1e-3)
     learned = options.train(folders["llama"], iter(PAIRS), tmp_path / "one", 0, lambda *step: None, lambda *drop: None)
     assert learned["train/loss_first"] == pytest.approx(math.log(2), abs=0.1)
     assert learned["train/loss"] < 0.4
@@ -130,7 +130,7 @@ def test_a_reward_model_learns_and_goes_on_from_where_it_was(folders, tmp_path):
 
 
 def test_evaluation_is_the_formula_over_all_pairs_that_fit(folders, tmp_path):
-    train(folders["gpt2"], tmp_path, epochs=4, learning_rate=1e-3, batch_size=4)
+    train(folders["gpt2"], tmp_path, num_train_epochs=4, learning_rate=1e-3, batch_size=4)
     model, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(tmp_path),
         AutoTokenizer.from_pretrained(tmp_path),
@@ -224,8 +224,8 @@ def test_lora_trains_the_head_too_and_is_merged(folders, classifiers, tmp_path):
 
 
 def test_rewards_are_told_apart_in_mixed_precision_too(folders, tmp_path):
-    found = train(folders["llama"], tmp_path, learning_rate=0.0, precision="bfloat16")
-    exact = train(folders["llama"], tmp_path, learning_rate=0.0, precision="float32")
+    found = train(folders["llama"], tmp_path, learning_rate=0.0, mixed_precision="bfloat16")
+    exact = train(folders["llama"], tmp_path, learning_rate=0.0, mixed_precision="float32")
     assert found["train/margin"] != exact["train/margin"]
     assert found["train/loss"] == pytest.approx(exact["train/loss"], abs=0.01)
 

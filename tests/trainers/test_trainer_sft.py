@@ -71,8 +71,8 @@ def test_the_proof_of_packing_passes_and_fails_where_the_mask_is_broken(folders,
         )
 
 
-MANY = {"tokens_per_forward": 30}  # forward passes in a step
-PADDED = {"packing": False, "tokens_per_forward": 60}
+MANY = {"max_tokens_per_microbatch": 30}  # forward passes in a step
+PADDED = {"packing": False, "max_tokens_per_microbatch": 60}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_a_step_in_many_forward_passes_has_many_bins(folders, tmp_path):
     corpus.read(
         chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
     )
-    batches = SFT(tokens_per_forward=30)._batches(weight_check.load_model(folders["llama"]), corpus, np.arange(5))
+    batches = SFT(max_tokens_per_microbatch=30)._batches(
+        weight_check.load_model(folders["llama"]), corpus, np.arange(5)
+    )
     assert len(batches) > 2
     assert sum(float(batch["weights"].sum()) for batch in batches) == pytest.approx(1)
 
@@ -133,7 +135,7 @@ def test_the_end_is_learned_where_there_was_one_and_never_added_to_what_was_cut(
 def test_what_cannot_be_learned_is_named_with_its_reason_and_never_cut(folders, tmp_path):
     dropped: list[tuple] = []
     rows = [example(0, 200), example(1, 0), example(2, 5, weight=0.0), example(3, 400), example(0, 5)]
-    found = SFT(max_length=300, epochs=1).train(
+    found = SFT(max_length=300, num_train_epochs=1).train(
         folders["llama"], iter(rows), tmp_path, 0, lambda *step: None, lambda *drop: dropped.append(drop)
     )
     assert found["train/examples"] == 2
@@ -151,7 +153,7 @@ def test_nothing_to_train_on_is_an_error_with_a_way_out(folders, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(folders, tmp_path):
-    message = refused(folders["llama"], tmp_path, learning_rate=1e30, epochs=6, batch_size=2, args=SGD)
+    message = refused(folders["llama"], tmp_path, learning_rate=1e30, num_train_epochs=6, batch_size=2, args=SGD)
     assert "at step" in message and "trainer.learning_rate" in message
 
 
@@ -165,8 +167,8 @@ def test_padding_is_none_where_texts_are_packed(folders, tmp_path):
 
 
 def test_mixed_precision_carries_float32_weights_that_small_updates_move(folders, tmp_path):
-    train(folders["llama"], tmp_path / "mixed", learning_rate=1e-6, precision="bfloat16")
-    train(folders["llama"], tmp_path / "float32", learning_rate=1e-6, precision="float32")
+    train(folders["llama"], tmp_path / "mixed", learning_rate=1e-6, mixed_precision="bfloat16")
+    train(folders["llama"], tmp_path / "float32", learning_rate=1e-6, mixed_precision="float32")
     start, mixed, exact = weights(folders["llama"]), weights(tmp_path / "mixed"), weights(tmp_path / "float32")
     assert 0 < difference(start, mixed) < 3e-6
     assert 0 < difference(mixed, exact) < 3e-6
@@ -179,7 +181,14 @@ def test_a_schedule_falls_linearly_to_zero_over_all_epochs(folders, tmp_path, mo
         torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
     )
     train(
-        folders["llama"], tmp_path, epochs=2, batch_size=2, schedule="linear", warmup=1 / 3, learning_rate=0.1, args=SGD
+        folders["llama"],
+        tmp_path,
+        num_train_epochs=2,
+        batch_size=2,
+        lr_scheduler_type="linear",
+        warmup_ratio=1 / 3,
+        learning_rate=0.1,
+        args=SGD,
     )
     assert rates == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
 

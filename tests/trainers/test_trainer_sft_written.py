@@ -33,7 +33,8 @@ sys.path.insert(0, tests)
 from tuning import train
 for name, lora in {"full": None, "lora": {"r": 2, "lora_dropout": 0.1}}.items():
     torch.manual_seed(int(noise))
-    train(Path(start), Path(out) / noise / name, epochs=2, batch_size=2, seed=7, learning_rate=1e-3, lora=lora)
+    options = {"num_train_epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "lora": lora}
+    train(Path(start), Path(out) / noise / name, seed=7, **options)
 """
 
 
@@ -117,14 +118,14 @@ def test_lora_is_merged_into_weights_of_the_same_names(folders, tmp_path):
 
 def test_progress_is_told_at_each_step_and_nothing_is_printed(folders, tmp_path, capfd):
     told: list[tuple[int, int]] = []
-    options = SFT(epochs=2, batch_size=2)
+    options = SFT(num_train_epochs=2, batch_size=2)
     options.train(folders["llama"], iter(EXAMPLES), tmp_path, 0, lambda *step: told.append(step), lambda *drop: None)
     assert told == [(step, 6) for step in range(1, 7)]
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_numbers_that_are_returned(folders, tmp_path):
-    found = train(folders["llama"], tmp_path, epochs=3, batch_size=2, learning_rate=1e-2, packing=False)
+    found = train(folders["llama"], tmp_path, num_train_epochs=3, batch_size=2, learning_rate=1e-2, packing=False)
     assert found["train/steps"] == 9
     assert found["train/examples"] == 5
     assert found["train/tokens"] == sum(len(one.response.token_ids) for one in EXAMPLES)

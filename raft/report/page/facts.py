@@ -104,7 +104,7 @@ def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     examined = list(records.read(file)) if file.exists() else []
     recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
     faults: list[Any] = []
-    options = build(alerts.Advice, recipe.get("advice") or {}, "advice", faults)
+    options = build(alerts.Advice, recipe.get("alerts") or {}, "alerts", faults)
     if faults:
         raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
     rows = reward_metrics.on_common_prompts(rows, held_out_means(folder))

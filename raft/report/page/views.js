@@ -299,7 +299,7 @@ function timings() {
 function drops() {
   if (!facts.dropped.length) return sheet("Dropped, and why", "Nothing was dropped.");
   const count = ({ prompts, responses, stage }) =>
-    [prompts && named(prompts, stage === "gather" ? "row" : "prompt"), responses && named(responses, "response")]
+    [prompts && named(prompts, stage === "load_examples" ? "row" : "prompt"), responses && named(responses, "response")]
       .filter(Boolean)
       .join(", ");
   const where = (one) => one.where.replace("iterations/", "iteration ") || "the sources";

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range, faults_of_text, source, speed, text_of
 from raft.core.records import Group, Prompt, Score, said
-from raft.core.registry import faults_of_range, faults_of_text, source, speed, text_of
 from raft.core.seeds import derive
 from raft.data.sources import pattern_faults
 from raft.launch import completions, device, vllm_options, vllm_server
@@ -46,7 +46,7 @@ class Judge(Connection):
     """A judge that compares the responses of a group two at a time, or grades each alone.
 
     With `url`, `model` is the name that the server there has for it; without, it is a folder or a hub id, which raft
-    serves itself by vLLM with the options `engine`. `template` is a Jinja file that writes the question, a message of
+    serves itself by vLLM with `engine_args`. `template` is a Jinja file that writes the question, a message of
     the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
     `ranking: challenger` compares each response only with the best one before it. The group of the regular expression
     `verdict` is the verdict, where it matches last behind the judge's thoughts; without one, see `judge/verdicts.py`.
@@ -67,9 +67,9 @@ class Judge(Connection):
     max_tokens: int = 1024
     stop: list[str] = field(default_factory=list)
     seed: int = 0
-    engine: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
+    engine_args: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
 
-    block: ClassVar[int] = 1  # no group's verdicts depend on another group's
+    batch_size: ClassVar[int] = 1  # no group's verdicts depend on another group's
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -103,7 +103,7 @@ class Judge(Connection):
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores groups in order, each as soon as it and those before it are judged.
 
-        Requests of all the groups are under way together, `concurrency` of them at a time.
+        Requests of all the groups are under way together, `max_concurrency` of them at a time.
         """
         yield from items(self._scored(list(groups)))  # leaving it, however that comes, cancels what is under way
 
@@ -120,7 +120,7 @@ class Judge(Connection):
     @cached_property
     def own(self) -> vllm_server.Served:
         """The server of our own, started when it is first needed."""
-        return vllm_server.Served(self._folder(), self.engine)
+        return vllm_server.Served(self._folder(), self.engine_args)
 
     @cached_property
     def question(self) -> str:
@@ -243,10 +243,10 @@ class Judge(Connection):
 
     def _host_faults(self) -> Iterator[tuple[str, str]]:
         if self.url is None:
-            yield from vllm_server.faults(self.engine)
+            yield from vllm_server.faults(self.engine_args)
             return
         yield from url_faults(self.url)
-        for name in ("engine", "revision"):
+        for name in ("engine_args", "revision"):
             if getattr(self, name):
                 yield name, "is for a model that raft serves itself; remove it, or url"
 

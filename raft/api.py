@@ -1,0 +1,463 @@
+"""raft from Python: the same recipes, runs and messages as on the command line, for scripts and notebooks.
+
+    import raft
+
+    run = raft.run("quickstart", iterations=2, generator={"k": 4})
+    run.metrics[-1]["reward/eval"]
+
+What can be put right raises `UserError` with one message. Nothing of the process stays changed: signal handlers,
+environment, current folder, logging and random states are after each call what they were before it.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raft.core import atomic, given, logs, progress, records, signals, user_code
+from raft.core.errors import Stopped, UserError
+from raft.core.records import Example, Pair, Prompt, Response, Score
+from raft.pipeline.observer import Told as Callback
+from raft.store import branch, runs, stamps
+from raft.store.keys import Artifact
+
+__all__ = ["Callback", "Run", "ScoredGroup", "UserError", "check", "named", "open_run", "run"]
+
+Recipe = str | os.PathLike[str] | Mapping[str, Any]
+Which = int | Literal["best", "last"]
+
+NAMES = re.compile(r"[\w-]+(\.[\w-]+)*")  # of options that an override can name; others are given with their section
+READ = {"prompts": "raft.data.prompts", "examples": "raft.data.examples", "references": "raft.data.examples"}
+CLASSES = {"raft.data.prompts": "File", "raft.data.examples": "FileExamples"}
+RESULTS = {"sft": "policy", "reward-model": "metrics.json", "label": "pairs.jsonl"}  # whose stamp has the figures
+
+
+def run(
+    recipe: Recipe,
+    /,
+    *,
+    outputs: str | os.PathLike[str] = "outputs",
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+    **overrides: Any,
+) -> "Run":
+    """Runs a recipe and those that it needs, or goes on where they stopped; returns the run when it is complete.
+
+    `recipe` is the path of a YAML file, the name of a recipe that comes with raft, or the recipe itself as a dict.
+    `overrides` are merged into it as those of the command line are: nested dicts, or dotted keys in a dict. A function
+    in the place of a reward is a rule, `f(prompt, response) -> float`. Rows (a `datasets.Dataset`, or a list of texts
+    or dicts) in the place of `prompts` or `examples`, or under `rows` in such a section, are copied into the run. Both
+    replace what the recipe says there, but for how rows are read.
+
+    `outputs` is the folder for runs. `callbacks` are told of each step; what one of them raises stops the run. With
+    `quiet` nothing is printed.
+
+    Raises UserError for what can be put right, and KeyboardInterrupt when Ctrl-C has stopped the run in order. The
+    same call goes on.
+    """
+    objects = _Objects(f"{os.fspath(outputs)}/${{name}}/{given.ROWS}")
+    with _as_before(quiet), objects.lent():
+        loaded = objects.load(recipe, overrides, Path(outputs))
+        return _start(loaded, objects, callbacks, quiet)
+
+
+def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **overrides: Any) -> list[str]:
+    """Finds every fault of a recipe without loading a model; returns warnings of what will go wrong later.
+
+    Takes a recipe as `run` does. UserError lists all faults.
+    """
+    from raft.config import preflight
+
+    with tempfile.TemporaryDirectory(prefix="raft-check-") as folder:
+        objects = _Objects(folder)
+        with _as_before(quiet=True), objects.lent():
+            loaded = objects.load(recipe, overrides, Path(outputs))
+            objects.write(Path(folder))
+            for one in [*loaded.needs, loaded]:
+                preflight.check(one)
+            return [warning for one in [*loaded.needs, loaded] for warning in preflight.foreseen(one)]
+
+
+def open_run(folder: str | os.PathLike[str]) -> "Run":
+    """A run that exists, finished or not. UserError if there is none in the folder."""
+    return Run(branch.existing(Path(folder)))
+
+
+def named(function: Callable[..., Any], name: str) -> given.Named:
+    """A callable with a name by which runs know it, for what has no source of its own to be known by.
+
+    That is a lambda typed at a prompt, a closure, a method of an object, or a function that uses a model. Whoever
+    changes what it computes gives it another name: raft cannot see that, and would go on with the old scores.
+    """
+    if not callable(function):
+        raise UserError(f"a {type(function).__name__} cannot be called; give a function f(prompt, response)")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UserError(f"{name!r} is no name; give a text such as 'my reward v1'")
+    return given.Named(function, name)
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A prompt, its responses, and how good each of them is; `gold` is None where the run has no gold reward."""
+
+    prompt: Prompt
+    responses: list[Response]
+    scores: list[Score]
+    gold: list[Score] | None = None
+
+
+class Run:
+    """A run on disk. It is read anew at each call, so it can be looked at while the run is at work."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        finished = f", policies 0 to {self.iterations}" if self.job == "align" else ""
+        return f"<raft.Run {self.folder}: job {self.job}{finished}>"
+
+    @property
+    def job(self) -> str:
+        """What the run makes: align, sft, reward-model, evaluate-reward or label."""
+        return runs.about(self.folder)["job"]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as it was resolved."""
+        return runs.read_resolved(self.folder)
+
+    @property
+    def iterations(self) -> int:
+        """The last iteration that is complete; 0 is the first policy, and so is a run that has none."""
+        done = (
+            int(one.name) for one in stamps.iterations(self.folder) if stamps.stamp_path(one / "metrics.json").exists()
+        )
+        return max(done, default=0)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one for each policy of job: align; the figures of other jobs are one row.
+
+        `pandas.DataFrame(run.metrics)` is a table of them. docs/diagnostics.md says what each figure is.
+        """
+        if self.job == "align":
+            return runs.metrics_rows(self.folder)
+        if self.job == "evaluate-reward":
+            found = json.loads(Artifact.finished(self.folder / "accuracy.json").path.read_text(encoding="utf-8"))
+            return [
+                {"set": name, "reward": reward, **figures}
+                for name, judged in found.items()
+                for reward, figures in judged.items()
+            ]
+        return [Artifact.finished(self.folder / RESULTS[self.job]).stamp["measured"]]
+
+    def prompts(self, iteration: int | None = None, *, held_out: bool = False) -> Iterator[Prompt]:
+        """The prompts of an iteration, the last complete one if none is named; or those held out for evaluation."""
+        return (Prompt.of(row) for row in self._rows(iteration, "prompts", held_out))
+
+    def groups(self, iteration: int | None = None, *, held_out: bool = False) -> Iterator[ScoredGroup]:
+        """Each prompt of an iteration with its responses and their scores.
+
+        They are those that policy `iteration` was trained on, or with `held_out` its own answers to the held-out
+        prompts. Where the reward only compares responses of one prompt, held-out answers have the gold reward alone.
+        """
+        place = self._place(iteration)
+        answered = place / "evaluation" if held_out else place
+        prompts = self.folder / "evaluation.jsonl" if held_out else place / "prompts.jsonl"
+        scored = [name for name in ("scores", "gold") if stamps.stamp_path(answered / f"{name}.jsonl").exists()] or [
+            "scores"
+        ]
+        files = [prompts, *(answered / f"{name}.jsonl" for name in ("responses", *scored))]
+        for rows in records.in_step(*(Artifact.finished(file).path for file in files)):
+            scores = {name: [Score(**one) for one in row["scores"]] for name, row in zip(scored, rows[2:], strict=True)}
+            responses = records.answers(rows[1])
+            unknown = [Score(None, error="not scored") for _ in responses]
+            yield ScoredGroup(Prompt.of(rows[0]), responses, scores.get("scores", unknown), scores.get("gold"))
+
+    def selected(self, iteration: int | None = None) -> Iterator[Example | Pair]:
+        """The responses, or pairs of them, that policy `iteration` was trained on."""
+        for row in self._rows(iteration, "selected", held_out=False):
+            yield Pair.of(row) if "chosen" in row else Example.of(row)
+
+    def policy(self, which: Which = "best") -> Path:
+        """The folder of a policy, for `from_pretrained`: of an iteration, of the last one, or of the best.
+
+        The best is that of the highest held-out reward, or gold reward where the reward says nothing between prompts.
+        UserError if it was deleted to save room (`keep_policies`), or is damaged. job: sft has one policy.
+        """
+        from raft.pipeline import evaluation, stages
+
+        if self.job == "sft":
+            return Artifact.finished(self.folder / "policy").path
+        if which == "best" and (rows := self.metrics):
+            which = evaluation.best_policy(runs.Run(self.folder, 0), rows)
+        number = self.iterations if isinstance(which, str) else which
+        return stages.policy_of(Artifact.finished(self._place(number) / "policy")).path
+
+    def resume(self, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any) -> "Run":
+        """Goes on with the run, as `raft resume` does; returns it when it is complete.
+
+        `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run
+        was given.
+        """
+        from raft.config import recipe
+
+        objects = _Objects(str(self.folder / given.ROWS))
+        with _as_before(quiet), objects.lent():
+            folder = branch.returned(branch.existing(self.folder))
+            strings, python = objects.overrides(overrides)
+            loaded = recipe.load_run(folder, strings, python)
+            if loaded.folder != folder:
+                raise UserError("name: a run goes on under its own name; leave it out, or call raft.run")
+            _start(loaded, objects, callbacks, quiet)
+        return self
+
+    def report(self, output: str | os.PathLike[str] | None = None) -> Path:
+        """Writes one page of HTML on the run; returns where it stands (report.html in the run)."""
+        from raft.report.page import write as page
+
+        return page.write(branch.whole(self.folder), None if output is None else Path(output))
+
+    def plot(
+        self, figure: str = "reward", output: str | os.PathLike[str] | None = None, others: Sequence["Run"] = ()
+    ) -> Path:
+        """Draws a figure of the run, and of others beside it, as png, svg or pdf, and the numbers behind it as CSV.
+
+        Figures: reward, distribution, best-of-n, gold, kl, length. Returns where the picture stands.
+        """
+        from raft.report.figures import picture
+
+        folders = [branch.whole(one.folder) for one in (self, *others)]
+        out = self.folder / picture.file_name(figure) if output is None else Path(output)
+        picture.refuse(out)
+        picture.plot(figure, folders, out)
+        return out
+
+    def _place(self, iteration: int | None) -> Path:
+        """The folder of an iteration; a job without iterations has its files in the run's own."""
+        if self.job != "align":
+            return self.folder
+        number = self.iterations if iteration is None else iteration
+        if not (place := runs.Run(self.folder, 0).iteration(number).folder).is_dir():
+            raise UserError(f"{self.folder} has no iteration {number}; the last complete one is {self.iterations}")
+        return place
+
+    def _rows(self, iteration: int | None, name: str, held_out: bool) -> Iterator[dict[str, Any]]:
+        file = self.folder / "evaluation.jsonl" if held_out else self._place(iteration) / f"{name}.jsonl"
+        return Artifact.finished(file).read()
+
+
+def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quiet: bool) -> Run:
+    from raft.cli import commands
+    from raft.cli.console import Narrator
+    from raft.cli.forecast import Quiet
+
+    runs.refuse_foreign(loaded.folder)
+    written = objects.write(loaded.folder / given.ROWS)
+    try:
+        commands.start(loaded, Quiet() if quiet else Narrator(), *callbacks)
+    except Stopped:
+        raise KeyboardInterrupt("the run was stopped; nothing finished is lost, and the same call goes on") from None
+    finally:
+        _withdraw(written, loaded.folder / "resolved.yaml")
+    return Run(loaded.folder)
+
+
+def _withdraw(files: Sequence[Path], resolved: Path) -> None:
+    """Deletes rows that no run has begun with: a run that is refused stays as it was."""
+    known = resolved.read_text(encoding="utf-8") if resolved.exists() else ""
+    for file in files:
+        if file.name not in known:
+            file.unlink()
+            with suppress(OSError):  # a run that has begun is not empty
+                file.parent.rmdir()
+                file.parent.parent.rmdir()
+
+
+class _Objects:
+    """The Python objects of a recipe: what the recipe says in their place, and where their rows are written."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self.functions: given.Functions = {}
+        self.rows: dict[str, Any] = {}  # by the name of their file
+        self.sections: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Inside the block recipes find the functions, those too that are met in it."""
+        with given.lent(self.functions):
+            yield
+
+    def load(self, recipe: Recipe, overrides: Mapping[str, Any], outputs: Path) -> Any:
+        """A recipe with its overrides, checked."""
+        from raft.config import recipe as recipes
+
+        strings, python = self.overrides(overrides)
+        if not isinstance(recipe, Mapping):
+            return recipes.load(recipes.find(os.fspath(recipe)), strings, outputs=outputs, given=python)
+        python = dataclasses.replace(python, content=_plain(self._filled("", recipe), "recipe"))
+        path = Path("<dict>")
+        return recipes.load(path, strings, outputs=outputs, given=python)
+
+    def overrides(self, overrides: Mapping[str, Any]) -> tuple[list[str], Any]:
+        """Overrides as the command line has them, and the sections that hold Python objects."""
+        from raft.config.recipe import Given
+
+        return list(self._flat("", overrides)), Given(sections=self.sections)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the rows, each file under the hash of what it holds."""
+        for name, rows in self.rows.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic.create(temporary := folder / f".{name}.tmp") as file:
+                file.writelines(_lines(rows, name))
+            atomic.commit(temporary, folder / name)
+        return [folder / name for name in self.rows]
+
+    def _flat(self, key: str, value: Any) -> Iterator[str]:
+        made = self._section(key.rpartition(".")[2], value)
+        if made is not None:
+            self.sections[key] = made
+        elif isinstance(value, Mapping) and (value or not key) and all(NAMES.fullmatch(str(name)) for name in value):
+            for name, one in value.items():
+                yield from self._flat(f"{key}.{name}" if key else str(name), one)
+        else:
+            text = json.dumps(_plain(value, key), ensure_ascii=False)
+            yield f"{key}={''.join(map(_escaped, text))}"
+
+    def _filled(self, key: str, value: Any) -> Any:
+        """A part of a recipe with what it says in the place of Python objects that no override replaces."""
+        if key in self.sections:
+            options = value.items() if isinstance(value, Mapping) else ()
+            return {name: one for name, one in options if name not in ("rows", "function")}
+        if (made := self._section(key.rpartition(".")[2], value)) is not None:
+            return made({})
+        if isinstance(value, Mapping):
+            return {name: self._filled(f"{key}.{name}" if key else str(name), one) for name, one in value.items()}
+        return [self._filled("", one) for one in value] if isinstance(value, list | tuple) else value
+
+    def _section(self, name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """What makes a section out of a Python object, given the section that was there; None if it is plain data."""
+        if callable(value):
+            rule = {"kind": "rule", "function": given.refer(value, self.functions)}
+            return lambda there: rule
+        if isinstance(value, Mapping) and callable(function := value.get("function")):
+            options = _plain({**value, "function": given.refer(function, self.functions)}, name)
+            return lambda there: options
+        if name in READ and not isinstance(value, str | Mapping | None):
+            value = {"rows": value}
+        if not isinstance(value, Mapping) or "rows" not in value:
+            return None
+        file, own = self._file(value["rows"], name), _plain({k: v for k, v in value.items() if k != "rows"}, name)
+        reads = _reads(READ.get(name, READ["prompts"]))
+
+        def section(there: dict[str, Any]) -> dict[str, Any]:
+            kept = {option: one for option, one in there.items() if option in reads}
+            path = there["path"] if Path(str(there.get("path"))).name == file else f"{self.place}/{file}"
+            return {**kept, **own, "kind": "file", "path": path}
+
+        return section
+
+    def _file(self, rows: Any, name: str) -> str:
+        """The name of the file of rows, which holds the hash of what they say."""
+        rows = rows if isinstance(rows, Sequence) or hasattr(rows, "__len__") else list(rows)
+        digest = hashlib.sha256()
+        for line in _lines(rows, name):
+            digest.update(line)
+        file = f"{name}-{digest.hexdigest()[:16]}.jsonl"
+        self.rows[file] = rows
+        return file
+
+
+def _reads(module: str) -> set[str]:
+    """The options that say how rows are read, and not where they are."""
+    import importlib
+
+    cls = getattr(importlib.import_module(module), CLASSES[module])
+    return {item.name for item in dataclasses.fields(cls)} - {"path", "pattern"}
+
+
+def _lines(rows: Iterable[Any], name: str) -> Iterator[bytes]:
+    """Rows as JSON Lines; a text is a row with the one column `prompt`."""
+    for index, row in enumerate(rows):
+        if not isinstance(row, str | Mapping):
+            raise UserError(f"{name}[{index}]: expected a text or a dict, found {type(row).__name__}")
+        try:
+            yield records.dump({"prompt": row} if isinstance(row, str) else dict(row))
+        except (TypeError, ValueError) as fault:
+            raise UserError(
+                f"{name}[{index}] cannot be written as JSON ({fault}); give texts, numbers, lists and dicts, or leave "
+                "the column out"
+            ) from None
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A value as JSON would give it back. UserError: a recipe cannot hold it."""
+
+    def known(one: Any) -> Any:
+        if isinstance(one, os.PathLike):
+            return os.fspath(one)
+        if hasattr(one, "item") and getattr(one, "shape", None) == ():  # a scalar of NumPy or torch
+            return one.item()
+        raise TypeError(f"a {type(one).__name__} cannot stand in a recipe")
+
+    try:
+        return json.loads(json.dumps(value, default=known, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise UserError(f"{key}: {fault}; give texts, numbers, lists and dicts") from None
+
+
+def _escaped(character: str) -> str:
+    """A character of a JSON text as an override may hold it."""
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
+
+
+@contextmanager
+def _as_before(quiet: bool) -> Iterator[None]:
+    """Inside the block raft works as on the command line; afterwards the process is as it was."""
+    from raft.launch import device
+
+    environment, shown = dict(os.environ), progress.SHOWN.set(not quiet)
+    loop = asyncio._get_running_loop()  # a notebook's: it waits for this call, in which requests have one of their own
+    asyncio._set_running_loop(None)
+    user_code.forget()
+    try:
+        with logs.kept(), _random_kept(), user_code.unchanged(), signals.interruptible():
+            yield
+    finally:
+        device.take(None)
+        user_code.forget()
+        asyncio._set_running_loop(loop)
+        progress.SHOWN.reset(shown)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    """Puts the global random states back, which training seeds."""
+    import random
+
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    own, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)
+        if torch is not None:
+            torch.set_rng_state(torchs)
