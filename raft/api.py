@@ -206,7 +206,8 @@ class Run:
     def resume(self, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any) -> "Run":
         """Goes on with the run, as `raft resume` does; returns it when it is complete.
 
-        `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run was given.
+        `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run was
+        given.
         """
         from raft.config import recipe
 
