@@ -18,8 +18,8 @@ from itertools import islice
 from random import Random
 from typing import Literal
 
+from raft.core.options import faults_of_range
 from raft.core.records import Prompt
-from raft.core.registry import faults_of_range
 from raft.core.seeds import derive
 from raft.data import examples, prompts
 from raft.data.sources import Row, Rows, Source

@@ -34,11 +34,14 @@ def resume(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
-    from raft.cli import memory_plan
-    from raft.config import preflight, recipe
-    from raft.core.terminal import say
+    from raft.config import recipe
 
     loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+
+    from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
+    from raft.config import preflight
+    from raft.core.terminal import say
+
     where = memory_plan.device()
     for one in [*loaded.needs, loaded]:
         preflight.check(one)
@@ -143,7 +146,7 @@ def start(loaded: Any, *observers: Any) -> None:
 
 
 def _start(loaded: Any) -> None:
-    from raft.cli.console import Narrator
+    from raft.cli.console import Console
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    start(loaded, Narrator())
+    start(loaded, Console())

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable
 from raft.core.records import Response
-from raft.core.registry import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.metrics.alerts import Advice
 from raft.models import reasoning
 from raft.models.jinja import is_day

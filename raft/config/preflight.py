@@ -10,7 +10,7 @@ from typing import Any
 
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
-from raft.core.registry import Fault, fault_of_file, is_there
+from raft.core.options import Fault, fault_of_file, is_there
 from raft.data.sources import FileRows, InlineRows
 from raft.models import hub, model_folder, reward_templates
 

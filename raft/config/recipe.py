@@ -17,7 +17,8 @@ from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.registry import Fault, build, is_file, is_there, suggest
+from raft.core.options import Fault, is_file, is_there, suggest
+from raft.core.registry import build
 from raft.core.terminal import is_unicode
 
 OUTPUTS = Path("outputs")

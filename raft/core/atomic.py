@@ -5,8 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,24 +13,6 @@ from typing import Any, BinaryIO
 from raft.core.errors import UserError
 
 _digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
-
-
-class Disk:
-    """A write that goes on while the process computes; whatever depends on it settles it first."""
-
-    def __init__(self) -> None:
-        self._writer = ThreadPoolExecutor(1, "disk")
-        self._under_way: Future[None] | None = None
-
-    def meanwhile(self, write: Callable[[], None]) -> None:
-        """Starts a write, after the one before it."""
-        self.settle()
-        self._under_way = self._writer.submit(write)
-
-    def settle(self) -> None:
-        """Waits until all is written; raises what the write met, again at each call."""
-        if self._under_way is not None:
-            self._under_way.result()
 
 
 def write_json(path: Path, content: Any) -> None:

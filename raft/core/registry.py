@@ -1,32 +1,24 @@
 """`kind:` in a recipe -> the class that does it, and that class built from its options.
 
-A component is a frozen dataclass: its fields are its options, and building one imports nothing heavy.
-A kind is a short name from the table below, or `package.module:Name` of the user's own.
-Fields carry marks that the run's keys understand (see `runs.describe`):
-
-- `speed()`: the option changes how fast, never what; it is in no key.
-- `source("file" | "model" | "code" | "template" | "served")`: the option names something outside; its content is in the
-  key, its name is not. A template is one of raft's own by its short name, or a file; what is served is a model, or the
-  name of one on a server of which no more is known.
+Building a component imports nothing heavy. A kind is a short name from the table below, or `package.module:Name` of the
+user's own. `raft/core/options.py` has the marks of its fields.
 """
 
 import dataclasses
-import difflib
 import re
-import stat
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field
-from pathlib import Path
+from dataclasses import MISSING
 from typing import Any
 
-from raft.core import given, user_code
+from raft.core import given, library_options, user_code
 from raft.core.errors import Stopped, UserError
+from raft.core.options import Fault, short, suggest
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
-WHOLE = 10**9  # where an option has no upper bound of its own
 EXACT = 2**63  # of any whole number
+LARGE = 2**1023  # of a whole number where a number is asked; floats end at twice that
 TINY = 1e-300
 
 TABLE = {
@@ -78,79 +70,6 @@ METHODS = {
     "selection": ("pick",),
     "trainer": ("train",),
 }
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a recipe: the dotted key, and what to do about it."""
-
-    key: str
-    message: str
-
-
-def speed(default: Any = MISSING, **options: Any) -> Any:
-    """A field that changes only how fast the same result is made."""
-    return field(default=default, metadata={"speed": True}, **options)
-
-
-def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
-    """A field that names a file, a model or code; what it names is identified by content."""
-    return field(default=default, metadata={"source": kind}, **options)
-
-
-def is_there(name: str) -> bool:
-    """Whether a file or folder of that name can be seen; names that no file can have are not there."""
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):
-        return False
-
-
-def is_file(name: str) -> bool:
-    """Whether it is a regular file, or a link to one."""
-    return is_there(name) and Path(name).is_file()
-
-
-def text_of(file: str) -> str:
-    """The text of a file that an option names. UserError: it cannot be read, or is not UTF-8."""
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as fault:
-        raise UserError(f"{file}: not UTF-8 (byte {fault.start}: {fault.reason}); save the file as UTF-8") from None
-    except OSError as fault:
-        raise UserError(fault_of_file(file) or f"{file} cannot be read ({fault.strerror}); try again") from None
-
-
-def fault_of_file(name: str) -> str | None:
-    """Why a file that an option names cannot be read, None if it can. A pipe or a device is no file: it has no hash."""
-    path = Path(name)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return f"{bounded(name)} is {'a folder' if path.is_dir() else 'no regular file'}; give a file"
-        with open(path, "rb"):
-            return None
-    except (FileNotFoundError, NotADirectoryError):
-        return f"no file at {bounded(str(path.absolute()))}"
-    except OSError as fault:
-        return f"{bounded(name)} cannot be read ({fault.strerror}); name a file that can be"
-    except ValueError as fault:  # half a character, or a NUL
-        return f"{short(name)} names no file ({fault})"
-
-
-def section(name: str, default: Any = MISSING, **options: Any) -> Any:
-    """A field that holds a component: `kind:` chooses it from the table of that name."""
-    return field(default=default, metadata={"section": name}, **options)
-
-
-def sections(name: str, default: Any = MISSING, **options: Any) -> Any:
-    """A field that holds several components of one table, each under a name that the user gives it."""
-    return field(default=default, metadata={"section": name, "named": True}, **options)
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """The end of a message about an unknown name: the likeliest meant, and all that is allowed."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(sorted(known))
 
 
 def find(section: str, kind: Any) -> type:
@@ -306,7 +225,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         return dict(value)
     if hint is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGE:
         return float(value)
     if not isinstance(hint, type):
         return value
@@ -322,31 +241,18 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
     return value
 
 
-def faults_of_types(hints: Mapping[str, Any], options: Mapping[str, Any], where: str) -> list[Fault]:
-    """Faults of options of a library, whose types are `hints`, so far as these are plain ones."""
+def faults_of_types(option: str, given: Mapping[str, Any], known: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of option and message for options of a library, whose plain types `known` names (see library_options)."""
     faults: list[Fault] = []
-    for name in options:
-        if {hints[name], *typing.get_args(hints[name])} <= {int, float, bool, str, types.NoneType, hints[name]}:
-            _value(hints[name], options[name], _join(where, name), None, faults)
-    return faults
-
-
-def short(value: Any, most: int = 80) -> str:
-    """A value as a message shows it."""
-    try:
-        shown = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a number of thousands of digits"
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
-
-
-def bounded(text: str, most: int = 400) -> str:
-    """A path or another text as a message shows it: its beginning and its end, where it is long."""
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+    for name, value in given.items():
+        if types := [library_options.PLAIN[one] for one in known.get(name, ())]:
+            _value(typing.Union[tuple(types)], value, f"{option}.{name}", None, faults)  # noqa: UP007
+    yield from ((fault.key, fault.message) for fault in faults)
 
 
 def _name(hint: type) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, hint.__name__)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
+    return names.get(hint, hint.__name__)
 
 
 def _choices(item: dataclasses.Field) -> str:
@@ -356,22 +262,3 @@ def _choices(item: dataclasses.Field) -> str:
 
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-def faults_of_text(name: str, file: str) -> Iterator[tuple[str, str]]:
-    """The pair of option and message for an option that names a file which is not there or no text."""
-    try:
-        text_of(file)
-    except UserError as fault:
-        yield name, str(fault)
-
-
-def faults_of_range(options: Any, **bounds: tuple[float, float]) -> Iterator[tuple[str, str]]:
-    """Pairs of option and message for each numeric option outside its closed bounds; None is let through."""
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name)
-        if isinstance(value, int) and high == float("inf") and value > WHOLE:
-            yield name, f"{value!r} is out of range; it must be at most {WHOLE:,}"
-        elif value is not None and not low <= value <= high:
-            limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-            yield name, f"{value!r} is out of range; it must be {limit}"

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range
 from raft.core.records import Drop, Example, Pair, Prompt, Response
 from raft.core.seeds import derive
 from raft.data.preference_layouts import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
@@ -72,9 +72,7 @@ class Examples(Reading):
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and options without an effect."""
         yield from super().faults()
-        yield from registry.faults_of_range(
-            self, limit=(1, math.inf), held_out=(0, math.inf), max_bad_rows_fraction=(0, 1)
-        )
+        yield from faults_of_range(self, limit=(1, math.inf), held_out=(0, math.inf), max_bad_rows_fraction=(0, 1))
         yield from self._filter_faults()
         if self.response is not None:
             yield from template_faults("response", self.response)

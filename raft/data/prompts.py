@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import protocols, records, registry
+from raft.core import protocols, records
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range, section
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -257,7 +258,7 @@ class Prompts(Reading):
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
         yield from super().faults()
-        yield from registry.faults_of_range(self, per_iteration=(1, math.inf), max_prompt_length=(1, math.inf))
+        yield from faults_of_range(self, per_iteration=(1, math.inf), max_prompt_length=(1, math.inf))
         if not 0 < self.weight < math.inf:
             yield "weight", f"{self.weight!r} is out of range; it must be greater than 0"
 
@@ -304,12 +305,12 @@ class Inline(Prompts, InlineRows):
 class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
-    sources: list[Any] = registry.section("prompts")
+    sources: list[Any] = section("prompts")
     per_iteration: int = 2048
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is no list of parts."""
-        yield from registry.faults_of_range(self, per_iteration=(1, math.inf))
+        yield from faults_of_range(self, per_iteration=(1, math.inf))
         if not isinstance(self.sources, list) or not self.sources:
             yield "sources", "expected a list of prompts sections, each with a weight:"
             return

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from raft.core import registry
 from raft.core.errors import UserError
-from raft.core.registry import fault_of_file
+from raft.core.options import fault_of_file, source
 from raft.models import hub
 
 Row = dict[str, Any]
@@ -56,7 +55,7 @@ class FileRows(Source):
     the whole line, it has a column for each named group.
     """
 
-    path: str = registry.source("file")
+    path: str = source("file")
     pattern: str | None = None
 
     def faults(self) -> Iterator[tuple[str, str]]:

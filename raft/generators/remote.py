@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
@@ -47,7 +47,7 @@ class Remote(Sampling, Connection):
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.
     """
 
-    url: str = registry.speed()  # where it runs changes nothing; the probe and `model` say what it is
+    url: str = speed()  # where it runs changes nothing; the probe and `model` say what it is
     model: str
 
     batch_size = 1

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range
 from raft.core.records import Prompt, Response
-from raft.core.registry import faults_of_range
 from raft.models import reasoning, special_tokens
 from raft.models.chat_templates import Tokenizer, continuation, end_tokens
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range, speed
 from raft.core.records import Group, Policy, Prompt, Response
-from raft.core.registry import faults_of_range, speed
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
 from raft.launch import device as devices

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raft.core.errors import Stopped, UserError
-from raft.core.registry import faults_of_range, speed, suggest
+from raft.core.options import faults_of_range, speed, suggest
 from raft.launch import completions
 from raft.launch.completions import EXCERPT, excerpt
 

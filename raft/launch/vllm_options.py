@@ -1,16 +1,14 @@
 """What every vLLM engine of raft starts with, in this process or as a server of its own: decided once, here."""
 
-import ast
 import json
 import os
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raft.core.registry import suggest
+from raft.core import library_options
+from raft.core.options import suggest
 
 LONGEST = 4096  # the default context in tokens, where the model allows it
 SPEED = (
@@ -34,8 +32,8 @@ def faults(engine_args: Mapping[str, Any], ours: Container[str]) -> Iterator[tup
     for name in engine_args:
         if name in ours:
             yield f"engine_args.{name}", "is decided by the run itself; remove it"
-        elif name not in known():
-            yield f"engine_args.{name}", f"vLLM has no such option; {suggest(name, known())[:200]}"
+        elif name not in (known := library_options.ask("vllm")["engine"]):
+            yield f"engine_args.{name}", f"vLLM has no such option; {suggest(name, list(known))[:200]}"
 
 
 def environment() -> dict[str, str]:
@@ -90,13 +88,3 @@ def shape(folder: Path) -> dict[str, Any]:
 
 
 UNASKED = {"_name_or_path", "dtype", "transformers_version", "use_cache"}
-
-
-@cache
-def known() -> list[str]:
-    """The names of vLLM's engine options, read from its source: importing it takes ten seconds."""
-    spec = find_spec("vllm")
-    assert spec is not None and spec.submodule_search_locations
-    tree = ast.parse((Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
-    return [node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]

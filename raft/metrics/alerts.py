@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from raft.core.registry import faults_of_range
+from raft.core.options import faults_of_range
 
 Rows = Sequence[dict[str, Any]]  # of metrics.jsonl, as far as the run has come
 Level = Literal["ok", "watch", "warning"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raft.core.errors import RowError, UserError
+from raft.core.options import suggest
 from raft.core.records import Prompt, Response, said
-from raft.core.registry import suggest
 from raft.models import jinja, special_tokens
 from raft.models.messages import Malformed, Message, marked
 

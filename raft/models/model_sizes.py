@@ -1,15 +1,14 @@
 """How large a model is, by config.json and the headers of its weights: parameters, and bytes of a token by purpose."""
 
-import ast
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from raft.core import library_options
 from raft.models import checkpoint, weight_check
 
 NAMES = {  # what config.json calls by several names
@@ -37,7 +36,7 @@ class Model:
 
     def adapters(self, lora: Mapping[str, Any]) -> int | None:
         """How many numbers LoRA trains: of each matrix that is adapted, its rank times both sides."""
-        targets = lora.get("target_modules") or _adapted().get(self.config.get("model_type", ""))
+        targets = lora.get("target_modules") or _adapted(self.config.get("model_type", ""))
         if targets is None:
             return None
         sides = (sum(shape) for name, shape in self.shapes.items() if len(shape) == 2 and _is_adapted(name, targets))
@@ -103,11 +102,6 @@ def _is_adapted(weight: str, targets: str | Sequence[str]) -> bool:
     return any(f".{module}".endswith(f".{target}") for target in targets)
 
 
-def _adapted() -> dict[str, list[str]]:
-    """The modules that peft adapts by itself, by type of model, read from its source: importing it imports torch."""
-    spec = find_spec("peft")
-    assert spec is not None and spec.origin is not None, "peft is not installed"
-    tree = ast.parse((Path(spec.origin).parent / "utils" / "constants.py").read_text(encoding="utf-8"))
-    name = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
-    tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
-    return ast.literal_eval(tables[0])
+def _adapted(kind: str) -> list[str] | None:
+    """The modules that peft adapts by itself in a type of model."""
+    return library_options.ask("peft")["targets"].get(kind)

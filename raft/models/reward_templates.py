@@ -17,8 +17,8 @@ from itertools import takewhile
 from typing import Literal
 
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_text, suggest, text_of
 from raft.core.records import Prompt, said
-from raft.core.registry import faults_of_text, suggest, text_of
 from raft.models import special_tokens
 from raft.models.chat_templates import Tokenizer, frame, left_out, written
 from raft.models.chat_templates import encode as encode_texts

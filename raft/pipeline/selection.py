@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from raft.core.options import faults_of_range, speed
 from raft.core.records import Response
-from raft.core.registry import faults_of_range, speed
 from raft.metrics.reward_metrics import tied
 
 Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]

@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from raft.core.errors import UserError
+from raft.core.options import source
 from raft.core.records import Group, Score
-from raft.core.registry import source
 from raft.metrics import ranking
 from raft.rewards.model import RewardModel
 

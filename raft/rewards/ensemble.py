@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import protocols, registry
+from raft.core import protocols
+from raft.core.options import faults_of_range, sections, speed, suggest
 from raft.core.records import Group, Score
 
 
@@ -34,19 +35,19 @@ class Ensemble:
     arXiv:2410.02381). `offload: true` lets each member give its accelerator memory back to the next.
     """
 
-    members: Any = registry.sections("reward")
+    members: Any = sections("reward")
     combine: Literal["sum", "mean", "min", "pessimistic"] = "mean"
     weights: dict[str, Any] = field(default_factory=dict)
     normalize: dict[str, Any] = field(default_factory=dict)
     deviations: float = 1.0
-    offload: bool = registry.speed(False)
+    offload: bool = speed(False)
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        yield from registry.faults_of_range(self, deviations=(0, math.inf))
+        yield from faults_of_range(self, deviations=(0, math.inf))
         for option in ("weights", "normalize"):
             for name in getattr(self, option):
                 if str(name) not in self.members:
-                    yield f"{option}.{name}", f"is no member; {registry.suggest(str(name), list(self.members))}"
+                    yield f"{option}.{name}", f"is no member; {suggest(str(name), list(self.members))}"
         for name, weight in self.weights.items():
             if not _is_number(weight):
                 yield f"weights.{name}", f"expected a number, found {weight!r}"

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Literal
 
 from raft.core.errors import RowError, UserError
+from raft.core.options import faults_of_range, source
 from raft.core.records import Group, Prompt, Score
-from raft.core.registry import faults_of_range, source
 from raft.core.timing import part
 from raft.models import reward_templates
 from raft.rewards.runner import Ids, Options, Reader

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 
 from raft.core import registry, signals
 from raft.core.errors import Stopped, UserError
+from raft.core.options import short, source, suggest
 from raft.core.protocols import LARGEST
 from raft.core.records import Group, Prompt, Score
-from raft.core.registry import short
 from raft.core.terminal import is_unicode
 from raft.core.user_code import tell, unchanged
 from raft.rewards import rules
@@ -37,7 +37,7 @@ class Rule:
     reward and the others are its parts. Whatever it raises makes that response one that cannot be scored.
     """
 
-    function: str = registry.source("code")
+    function: str = source("code")
     args: dict[str, Any] = field(default_factory=dict)
 
     batch_size: ClassVar[int] = 1  # each response stands for itself
@@ -74,7 +74,7 @@ class Rule:
         if ":" in self.function:
             return registry.load(self.function)
         if self.function not in rules.BUILT_IN:
-            known = registry.suggest(self.function, rules.BUILT_IN)
+            known = suggest(self.function, rules.BUILT_IN)
             raise ValueError(f"unknown rule {self.function!r}; {known}, or package.module:function of your own")
         if missing := rules.missing(self.function):
             raise ValueError(f"{self.function} {missing}")
@@ -99,7 +99,7 @@ def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, 
     named = [name for name, one in free.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     if not any(one.kind is one.VAR_KEYWORD for one in free.values()):
         for name in sorted(set(args) - set(named)):
-            yield f"args.{name}", f"the rule takes no such argument; {registry.suggest(name, named)}"
+            yield f"args.{name}", f"the rule takes no such argument; {suggest(name, named)}"
     for name in named:
         if free[name].default is inspect.Parameter.empty and name not in args:
             yield f"args.{name}", "missing; the rule has no default for it"

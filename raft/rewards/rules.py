@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft.core.options import suggest
 from raft.core.records import Prompt
-from raft.core.registry import suggest
 from raft.rewards import answers, mathematics
 
 BUILT_IN = ["exact_answer", "length", "math_verify", "regex", "repetition"]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raft.core.errors import Stopped, UserError
-from raft.core.registry import faults_of_range, source
+from raft.core.options import faults_of_range, source
 from raft.launch import device
 from raft.models import chat_templates, model_folder, packed_attention, packing, weight_check
 from raft.models.checkpoint import Checkpoint

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raft.core import records, signals, timing
-from raft.core.atomic import Disk, create
+from raft.core import records, signals
+from raft.core.atomic import create
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.models import jinja
@@ -35,7 +35,6 @@ class ArtifactWriter:
     measured: dict[str, Any] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     stage: str = ""
-    disk: Disk = field(default_factory=Disk)
     key: dict[str, Any] = field(default_factory=dict)
     _file: Any = None
     _synced: float = 0.0
@@ -70,8 +69,6 @@ class ArtifactWriter:
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a finished group; from here on a kill does not lose it."""
-        with timing.part("sync"):
-            self.disk.settle()
         self.offsets[row["prompt_id"]] = self._file.tell()
         self._file.write(records.dump(row))
         self._file.flush()

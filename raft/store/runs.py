@@ -4,9 +4,6 @@
 same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
 its stamp is written last, and the stamp's existence means done. Resume, caching and `raft status` follow.
 What was changed or cut since is refused before it is read (`raft.store.stamps`); what was deleted is made again.
-
-A folder, which is a model, is renamed first: it and its stamp come to the disk while the engine reads it already.
-Nothing that was made from it is kept before, so a kill never leaves rows of a policy that is made anew.
 """
 
 import fcntl
@@ -22,12 +19,10 @@ from raft.config.jobs import MUTABLE_KEYS
 from raft.config.recipe import Loaded, speed_keys
 from raft.core import given, logs, records, signals, timing, yaml_file
 from raft.core.atomic import (
-    Disk,
     commit,
     create,
     disk_faults,
     fsync,
-    fsync_tree,
     read_object,
     remove,
     write_json,
@@ -120,7 +115,6 @@ class Folder:
             self.number,
             Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
             stage=stage.__name__,
-            disk=self.run.disk,
             key=key,
         )
         began = time.time()
@@ -134,11 +128,9 @@ class Folder:
         whole = sum(drop.index is None for drop in output.drops)
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
-            self.run.disk.settle()
-            if is_model := temporary.is_dir():
-                os.replace(temporary, path)
-            else:
-                commit(temporary, path)
+            commit(temporary, path)
+        with timing.part("hash"):
+            content = stamps.content_of(path)
         self._list_drops(output)
         stamp = {
             "hash": output.hash,
@@ -153,24 +145,10 @@ class Folder:
             "parts": timing.taken(),
             "speed": speed_options(section),
             "versions": versions(),
+            "content": content,
         }
-
-        def finish() -> None:
-            began = time.perf_counter()
-            if is_model:
-                fsync_tree(path)
-                fsync(path.parent)
-            synced = time.perf_counter()
-            stamp["content"] = stamps.content_of(path)
-            hashed = time.perf_counter()
-            times = {"synced": round(synced - began, 3), "hashed": round(hashed - synced, 3)}
-            write_json(stamp_path(path), {**stamp, **times})
-            output.partial.unlink(missing_ok=True)
-
-        if is_model:
-            self.run.disk.meanwhile(finish)
-        else:
-            finish()
+        write_json(stamp_path(path), stamp)
+        output.partial.unlink(missing_ok=True)
         return Artifact(path, stamp)
 
     def _list_drops(self, output: ArtifactWriter) -> None:
@@ -188,7 +166,7 @@ class Run(Folder):
     """A run's folder, locked while it works."""
 
     def __init__(self, folder: Path, seed: int):
-        self.seed, self.disk = seed, Disk()
+        self.seed = seed
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -251,7 +229,6 @@ class Run(Folder):
 
     def prune(self, keep: str, best: int) -> None:
         """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
-        self.disk.settle()
         made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
         stay = {0, *made[-1:], *([best] if keep == "best" else [])}
         for place in map(self.iteration, made if keep != "all" else []):

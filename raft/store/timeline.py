@@ -15,7 +15,7 @@ from raft.core.atomic import write_json
 from raft.store.runs import about
 from raft.store.stamps import stamped
 
-PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save"}
+PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save", "hash": "save"}
 
 
 def record(folder: Path) -> None:

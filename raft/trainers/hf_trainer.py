@@ -5,26 +5,26 @@ and how a step's loss is the sum over several forward passes. Trainer brings the
 clipping, mixed precision, checkpointed activations, compilation.
 """
 
-import ast
 import importlib.util
 import math
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from raft.core import registry
+from raft.core import library_options
 from raft.core.atomic import make_readable
 from raft.core.errors import UserError
+from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
+from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.launch import device as devices
@@ -78,7 +78,7 @@ class TrainerOptions:
     )
     attn_implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     lora: dict | None = None  # options of peft.LoraConfig; merged into the weights at the end
-    gradient_checkpointing: bool = registry.speed(False)
+    gradient_checkpointing: bool = speed(False)
     mixed_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
@@ -106,24 +106,24 @@ class TrainerOptions:
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
-        yield from registry.faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
-        yield from registry.faults_of_range(
-            self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many)
-        )
+        yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
+        yield from faults_of_range(self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many))
         if self.max_tokens_per_microbatch is not None:
-            yield from registry.faults_of_range(self, max_tokens_per_microbatch=(1, many))
+            yield from faults_of_range(self, max_tokens_per_microbatch=(1, many))
         if self.lr_scheduler_type == "constant" and self.warmup_ratio:
             yield (
                 "warmup_ratio",
                 "lr_scheduler_type: constant has no warm-up; use lr_scheduler_type: constant_with_warmup",
             )
-        known = options_of("transformers", "training_args.py", "TrainingArguments")
-        yield from _not_free("args", self.args, known, DECIDED)
+        if self.args:
+            known = library_options.ask("transformers")["training"]
+            yield from _not_free("args", self.args, known, DECIDED)
+            free = {name: value for name, value in self.args.items() if not DECIDED.fullmatch(str(name))}
+            yield from faults_of_types("args", free, known)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
             yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
         if self.lora is not None:
-            known = options_of("peft", "tuners/lora/config.py", "LoraConfig")
-            yield from _not_free("lora", self.lora, known, UNMERGEABLE)
+            yield from _not_free("lora", self.lora, library_options.ask("peft")["lora"], UNMERGEABLE)
             if isinstance(targets := self.lora.get("target_modules"), str) and (why := _no_pattern(targets)):
                 yield "lora.target_modules", f"{targets!r} is not a regular expression ({why})"
             if isinstance(rank := self.lora.get("r"), int) and not 1 <= rank <= HIGHEST:
@@ -137,15 +137,13 @@ class TrainerOptions:
         if not self.args:
             return
         import torch
-        from transformers import Trainer, TrainingArguments
+        from transformers import Trainer
 
-        for fault in registry.faults_of_types(get_type_hints(TrainingArguments), self.args, "trainer.args"):
-            raise UserError(f"{fault.key}: {fault.message}")
         if device().type == "cpu" and any(name.startswith("torch_compile") for name in self.args):
             raise UserError("trainer.args.torch_compile: compiling takes minutes for each length on a CPU; remove it")
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
         given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
-        with refused(f"args ({registry.bounded(given)})"), tempfile.TemporaryDirectory() as folder:
+        with refused(f"args ({bounded(given)})"), tempfile.TemporaryDirectory() as folder:
             arguments = _arguments(self, 1, Path(folder), 0)
             kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
             optimizer = kind([weight], **options)
@@ -176,23 +174,13 @@ def _no_pattern(text: str) -> str | None:
     return None
 
 
-def _not_free(option: str, given: dict, known: list[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+def _not_free(option: str, given: dict, known: Collection[str], decided: re.Pattern[str]) -> Iterator[tuple[str, str]]:
     free = [name for name in known if not decided.fullmatch(name)]
     for name in map(str, given):
         if name not in known:
-            yield f"{option}.{name}", f"unknown key; {registry.suggest(name, free)}"
+            yield f"{option}.{name}", f"unknown key; {suggest(name, free)}"
         elif name not in free:
             yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
-
-
-@lru_cache
-def options_of(package: str, file: str, name: str) -> list[str]:
-    """Fields of a dataclass in an installed package, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"{package} is not installed"
-    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return [line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
 
 
 def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import RowError, UserError
+from raft.core.options import source
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Pair
 from raft.core.seeds import derive
@@ -40,7 +40,7 @@ class BradleyTerry(TrainerOptions):
     learning_rate: float = 5.0e-6
     num_train_epochs: int = 1
     max_length: int = 512  # of the longer side of a pair
-    template: str = registry.source("template", "plain")  # as kind: model has it
+    template: str = source("template", "plain")  # as kind: model has it
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Example
 from raft.models import chat_templates, packed_attention, weight_check
@@ -42,7 +42,7 @@ class SFT(TrainerOptions):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from registry.faults_of_range(self, block_size=(2, np.inf))
+        yield from faults_of_range(self, block_size=(2, np.inf))
 
     def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped

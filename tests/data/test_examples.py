@@ -11,6 +11,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Example, Pair
 from raft.data import examples
 from raft.data.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
@@ -328,7 +329,7 @@ def test_the_texts_for_a_tokenizer_are_all_that_is_said():
     ],
 )
 def test_a_wrong_option_is_named(options: dict, key: str):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(InlineExamples, {"items": [{"prompt": "p"}], **options}, "examples", faults)
     assert [fault.key for fault in faults] == [f"examples.{key}"]
 
@@ -339,7 +340,7 @@ def test_every_kind_takes_the_same_options():
         ("HubExamples", {"dataset": "a/b"}),
         ("InlineExamples", {"items": ["x"]}),
     ):
-        faults: list[registry.Fault] = []
+        faults: list[Fault] = []
         made = registry.build(
             getattr(examples, name), {**options, "prompt_column": None, "held_out": 3}, "examples", faults
         )

@@ -10,6 +10,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Pair
 from raft.data.examples import Examples, FileExamples, HubExamples, InlineExamples, read, texts
 from raft.data.preference_layouts import LAYOUTS
@@ -572,6 +573,6 @@ def test_the_option_allows_the_layouts_that_there_are():
     ],
 )
 def test_an_option_without_an_effect_is_refused(options: dict[str, Any], keys: list[str]):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(InlineExamples, {"items": [ROWS["arena"]], **options}, "examples", faults)
     assert sorted(fault.key for fault in faults) == sorted(f"examples.{key}" for key in keys), faults

@@ -15,6 +15,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 from raft.core.records import Drop, Prompt
 from raft.data import prompts
 from raft.data.prompts import File, Hub, Inline, Mixture, draw, held_out_key
@@ -72,7 +73,7 @@ def reason(tokenizer: Any, row: Any, **options: Any) -> str:
 
 
 def fault_keys(**options: Any) -> list[str]:
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.component("prompts", options, "prompts", faults)
     return [fault.key for fault in faults]
 
@@ -292,7 +293,7 @@ def test_every_kind_is_built_from_its_options():
         (part, Inline(items=["a"], weight=2.0)),
         ({"kind": "mixture", "sources": [part, part]}, Mixture(sources=[Inline(items=["a"], weight=2.0)] * 2)),
     ]:
-        faults: list[registry.Fault] = []
+        faults: list[Fault] = []
         assert registry.component("prompts", options, "prompts", faults) == made and not faults
 
 

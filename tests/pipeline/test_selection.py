@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raft.core import registry
+from raft.core.options import Fault
 from raft.core.records import Response
 from raft.pipeline.selection import (
     BestOfK,
@@ -263,7 +264,7 @@ def test_shaping_pays_for_the_distance_from_the_first_policy():
     ],
 )
 def test_a_wrong_option_is_named(options, key):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     assert registry.component("selection", options, "selection", faults) is None
     assert [fault.key for fault in faults] == [key]
 
@@ -283,7 +284,7 @@ def test_a_wrong_option_is_named(options, key):
     ],
 )
 def test_every_kind_is_built_from_its_options(options, selection):
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     assert registry.component("selection", options, "selection", faults) == selection and not faults
 
 

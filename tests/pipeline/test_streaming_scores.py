@@ -16,8 +16,8 @@ import worlds
 from raft.core import records
 from raft.core.atomic import write_json
 from raft.core.errors import Stopped, UserError
+from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response, Score
-from raft.core.registry import speed
 from raft.pipeline import stages, streaming_scores
 from raft.pipeline.streaming_scores import PAUSE, TOGETHER, StreamingScorer, streamed
 from raft.rewards.ensemble import Ensemble
@@ -248,7 +248,7 @@ class Blocks:
 def test_a_run_with_a_remote_reward_and_a_remote_gold_equals_one_without(tmp_path):
     (tmp_path / "elsewhere.py").write_text(
         "from dataclasses import dataclass\n"
-        "from raft.core.registry import speed\n"
+        "from raft.core.options import speed\n"
         "from raft.core.records import Score\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Words:\n"

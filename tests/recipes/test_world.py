@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from raft.core import registry
+from raft.core.options import Fault
 from raft.core.records import Example, Pair, Prompt
 from raft.data import examples, prompts
 from raft.models import from_scratch
@@ -134,7 +135,7 @@ def test_answers_and_preferences_are_examples_and_pairs_of_few_tokens(tokenizer)
 
 
 def test_options_out_of_range_are_faults_with_a_name():
-    faults: list[registry.Fault] = []
+    faults: list[Fault] = []
     registry.build(world.Prompts, {"count": 5000, "part": "held-out"}, "prompts", faults)
     registry.build(world.Preferences, {"noise": 1.5, "count": 0}, "examples", faults)
     registry.build(world.Prompts, {"part": "test"}, "prompts", faults)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raft.core.options import Fault
 from raft.core.records import Group, Prompt, Response, Score
-from raft.core.registry import Fault, component
+from raft.core.registry import component
 
 LENGTH = {"kind": "rule", "function": "length"}
 TEXTS = ["one", "one two three", "", "four words are here"]

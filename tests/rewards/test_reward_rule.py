@@ -7,6 +7,7 @@ import pytest
 
 from raft.core import registry
 from raft.core.errors import Stopped
+from raft.core.options import Fault
 from raft.core.records import Group, Prompt, Response, Score
 from raft.rewards.rule import Rule
 
@@ -48,7 +49,7 @@ def rewards(function: str, *texts: str, meta: dict[str, Any] | None = None, **ar
 
 
 def faults(**options: Any) -> dict[str, str]:
-    found: list[registry.Fault] = []
+    found: list[Fault] = []
     registry.component("reward", {"kind": "rule", **options}, "reward", found)
     return {fault.key: fault.message for fault in found}
 
@@ -182,6 +183,6 @@ def test_repetition_is_minus_the_share_of_n_grams_said_before():
 
 
 def test_the_arguments_of_a_rule_are_in_its_record():
-    found: list[registry.Fault] = []
+    found: list[Fault] = []
     rule = registry.component("reward", {"kind": "rule", "function": "repetition", "args": {"n": 2}}, "reward", found)
     assert rule == Rule(function="repetition", args={"n": 2}) and not found

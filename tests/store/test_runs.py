@@ -15,7 +15,7 @@ from folders import stamp
 
 from raft.config import recipe
 from raft.core.errors import UserError
-from raft.core.registry import source, speed
+from raft.core.options import source, speed
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import describe
 from raft.store.runs import Run, metrics_rows, stamp_path

@@ -5,11 +5,11 @@ import sys
 from typing import Any
 
 from raft.core import registry
-from raft.trainers import hf_trainer
+from raft.core.options import Fault
 
 
 def faults(**options: Any) -> dict[str, str]:
-    found: list[registry.Fault] = []
+    found: list[Fault] = []
     registry.component("trainer", {"kind": "sft", **options}, "trainer", found)
     return {fault.key: fault.message for fault in found}
 
@@ -23,22 +23,11 @@ def test_wrong_options_are_named_before_anything_heavy_is_imported():
     assert "learning_rate" not in faults(args={"learning_rate": 1})["trainer.args.learning_rate"].split("free are")[1]
     assert "did you mean lora_alpha" in faults(lora={"alpha": 8})["trainer.lora.alpha"]
     assert "constant_with_warmup" in faults(lr_scheduler_type="constant", warmup_ratio=0.1)["trainer.warmup_ratio"]
+    assert faults(args={"adam_beta1": "x"}) == {"trainer.args.adam_beta1": "expected a number, found 'x'"}
+    assert faults(args={"learning_rate": "x"}).keys() == {"trainer.args.learning_rate"}
     script = (
         "import sys; from raft.core import registry; found = []; "
         "registry.component('trainer', {'kind': 'sft', 'lora': {'q': 1}, 'args': {'optm': 1}}, 'trainer', found); "
         "assert len(found) == 2, found; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_the_names_read_from_source_are_those_of_the_classes():
-    from dataclasses import fields
-
-    from peft import LoraConfig
-    from transformers import TrainingArguments
-
-    read = set(hf_trainer.options_of("transformers", "training_args.py", "TrainingArguments"))
-    assert read == {field.name for field in fields(TrainingArguments) if field.init}
-    assert set(hf_trainer.options_of("peft", "tuners/lora/config.py", "LoraConfig")) < {
-        field.name for field in fields(LoraConfig)
-    }

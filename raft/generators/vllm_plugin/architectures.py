@@ -4,12 +4,11 @@ vLLM calls `register` in every process of its own, in raft's or in a server's. C
 so that it costs nothing where they are not needed.
 """
 
-import ast
 import json
-from functools import cache
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
+
+from raft.core import library_options
 
 PLUGINS = "vllm.general_plugins"
 MODELS = {"GPTNeoForCausalLM": "raft.generators.vllm_plugin.gpt_neo:GPTNeoForCausalLM"}
@@ -38,24 +37,10 @@ def lacking(folder: Path) -> str | None:
     have added them, vLLM is left to say itself what it cannot do.
     """
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    if not names or _plugged_in() or any(name in MODELS or name in known() or _wrapped(name) for name in names):
+    if not names or _plugged_in():
         return None
-    return names[0]
-
-
-@cache
-def known() -> frozenset[str]:
-    """The architectures of vLLM's own registry, read from its source: importing it takes ten seconds."""
-    spec = find_spec("vllm")
-    assert spec is not None and spec.submodule_search_locations
-    file = Path(spec.submodule_search_locations[0]) / "model_executor" / "models" / "registry.py"
-    tables = {
-        node.targets[0].id: node.value
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
-    }
-    parts = [tables[part.id] for part in tables["_VLLM_MODELS"].values if isinstance(part, ast.Name)]
-    return frozenset(key.value for part in parts for key in part.keys if isinstance(key, ast.Constant))  # type: ignore[misc]
+    known = {*MODELS, *library_options.ask("vllm")["architectures"]}
+    return None if any(name in known or _wrapped(name) for name in names) else names[0]
 
 
 def _wrapped(architecture: str) -> bool:

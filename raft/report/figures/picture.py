@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raft.core.atomic import refuse_output
 from raft.core.errors import UserError
-from raft.core.registry import suggest
+from raft.core.options import suggest
 from raft.report.figures import style
 from raft.report.figures.table import is_table, recipes, tabulate
 

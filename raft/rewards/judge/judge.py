@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from raft.core.errors import UserError
+from raft.core.options import faults_of_range, faults_of_text, source, speed, text_of
 from raft.core.records import Group, Prompt, Score, said
-from raft.core.registry import faults_of_range, faults_of_text, source, speed, text_of
 from raft.core.seeds import derive
 from raft.data.sources import pattern_faults
 from raft.launch import completions, device, vllm_options, vllm_server

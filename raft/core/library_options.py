@@ -1,0 +1,96 @@
+"""What an installed library says of itself: the options of its dataclasses with their plain types, and its tables.
+
+Importing vLLM or transformers takes many seconds, and imports torch. So a process of its own does it, once for each
+version of the library and of Python. Its answer stands in the user's cache: `$XDG_CACHE_HOME/raft` or `~/.cache/raft`.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from raft.core.atomic import write_json
+from raft.core.errors import UserError
+
+ASKED = {  # by library: what raft calls an answer, and the dataclass or the mapping that gives it
+    "vllm": {
+        "engine": "vllm.engine.arg_utils:EngineArgs",
+        "architectures": "vllm.model_executor.models.registry:_VLLM_MODELS",
+    },
+    "transformers": {"training": "transformers:TrainingArguments"},
+    "peft": {
+        "lora": "peft:LoraConfig",
+        "targets": "peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    },
+}
+PLAIN = {one.__name__: one for one in (int, float, bool, str, NoneType)}
+
+
+@cache
+def ask(library: str) -> dict[str, dict[str, Any]]:
+    """The answers of a library by their names. UserError if it cannot be imported.
+
+    Of a dataclass that is, by option, the names of its types in `PLAIN`, or [] where another type is among them.
+    """
+    known = _cached(library)
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads(known.read_bytes())
+        if found.keys() == ASKED[library].keys() and all(isinstance(one, dict) for one in found.values()):
+            return found
+    found = _asked(library)
+    with suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_json(known, found)
+    return found
+
+
+def _cached(library: str) -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - there may be no home
+    return Path(folder, "raft", f"{library}-{_version(library)}-python-{platform.python_version()}.json")
+
+
+def _version(library: str) -> str:
+    for distribution in (library, f"{library}-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return "unknown"
+
+
+def _asked(library: str) -> dict[str, Any]:
+    command = [sys.executable, "-P", "-m", "raft.core.library_options", json.dumps(ASKED[library])]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{library} {_version(library)} cannot be imported: {said}; install it again")
+    return json.loads(done.stdout.splitlines()[-1])  # what a library prints by itself stands before
+
+
+def _answer(target: str) -> Mapping[str, Any]:
+    module, _, name = target.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if isinstance(found, Mapping):
+        return found
+    hints, own = {}, vars(found)["__annotations__"]
+    with suppress(NameError):  # of a type that is imported for type checkers alone
+        hints = get_type_hints(found)
+    options = [item.name for item in dataclasses.fields(found) if item.init and item.name in own]
+    return {name: _plain(hints.get(name)) for name in options}
+
+
+def _plain(hint: Any) -> list[str]:
+    types = get_args(hint) or (hint,)
+    return [one.__name__ for one in types] if set(types) <= set(PLAIN.values()) else []
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: _answer(target) for name, target in json.loads(sys.argv[1]).items()}))
