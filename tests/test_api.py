@@ -1,6 +1,7 @@
 """raft from Python: the same artifacts as the command line, and a process that is left as it was."""
 
 import asyncio
+import importlib
 import json
 import linecache
 import logging
@@ -100,6 +101,9 @@ def test_a_function_of_a_module_is_the_one_that_a_recipe_names(world, finished, 
     (world / "letters.py").write_text("# another line\n" + (world / "letters.py").read_text())
     said = refusal(lambda: raft.run("recipe.yaml", reward=letters.share))
     assert "letters.py was changed since it was read (reload it, or start Python again)" in said
+    importlib.reload(letters)
+    said = refusal(lambda: raft.run("recipe.yaml", reward=letters.share, **{**SMALL, "iterations": 2}))
+    assert "section.reward.function.code: was" in said
     del sys.modules["letters"]
 
 
