@@ -38,7 +38,7 @@ from gpu_world import DEVICE, REAL, TINY, make_models, make_recipe
 from iteration import line, parts, stamps, whole
 
 from raft import __version__
-from raft.cli.console import Narrator
+from raft.cli.console import Console
 from raft.config import recipe
 from raft.core import atomic, records
 from raft.generators import vllm
@@ -205,7 +205,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-class Results(Narrator):
+class Results(Console):
     """Tells the terminal what the run does, and writes the figures after each iteration."""
 
     def __init__(self, loaded: recipe.Loaded, out: Path, found: dict[str, Any], memory: Memory):
@@ -213,9 +213,9 @@ class Results(Narrator):
         self.loaded, self.out, self.found, self.memory = loaded, out, found, memory
         self.iterations: dict[int, dict[str, Any]] = {}
 
-    def finished(self, it: runs.Place, findings: Any) -> None:
+    def on_iteration_end(self, it: runs.Place, findings: Any) -> None:
         """As told, and what the iteration took."""
-        super().finished(it, findings)
+        super().on_iteration_end(it, findings)
         took = parts(self.loaded, it.number)
         self.iterations[it.number] = {"seconds": took}
         if it.number:

@@ -31,7 +31,7 @@ import numpy as np
 from gpu import resident
 from iteration import stamps, whole
 
-from raft.cli.console import Narrator
+from raft.cli.console import Console
 from raft.config import recipe
 from raft.core import timing
 from raft.pipeline import loop
@@ -152,16 +152,16 @@ def run(path: Path, overrides: list[str]) -> tuple[recipe.Loaded, "Resident"]:
     return loaded, told
 
 
-class Resident(Narrator):
+class Resident(Console):
     """Looks at the memory at the end of each iteration."""
 
     def __init__(self) -> None:
         super().__init__()
         self.megabytes: list[float] = []
 
-    def finished(self, it: Folder, findings: Any) -> None:
+    def on_iteration_end(self, it: Folder, findings: Any) -> None:
         """As told."""
-        super().finished(it, findings)
+        super().on_iteration_end(it, findings)
         self.megabytes.append(resident() / MEGABYTE)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from raft.cli.console import Narrator
+from raft.cli.console import Console
 from raft.config import recipe
 from raft.core import records
 from raft.core.records import Policy, Prompt
@@ -50,7 +50,7 @@ def main() -> None:
     loaded = recipe.load(Path(arguments[0]), [*arguments[1:], "name=iteration-benchmark", "keep_policies=all"])
     shutil.rmtree(loaded.folder, ignore_errors=True)
     began = time.perf_counter()
-    loop.run(loaded, Narrator())
+    loop.run(loaded, Console())
     print(f"\nthe whole run: {time.perf_counter() - began:.1f} s")
     for number in range(1, loaded.recipe.iterations + 1):
         print(f"iteration {number}: {whole(loaded, number):.1f} s  {line(parts(loaded, number))}")

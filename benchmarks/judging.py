@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from raft.cli.console import Narrator
+from raft.cli.console import Console
 from raft.config import recipe
 from raft.config.recipe import Loaded
 from raft.pipeline import loop
@@ -66,7 +66,7 @@ def run(loaded: Loaded, judge: Judge, remote: bool) -> list[tuple[Path, float, f
     """Of each iteration its folder, the seconds of its responses, and those until its last score."""
     shutil.rmtree(loaded.folder, ignore_errors=True)
     reward = replace(judge) if remote else Here(**vars(judge))
-    loop.run(replace(loaded, recipe=replace(loaded.recipe, reward=reward)), Narrator())
+    loop.run(replace(loaded, recipe=replace(loaded.recipe, reward=reward)), Console())
     found = []
     for number in range(1, loaded.recipe.iterations + 1):
         folder = loaded.folder / "iterations" / f"{number:03d}"

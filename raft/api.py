@@ -26,7 +26,7 @@ from typing import Any, Literal
 from raft.core import atomic, given, logs, progress, records, signals, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.records import Example, Pair, Prompt, Response, Score
-from raft.pipeline.observer import Told as Callback
+from raft.pipeline.observer import Observer as Callback
 from raft.store import branch, runs, stamps
 from raft.store.keys import Artifact
 
@@ -258,13 +258,13 @@ class Run:
 
 def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quiet: bool) -> Run:
     from raft.cli import commands
-    from raft.cli.console import Narrator
+    from raft.cli.console import Console
     from raft.cli.forecast import Quiet
 
     runs.refuse_foreign(loaded.folder)
     written = objects.write(loaded.folder / given.ROWS)
     try:
-        commands.start(loaded, Quiet() if quiet else Narrator(), *callbacks)
+        commands.start(loaded, Quiet() if quiet else Console(), *callbacks)
     except Stopped:
         raise KeyboardInterrupt("the run was stopped; nothing finished is lost, and the same call goes on") from None
     finally:

@@ -1,6 +1,7 @@
 """raft from Python: the same artifacts as the command line, and a process that is left as it was."""
 
 import asyncio
+import importlib
 import json
 import linecache
 import logging
@@ -100,6 +101,9 @@ def test_a_function_of_a_module_is_the_one_that_a_recipe_names(world, finished, 
     (world / "letters.py").write_text("# another line\n" + (world / "letters.py").read_text())
     said = refusal(lambda: raft.run("recipe.yaml", reward=letters.share))
     assert "letters.py was changed since it was read (reload it, or start Python again)" in said
+    importlib.reload(letters)
+    said = refusal(lambda: raft.run("recipe.yaml", reward=letters.share, **{**SMALL, "iterations": 2}))
+    assert "section.reward.function.code: was" in said
     del sys.modules["letters"]
 
 
@@ -142,7 +146,7 @@ def test_overrides_are_those_of_the_command_line(tmp_path, monkeypatch, override
 
 def test_a_run_goes_on_after_an_exception_in_a_callback(world, finished):
     class Breaks(raft.Callback):
-        def diagnosed(self, artifact: Any) -> None:
+        def on_checks(self, artifact: Any) -> None:
             raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
@@ -157,14 +161,14 @@ def test_callbacks_define_what_they_want_and_are_told_in_their_order(world, fini
     told = []
 
     class First(raft.Callback):
-        def finished(self, it: Any, findings: Any) -> None:
+        def on_iteration_end(self, it: Any, findings: Any) -> None:
             told.append(("first", it.number))
 
     class Second(raft.Callback):
-        def finished(self, it: Any, findings: Any) -> None:
+        def on_iteration_end(self, it: Any, findings: Any) -> None:
             told.append(("second", raft.open_run(it.run.folder).metrics[-1]["iteration"]))
 
-        def closed(self, run: Any, loaded: Any) -> None:
+        def on_run_end(self, run: Any, loaded: Any) -> None:
             told.append(("closed", run.folder))
 
     raft.run("recipe.yaml", quiet=True, callbacks=[First(), Second()], **SMALL)
@@ -176,7 +180,7 @@ def test_ctrl_c_stops_the_run_in_order_and_a_second_one_at_once(world, finished)
     class Interrupted(raft.Callback):
         times = 1
 
-        def finished(self, it: Any, findings: Any) -> None:
+        def on_iteration_end(self, it: Any, findings: Any) -> None:
             for _ in range(self.times):
                 os.kill(os.getpid(), signal.SIGINT)
                 signal.sigtimedwait([], 0.3)  # longer than signals that come together are one
@@ -400,7 +404,7 @@ def test_a_recipe_has_its_own_python_as_it_is_at_each_call(world):
 
 def test_a_notebooks_event_loop_is_in_nobodys_way(world):
     class Asks(raft.Callback):
-        def diagnosed(self, artifact: Any) -> None:
+        def on_checks(self, artifact: Any) -> None:
             asked.append(asyncio.run(asyncio.sleep(0, "answer")))
             raise ZeroDivisionError
 

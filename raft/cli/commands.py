@@ -146,7 +146,7 @@ def start(loaded: Any, *observers: Any) -> None:
 
 
 def _start(loaded: Any) -> None:
-    from raft.cli.console import Narrator
+    from raft.cli.console import Console
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    start(loaded, Narrator())
+    start(loaded, Console())

@@ -10,12 +10,12 @@ from raft.cli.show import before_and_after
 from raft.core import logs, records
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Finding, Level, stops, warnings, worse
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run
 
 
-class Narrator(Told):
+class Console(Observer):
     """Tells a terminal (or a log, in plain lines) what a run does."""
 
     def __init__(self) -> None:
@@ -23,23 +23,23 @@ class Narrator(Told):
         self.recipe: Any = None
         self.told: dict[str, Level] = {}
 
-    def opened(self, run: Run, loaded: Any) -> None:
+    def on_run_begin(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
         self.run, self.recipe = run, loaded.recipe
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
 
-    def noticed(self, message: str) -> None:
+    def on_notice(self, message: str) -> None:
         """Prints it."""
         say(f"notice: {safe(message)}")
 
-    def diagnosed(self, artifact: Artifact) -> None:
+    def on_checks(self, artifact: Artifact) -> None:
         """Prints what the doctor warns of."""
         for row in artifact.read():
             if row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
-    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = stops(findings, self.recipe.alerts)
@@ -56,14 +56,14 @@ class Narrator(Told):
                 f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
             )
 
-    def measured(self, artifact: Artifact) -> None:
+    def on_result(self, artifact: Artifact) -> None:
         """Prints what a job without iterations measured."""
         if self.recipe.job == "evaluate-reward":
             say(compared(artifact.path))
             return
         say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
 
-    def closed(self, run: Run, loaded: Any) -> None:
+    def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says where everything is, shows one prompt before and after, and names the next command."""
         if loaded.recipe.job != "align":
             return

@@ -21,7 +21,7 @@ from raft.core import atomic, logs
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.pipeline import loop
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.store import runs
 from raft.store.stamps import iterations, read_stamp, stamp_path, stamped
 
@@ -37,10 +37,10 @@ STAGES = {  # artifact of an iteration -> what a person calls it
 Seconds = dict[str, float]  # by artifact
 
 
-class Quiet(Told):
+class Quiet(Observer):
     """Sends the noise of libraries into the run's log, and tells nobody of anything."""
 
-    def opened(self, run: runs.Run, loaded: Loaded) -> None:
+    def on_run_begin(self, run: runs.Run, loaded: Loaded) -> None:
         logs.begin(run.folder)
 
 

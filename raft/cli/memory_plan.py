@@ -246,7 +246,10 @@ def _engine(
     """vLLM: on a GPU it takes a share of all there is, and what the weights leave of that is the cache."""
     model, context = model_sizes.read(folder), context or min(vllm_options.model_context(folder), vllm_options.LONGEST)
     count, token = model.parameters(), model.cached(size)
-    setting, share = f"{key}.engine.gpu_memory_utilization", float(options.get("gpu_memory_utilization", UTILIZATION))
+    setting, share = (
+        f"{key}.engine_args.gpu_memory_utilization",
+        float(options.get("gpu_memory_utilization", UTILIZATION)),
+    )
     cache = int(options.get("kv_cache_memory_bytes") or max(0, share * where.memory - count * size))
     if where.kind == "cpu":
         cache, setting = int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"]) * 2**30, "VLLM_CPU_KVCACHE_SPACE"

@@ -24,7 +24,6 @@ from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.generators.sampling import Ends, Sampling
-from raft.generators.vllm_plugin.cpu_speedups import Gathered, Room, Slots
 from raft.launch import device, vllm_options
 from raft.models import chat_templates, weight_check
 
@@ -163,9 +162,8 @@ class Engine:
 
     def __init__(self, options: VLLM, policy: Policy):
         import torch
-        from vllm.engine.arg_utils import EngineArgs
+        from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.llm_engine import LLMEngine
 
         self.on_gpu = device.current() == "cuda"
         if options.batch_invariant and self.on_gpu and torch.cuda.get_device_capability() < (9, 0):
@@ -205,17 +203,13 @@ class Engine:
                     f"vLLM cannot start with {policy.path}: {said}; its options are in generator.engine_args, and "
                     "how much memory a recipe needs is said by: raft check"
                 ) from fault
-            core: Any = self.llm.engine_core
             if self.on_gpu:
                 torch.set_num_threads(threads)  # vLLM leaves one, but trainer and scorer load their weights here too
-            else:
-                self.llm.collective_rpc("draw_ahead")
-                Slots.shorten(core.engine_core.scheduler.kv_cache_manager)
         self.tokenizer = chat_templates.load_tokenizer(str(policy.path))
         self.held: Path | None = None
         self.distance = math.nan
         self.asleep = False
-        self.room = Room(core.engine_core.scheduler.kv_cache_config)
+        self.room, self.block_sizes = _cache(self.llm)
         self.most = self.llm.vllm_config.scheduler_config.max_num_seqs
         self.prove(policy)
         gc.collect()
@@ -276,56 +270,53 @@ class Engine:
 
     def answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """Groups as they finish, with as many responses under way as there is room; what is left is aborted."""
-        live: dict[str, tuple[str, int]] = {}
+        live: dict[str, int] = {}
         try:
             yield from self._answer(options, prompts, seed, live)
         finally:
             if live:
                 self.llm.abort_request(list(live))
 
-    def _answer(
-        self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, tuple[str, int]]
-    ) -> Iterator[Group]:
-        """As `answer`; `live` has, by our name of each response under way, vLLM's and the blocks that it may take."""
+    def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, int]) -> Iterator[Group]:
+        """As `answer`; `live` has the blocks of the cache that each response under way may take."""
         waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
-        after, taken = next(waiting, None), 0
+        after = next(waiting, None)
         unfinished: dict[str, tuple[Prompt, int, list[Response | None]]] = {}
         ends = options.ends(self.tokenizer)
-        gathered = Gathered(each_step=bool(ends.texts))
         while True:
             while after is not None and len(live) < self.most:
                 prompt, ids, k = after
-                blocks = self.room.taken(len(ids) + options.max_tokens + 1)  # a GPU is asked one token ahead
-                if live and taken + blocks > self.room.blocks:
+                blocks = self.blocks(len(ids) + options.max_tokens + 1)  # a GPU is asked one token ahead
+                if live and sum(live.values()) + blocks > self.room:
                     break
                 if prompt.id not in unfinished:
                     unfinished[prompt.id] = prompt, options.opening(self.tokenizer, ids), [None] * options.k
                 params = _params(options, ends, derive(seed, prompt.id, k))
                 name = f"{k}/{prompt.id}"
-                theirs = self.llm.add_request(name, {"prompt_token_ids": ids}, params) or name  # older ones: None
-                live[name] = theirs, blocks
-                after, taken = next(waiting, None), taken + blocks
+                self.llm.add_request(name, {"prompt_token_ids": ids}, params)
+                live[name] = blocks
+                after = next(waiting, None)
             if not live:
                 return
-            for output in self._step(gathered):
-                if output.finished:
-                    theirs, blocks = live.pop(output.request_id)
-                    logprobs, taken = gathered.logprobs.pop(theirs), taken - blocks
-                    place, _, prompt_id = output.request_id.partition("/")
-                    prompt, opened, responses = unfinished[prompt_id]
-                    response = _response(output.outputs[0], logprobs, self.tokenizer, ends)
-                    responses[int(place)] = options.finish(response, self.tokenizer, opened)
-                    if None not in responses:
-                        del unfinished[prompt_id]
-                        yield Group(prompt, responses)  # type: ignore[arg-type]
+            with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
+                outputs = self.llm.step()
+            for output in outputs:  # finished ones alone: FINAL_ONLY
+                del live[output.request_id]
+                place, _, prompt_id = output.request_id.partition("/")
+                prompt, opened, responses = unfinished[prompt_id]
+                response = _response(output.outputs[0], self.tokenizer, ends)
+                responses[int(place)] = options.finish(response, self.tokenizer, opened)
+                if None not in responses:
+                    del unfinished[prompt_id]
+                    yield Group(prompt, responses)  # type: ignore[arg-type]
 
-    def _step(self, gathered: Gathered) -> list[Any]:
-        """As `LLMEngine.step`, with less bookkeeping."""
-        with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
-            outputs = gathered.take(self.llm.engine_core.get_output().outputs)
-        processed = self.llm.output_processor.process_outputs(outputs)
-        self.llm.engine_core.abort_requests(processed.reqs_to_abort)
-        return processed.request_outputs
+    def blocks(self, tokens: int) -> int:
+        """How many blocks of the cache a response of so many tokens takes, its prompt's among them.
+
+        With no more responses under way than the cache has room for in full, none is thrown out and computed again. A
+        window of attention lets blocks go early; what it saves is not counted.
+        """
+        return sum(-(-tokens // size) for size in self.block_sizes)
 
     def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in prompts:
@@ -347,6 +338,13 @@ def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str
     if dtype != "float32":
         found["hf_overrides"] = {"head_dtype": "float32", **options.engine_args.get("hf_overrides", {})}
     return found
+
+
+def _cache(llm: Any) -> tuple[int, list[int]]:
+    """How many blocks the engine's cache has for responses, and the tokens of a block in each group of layers."""
+    cache = llm.engine_core.engine_core.scheduler.kv_cache_config
+    sizes = [group.kv_cache_spec.block_size for group in cache.kv_cache_groups if not group.host_resident]
+    return cache.num_blocks - 1, sizes  # one block stands for those that are not there
 
 
 def _gpu_memory() -> tuple[int, int]:
@@ -373,17 +371,18 @@ def _params(options: VLLM, ends: Ends, seed: int) -> Any:
         stop_token_ids=sorted(ends.tokens),
         detokenize=bool(ends.texts),  # a text is spelled once, when it is whole
         logprobs=0,
+        flat_logprobs=True,  # one list of floats, not an object for each token
         skip_clone=True,  # made afresh for each response
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _response(output: Any, logprobs: list[float], tokenizer: chat_templates.Tokenizer, ends: Ends) -> Response:
+def _response(output: Any, tokenizer: chat_templates.Tokenizer, ends: Ends) -> Response:
     """What vLLM has drawn, spelled as every generator spells it."""
-    ids = list(output.token_ids)
-    assert len(logprobs) >= len(ids)  # more where tokens came several at a time, and a stop string among them
+    ids, logprobs = list(output.token_ids), output.logprobs.logprobs
+    assert len(logprobs) == len(ids)
     reason = "length" if output.finish_reason == "length" else "stop"
-    return Response(ends.spell(tokenizer, ids), ids, logprobs[: len(ids)], reason)
+    return Response(ends.spell(tokenizer, ids), ids, logprobs, reason)
 
 
 def _environment(options: VLLM) -> None:

@@ -17,14 +17,14 @@ from raft.core.records import Drop, Group, Pair
 from raft.data.prompts import reasons
 from raft.metrics import reward_accuracy
 from raft.pipeline import stages
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.measuring import refuse_other_prompts
 from raft.store.runs import Run
 
 
-def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
+def evaluate_reward(recipe: EvaluateReward, run: Run, observer: Observer) -> None:
     """job: evaluate-reward. Each reward in turn scores both responses of every pair."""
     sets = {name: run.subfolder("sets", name) for name in recipe.sets}
     pairs: dict[str, Artifact] = {}
@@ -32,13 +32,13 @@ def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
     for name, place in sets.items():
         aside = getattr(recipe.sets[name], "held_out", 0) > 0
         pairs[name] = place.once("pairs.jsonl", stages.load_examples, recipe.sets[name], held_out=aside)
-        stages.tell_drops(told, pairs[name], "load_examples")
+        stages.tell_drops(observer, pairs[name], "load_examples")
         prompts = place.once("prompts.jsonl", pair_prompts, pairs=pairs[name])
         groups[name] = {
             "prompts": prompts, "responses": place.once("responses.jsonl", pair_responses, pairs=pairs[name])
         }  # fmt: skip
     first = next(iter(groups.values()))["prompts"]
-    told.diagnosed(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
+    observer.on_checks(run.once("doctor.jsonl", stages.diagnose, recipe.rewards, prompts=first))
     scores: dict[str, dict[str, Artifact]] = {name: {} for name in sets}
     for title, section in recipe.rewards.items():
         reward = deepcopy(section)  # its models, or those of its members, go with it when the next one comes
@@ -46,7 +46,7 @@ def evaluate_reward(recipe: EvaluateReward, run: Run, told: Told) -> None:
             scores[name][title] = place.once(f"scores/{title}.jsonl", stages.score, reward, **groups[name])
     figures = run.once("accuracy.json", accuracies, pairs=pairs, scores=scores)
     run.once("accuracy.md", tabulate, figures=figures)
-    told.measured(figures)
+    observer.on_result(figures)
 
 
 def pair_prompts(section: None, output: ArtifactWriter, pairs: Artifact) -> None:

@@ -9,7 +9,7 @@ from raft.core.protocols import comparable
 from raft.metrics import reward_metrics
 from raft.metrics.alerts import advise, stops
 from raft.pipeline import stages
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store import measuring
 from raft.store.keys import Artifact
@@ -25,24 +25,24 @@ class Evaluator:
     at last, so a run that is walked through again stops where it stopped.
     """
 
-    def __init__(self, recipe: Align, run: Run, first: Artifact, told: Told):
-        self.recipe, self.run, self.first, self.told = recipe, run, first, told
+    def __init__(self, recipe: Align, run: Run, first: Artifact, observer: Observer):
+        self.recipe, self.run, self.first, self.observer = recipe, run, first, observer
         options = recipe.evaluation
         self.prompts = run.once(
             "evaluation.jsonl", stages.sample_eval_prompts, options.prompts or recipe.prompts, policy=first,
             count=options.count, own=options.prompts is not None,
         )  # fmt: skip
-        stages.tell_drops(told, self.prompts, "sample_eval_prompts")
+        stages.tell_drops(observer, self.prompts, "sample_eval_prompts")
         rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
         known = {name: reward for name, reward in rewards.items() if reward is not None}
         limit = getattr(recipe.generator, "max_tokens", None)
-        told.diagnosed(
+        observer.on_checks(
             run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts, policy=first, max_tokens=limit)
         )
         self.references: Artifact | None = None
         if options.references is not None:
             self.references = run.once("references.jsonl", stages.load_examples, options.references, start=first)
-            stages.tell_drops(told, self.references, "load_examples")
+            stages.tell_drops(observer, self.references, "load_examples")
         self.examiner = replace(recipe.generator, k=options.k)
         self.first_answers: Artifact | None = None
         self.scores_before: Artifact | None = None
@@ -63,7 +63,7 @@ class Evaluator:
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.alerts)
         self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.run.rebuild_metrics()))
-        self.told.finished(it, findings)
+        self.observer.on_iteration_end(it, findings)
         self.stopped = stops(findings, self.recipe.alerts)
 
     def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:

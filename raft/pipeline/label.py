@@ -12,23 +12,23 @@ from raft.data.preference_layouts import require_pair
 from raft.generators.fallback import supported_or_transformers
 from raft.models.messages import Malformed
 from raft.pipeline import stages
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.runs import Run
 
 
-def label(recipe: Label, run: Run, told: Told) -> None:
+def label(recipe: Label, run: Run, observer: Observer) -> None:
     """job: label. Like the first half of an iteration; what is selected are pairs."""
     if recipe.responses is not None:
         prompts = run.once("prompts.jsonl", given_prompts, recipe.responses)
         responses = run.once("responses.jsonl", given_responses, recipe.responses)
     else:
         policy = run.once("start", stages.link_model, recipe.policy, probed=True)
-        generator = supported_or_transformers(recipe.generator, policy, told.noticed)
+        generator = supported_or_transformers(recipe.generator, policy, observer.on_notice)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
-        stages.tell_drops(told, pool, "collect")
+        stages.tell_drops(observer, pool, "collect")
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         with streamed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
@@ -36,7 +36,7 @@ def label(recipe: Label, run: Run, told: Told) -> None:
     selected = run.once(
         "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
     )
-    told.measured(run.once("pairs.jsonl", publish, selected=selected))
+    observer.on_result(run.once("pairs.jsonl", publish, selected=selected))
 
 
 def given_prompts(section: Any, output: ArtifactWriter) -> None:

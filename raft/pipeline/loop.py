@@ -16,7 +16,7 @@ from raft.pipeline import stages
 from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
 from raft.pipeline.label import label
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store import timeline
 from raft.store.keys import Artifact
@@ -24,14 +24,14 @@ from raft.store.runs import Folder, Run
 from raft.store.stamps import require
 
 
-def align(recipe: Align, run: Run, told: Told) -> None:
+def align(recipe: Align, run: Run, observer: Observer) -> None:
     """job: align. Folder i makes policy i out of policy i - 1, and evaluates policy i."""
     start = run.iteration(0)
     first = policy = start.once("policy", stages.link_model, recipe.policy, probed=True)
-    recipe = replace(recipe, generator=supported_or_transformers(recipe.generator, first, told.noticed))
-    evaluation = Evaluator(recipe, run, first, told)
+    recipe = replace(recipe, generator=supported_or_transformers(recipe.generator, first, observer.on_notice))
+    evaluation = Evaluator(recipe, run, first, observer)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
-    stages.tell_drops(told, pool, "collect")
+    stages.tell_drops(observer, pool, "collect")
     evaluation.evaluate(start, policy)
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:
@@ -60,38 +60,40 @@ def likelihoods(
     return it.once("reference.jsonl", stages.logprobs, first, policy=policy, prompts=prompts, responses=responses)
 
 
-def fine_tune(recipe: FineTune, run: Run, told: Told) -> None:
+def fine_tune(recipe: FineTune, run: Run, observer: Observer) -> None:
     """job: sft."""
     start = beginning(recipe, run)
     if recipe.examples.is_chat and not run.is_done("examples.jsonl"):
-        notice_end(start, told)
+        notice_end(start, observer)
     examples = run.once("examples.jsonl", stages.load_examples, recipe.examples, start=start)
-    stages.tell_drops(told, examples, "load_examples")
+    stages.tell_drops(observer, examples, "load_examples")
     policy = run.once("policy", stages.train, recipe.trainer, start=start, selected=examples)
-    stages.tell_drops(told, policy, "train")
-    told.measured(policy)
+    stages.tell_drops(observer, policy, "train")
+    observer.on_result(policy)
 
 
-def notice_end(start: Artifact, told: Told) -> None:
+def notice_end(start: Artifact, observer: Observer) -> None:
     """Says so if the chat template ends answers with no token."""
     tokenizer = chat_templates.load_tokenizer(str(start.path))
     if tokenizer.chat_template and not chat_templates.writes_end(tokenizer):
-        told.noticed(
+        observer.on_notice(
             f"the chat template writes no token behind an answer, so {tokenizer.eos_token} is taught as its end"
         )
 
 
-def train_reward(recipe: TrainReward, run: Run, told: Told) -> None:
+def train_reward(recipe: TrainReward, run: Run, observer: Observer) -> None:
     """job: reward-model."""
     start = beginning(recipe, run)
     pairs = run.once("examples.jsonl", stages.load_examples, recipe.examples, start=start)
-    stages.tell_drops(told, pairs, "load_examples")
+    stages.tell_drops(observer, pairs, "load_examples")
     aside, own = (recipe.examples, True) if recipe.evaluation is None else (recipe.evaluation, False)
     held_out = run.once("held_out.jsonl", stages.load_eval_pairs, aside, start=start, held_out=own)
-    stages.tell_drops(told, held_out, "load_eval_pairs")
+    stages.tell_drops(observer, held_out, "load_eval_pairs")
     made = run.once("reward-model", stages.train, recipe.trainer, start=start, selected=pairs)
-    stages.tell_drops(told, made, "train")
-    told.measured(run.once("metrics.json", stages.evaluate_reward_model, recipe.trainer, made=made, pairs=held_out))
+    stages.tell_drops(observer, made, "train")
+    observer.on_result(
+        run.once("metrics.json", stages.evaluate_reward_model, recipe.trainer, made=made, pairs=held_out)
+    )
 
 
 def beginning(recipe: FineTune | TrainReward, run: Run) -> Artifact:
@@ -110,16 +112,16 @@ JOBS: dict[str, Callable[..., None]] = {
 }
 
 
-def run(loaded: Loaded, told: Told) -> None:
+def run(loaded: Loaded, observer: Observer) -> None:
     """Runs a recipe and those it needs first, each from where it was left."""
     for one in [*loaded.needs, loaded]:
         with importable_from(one.path), Run.opened(one) as opened:
-            told.opened(opened, one)
+            observer.on_run_begin(opened, one)
             try:
-                JOBS[one.recipe.job](one.recipe, opened, told)
+                JOBS[one.recipe.job](one.recipe, opened, observer)
             finally:
                 timeline.record(opened.folder)
             if one is not loaded:
                 made = opened.existing(JOB_OUTPUTS[one.recipe.job][1])
                 require(made.place, made.stamp)  # the next recipe reads it by its name
-            told.closed(opened, one)
+            observer.on_run_end(opened, one)

@@ -1,4 +1,4 @@
-"""Who is told of a run's steps: the command line prints them, trackers send them on, a notebook may draw them."""
+"""Observers: callbacks that the loop calls. The console prints, trackers send on, a notebook may draw."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,54 +8,54 @@ from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run
 
 
-class Told:
-    """What is told, in the order in which it comes. A subclass defines what it wants of it; the rest does nothing."""
+class Observer:
+    """The callbacks, in the order in which they come. A subclass defines those that it wants; the rest do nothing."""
 
-    def opened(self, run: Run, loaded: Loaded) -> None:
+    def on_run_begin(self, run: Run, loaded: Loaded) -> None:
         """A run begins or goes on."""
 
-    def noticed(self, message: str) -> None:
+    def on_notice(self, message: str) -> None:
         """Something is done in another way than one would expect."""
 
-    def diagnosed(self, artifact: Artifact) -> None:
+    def on_checks(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 
-    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
         """An iteration is complete, and this is what its figures say; 0 is the untouched policy."""
 
-    def measured(self, artifact: Artifact) -> None:
+    def on_result(self, artifact: Artifact) -> None:
         """A job without iterations has its result."""
 
-    def closed(self, run: Run, loaded: Loaded) -> None:
+    def on_run_end(self, run: Run, loaded: Loaded) -> None:
         """A run is complete."""
 
 
-class Several(Told):
+class Several(Observer):
     """Tells several observers, in their order. What one of them raises stops the run."""
 
-    def __init__(self, observers: Iterable[Told]):
+    def __init__(self, observers: Iterable[Observer]):
         self.observers = list(observers)
 
-    def opened(self, run: Run, loaded: Loaded) -> None:
+    def on_run_begin(self, run: Run, loaded: Loaded) -> None:
         for one in self.observers:
-            one.opened(run, loaded)
+            one.on_run_begin(run, loaded)
 
-    def noticed(self, message: str) -> None:
+    def on_notice(self, message: str) -> None:
         for one in self.observers:
-            one.noticed(message)
+            one.on_notice(message)
 
-    def diagnosed(self, artifact: Artifact) -> None:
+    def on_checks(self, artifact: Artifact) -> None:
         for one in self.observers:
-            one.diagnosed(artifact)
+            one.on_checks(artifact)
 
-    def finished(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
         for one in self.observers:
-            one.finished(it, findings)
+            one.on_iteration_end(it, findings)
 
-    def measured(self, artifact: Artifact) -> None:
+    def on_result(self, artifact: Artifact) -> None:
         for one in self.observers:
-            one.measured(artifact)
+            one.on_result(artifact)
 
-    def closed(self, run: Run, loaded: Loaded) -> None:
+    def on_run_end(self, run: Run, loaded: Loaded) -> None:
         for one in self.observers:
-            one.closed(run, loaded)
+            one.on_run_end(run, loaded)

@@ -198,13 +198,13 @@ def drops_of(artifact: Artifact, stage: str) -> Iterator[Drop]:
         yield from (Drop.of(row) for row in records.read(listed) if row["stage"] == stage)
 
 
-def tell_drops(told: Any, artifact: Artifact, stage: str) -> None:
+def tell_drops(observer: Any, artifact: Artifact, stage: str) -> None:
     """Notices the rows that a stage dropped, and why; those held out are none."""
     drops = [drop for drop in drops_of(artifact, stage) if drop.reason != HELD_OUT]
     if drops:
         of = f" of {artifact.stamp['rows_in']}" if artifact.stamp["rows_in"] is not None else ""
         reasons = prompt_sources.reasons(drops)
-        told.noticed(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
+        observer.on_notice(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
 
 
 def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:

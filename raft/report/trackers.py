@@ -15,7 +15,7 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, records
 from raft.core.atomic import read_object
 from raft.core.terminal import safe, say
-from raft.pipeline.observer import Told
+from raft.pipeline.observer import Observer
 from raft.store import runs
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
@@ -23,13 +23,13 @@ STATE = "tracked.json"
 SHOWN = 16  # held-out prompts of a table
 
 
-class Tracked(Told):
+class Tracked(Observer):
     """Sends the figures of a run's policies to the trackers of its recipe."""
 
     def __init__(self) -> None:
         self.trackers: dict[str, Any] = {}
 
-    def opened(self, run: runs.Run, loaded: Loaded) -> None:
+    def on_run_begin(self, run: runs.Run, loaded: Loaded) -> None:
         """Starts the trackers."""
         self.run = run
         self.state = _state(run.folder)
@@ -37,12 +37,12 @@ class Tracked(Told):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
-    def finished(self, it: runs.Folder, findings: Sequence[Any]) -> None:
+    def on_iteration_end(self, it: runs.Folder, findings: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
         for name in list(self.trackers):
             self._try(name, lambda name=name: self._send(name, it))
 
-    def closed(self, run: runs.Run, loaded: Loaded) -> None:
+    def on_run_end(self, run: runs.Run, loaded: Loaded) -> None:
         """Ends the trackers."""
         for name, tracker in self.trackers.items():
             self._try(name, tracker.finish)

@@ -10,6 +10,8 @@ import yaml
 
 from raft.config.recipe import RecipeError, find, load
 from raft.core.errors import UserError
+from raft.core.options import Fault
+from raft.core.registry import component
 from raft.store.stamps import differences
 
 ROOT = Path(__file__).parents[2]
@@ -220,3 +222,27 @@ def test_help_and_the_check_of_a_bad_recipe_import_no_torch(tmp_path, arguments)
         [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == (0 if arguments == ["--help"] else 2), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "old", "new"),
+    [
+        ("generator", "vllm", "context", "max_model_len"),
+        ("generator", "vllm", "engine", "engine_args"),
+        ("generator", "transformers", "block", "batch_size"),
+        ("reward", "model", "max_tokens", "max_length"),
+        ("prompts", "file", "max_tokens", "max_prompt_length"),
+        ("prompts", "file", "field", "prompt_column"),
+        ("examples", "file", "max_failed", "max_bad_rows_fraction"),
+        ("selection", "best-of-k", "max_failed", "max_failed_fraction"),
+        ("selection", "best-of-k", "kl", "kl_coef"),
+        ("selection", "best-of-k", "drop", "filters"),
+        ("trainer", "sft", "schedule", "lr_scheduler_type"),
+        ("trainer", "sft", "epochs", "num_train_epochs"),
+        ("trainer", "sft", "tokens_per_forward", "max_tokens_per_microbatch"),
+    ],
+)
+def test_an_option_by_its_old_name_is_told_the_new_one(section: str, kind: str, old: str, new: str):
+    faults: list[Fault] = []
+    component(section, {"kind": kind, old: 1}, section, faults)
+    assert any(f.key == f"{section}.{old}" and f"did you mean {new}? allowed: " in f.message for f in faults)

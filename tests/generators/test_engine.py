@@ -17,7 +17,6 @@ from raft.core.records import Policy, Prompt
 from raft.core.registry import build
 from raft.generators import vllm
 from raft.generators.vllm import VLLM
-from raft.generators.vllm_plugin import cpu_speedups, worker
 from raft.models import chat_templates, from_scratch, weight_check
 from raft.models.weight_check import ProbeError
 
@@ -65,64 +64,50 @@ def test_responses_differ_with_the_seed_the_prompt_and_k(policies):
     assert len(set(texts)) == len(texts)
 
 
-def test_numbers_drawn_ahead_give_the_tokens_of_vllms_own_draws_and_do_not_pile_up(policies):
-    longer = replace(OPTIONS, max_tokens=worker.AHEAD + 40, top_k=40, temperature=1.3)
-    drawn = answers(policies[0], options=longer)
-    (engine,) = vllm._engines.values()
-    sampler = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
-    ours = sampler.forward
-    assert isinstance(ours, worker.Drawn) and len(ours.ahead) <= engine.most
-    sampler.forward = sampler.forward_cpu
-    try:
-        assert answers(policies[0], options=longer) == drawn
-    finally:
-        sampler.forward = ours
-
-
-def test_less_bookkeeping_gives_what_vllm_gives_token_by_token(policies):
-    longer = replace(OPTIONS, max_tokens=170)  # beyond the first block of the cache
+def test_a_stop_text_that_never_comes_changes_nothing_and_vllm_spells_only_where_there_is_one(policies, monkeypatch):
+    longer = replace(OPTIONS, max_tokens=170)
     found = answers(policies[0], options=longer)
     (engine,) = vllm._engines.values()
-    manager = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager
-    assert manager.coordinator.single_type_managers[0].block_size < 170
-    ours = manager.allocate_slots
-    assert isinstance(ours, cpu_speedups.Slots)
-    free = manager.block_pool.get_num_free_blocks()
-    del manager.allocate_slots
-    try:
-        assert answers(policies[0], options=replace(longer, stop=["\N{SNOWMAN}"])) == found
-    finally:
-        manager.allocate_slots = ours
-    assert manager.block_pool.get_num_free_blocks() == free
+    spelled, step = [], engine.llm.step
 
+    def watched():
+        outputs = step()
+        spelled.extend(one.outputs[0].text for one in outputs)
+        return outputs
 
-def test_blocks_are_shared_by_prompts_that_begin_alike_with_less_bookkeeping_too(policies):
-    long = [Prompt(f"long-{n}", text="the cat sat on a mat and " * 12 + f"{n}") for n in range(2)]
-    (engine,) = vllm._engines.values()
-    engine.llm.reset_prefix_cache()
-    pool = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
-    answers(policies[0], long, replace(OPTIONS, k=1))
-    assert len(pool.cached_block_hash_to_block) > 0
+    monkeypatch.setattr(engine.llm, "step", watched)
+    assert answers(policies[0], options=longer) == found and set(spelled) == {""}
+    spelled.clear()
+    assert answers(policies[0], options=replace(longer, stop=["\N{SNOWMAN}"])) == found  # log-probabilities too
+    assert any(spelled)
 
 
 def test_no_more_responses_are_under_way_than_the_cache_holds_in_full_and_they_are_the_same(policies, monkeypatch):
     found = answers(policies[0], PROMPTS[:6])
     (engine,) = vllm._engines.values()
     scheduler = engine.llm.engine_core.engine_core.scheduler
-    block, under_way, step = engine.room.sizes[0], [], engine._step
+    (block,), under_way, step = engine.block_sizes, [], engine.llm.step
 
-    def watched(gathered):
+    def watched():
         running = [*scheduler.running, *scheduler.waiting]
         under_way.append(sum(-(-(one.num_prompt_tokens + 41) // block) for one in running))
-        return step(gathered)
+        return step()
 
+    monkeypatch.setattr(engine.llm, "step", watched)
     for room in (5, 1):
-        monkeypatch.setattr(engine.room, "blocks", room)
-        monkeypatch.setattr(engine, "_step", watched)
+        monkeypatch.setattr(engine, "room", room)
         under_way.clear()
         assert answers(policies[0], PROMPTS[:6]) == found
         assert max(under_way) == room
-    assert engine.room.taken(block) == 1 and engine.room.taken(block + 1) == 2
+    assert engine.blocks(block) == 1 and engine.blocks(block + 1) == 2
+
+
+def test_the_room_is_that_of_vllms_own_cache_and_it_is_free_again(policies):
+    answers(policies[0], PROMPTS[:6])
+    (engine,) = vllm._engines.values()
+    pool = engine.llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    assert engine.room == pool.get_num_free_blocks()
+    assert engine.block_sizes == [engine.llm.vllm_config.cache_config.block_size]
 
 
 def test_what_vllm_does_not_start_with_is_an_error_that_says_why(policies):
@@ -277,6 +262,7 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
 
     tokenizer = load_tokenizer(str(material / "models" / "TinyStories-656K"))
     ids = tokenizer("The end.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    output = SimpleNamespace(token_ids=ids, finish_reason="stop")
-    response = vllm._response(output, [-1.0] * len(ids), tokenizer, Sampling().ends(tokenizer))
+    logprobs = SimpleNamespace(logprobs=[-1.0] * len(ids))
+    output = SimpleNamespace(token_ids=ids, logprobs=logprobs, finish_reason="stop")
+    response = vllm._response(output, tokenizer, Sampling().ends(tokenizer))
     assert response.text == " The end." and response.token_ids == ids  # as it goes on from a prompt

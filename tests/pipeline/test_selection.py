@@ -127,10 +127,10 @@ def test_only_best_vs_worst_makes_pairs():
 
 @pytest.mark.parametrize("filters", [[], ["tied"]])
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: type(selection).__name__)
-def test_every_group_is_picked_from_or_has_a_reason(selection, drop):
+def test_every_group_is_picked_from_or_has_a_reason(selection, filters):
     rng = np.random.default_rng(5)
     rewards = np.where(rng.random((500, 4)) < 0.5, NAN, rng.integers(0, 4, (500, 4)))
-    picks = picked(type(selection)(**{**vars(selection), "filters": drop}), rewards)
+    picks = picked(type(selection)(**{**vars(selection), "filters": filters}), rewards)
     assert sorted({*picks.prompts.tolist(), *picks.reasons}) == list(range(500))
     assert not set(picks.prompts.tolist()) & set(picks.reasons)
     assert not np.isnan(rewards[picks.prompts, picks.responses]).any()
