@@ -1,5 +1,5 @@
 # make demo   the quickstart: sets everything up, runs it, draws the curve
-# make test   checks and tests
+# make test   checks and tests; make test-all has the dearer ones too
 # A bare clone needs Python 3.11 or newer with venv, and nothing else. DEVICE=cpu or DEVICE=cuda forces the engine.
 
 PYTHON ?= python3
@@ -9,17 +9,24 @@ READY = .venv/ready-$(DEVICE)
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
 
-.PHONY: demo test test-fast check format faults setup clean
+.PHONY: demo test test-fast test-engine test-all nightly check format faults setup clean
 
 demo: $(READY)
 	.venv/bin/raft run quickstart
 
+test: check test-fast test-engine
+
+test-all: test nightly faults
+
 # An engine uses all cores by itself, so those tests come one after the other.
-test: check test-fast
-	.venv/bin/python -m pytest -m "engine and not faults"
+test-engine: $(READY)
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults"
+
+nightly: $(READY)
+	.venv/bin/python -m pytest -m nightly
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)
 	.venv/bin/python -m pytest -m faults -s

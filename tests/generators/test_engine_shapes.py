@@ -34,10 +34,17 @@ def test_a_published_model_and_what_training_saves_of_it_have_one_engine(tmp_pat
     assert vllm_options.shape(tmp_path / "trained") != vllm_options.shape(folder)
 
 
+NEO = {
+    "model_type": "gpt_neo", "num_heads": 2, "num_layers": 2, "window_size": 8, "initializer_range": 0.25,
+    "attention_types": [[["global", "local"], 1]], "tie_word_embeddings": False,
+}  # fmt: skip
+
+
 @pytest.mark.engine
 def test_policies_of_two_shapes_and_two_contexts_follow_each_other_in_one_process(tmp_path):
+    """The second is a GPT-Neo with an untied head."""
     small = policy(tmp_path / "small", {}, 0)
-    wide = policy(tmp_path / "wide", {"hidden_size": 96, "num_attention_heads": 3}, 1)
+    wide = policy(tmp_path / "wide", NEO, 1)
     prompts = [Prompt("p", text="the red fox ")]
     built = []
     try:

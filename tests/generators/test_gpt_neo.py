@@ -1,6 +1,8 @@
 """GPT-Neo in vLLM is transformers' GPT-Neo: random weights, large enough that attention matters, and texts many
 times longer than the window of the local layers."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,17 @@ def test_the_proof_refuses_an_attention_that_is_not_that_of_gpt_neo(policies, sc
     engine.prove(policies[0])
 
 
+def test_processes_of_vllm_itself_have_the_architecture():
+    """A server's processes load vLLM's plug-ins as this one does, and nothing else of raft."""
+    code = (
+        "from vllm.plugins import load_general_plugins\nload_general_plugins()\nfrom vllm import ModelRegistry\n"
+        "print(ModelRegistry.models['GPTNeoForCausalLM'].load_model_cls())"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert "raft.generators.vllm_plugin.gpt_neo.GPTNeoForCausalLM" in done.stdout, done.stderr
+
+
+@pytest.mark.nightly
 def test_vllms_own_server_has_the_architecture_too_and_an_untied_head(tmp_path):
     import httpx
 

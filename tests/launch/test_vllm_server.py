@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import family, gone, processes
 from tiny_models import tiny_policy
 from waiting import until
 
@@ -17,37 +17,6 @@ from raft.launch import supervise, vllm_options, vllm_server
 
 FOREVER = "import time; time.sleep(1000)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {FOREVER}"
-
-
-def processes() -> dict[int, tuple[str, int, int]]:
-    """State, parent and session of every process."""
-    found = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent, _, session = file.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        found[int(file.parent.name)] = (state, int(parent), int(session))
-    return found
-
-
-def family(pid: int) -> set[int]:
-    """All living processes that a process has started, and those that they have."""
-    table, found = processes(), {pid}
-    while more := {one for one, (_, parent, _) in table.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def gone(pids: set[int], seconds: float = 30) -> bool:
-    """Whether the processes end, a zombie being one that has."""
-    last = time.monotonic() + seconds
-    while time.monotonic() < last:
-        table = processes()
-        if all(pid not in table or table[pid][0] == "Z" for pid in pids):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def guarded(tmp_path: Path, child: str, grandchild: str) -> tuple[subprocess.Popen, set[int]]:
@@ -172,19 +141,12 @@ def test_a_server_that_cannot_start_is_an_error_with_its_last_words(tmp_path):
 
 
 @pytest.mark.engine
-def test_no_process_of_the_server_outlives_a_run_that_is_killed(tmp_path):
-    tiny_policy(tmp_path / "model")
-    run = (
-        "import sys, time\nfrom pathlib import Path\nfrom raft.launch.vllm_server import Served\n"
-        f"served = Served(Path({str(tmp_path / 'model')!r}), {{}})\nprint('ready', served.key, flush=True)\n"
-        "time.sleep(1000)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE, text=True)
-    ready, key = process.stdout.readline().split()
-    below = family(process.pid)
-    assert ready == "ready" and len(below) >= 4  # the guard, the server, its engine, the engine's worker
-    words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below]
-    assert any(b"vllm" in line for line in words) and not any(key.encode() in line for line in words)
-    process.kill()
-    process.wait()
-    assert gone(below)
+@pytest.mark.nightly
+def test_a_living_server_ends_when_it_is_stopped(tmp_path):
+    tiny_policy(tmp_path)
+    before = family(os.getpid())
+    server = vllm_server.Served(tmp_path, {})
+    started = family(os.getpid()) - before
+    assert server.running and len(started) >= 4
+    server.stop()
+    assert not server.running and gone(started)

@@ -1,7 +1,7 @@
 """Killed at any moment and continued by the same command, a run ends exactly as if nothing had happened.
 
-Real vLLM, real training. `make test` kills a run three times; `make faults` kills runs of both generators over all
-stages, KILLS times in all (25 if it is not set).
+Real training. `make test` kills a run with transformers three times, and one with vLLM while it generates; `make
+faults` kills runs of both generators over all stages, KILLS times in all (25 if it is not set).
 """
 
 import math
@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import worlds
-
-pytestmark = pytest.mark.engine
 
 RECIPE = {
     "generator": {"kind": "vllm", "k": 4, "max_tokens": 24},
@@ -28,12 +29,21 @@ COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    worlds.make_recipe(folder, **RECIPE)
-    done = worlds.raft(folder, "run", "recipe.yaml")
-    assert done.returncode == 0, done.stderr
-    return folder / "outputs" / "tiny"
+def undisturbed(tmp_path_factory) -> Callable[[str], Path]:
+    """The run that nobody killed, by its generator."""
+
+    @cache
+    def made(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        worlds.make_recipe(folder, **recipe(kind))
+        finish(folder)
+        return folder / "outputs" / "tiny"
+
+    return made
+
+
+def recipe(kind: str) -> dict[str, Any]:
+    return {**RECIPE, "generator": {**RECIPE["generator"], "kind": kind}}  # type: ignore[dict-item]
 
 
 def state(run: Path) -> frozenset[tuple[str, int]]:
@@ -82,16 +92,20 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert not list(run.rglob("*.partial")) and not list(run.rglob(".*.tmp"))
 
 
-def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_path):
-    worlds.make_recipe(tmp_path, **RECIPE)
+@pytest.mark.parametrize(
+    "kind", ["transformers", pytest.param("vllm", marks=[pytest.mark.engine, pytest.mark.nightly])]
+)
+def test_a_run_killed_three_times_ends_as_if_it_had_not_been(kind, undisturbed, tmp_path):
+    worlds.make_recipe(tmp_path, **recipe(kind))
     chance = random.Random(3)
     assert [killed(tmp_path, chance) for _ in range(3)] == [True] * 3
     finish(tmp_path)
-    assert_same(tmp_path / "outputs" / "tiny", undisturbed)
+    assert_same(tmp_path / "outputs" / "tiny", undisturbed(kind))
 
 
+@pytest.mark.engine
 def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undisturbed, tmp_path):
-    worlds.make_recipe(tmp_path, **RECIPE)
+    worlds.make_recipe(tmp_path, **recipe("vllm"))
     partial = tmp_path / "outputs" / "tiny" / "iterations" / "001" / "responses.jsonl.partial"
     process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (partial.exists() and partial.read_bytes().count(b"\n") > 1):
@@ -102,22 +116,22 @@ def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undist
     kept = partial.read_bytes()
     assert kept.count(b"\n") > 1
     finish(tmp_path)
-    assert_same(tmp_path / "outputs" / "tiny", undisturbed)
+    assert_same(tmp_path / "outputs" / "tiny", undisturbed("vllm"))
 
 
 @pytest.mark.faults
+@pytest.mark.engine
 @pytest.mark.parametrize("kind", ["vllm", "transformers"])
 def test_runs_killed_many_times_over_all_stages_end_as_if_they_had_not_been(kind, tmp_path):
     wanted = math.ceil(int(os.environ.get("KILLS", "25")) / 2)
-    recipe = {**RECIPE, "generator": {**RECIPE["generator"], "kind": kind}}  # type: ignore[dict-item]
     (tmp_path / "undisturbed").mkdir()
-    worlds.make_recipe(tmp_path / "undisturbed", **recipe)
+    worlds.make_recipe(tmp_path / "undisturbed", **recipe(kind))
     finish(tmp_path / "undisturbed")
     chance, kills, places, attempt, began = random.Random(25), 0, set(), 0, time.monotonic()
     while kills < wanted:
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        worlds.make_recipe(folder, **recipe)
+        worlds.make_recipe(folder, **recipe(kind))
         while killed(folder, chance):
             kills += 1
             places.add(len(list(folder.rglob("*.stamp.json"))))

@@ -1,53 +1,26 @@
-"""The laws of the judge: a real vLLM server with a tiny judge that knows its answers by heart, and brute force.
+"""The laws of the judge: a server with a tiny judge that knows its answers by heart, and brute force.
 
-Between the two stands, for some tests, a real proxy that spoils, delays or refuses what it is told to.
+Between the two stands a real proxy that spoils, delays or refuses what it is told to. vLLM's own server is asked in
+test_judge_server.py.
 """
 
 import json
-import os
-import signal
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import combinations
-from pathlib import Path
 
 import httpx
 import judges
 import pytest
-from judges import BIASED, FAIR, GRADE, GRADES, MIXED, MUTE, SCORES, TEXT, WORDS, shown
+from judges import BIASED, FAIR, GRADE, GRADES, MIXED, MUTE, SCORES, TEXT, WORDS, brute, counts, group, shown
+from tiny_server import TinyServer
 
 from raft.core.errors import UserError
-from raft.core.records import Group, Prompt, Response
+from raft.core.records import Group, Policy
 from raft.core.seeds import derive
 from raft.rewards.judge.judge import Judge
-
-SIZE = {"max_model_len": 64}
-SAYS = judges.says()
-
-
-def group(*texts: str, name: str = "p") -> Group:
-    return Group(
-        Prompt(name, messages=[{"role": "user", "content": "?"}]), [Response(t, [], None, "stop") for t in texts]
-    )
-
-
-def brute(template: str, texts: list[str]) -> list[list[float]]:
-    """Wins and losses of each response, by asking the table of answers in both orders."""
-    rows = [[0.0, 0.0] for _ in texts]
-    for i, j in combinations(range(len(texts)), 2):
-        first, second = (SAYS[shown(template, texts[a], texts[b])].rpartition("[[")[2][:1] for a, b in ((i, j), (j, i)))
-        for one, other, verdicts in ((i, j, "AB"), (j, i, "BA")):
-            if first + second == verdicts:
-                rows[one][0] += 1
-                rows[other][1] += 1
-    return rows
-
-
-def counts(scores, *names: str) -> list[list[float]]:
-    return [[score.parts[name] for name in names] for score in scores]
 
 
 class Proxy(ThreadingHTTPServer):
@@ -102,26 +75,23 @@ class Passing(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return judges.make(tmp_path_factory.mktemp("tiny-judge"))
-
-
-@pytest.fixture(scope="module")
-def served(model):
-    """A judge whose own server the tests share."""
-    judge = Judge(model=str(model), engine_args=SIZE)
-    yield judge
-    judge.close()
+def served(tmp_path_factory, one_thread):
+    """A server of the judge that the tests share."""
+    server = TinyServer(Policy(judges.make(tmp_path_factory.mktemp("tiny-judge"), judges.says()), None))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
-def proxy(served, monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", served.own.key)
-    proxy = Proxy(served.own.url)
+def proxy(served):
+    proxy = Proxy(served.url)
     threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield proxy
     proxy.shutdown()
     proxy.server_close()
+    proxy.there.close()
 
 
 @pytest.fixture
@@ -131,7 +101,7 @@ def ask(proxy, tmp_path):
     def made(template: str = FAIR, **options) -> Judge:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.jinja"
         file.write_text(template)
-        where = {"url": proxy.url, "model": "served", "api_key_env": "JUDGE_KEY", "template": str(file)}
+        where = {"url": proxy.url, "model": "tiny", "template": str(file)}
         return Judge(**{"max_tokens": 20, "timeout": 20.0, **where, **options})
 
     return made
@@ -152,7 +122,6 @@ def spoiled(words: str | None):
     return replaced
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("template", [FAIR, BIASED, MIXED])
 def test_wins_and_losses_are_those_of_every_pair_in_both_orders(ask, proxy, template):
     blocks = [group(*WORDS, name="1"), group("elk", "ape", name="2"), group("dog", "cat", "fox", name="3")]
@@ -164,7 +133,6 @@ def test_wins_and_losses_are_those_of_every_pair_in_both_orders(ask, proxy, temp
     assert len(proxy.requests) == sum(len(one.responses) * (len(one.responses) - 1) for one in blocks)
 
 
-@pytest.mark.engine
 def test_a_fair_judge_ranks_and_a_biased_one_has_no_preference(ask):
     (fair,), (biased,) = scores(ask(FAIR), group(*WORDS)), scores(ask(BIASED), group(*WORDS))
     assert [WORDS[i] for i in sorted(range(6), key=lambda i: fair[i].rank)] == sorted(WORDS)
@@ -173,14 +141,12 @@ def test_a_fair_judge_ranks_and_a_biased_one_has_no_preference(ask):
     assert counts(biased, "biased") == [[5.0]] * 6
 
 
-@pytest.mark.engine
 def test_without_any_verdict_there_is_no_reward_but_an_error(ask):
     (found,) = scores(ask(MUTE), group("ape", "bee", "cat"))
     assert all(score.reward is None and score.rank is None for score in found)
     assert found[0].error == "no verdict in any of its 2 comparisons; the first: no verdict in: hm"
 
 
-@pytest.mark.engine
 def test_the_champion_meets_each_challenger_in_both_orders(ask, proxy):
     (found,) = scores(ask(ranking="challenger"), group(*WORDS))
     champions, asked = ["fox"], []
@@ -192,7 +158,6 @@ def test_the_champion_meets_each_challenger_in_both_orders(ask, proxy):
     assert [score.rank for score in found].index(0) == WORDS.index(champions[-1]) == WORDS.index("ape")
 
 
-@pytest.mark.engine
 def test_grades_are_the_numbers_that_the_judge_gives(ask, proxy):
     (found,) = scores(ask(GRADE, mode="grade"), group(*GRADES))
     assert [score.reward for score in found] == [7.0, 2.5, None, 10.0, None, None]
@@ -200,7 +165,6 @@ def test_grades_are_the_numbers_that_the_judge_gives(ask, proxy):
     assert all(score.rank is None for score in found) and len(proxy.requests) == len(GRADES)
 
 
-@pytest.mark.engine
 def test_a_critic_continues_a_text_as_it_stands(ask, proxy):
     judge = ask(TEXT + "\n", mode="grade", format="text", verdict=r"^\s*(\d+(?:\.\d+)?)", stop=["or", " of"])
     (found,) = scores(judge, group(*SCORES))
@@ -209,7 +173,6 @@ def test_a_critic_continues_a_text_as_it_stands(ask, proxy):
     assert not any("messages" in one for one in proxy.requests)
 
 
-@pytest.mark.engine
 def test_equal_responses_are_asked_about_once_and_have_no_preference(ask, proxy):
     (found,) = scores(ask(), group("bee", "ape", "bee", "bee"))
     assert len(proxy.requests) == 2
@@ -222,19 +185,17 @@ def test_equal_responses_are_asked_about_once_and_have_no_preference(ask, proxy)
     assert len(proxy.requests) == 3
 
 
-@pytest.mark.engine
 def test_each_request_says_all_that_decides_its_answer(ask, proxy):
     scores(ask(seed=5, system="Judge.", stop=["!"]), group("ape", "bee", name="q"))
     by_seed = {one["seed"]: one for one in proxy.requests}
     assert by_seed.keys() == {derive(5, "q", 0, 1), derive(5, "q", 1, 0)}
     assert by_seed[derive(5, "q", 1, 0)] == {
-        "model": "served", "n": 1, "seed": derive(5, "q", 1, 0), "max_tokens": 20, "temperature": 0.0, "stop": ["!"],
+        "model": "tiny", "n": 1, "seed": derive(5, "q", 1, 0), "max_tokens": 20, "temperature": 0.0, "stop": ["!"],
         "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "messages": [{"role": "system", "content": "Judge."}, {"role": "user", "content": "bee or ape"}],
     }  # fmt: skip
 
 
-@pytest.mark.engine
 def test_faults_that_pass_change_nothing(ask, proxy):
     whole = scores(ask(), group(*WORDS[:4]))
     turns = iter(range(10**6))
@@ -247,7 +208,6 @@ def test_faults_that_pass_change_nothing(ask, proxy):
     assert scores(ask(max_retries=50), group(*WORDS[:4])) == whole and len(proxy.requests) > 2 * 12
 
 
-@pytest.mark.engine
 def test_an_answer_that_comes_too_late_is_asked_for_again(ask, proxy):
     late = [shown(FAIR, "ape", "bee")]
 
@@ -261,7 +221,6 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(ask, proxy):
     assert [score.rank for score in found] == [0, 1] and len(proxy.requests) == 3
 
 
-@pytest.mark.engine
 def test_order_and_results_do_not_depend_on_how_fast_answers_come(ask, proxy):
     blocks = [group(*WORDS[n % 3 : 3 + n % 4], name=str(n)) for n in range(12)]
     whole = scores(ask(MIXED), *blocks)
@@ -271,7 +230,6 @@ def test_order_and_results_do_not_depend_on_how_fast_answers_come(ask, proxy):
     assert 2 <= proxy.most_busy <= 3
 
 
-@pytest.mark.engine
 def test_what_one_judge_mumbles_takes_no_reward_from_the_others(ask, proxy):
     hostile = "\x1b[2J<b>" + "blah " * 10000
 
@@ -286,7 +244,6 @@ def test_what_one_judge_mumbles_takes_no_reward_from_the_others(ask, proxy):
     assert sum(score.reward for score in found if score.reward is not None) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.engine
 def test_what_was_judged_before_a_failure_is_kept(ask, proxy):
     """A group goes out as soon as it is judged: a run that is stopped by a later one has not asked in vain."""
 
@@ -302,10 +259,9 @@ def test_what_was_judged_before_a_failure_is_kept(ask, proxy):
         next(found)
 
 
-@pytest.mark.engine
 def test_a_withheld_answer_is_no_verdict(ask, proxy):
     def spoil(asked: dict, content: bytes) -> tuple[int, bytes]:
-        return 200, content.replace(b'"finish_reason":"stop"', b'"finish_reason":"content_filter"')
+        return 200, content.replace(b'"finish_reason": "stop"', b'"finish_reason": "content_filter"')
 
     proxy.spoil = spoil
     (found,) = scores(ask(), group("ape", "bee"))
@@ -315,7 +271,6 @@ def test_a_withheld_answer_is_no_verdict(ask, proxy):
     )
 
 
-@pytest.mark.engine
 def test_an_answer_that_was_cut_is_no_verdict_whatever_it_has_said_so_far(ask, proxy):
     """Of "[[3]] no [[2.5]]" eight tokens leave the grade that the judge was about to take back."""
     (found,) = scores(ask(GRADE, mode="grade", max_tokens=8), group("bee", "ape"))
@@ -332,28 +287,6 @@ def test_an_answer_that_was_cut_is_no_verdict_whatever_it_has_said_so_far(ask, p
     assert [score.error for score in found] == [f"no verdict in any of its 1 comparisons; the first: {told}"] * 2
 
 
-@pytest.mark.engine
-def test_what_is_too_long_for_the_judge_is_not_scored_and_says_why(ask):
-    long = "ant " * 30
-    (found,) = scores(ask(), group("bee", long, "ape"))
-    assert [score.rank for score in found] == [1, None, 0]
-    assert found[1].reward is None and "status 400" in found[1].error and "maximum context length" in found[1].error
-
-
-@pytest.mark.engine
-def test_a_wrong_key_a_wrong_name_and_a_server_that_is_not_there_stop_the_run(ask, proxy, monkeypatch):
-    pair = group("ape", "bee")
-    with pytest.raises(UserError, match=r"reward\.model: .* has no model 'serve'; did you mean served"):
-        scores(ask(model="serve"), pair)
-    monkeypatch.setenv("JUDGE_KEY", "wrong-key-7")
-    with pytest.raises(UserError, match="status 401") as caught:
-        scores(ask(), pair)
-    assert "wrong-key-7" not in str(caught.value)
-    with pytest.raises(UserError, match=r"no answer.*reward\.concurrency"):
-        scores(ask(url="http://127.0.0.1:1/v1", max_retries=0), pair)
-
-
-@pytest.mark.engine
 def test_a_server_that_fails_for_good_stops_the_run(ask, proxy):
     proxy.spoil = lambda asked, content: (503, b"down")
     with pytest.raises(UserError, match=r"prompt p: no answer .* after 2 attempts, at last status 503: down"):
@@ -363,7 +296,6 @@ def test_a_server_that_fails_for_good_stops_the_run(ask, proxy):
         scores(ask(), group("ape", "bee"))
 
 
-@pytest.mark.engine
 def test_the_judge_reads_raft_s_own_words(ask, proxy):
     def spoil(asked: dict, content: bytes) -> tuple[int, bytes]:
         said = asked["messages"][0]["content"]
@@ -373,33 +305,3 @@ def test_the_judge_reads_raft_s_own_words(ask, proxy):
     proxy.spoil = spoil
     (found,) = scores(replace(ask(), template=None), group("zz2", "zz1"))
     assert [score.rank for score in found] == [1, 0]
-
-
-@pytest.mark.engine
-def test_a_judge_s_own_server_ends_and_starts_again(served, model, tmp_path):
-    """The last test: it ends the server that the others share."""
-    (tmp_path / "fair.jinja").write_text(FAIR)
-    judge = Judge(
-        model=str(model), engine_args=SIZE, template=str(tmp_path / "fair.jinja"), max_tokens=16, max_retries=3
-    )
-    vars(judge)["own"] = served.own
-    (before,) = scores(judge, group(*WORDS))
-    kill = threading.Timer(0.5, os.killpg, (session(judge.own.process.pid), signal.SIGKILL))
-    kill.start()
-    with pytest.raises(UserError, match=r"(?s)vLLM's server of .* ended by itself with status 137.*Its last lines:"):
-        scores(judge, *(group(*WORDS, name=str(n)) for n in range(400)))
-    vars(served).pop("own")
-    assert scores(judge, group(*WORDS)) == [before]
-    process = judge.own.process
-    judge.close()
-    judge.close()
-    assert process.poll() is not None and "own" not in vars(judge)
-
-
-def session(pid: int) -> int:
-    """The session of the one child of a process."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        fields = file.read_text().rpartition(")")[2].split()
-        if int(fields[1]) == pid:
-            return int(fields[3])
-    raise AssertionError("it has no child")

@@ -1,12 +1,12 @@
 """A tiny judge that knows by heart what to say: trained with raft's own trainer on all that the tests ask it."""
 
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from raft.core.records import Example, Response
+from raft.core.records import Example, Group, Prompt, Response
 from raft.models.chat_templates import render
 from raft.trainers.sft import SFT
 
@@ -39,10 +39,35 @@ def says() -> dict[str, str]:
     return table
 
 
-def examples() -> list[Example]:
-    """What it learns, the answers ended by the end token."""
+def group(*texts: str, name: str = "p") -> Group:
+    """Responses to one prompt."""
+    return Group(
+        Prompt(name, messages=[{"role": "user", "content": "?"}]), [Response(t, [], None, "stop") for t in texts]
+    )
+
+
+def brute(template: str, texts: list[str]) -> list[list[float]]:
+    """Wins and losses of each response, by asking the table of answers in both orders."""
+    table, rows = says(), [[0.0, 0.0] for _ in texts]
+    for i, j in combinations(range(len(texts)), 2):
+        asked = (shown(template, texts[a], texts[b]) for a, b in ((i, j), (j, i)))
+        first, second = (table[question].rpartition("[[")[2][:1] for question in asked)
+        for one, other, verdicts in ((i, j, "AB"), (j, i, "BA")):
+            if first + second == verdicts:
+                rows[one][0] += 1
+                rows[other][1] += 1
+    return rows
+
+
+def counts(scores, *names: str) -> list[list[float]]:
+    """These parts of each score."""
+    return [[score.parts[name] for name in names] for score in scores]
+
+
+def examples(table: dict[str, str]) -> list[Example]:
+    """What it learns: a table of questions, and to continue a text. Answers are ended by the end token."""
     tokenizer = tiny_tokenizer()
-    rows = [({"messages": [{"role": "user", "content": question}]}, answer) for question, answer in says().items()]
+    rows = [({"messages": [{"role": "user", "content": question}]}, answer) for question, answer in table.items()]
     rows += [({"text": TEXT.replace("{{ response }}", word)}, answer) for word, answer in SCORES.items()]
     return [_example(tokenizer, number, asked, answer) for number, (asked, answer) in enumerate(rows)]
 
@@ -52,8 +77,8 @@ def _example(tokenizer, number: int, asked: dict, answer: str) -> Example:
     return Example(str(number), Response(answer, ids, None, "stop"), **asked)
 
 
-def make(folder: Path) -> Path:
-    """The judge's model folder."""
+def make(folder: Path, table: dict[str, str]) -> Path:
+    """The model folder of a judge that knows this part of `says`."""
     tokenizer, start = tiny_tokenizer(), folder / "start"
     model = tiny_model("llama", len(tokenizer))
     for weights in model.parameters():
@@ -70,19 +95,19 @@ def make(folder: Path) -> Path:
     )
     for lesson in range(6):
         judge = folder / f"judge-{lesson}"
-        trainer.train(start, examples(), judge, lesson, lambda done, total: None, lambda *filters: None)
-        if not (wrong := forgotten(judge)):
+        trainer.train(start, examples(table), judge, lesson, lambda done, total: None, lambda *filters: None)
+        if not (wrong := forgotten(judge, table)):
             return judge
         start = judge
     raise AssertionError(f"the judge has not learnt {wrong}")
 
 
-def forgotten(folder: Path) -> list[str]:
+def forgotten(folder: Path, table: dict[str, str]) -> list[str]:
     """The questions of a chat that the judge does not answer as it has learnt to, by transformers' own generation."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer()
     options = {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": 1.0, "pad_token_id": 0}
     wrong = []
-    for question, answer in says().items():
+    for question, answer in table.items():
         ids = tokenizer(render(tokenizer, [{"role": "user", "content": question}], ask=True), return_tensors="pt")
         said = model.generate(**ids, **options)[0, ids["input_ids"].shape[1] :]
         wrong += [question] if tokenizer.decode(said).partition("<eos>")[0] != answer else []
