@@ -3,7 +3,7 @@
     python benchmarks/by_hand.py engine WORK.json    a new vLLM engine each time, scores in padded batches, Trainer
     python benchmarks/by_hand.py generate WORK.json  policy.generate for each prompt, rewards one by one, blocks of text
 
-WORK.json: policy, reward (folders), prompts and held_out (texts), k, held_out_k, max_tokens, epochs, learning_rate,
+WORK.json: policy, reward (folders), prompts and held_out (texts), k, held_out_k, max_tokens, num_train_epochs, learning_rate,
 batch_size, context, iterations, out (a folder). An iteration does what is measured of raft: answers of the policy to
 training and held-out prompts, their rewards, the best of each group, training, saving. Nothing else is recorded,
 checked or resumable. A JSON line of seconds comes out for each iteration.
@@ -90,7 +90,7 @@ def with_engine(work: dict[str, Any]) -> None:
 
             arguments = TrainingArguments(
                 str(out),
-                num_train_epochs=work["epochs"],
+                num_train_epochs=work["num_train_epochs"],
                 learning_rate=work["learning_rate"],
                 report_to="none",
                 per_device_train_batch_size=work["batch_size"],
@@ -156,7 +156,7 @@ def with_generate(work: dict[str, Any]) -> None:
             rows = [{"input_ids": block, "labels": block} for block in blocks]
             arguments = TrainingArguments(
                 str(out),
-                num_train_epochs=work["epochs"],
+                num_train_epochs=work["num_train_epochs"],
                 learning_rate=work["learning_rate"],
                 report_to="none",
                 per_device_train_batch_size=8,

@@ -72,7 +72,7 @@ def world(tmp_path_factory) -> Iterator[Path]:
     )
     evaluation = {"count": 4, "k": 2, "references": {"kind": "file", "path": "references.jsonl"}}
     worlds.make_recipe(
-        folder, keep_policies="all", evaluation=evaluation, prompts={"per_iteration": 4}, selection={"kl": 0.01},
+        folder, keep_policies="all", evaluation=evaluation, prompts={"per_iteration": 4}, selection={"kl_coef": 0.01},
         generator={"k": 2, "max_tokens": 6},
     )  # fmt: skip
     before = Path.cwd()
