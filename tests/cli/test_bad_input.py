@@ -94,12 +94,12 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path)
     script = (
         "import errno, sys\n"
         "from raft.store import runs\n"
-        "whole = runs.sync\n"
-        "def full(path):\n"
+        "whole = runs.commit\n"
+        "def full(temporary, path):\n"
         "    if path.name == 'policy' and path.parent.name == '001':\n"
         "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "    whole(path)\n"
-        "runs.sync = full\n"
+        "    whole(temporary, path)\n"
+        "runs.commit = full\n"
         "from raft.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )

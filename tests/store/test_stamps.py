@@ -100,7 +100,6 @@ def test_the_weights_of_another_policy_are_not_those_of_this_one(run, tmp_path):
         (output.path / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 40)
 
     run.once("other", other)
-    run.disk.settle()
     shutil.copyfile(tmp_path / "other" / "model.safetensors", tmp_path / "policy" / "model.safetensors")
     with pytest.raises(UserError, match=r"policy is damaged: model\.safetensors has as many bytes"):
         run.once("policy", model)
