@@ -4,9 +4,9 @@
     python benchmarks/by_hand.py generate WORK.json  policy.generate for each prompt, rewards one by one, blocks of text
 
 WORK.json: policy, reward (folders), prompts and held_out (texts), k, held_out_k, max_tokens, num_train_epochs,
-learning_rate, batch_size, context, iterations, out (a folder). An iteration does what is measured of raft: answers of the policy to
-training and held-out prompts, their rewards, the best of each group, training, saving. Nothing else is recorded,
-checked or resumable. A JSON line of seconds comes out for each iteration.
+learning_rate, batch_size, context, iterations, out (a folder). An iteration does what is measured of raft: answers of
+the policy to training and held-out prompts, their rewards, the best of each group, training, saving. Nothing else is
+recorded, checked or resumable. A JSON line of seconds comes out for each iteration.
 """
 
 import gc
