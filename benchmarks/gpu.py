@@ -148,9 +148,9 @@ class Memory:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Looks until the block ends, and has each artifact told apart."""
-        once = runs.Place.once
+        once = runs.Folder.once
 
-        def measured(place: runs.Place, name: str, stage: Any, section: Any = None, **inputs: Any) -> Any:
+        def measured(place: runs.Folder, name: str, stage: Any, section: Any = None, **inputs: Any) -> Any:
             self.reset()
             try:
                 return once(place, name, stage, section, **inputs)
@@ -158,7 +158,7 @@ class Memory:
                 self.look()
                 self.peaks.append({"iteration": place.number, "stage": stage.__name__, "artifact": name, **self.most})
 
-        runs.Place.once = measured  # type: ignore[method-assign, assignment]
+        runs.Folder.once = measured  # type: ignore[method-assign, assignment]
         looking = threading.Thread(target=self._run, daemon=True)
         looking.start()
         try:
@@ -166,10 +166,10 @@ class Memory:
         finally:
             self.done.set()
             looking.join()
-            runs.Place.once = once  # type: ignore[method-assign]
+            runs.Folder.once = once  # type: ignore[method-assign]
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Forgets the peaks so far."""
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
         with self.lock:  # a look that has begun belongs to what was before
@@ -213,7 +213,7 @@ class Results(Console):
         self.loaded, self.out, self.found, self.memory = loaded, out, found, memory
         self.iterations: dict[int, dict[str, Any]] = {}
 
-    def on_iteration_end(self, it: runs.Place, findings: Any) -> None:
+    def on_iteration_end(self, it: runs.Folder, findings: Any) -> None:
         """As told, and what the iteration took."""
         super().on_iteration_end(it, findings)
         took = parts(self.loaded, it.number)
@@ -279,9 +279,8 @@ def at_once(made: Any) -> int:
     generator = made.generator
     if isinstance(generator, vllm.VLLM):
         (engine,) = vllm._engines.values()
-        text = engine.room.taken(made.prompts.max_prompt_length + generator.max_tokens + 1)
-        return min(engine.most, engine.room.blocks // text)
-    return generator.block * generator.k
+        return min(engine.most, engine.room // engine.blocks(made.prompts.max_prompt_length + generator.max_tokens + 1))
+    return generator.batch_size * generator.k
 
 
 def page(found: dict[str, Any]) -> str:

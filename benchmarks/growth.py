@@ -260,7 +260,7 @@ def fill(grid: list["Axes"], column: int, x: list[int], took: list[dict[str, flo
 
     def draw(panel: "Axes", line: list[float], place: int, label: str) -> None:
         values = np.array(line)
-        style.draw(panel, Curve(np.array(x), values, values, values, None), place, label)
+        style.draw(panel, Curve(np.array(x), values, values, values, np.zeros(len(x), bool), None), place, label)
 
     for place, name in enumerate(QUANTITIES):
         draw(grid[column], [one[name] for one in took], place, name)

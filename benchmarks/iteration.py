@@ -35,7 +35,6 @@ from raft.core import records
 from raft.core.records import Policy, Prompt
 from raft.core.seeds import derive
 from raft.generators import vllm
-from raft.generators.vllm_plugin.worker import Drawn
 from raft.models import chat_templates, weight_check
 from raft.pipeline import loop
 from raft.trainers import hf_trainer
@@ -156,13 +155,9 @@ def decode(loaded: recipe.Loaded, before: Path, last: Path) -> dict[str, float]:
 
 
 def plain(loaded: recipe.Loaded, engine: vllm.Engine, asked: Iterable[tuple[Path, int, str]]) -> float:
-    """The same by vLLM as it is; what raft has changed in it on a CPU is taken back."""
+    """The same by vLLM alone: requests in, outputs thrown away."""
     from vllm import SamplingParams
 
-    drawn = engine.llm.model_executor.driver_worker.worker.model_runner.sampler.topk_topp_sampler
-    if isinstance(drawn.forward, Drawn):
-        drawn.forward = drawn.forward_cpu
-    vars(engine.llm.engine_core.engine_core.scheduler.kv_cache_manager).pop("allocate_slots", None)
     options = loaded.recipe.generator
 
     def requests() -> Iterator[tuple[str, list[int], int]]:

@@ -95,7 +95,7 @@ def open_run(folder: str | os.PathLike[str]) -> "Run":
 def named(function: Callable[..., Any], name: str) -> given.Named:
     """A callable with a name by which runs know it, for what has no source of its own to be known by.
 
-    That is a lambda typed at a prompt, a closure, a method of an object, or a function that uses a model. Whoever
+    That is a lambda, a closure, a method of an object, or a function that uses a model. Whoever
     changes what it computes gives it another name: raft cannot see that, and would go on with the old scores.
     """
     if not callable(function):

@@ -251,13 +251,20 @@ def closure(words: list[str]) -> Callable[..., float]:
 UNKNOWN = {
     "it is a closure over words": lambda: closure(["a"]),
     "it is a method, and not a function": lambda: Judge().score,
-    "its source cannot be read": lambda: eval("lambda prompt, response: 1.0", {"__name__": "__main__"}),
+    "its source cannot be read": lambda: written("def share(prompt, response): return 1.0"),
+    "a lambda has no source of its own": lambda: lambda prompt, response: 1.0,
     "it uses model, a Judge whose content raft cannot hash": lambda: cell(
         "def share(prompt, response):\n    return model.score(prompt, response)\n"
     ),
-    "2 functions stand on its line": lambda: cell("share, other = lambda a, b: 1.0, lambda a, b: 1.0\n"),
     "was changed since it was read": lambda: changed(),
 }
+
+
+def written(text: str) -> Callable[..., Any]:
+    """A function that stands nowhere, as one typed at a prompt."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(text, names)
+    return names["share"]
 
 
 def changed() -> Callable[..., Any]:

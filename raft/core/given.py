@@ -4,7 +4,6 @@ A key holds what a function says: its source, its defaults, and the same of what
 cannot be known the user names the function (`Named`), and the name is what the key holds.
 """
 
-import ast
 import dis
 import hashlib
 import inspect
@@ -165,25 +164,16 @@ def _names(code: CodeType) -> set[str]:
 def _source(given: FunctionType) -> str:
     """The source of a function, which is proved to be that of the code that runs. _Unknown if it cannot be had."""
     code = given.__code__
+    if code.co_name == "<lambda>":
+        raise _Unknown("a lambda has no source of its own, as a function defined with def has")
     try:
-        text = "".join(inspect.findsource(code)[0])
+        text, source = "".join(inspect.findsource(code)[0]), inspect.getsource(code)
         compiled = compile(text, code.co_filename, "exec", dont_inherit=True)
     except (OSError, TypeError, SyntaxError, ValueError):
         raise _Unknown("its source cannot be read") from None
     if code not in _codes(compiled):
         raise _Unknown(f"{code.co_filename} was changed since it was read (reload it, or start Python again)")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    nodes = [one for one in ast.walk(ast.parse(text)) if isinstance(one, kinds) and _matches(one, code)]
-    if len(nodes) != 1:
-        raise _Unknown(f"{len(nodes)} functions stand on its line")
-    return ast.get_source_segment(text, nodes[0]) or ""
-
-
-def _matches(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, code: CodeType) -> bool:
-    if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-    return code.co_name == node.name and first == code.co_firstlineno
+    return source
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

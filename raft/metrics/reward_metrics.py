@@ -12,6 +12,7 @@ import numpy as np
 
 # figures of rewards that can be compared between prompts
 BETWEEN_PROMPTS = ("reward/mean", "reward/best_of_k", "reward/headroom", "reward/absorbed")
+BLOCK = 2**15
 
 
 def prompt_means(rewards: np.ndarray) -> np.ndarray:
@@ -135,15 +136,19 @@ def bootstrap_bands(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The lower and upper ends [Q] of such intervals for several quantities [N, Q] of the same prompts.
 
-    Each draw is of the same prompts for all quantities. NaN where no value of a quantity is known.
+    Each draw is of the same prompts for all quantities. NaN where no value of a quantity is known. Draws are made in
+    blocks of about BLOCK prompts: one at a time takes five times as long, all at once much memory.
     """
     known = ~np.isnan(per_prompt)
     values = np.where(known, per_prompt, 0.0)
     prompts, quantities = per_prompt.shape
     means = np.full((draws, quantities), np.nan)
-    for draw in range(draws if prompts else 0):
-        times = np.bincount(rng.integers(prompts, size=prompts), minlength=prompts).astype(float)
-        means[draw] = _ratio(times @ values, times @ known)
+    rows = max(BLOCK // max(prompts, 1), 1)
+    for start in range(0, draws if prompts else 0, rows):
+        count = min(rows, draws - start)
+        drawn = rng.integers(prompts, size=(count, prompts)) + prompts * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * prompts).reshape(count, prompts).astype(float)
+        means[start : start + count] = _ratio(times @ values, times @ known)
     ends = np.full((2, quantities), np.nan)
     some = ~np.isnan(means).all(axis=0)
     ends[:, some] = np.nanquantile(means[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import worlds
 
-from raft.core.atomic import Disk
 from raft.core.progress import Progress
 from raft.core.records import Example, Group, Prompt, Response, read, write
 from raft.models import chat_templates, weight_check
@@ -46,7 +45,7 @@ def test_a_perplexity_counts_the_tokens_that_were_predicted(policy, tmp_path):
     ]
     write(tmp_path / "references.jsonl", rows)
     path = tmp_path / "out.jsonl"
-    output = ArtifactWriter(path, path, "", 0, 0, Progress("a", "prompts"), disk=Disk())
+    output = ArtifactWriter(path, path, "", 0, 0, Progress("a", "prompts"))
     references = Artifact(tmp_path / "references.jsonl", {"rows": 2})
     stages.reference_logprobs(None, output, Artifact(policy, {}), references)
 

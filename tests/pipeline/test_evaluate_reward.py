@@ -164,7 +164,7 @@ def test_a_set_without_a_pair_is_refused(tmp_path: Path):
     rows = [{**bench(0), "chosen": "", "subset": "x"}]
     write(tmp_path, rewards={"length": RECIPE["rewards"]["length"]})
     (tmp_path / "bench.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "sets.bench.max_failed=1.0")
+    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "sets.bench.max_bad_rows_fraction=1.0")
     assert refused.returncode == 2 and "sets/bench/pairs.jsonl holds no pair" in refused.stderr
 
 

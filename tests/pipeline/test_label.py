@@ -138,7 +138,7 @@ def test_whatever_is_published_the_reader_of_pairs_reads(tmp_path: Path, ask: di
     ids = [row["id"] for row in published] + [row["prompt_id"] for row in dropped]
     assert len(set(ids)) == len(ids)
     where = {} if "text" in ask else {"messages": "messages", "prompt_column": None}
-    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="columns", max_failed_fraction=0.0, **where)
+    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="columns", max_bad_rows_fraction=0.0, **where)
     found = list(pairs(section, seed=0))
     assert [(one.chosen.text, one.rejected.text) for one in found] == [
         (row["chosen"], row["rejected"]) for row in published

@@ -11,14 +11,14 @@ from folders import stamp, write_run
 
 from raft.cli import status
 from raft.core.errors import UserError
-from raft.core.protocols import BLOCK
+from raft.core.protocols import BATCH_SIZE
 from raft.core.records import read
 from raft.pipeline.score_file import score_file
 from raft.report.page import write as report
 from raft.store import timeline
 from raft.store.runs import locked
 
-COUNT = 2 * BLOCK + 7
+COUNT = 2 * BATCH_SIZE + 7
 # counts each call in a file beside it, and kills its own process at a call that another file names
 RULE = """
 import os
@@ -82,7 +82,7 @@ def test_what_is_scored_already_is_not_scored_again(folder: Path):
     assert not (folder / "out.jsonl.partial").exists()
 
 
-@pytest.mark.parametrize("at", [1, 2 * BLOCK, 2 * BLOCK + 2, 2 * COUNT])
+@pytest.mark.parametrize("at", [1, 2 * BATCH_SIZE, 2 * BATCH_SIZE + 2, 2 * COUNT])
 def test_a_kill_between_any_two_responses_loses_one_group_at_most_and_changes_nothing(folder: Path, at: int):
     (folder / "kill").write_text(str(at))
     assert command(folder) == 9 and not (folder / "out.jsonl").exists()

@@ -1,7 +1,6 @@
 """The figures of `raft plot`: numbers against hand computation, what is drawn read back, the CSV beside the picture."""
 
 import csv
-import importlib
 import json
 import math
 from pathlib import Path
@@ -13,7 +12,7 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
-from raft.report.figures import over_n, picture, style
+from raft.report.figures import best_of_n, inline, picture, style
 from raft.report.figures.table import COLUMNS, Recipe, recipes
 
 Table = list[list[float | None]]  # rewards by prompt and response
@@ -64,15 +63,15 @@ KL = [{"kl/first": 0.0, "eval/tokens": 9.0}, {"kl/first": 1.0, "kl/first_se": 0.
 
 
 def measured(name: str, *folders: Path) -> list[Recipe]:
-    figure = importlib.import_module(picture.FIGURES[name])
-    return recipes([figure.measure(folder) for folder in folders], figure.MISSING)
+    figure = picture.FIGURES[name]
+    return recipes([figure.measure(folder) for folder in folders], figure.missing)
 
 
 def drawn(name: str, *folders: Path) -> Any:
     from matplotlib import rc_context
 
     with rc_context(style.STYLE):
-        return importlib.import_module(picture.FIGURES[name]).draw(measured(name, *folders))
+        return picture.FIGURES[name].draw(measured(name, *folders))
 
 
 def table(name: str, *folders: Path) -> dict[tuple[int, str], tuple[float, float | None, float | None]]:
@@ -129,12 +128,12 @@ def test_a_figure_over_n_survives_a_single_response(tmp_path):
 
 @pytest.mark.parametrize("most, ticks", [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 9])])
 def test_the_ticks_over_n_are_powers_of_two_and_k(most, ticks):
-    assert over_n.ticks_to(most) == ticks
+    assert best_of_n.ticks_to(most) == ticks
 
 
 def test_of_many_policies_a_few_are_drawn_the_first_and_the_last_among_them():
-    assert over_n.thinned(list(range(5)), 8) == [0, 1, 2, 3, 4]
-    assert over_n.thinned(list(range(30)), 4) == [0, 10, 19, 29]
+    assert style.thinned(list(range(5)), 8) == [0, 1, 2, 3, 4]
+    assert style.thinned(list(range(30)), 4) == [0, 10, 19, 29]
 
 
 def test_the_distribution_has_the_mean_and_quantiles_of_all_and_of_the_winners(tmp_path):
@@ -334,6 +333,29 @@ def test_rewards_that_only_rank_the_responses_of_a_prompt_are_not_compared_betwe
     with pytest.raises(UserError, match=r"compared between prompts"):
         picture.plot(name, [run], tmp_path / "x.png")
     assert {quantity for _, quantity in table("reward", run)} == {"reward/eval", "gold/eval"}
+
+
+def test_a_run_that_labels_has_the_figures_of_its_responses(tmp_path):
+    (tmp_path / "a").mkdir()
+    finish(tmp_path / "a/scores.jsonl", scores(TRAINING[0]))
+    assert table("reward", tmp_path / "a")[0, "reward/best_of_k"][0] == 5.0
+    assert table("distribution", tmp_path / "a")[0, "all/mean"][0] == 2.5
+    assert table("best-of-n", tmp_path / "a")[0, "reward@2"][0] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("colour", [*style.COLOURS, "#ffffff", "#e4e4e4", "#440154"])
+def test_a_colour_stands_out_from_a_dark_sheet_as_it_does_from_white_and_keeps_its_hue(colour):
+    import colorsys
+
+    def look(name: str) -> tuple[float, float]:
+        rgb = [one / 255 for one in bytes.fromhex(name[1:])]
+        red, green, blue = (one**2.2 for one in rgb)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue, colorsys.rgb_to_hls(*rgb)[0]
+
+    (light, hue), (dark, kept) = look(colour), look(inline.dark(colour))
+    wanted = (1.15 / (light + 0.15)) * (0.014 + 0.15) - 0.15
+    assert dark == pytest.approx(min(wanted, 1.0), abs=0.01)
+    assert dark < 0.05 or dark > 0.95 or math.cos(2 * math.pi * (hue - kept)) > 0.9
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):

@@ -8,13 +8,13 @@ import pytest
 
 from raft.core.errors import UserError
 from raft.report.figures import style
-from raft.report.figures.lines import REWARDS, figure, numbers
+from raft.report.figures.lines import REWARD, REWARDS, figure, numbers
 from raft.report.figures.table import Measured, recipes
 
 
 def reward_curves(runs, out):
     """The figure of runs, each a name and its rows, as a file."""
-    found = recipes([Measured(name, numbers(rows, REWARDS)) for name, rows in runs], REWARDS.missing)
+    found = recipes([Measured(name, numbers(rows, REWARDS)) for name, rows in runs], REWARD.missing)
     style.save(lambda: figure(found, REWARDS), out)
 
 
@@ -31,9 +31,7 @@ def rows(shift: float = 0.0, iterations: int = 3, **more: float) -> list[dict]:
 
 def reward_figure(runs: Sequence[tuple[str, list[dict]]]) -> Any:
     """The figure that reward_curves saves."""
-    return figure(
-        recipes([Measured(name, numbers(of_run, REWARDS)) for name, of_run in runs], REWARDS.missing), REWARDS
-    )
+    return figure(recipes([Measured(name, numbers(of_run, REWARDS)) for name, of_run in runs], REWARD.missing), REWARDS)
 
 
 def lines(panel) -> dict[str, list[tuple[float, float]]]:

@@ -6,18 +6,22 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import tracemalloc
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import worlds
-from folders import write_run
+from folders import stamp, write_run
 from pages import HOSTILE, blocks, facts, make_labelled, make_run, packed_groups, reward, text
 
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Drop
+from raft.report.figures.picture import FIGURES
 from raft.report.page import groups as report_groups
 from raft.report.page import write as report
 
@@ -71,17 +75,67 @@ def test_the_index_says_of_each_group_what_its_responses_say(page: bytes):
             assert row[7] == sum(report_groups.FLAGS[name] for name, holds in expected.items() if holds)
 
 
+def table(page: bytes, name: str) -> dict[str, str]:
+    """What the table under a figure says, by policy and quantity: `1 reward@2`."""
+    (figure,) = re.findall(rb'<figure [^>]*id="figure-%s".*?</figure>' % name.encode(), page, re.DOTALL)
+    heads, *rows = re.findall(r"<tr>(.*?)</tr>", figure.decode())
+    quantities = re.findall(r'<th scope="col">(.*?)</th>', heads)[1:]
+    found = {}
+    for row in rows:
+        (policy,) = re.findall(r'<th scope="row">(\d+)</th>', row)
+        cells = [re.sub("<.*?>", "", one) for one in re.findall(r"<td>(.*?)</td>", row)]
+        found |= {f"{policy} {quantity}": cell for quantity, cell in zip(quantities, cells, strict=True)}
+    return found
+
+
 def test_best_of_n_is_the_mean_of_the_maximum_over_all_subsets(page: bytes):
-    (batch,) = [one for one in facts(page)["batches"] if one["key"] == "t2"]
-    table = [[reward(1, prompt, index) for index in range(4)] for prompt in range(6)]
-    for n, value in batch["reward_at_n"]:
-        known = [[one for one in row if one is not None] for row in table]
+    rewards = [[reward(1, prompt, index) for index in range(4)] for prompt in range(6)]
+    known = [[one for one in row if one is not None] for row in rewards]
+    told = table(page, "best-of-n")
+    for n in range(1, 5):
         of_each = [np.mean([max(some) for some in itertools.combinations(row, n)]) for row in known if len(row) >= n]
-        assert value == pytest.approx(np.mean(of_each))
-    assert [n for n, _ in batch["reward_at_n"]] == [1, 2, 4]
-    flat = [one for row in table for one in row if one is not None]
-    assert batch["rewards"]["count"] == len(flat) == sum(batch["rewards"]["bins"])
-    assert batch["rewards"]["quantiles"][3] == pytest.approx(np.median(flat))
+        assert float(told[f"1 reward@{n}"].split()[0]) == pytest.approx(np.mean(of_each), rel=1e-3)
+    assert "1 reward@5" not in told and told["1 reward@4"].endswith(" of 5 prompts")  # one lacks a reward
+    flat = [one for row in known for one in row]
+    assert float(table(page, "distribution")["1 all/quantile_0.5"]) == pytest.approx(np.median(flat), rel=1e-3)
+
+
+def test_responses_are_counted_and_those_without_a_reward_too(page: bytes):
+    told = {one["key"]: (one["prompts"], one["responses"], one["failed"]) for one in facts(page)["batches"]}
+    assert told == {"t1": (6, 24, 1), "t2": (6, 24, 1), "e0": (4, 8, 1), "e1": (4, 8, 1), "e2": (4, 8, 1)}
+
+
+def test_every_figure_that_raft_plot_can_draw_of_the_run_is_in_the_page_with_its_numbers(run: Path, page: bytes):
+    shown = re.findall(rb'<figure [^>]*id="figure-([^"]+)"', page)
+    assert [one.decode() for one in shown] == ["reward", "distribution", "best-of-n", "length", "gold"]  # no kl
+    assert set(FIGURES) == {*(one.decode() for one in shown), "kl"}
+    for name in shown:
+        told = table(page, name.decode())
+        for one in FIGURES[name.decode()].measure(run).numbers:
+            cell = told[f"{one.iteration} {one.quantity}"]
+            assert cell.split()[0] == f"{one.value:.4g}"
+            assert one.low is None or f"[{one.low:.4g}, {one.high:.4g}]" in cell
+
+
+def test_figures_stand_in_the_page_as_its_policy_and_other_figures_allow(page: bytes):
+    figures = b"".join(re.findall(rb"<svg.*?</svg>", page, re.DOTALL))
+    assert page.count(b"<svg") == 5 and b"style" not in figures
+    ids = re.findall(rb' id="([^"]+)"', figures)
+    used = set(re.findall(rb'(?:url\(#|href="#)([^")]+)', figures))
+    assert used <= set(ids) and len(ids) == len(set(ids)) > 5
+    colours = re.findall(rb' (?:fill|stroke)="([^"]+)"', figures)
+    assert colours and not [one for one in colours if one[:1] == b"#"]  # each has its counterpart for the dark
+
+
+def test_the_name_of_a_run_is_shown_and_ends_nothing(run: Path, tmp_path: Path):
+    odd = tmp_path / "x\x01\uffff\u202e<script>window.pwned=1<!-- 猫"
+    shutil.copytree(run, odd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = report.write(odd, tmp_path / "page.html").read_bytes()
+    assert page.count(b"<script") == 2 + len(blocks(page)) and page.count(b"<!--") == 0
+    named = ">x\\x01\ufffd\\u202e&lt;script&gt;window.pwned=1&lt;!-- 猫"
+    assert page.decode().count(named) == 5  # above the legend of each figure
 
 
 def test_hostile_text_ends_no_tag(run: Path, page: bytes):
@@ -101,7 +155,7 @@ def test_one_script_may_run_and_nothing_may_be_fetched(page: bytes):
     assert b"\r" not in script + style  # a browser would turn it into a newline, and the hash would be wrong
     own = re.sub(rb'<script type="[^"]+" id="[^"]+">[^<]*</script>', b"", page)  # without the data
     outside = re.findall(rb"""(?:src|href)\s*=\s*["']?(?!#)[^"'>\s]+""", own)
-    assert not outside and b"@import" not in own and b"url(" not in own
+    assert not outside and b"@import" not in own and not re.search(rb"url\((?!#)", own)
 
 
 def test_the_script_never_parses_text_as_html():
@@ -129,15 +183,23 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path):
     def story(policy: int, prompt: int, index: int) -> str:
         return " ".join(words[np.random.default_rng([policy, prompt, index]).integers(len(words), size=200)])
 
-    peaks, sizes = [], []
+    def peak(made: Callable[[], object]) -> int:
+        tracemalloc.start()
+        made()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peaks, measured, sizes = [], [], []
     for count in (300, 1500):
         run = write_run(tmp_path / f"run{count}", count, 4, 1, story, reward)
-        tracemalloc.start()
-        sizes.append(report.write(run).stat().st_size)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        measured.append(peak(lambda run=run: [one.measure(run) for one in FIGURES.values()]))
+        for file in run.rglob("scores.jsonl.stamp.json"):
+            file.unlink()  # what is not finished is not drawn: that takes a few MB more or less, whatever the run
+        peaks.append(peak(lambda run=run: sizes.append(report.write(run).stat().st_size)))
     texts = 4 * len(story(0, 0, 0))  # of a prompt
-    assert peaks[1] - peaks[0] < 0.1 * texts * 1200, (sizes, peaks)  # the rewards of the iteration, but no text
+    for small, large in (peaks, measured):
+        assert large - small < 0.1 * texts * 1200, (peaks, measured, sizes)  # rewards, but no text
     assert 4 * sizes[0] < sizes[1] < 0.6 * texts * 1500, sizes
 
 
@@ -191,10 +253,11 @@ def test_drops_are_counted_by_reason_whatever_their_numbers(tmp_path: Path):
 
 
 def test_pairs_are_marked_as_chosen_and_rejected(labelled: Path):
+    stamp(labelled / "scores.jsonl", "score")
     page = report.write(labelled).read_bytes()
     (group,) = packed_groups(page, "g")
     assert group["picks"] == [[2, 1]] and [one["rank"] for one in group["responses"]] == [1, 2, 0]
-    assert facts(page)["batches"][0]["reward_at_n"] == []  # strengths within a prompt say nothing between prompts
+    assert b"<figure" not in page  # strengths within a prompt say nothing between prompts
 
 
 def test_a_training_that_diverged_is_reported_too(tmp_path: Path):

@@ -152,16 +152,28 @@ def test_the_list_goes_by_keyboard_and_holds_only_what_is_in_sight(tab: Page, tm
     assert tab.js("document.activeElement.id") == "detail" and not tab.errors
 
 
-def test_figures_are_drawn_and_tell_their_numbers_to_the_arrow_keys(tab: Page, opened: Any):
-    opened("#overview")
-    tab.until("document.querySelectorAll('figure .canvas > svg').length === 5")
-    tab.js("document.querySelector('figure .canvas').focus()")
-    for _ in range(3):
-        tab.press("ArrowRight")
-    told = tab.js("document.querySelector('figure .tip').innerText")
-    assert "policy 2" in told and "2.000 ± 0.490" in told
+def test_figures_are_drawn_for_light_and_dark_and_stand_over_their_numbers(tab: Page, opened: Any):
+    painted = each("#figures svg", "[getComputedStyle(one).fill, one.getBBox().width > 300]")
+    for dark, ink in ((False, "rgb(0, 0, 0)"), (True, "rgb(255, 255, 255)")):
+        tab.shape(1366, 800, dark)
+        opened("#overview")
+        assert tab.js(painted) == [[ink, True]] * 5
+    tab.shape(1366, 800)
+    assert tab.js("document.querySelector('#figure-reward table').checkVisibility()") is False
+    tab.js("document.querySelector('#figure-reward summary').click()")
+    told = tab.js("document.querySelector('#figure-reward tbody').rows[2].innerText").split("\t")
+    rewards = [reward(2, prompt, index) for prompt in range(4) for index in range(2)]
+    means = [np.mean([one for one in rewards[at : at + 2] if one is not None]) for at in range(0, 8, 2)]
+    assert told[0] == "2" and float(told[3].split()[0]) == pytest.approx(np.mean(means), rel=1e-3)
     cells = tab.js("[...document.querySelectorAll('#view-overview .iterations')][0].rows[4].innerText")
     assert cells.split("\t")[:3] == ["2", "2.000 ±0.490", "20.000"]
+
+
+def test_a_figure_opens_as_a_picture_of_its_own(tab: Page, opened: Any):
+    opened("#overview")
+    tab.call("Page.navigate", url=tab.js("document.querySelector('#figure-gold figcaption a').href"))
+    tab.until("document.documentElement?.tagName === 'svg'")
+    assert "policies on held-out prompts" in tab.js("document.documentElement.textContent")
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1366])
@@ -206,7 +218,7 @@ def test_jobs_without_iterations_have_a_page_too(tab: Page, labelled: Path, tmp_
     badges = tab.js(each("article", "[one.querySelector('h3').textContent, one.querySelector('.badge')?.textContent]"))
     assert badges == [["response 3", "chosen"], ["response 1", None], ["response 2", "rejected"]]
     tab.open(labelled / "report.html", "#overview")
-    tab.until("document.querySelectorAll('figure svg .violin').length === 2")
+    assert tab.js("document.querySelectorAll('figure, #figures').length") == 0
     (tmp_path / "run.json").write_text('{"job": "sft", "seed": 0}')
     (tmp_path / "resolved.yaml").write_text("job: sft\n")
     tab.open(report.write(tmp_path), "#prompts")

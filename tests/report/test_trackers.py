@@ -59,8 +59,8 @@ def test_nothing_is_sent_where_the_recipe_names_no_tracker(tmp_path: Path):
         folder = tmp_path
 
     told = trackers.Tracked()
-    told.opened(Run(), Loaded())
-    told.closed(Run(), Loaded())
+    told.on_run_begin(Run(), Loaded())
+    told.on_run_end(Run(), Loaded())
     assert told.trackers == {} and list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from raft.pipeline.evaluation import best_policy
 from raft.store import branch
 from raft.store.runs import Run
 
-SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_prompt_length": 6}}
+SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
 CHANGES = ("open", "os.mkdir", "os.symlink", "os.rename", "shutil.copyfile")  # audit events of what a set-up does
 
 

@@ -39,7 +39,6 @@ def run(tmp_path: Path) -> Run:
     made = Run(tmp_path, 0)
     made.once("a.jsonl", rows)
     made.once("policy", model)
-    made.disk.settle()
     return made
 
 

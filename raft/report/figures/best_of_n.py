@@ -3,22 +3,21 @@
 From all K rewards of a prompt without bias (`reward_metrics.reward_at_n`): n = 1 is the mean, n = K the best of K.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raft.metrics import reward_metrics
-from raft.report.figures import over_n, reading, style
-from raft.report.figures.table import Measured, Recipe
+from raft.report.figures import reading, style
+from raft.report.figures.table import Measured, Plot, Recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = (
-    "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
-    "scores (raft status shows how far it is)"
-)
+MOST_LINES = 8  # in one panel; more cannot be told apart
 
 
 def measure(folder: Path) -> Measured:
@@ -43,10 +42,42 @@ def draw(found: list[Recipe]) -> "Figure":
     heights = [3.6] * -(-len(found) // columns)
     figure, grid = style.panels(len(found), columns, 6.8 if columns == 1 else 9.4, heights, sharey=True)
     for panel, recipe in zip(grid, found, strict=True):
-        over_n.draw(panel, recipe, "reward", best="")
+        over_n(panel, recipe, "reward", best="")
         if len(found) > 1:
             panel.set_title(recipe.title(), fontweight="bold")
     for panel in grid[::columns]:
         panel.set_ylabel("reward@n, training prompts (own units)")
     style.legend(figure, grid, [one.band for one in found], found[0].title() if len(found) == 1 else None)
     return figure
+
+
+def over_n(panel: "Axes", recipe: Recipe, quantity: str, best: str) -> None:
+    """The quantities `<quantity>@<n>` of a recipe, on a logarithmic scale of n; `best` says by what the best is."""
+    curves = {at: curve for at in recipe.policies if (curve := recipe.over_n(quantity, at))}
+    shown = style.thinned(list(curves), MOST_LINES)
+    for place, (at, colour) in enumerate(zip(shown, style.gradient(len(shown)), strict=True)):
+        style.draw(panel, curves[at], place, f"policy {at}", colour)
+    most = max((int(curve.x[-1]) for curve in curves.values()), default=1)
+    ticks = ticks_to(most)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(ticks, [str(n) for n in ticks])
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(0.93, max(most, 2) * 1.08)
+    panel.set_xlabel(f"n: the best{best} of n out of K = {most} responses")
+
+
+def ticks_to(most: int) -> list[int]:
+    """The powers of two below a number, and the number."""
+    powers = [2**power for power in range(math.ceil(math.log2(most)))] if most > 1 else []
+    return [*(n for n in powers if n == 1 or n * 1.4 < most), most]
+
+
+PLOT = Plot(
+    name="best-of-n",
+    title="Best of n",
+    shows="What choosing the best of n responses gains, estimated without bias from all K: where the right end still "
+    "rises, a larger K would pay.",
+    missing=reading.NO_TRAINING_REWARDS,
+    measure=measure,
+    draw=draw,
+)

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raft.metrics import reward_metrics
-from raft.report.figures import over_n, reading, style
-from raft.report.figures.table import Measured, Number, Recipe
+from raft.report.figures import reading, style
+from raft.report.figures.table import Measured, Number, Plot, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = (
-    "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
-    "scores (raft status shows how far it is)"
-)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SETS = {"all": "all K responses", "winners": "winners: what was selected"}
 LOOKS: dict[str, Any] = {
@@ -72,7 +68,7 @@ def draw(found: list[Recipe]) -> "Figure":
 
 
 def _panel(panel: "Axes", recipe: Recipe) -> None:
-    policies = over_n.thinned(over_n.iterations(recipe), MOST_VIOLINS)
+    policies = style.thinned(recipe.policies, MOST_VIOLINS)
     half = HALF * min(np.diff(policies), default=1)
     shapes = {
         (at, name): _shape(np.concatenate([run.rewards[at, name] for run in recipe.runs if (at, name) in run.rewards]))
@@ -120,3 +116,14 @@ def _entries() -> dict[str, Any]:
         **{label: Patch(linewidth=0.9, **LOOKS[name]) for name, label in SETS.items()},
         "median, and quartiles (thin)": Line2D([], [], color="#222222", linewidth=2.2),
     }
+
+
+PLOT = Plot(
+    name="distribution",
+    title="Distribution of rewards",
+    shows="The rewards of all responses to training prompts, and of those that were selected: when the left shape has "
+    "become that of earlier winners, what they had to teach was learned.",
+    missing=reading.NO_TRAINING_REWARDS,
+    measure=measure,
+    draw=draw,
+)

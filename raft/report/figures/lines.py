@@ -1,4 +1,4 @@
-"""Metrics over iterations as lines, from the rows of metrics.jsonl alone; so it works while a run is live.
+"""The figures `reward` and `length`: metrics over iterations as lines.
 
 One recipe has a panel for each scale: of rewards, that is the classic RAFT figure, with the training reward, the
 best of K and the held-out reward in one panel and the gold reward below. Several recipes are overlaid, one panel for
@@ -7,10 +7,13 @@ each metric.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft.report.figures import style
-from raft.report.figures.table import Number, Recipe
+from raft.report.figures import reading, style
+from raft.report.figures.table import Measured, Number, Plot, Recipe
+from raft.store.runs import metrics_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +28,6 @@ class Sheet:
 
     labels: Mapping[str, str]
     scales: Mapping[str, str]
-    missing: str
 
 
 REWARDS = Sheet(
@@ -41,9 +43,33 @@ REWARDS = Sheet(
         "reward/eval": "reward (own units)",
         "gold/eval": "gold reward (own units)",
     },
-    missing="its metrics.jsonl has no reward yet; "
-    "leave it out, or wait for its first iteration (raft status shows how far it is)",
 )
+LENGTHS = Sheet(
+    labels={
+        "response/tokens": "training prompts, tokens",
+        "eval/tokens": "held-out prompts, tokens",
+        "diversity/distinct_1": "distinct-1 (different words)",
+        "diversity/distinct_2": "distinct-2 (different pairs)",
+        "diversity/msttr_100": "MSTTR-100 (in 100 words)",
+    },
+    scales={
+        "response/tokens": "mean length (tokens)",
+        "eval/tokens": "mean length (tokens)",
+        "diversity/distinct_1": "diversity, held-out (share)",
+        "diversity/distinct_2": "diversity, held-out (share)",
+        "diversity/msttr_100": "diversity, held-out (share)",
+    },
+)
+
+
+def measure_rewards(folder: Path) -> Measured:
+    """The rewards that stand in metrics.jsonl, with bands from the scores of each prompt."""
+    return Measured(folder.name, reading.rewards(folder), reading.k_of(folder))
+
+
+def measure_lengths(folder: Path) -> Measured:
+    """Length and diversity, as far as metrics.jsonl has them."""
+    return Measured(folder.name, numbers(metrics_rows(folder), LENGTHS))
 
 
 def numbers(rows: Rows, sheet: Sheet) -> list[Number]:
@@ -93,3 +119,23 @@ def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
     style.label_iterations(grid, columns)
     style.legend(drawn, grid, [curve.band for metric in metrics for curve in curves[metric] if curve])
     return drawn
+
+
+REWARD = Plot(
+    name="reward",
+    title="Reward",
+    shows="The mean of K on training prompts should follow the best of K, which is learned from; the gold reward, "
+    "which selection never sees, tells whether that is progress.",
+    missing="it has no reward yet; leave it out, or wait for its first iteration (raft status shows how far it is)",
+    measure=measure_rewards,
+    draw=partial(figure, sheet=REWARDS),
+)
+LENGTH = Plot(
+    name="length",
+    title="Length and diversity",
+    shows="A reward that likes long or short responses shows here first, and so does a policy that repeats itself.",
+    missing="its metrics.jsonl has no length yet; "
+    "leave it out, or wait for its first iteration (raft status shows how far it is)",
+    measure=measure_lengths,
+    draw=partial(figure, sheet=LENGTHS),
+)

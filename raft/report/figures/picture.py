@@ -1,29 +1,16 @@
-"""`raft plot`: a figure by its name, and the numbers behind it as CSV beside the picture.
+"""`raft plot`: a figure by its name, and the numbers behind it as CSV beside the picture."""
 
-A figure is a module of this folder:
-
-    MISSING                 why a run may have nothing to draw, and what to do
-    measure(folder)         what it needs of one run, from its files
-    draw(recipes)           the picture of that
-"""
-
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from raft.core.atomic import refuse_output
 from raft.core.errors import UserError
 from raft.core.options import suggest
-from raft.report.figures import style
+from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import is_table, recipes, tabulate
 
-FIGURES = {
-    "reward": "raft.report.figures.reward",
-    "distribution": "raft.report.figures.distribution",
-    "best-of-n": "raft.report.figures.best_of_n",
-    "gold": "raft.report.figures.gold",
-    "kl": "raft.report.figures.kl",
-    "length": "raft.report.figures.length",
+FIGURES = {  # in the order in which the report shows them
+    one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, lines.LENGTH, paths.DISTANCE, paths.GOLD)
 }
 
 
@@ -49,8 +36,8 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     if name not in FIGURES:
         raise UserError(f"there is no figure {name!r}; {suggest(name, list(FIGURES))}")
     style.writable(out)
-    figure = importlib.import_module(FIGURES[name])
-    found = recipes([figure.measure(folder) for folder in folders], figure.MISSING)
+    figure = FIGURES[name]
+    found = recipes([figure.measure(folder) for folder in folders], figure.missing)
     style.save(lambda: figure.draw(found), out)
     table = out.with_suffix(".csv")
     tabulate(found, table)

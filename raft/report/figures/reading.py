@@ -13,9 +13,18 @@ from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, rewards_of
 from raft.store.stamps import iterations
 
-TRAINING = "scores.jsonl"  # of the training responses: folder i + 1 holds those of policy i
-
 OfPrompts = Callable[[np.ndarray], np.ndarray]
+
+TRAINING = "scores.jsonl"  # of the training responses: folder i + 1 holds those of policy i
+REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of each file of scores
+    TRAINING: (("reward/best_of_k", reward_metrics.prompt_best), ("reward/mean", reward_metrics.prompt_means)),
+    "evaluation/scores.jsonl": (("reward/eval", reward_metrics.prompt_means),),
+    "evaluation/gold.jsonl": (("gold/eval", reward_metrics.prompt_means),),
+}
+NO_TRAINING_REWARDS = (
+    "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
+    "scores (raft status shows how far it is)"
+)
 
 
 def training(folder: Path) -> dict[int, np.ndarray]:
@@ -41,14 +50,14 @@ def held_out(folder: Path, name: str) -> dict[int, np.ndarray]:
     return {iteration: _rewards(scores)[0] for iteration, scores in _finished(folder, f"evaluation/{name}.jsonl")}
 
 
-def means(folder: Path, name: str, quantities: tuple[tuple[str, OfPrompts], ...]) -> list[Number]:
-    """The means over prompts of what is asked of each policy's rewards, with intervals, out of all files of a name.
+def rewards(folder: Path) -> list[Number]:
+    """The means over prompts of each policy's rewards, with intervals, quantity by quantity (REWARDS).
 
-    `quantities` are names, and functions of rewards [N, K] that return [N]. A file is read again only if it changes:
-    the curve is drawn after each iteration.
+    A file is read again only if it changes: the curve is drawn after each iteration, and several figures need it.
     """
-    found = (_means(*file, name == TRAINING, quantities) for file in _files(folder, name))
-    return [one for numbers_of in found for one in numbers_of]
+    found = [one for name in REWARDS for file in _files(folder, name) for one in _means(*file, name)]
+    order = [quantity for quantities in REWARDS.values() for quantity, _ in quantities]
+    return sorted(found, key=lambda one: order.index(one.quantity))
 
 
 def k_of(folder: Path) -> int | None:
@@ -57,20 +66,13 @@ def k_of(folder: Path) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def number(iteration: int, quantity: str, per_prompt: np.ndarray, rewards: np.ndarray) -> list[Number]:
-    """The mean over prompts of values [N] with its bootstrap interval; none if no value is known.
-
-    `rewards` [N, K] are what the values were taken from: they tell which share of them is missing.
-    """
-    return numbers(iteration, [quantity], per_prompt[:, None], rewards)
-
-
-def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, rewards: np.ndarray) -> list[Number]:
+def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, table: np.ndarray) -> list[Number]:
     """The means over prompts of several quantities, [N, Q], with their bootstrap intervals; the unknown are left out.
 
-    The same prompts are drawn for all of them, and at every call. `rewards` is as for `number`.
+    The same prompts are drawn for all of them, and at every call. `table` are the rewards [N, K] that the values were
+    taken from: they tell which share is missing.
     """
-    missing = float(np.isnan(rewards).mean()) if rewards.size else 0.0
+    missing = float(np.isnan(table).mean()) if table.size else 0.0
     lows, highs = reward_metrics.bootstrap_bands(per_prompt.astype(float), np.random.default_rng(0))
     known = ~np.isnan(per_prompt)
     return [
@@ -81,14 +83,13 @@ def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, rewar
 
 
 @lru_cache(maxsize=4096)
-def _means(
-    place: int, path: Path, state: tuple[int, ...], training: bool, quantities: tuple[tuple[str, OfPrompts], ...]
-) -> list[Number]:
-    rewards, comparable = _rewards(Artifact.finished(path))
-    if training and not comparable:
+def _means(place: int, path: Path, state: tuple[int, ...], name: str) -> list[Number]:
+    table, comparable = _rewards(Artifact.finished(path))
+    if name == TRAINING and not comparable:
         return []
-    found = (number(place - training, quantity, of_prompts(rewards), rewards) for quantity, of_prompts in quantities)
-    return [one for numbers_of in found for one in numbers_of]
+    policy = place - (name == TRAINING)
+    per_prompt = np.stack([of_prompts(table) for _, of_prompts in REWARDS[name]], axis=-1)
+    return numbers(policy, [quantity for quantity, _ in REWARDS[name]], per_prompt, table)
 
 
 @lru_cache(maxsize=4096)
@@ -109,7 +110,10 @@ def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
 
 
 def _files(folder: Path, name: str) -> Iterator[tuple[int, Path, tuple[int, ...]]]:
-    """The finished files of a name: the number of the iteration, the path, and what changes when the file does."""
-    for iteration in iterations(folder):
-        if (state := stamps.state(iteration / name)) is not None:
-            yield int(iteration.name), iteration / name, state
+    """The finished files of a name: the number of the iteration, the path, and what changes when the file does.
+
+    A run of job: label has the responses of a first iteration, in its own folder.
+    """
+    for number, place in {int(one.name): one for one in iterations(folder)}.items() or [(1, folder)]:
+        if (state := stamps.state(place / name)) is not None:
+            yield number, place / name, state

@@ -113,6 +113,13 @@ def gradient(count: int) -> list[Any]:
     return [colormaps["viridis"](0.82 * at / max(count - 1, 1)) for at in range(count)]
 
 
+def thinned(numbers: list[int], most: int) -> list[int]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(numbers) <= most:
+        return numbers
+    return [numbers[round(at * (len(numbers) - 1) / (most - 1))] for at in range(most)]
+
+
 def draw(panel: "Axes", curve: Curve, place: int, label: str, colour: Any = None) -> None:
     """One line in the marker and dashes of its place, and in its colour unless another is given."""
     own, marker, dashes = look(place)

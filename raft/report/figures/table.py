@@ -7,15 +7,20 @@ largest. The band of a single run is the 95 % interval over its prompts.
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raft.core.atomic import write_text
 from raft.core.errors import UserError
+from raft.core.terminal import safe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing")
 OF_PROMPTS = "95 % interval over prompts"
@@ -93,13 +98,18 @@ class Recipe:
         """Its name with what a reader has to know; `seeds` says what was made of several."""
         facts = [f"K = {self.k}"] * (self.k is not None)
         if len(self.runs) == 1:
-            return self.runs[0].run + "".join(f" ({fact})" for fact in facts)
-        return f"{self.runs[0].recipe} ({', '.join([*facts, f'{seeds} {len(self.runs)} seeds'])})"
+            return safe(self.runs[0].run) + "".join(f" ({fact})" for fact in facts)
+        return f"{safe(self.runs[0].recipe)} ({', '.join([*facts, f'{seeds} {len(self.runs)} seeds'])})"
 
     @property
     def band(self) -> str:
         """What the bands of its numbers mean."""
         return OF_PROMPTS if len(self.runs) == 1 else OF_SEEDS
+
+    @property
+    def policies(self) -> list[int]:
+        """The policies that it has a number of."""
+        return sorted({one.iteration for one in self.numbers})
 
     def find(self, quantity: str) -> dict[int, Number]:
         """One quantity by iteration."""
@@ -124,6 +134,21 @@ class Recipe:
         line, low, high = np.array(ends, dtype=float).T  # None becomes NaN
         partial = np.array([bool(numbers[at].missing) for at in x])
         return Curve(np.array(x), line, low, high, partial, None if np.isnan(low).all() else self.band)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of `raft plot`, which the report of a run has, too.
+
+    `shows` says in a sentence what it shows; `missing` why a run may have nothing to draw, and what to do.
+    """
+
+    name: str
+    title: str
+    shows: str
+    missing: str
+    measure: Callable[[Path], Measured]
+    draw: Callable[[list[Recipe]], "Figure"]
 
 
 def recipes(runs: Sequence[Measured], missing: str) -> list[Recipe]:

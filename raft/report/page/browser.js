@@ -169,6 +169,23 @@ function row(one, place) {
   );
 }
 
+// A line as small as a word, for lists; values may have gaps.
+function spark(values, width = 72, height = 22) {
+  const known = values.map((value, place) => [place, value]).filter(([, value]) => Number.isFinite(value));
+  if (known.length < 2) return null;
+  const levels = known.map(([, value]) => value);
+  const [low, high] = [Math.min(...levels), Math.max(...levels)];
+  const X = (place) => 3 + (place / (values.length - 1)) * (width - 6);
+  const Y = (value) => height - 4 - (high > low ? (value - low) / (high - low) : 0.5) * (height - 8);
+  const [last, value] = known.at(-1);
+  return s(
+    "svg",
+    { class: "spark", width, height, "aria-hidden": "true" },
+    s("path", { class: "line", d: `M${known.map(([place, value]) => `${X(place)} ${Y(value).toFixed(2)}`).join("L")}` }),
+    s("circle", { cx: X(last), cy: Y(value), r: 2.4 }),
+  );
+}
+
 function choose(place, focus) {
   if (!listed.length) return detail(null);
   at = Math.max(0, Math.min(listed.length - 1, place));

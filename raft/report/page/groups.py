@@ -1,30 +1,23 @@
 """The groups of a run for its report: read from the files of a run, packed into small blocks, and listed in an index.
 
-Everything streams. Of the texts one group is in memory at a time, and one chunk of packed ones; of the numbers of a
-batch only its rewards are kept until its end, because the estimate of best-of-n needs them together.
+Everything streams: one group is in memory at a time, and one chunk of packed ones.
 """
 
 import base64
 import json
 import math
 import zlib
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import numpy as np
-
 from raft.core import records
 from raft.core.errors import UserError
-from raft.metrics import reward_metrics
 from raft.store.stamps import iterations
 
 CHUNK = 256 * 1024  # bytes of rows in one block, before they are packed: what a reader unpacks to show one prompt
 EXCERPT = 160  # characters of a prompt in the index
-MOST_BINS = 40
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 FLAGS = {"truncated": 1, "tied": 2, "failed": 4, "dropped": 8, "empty": 16}  # bits of an index row
 
 OUT_OF_STEP = "the files here do not belong together; if the run is at work, try again in a moment"
@@ -89,70 +82,12 @@ class Block:
         self.rest = whole[end:]
 
 
-@dataclass
-class Tally:
-    """The rewards of a batch: of all responses in the order of the groups, and of those that were selected."""
-
-    rewards: array = field(default_factory=lambda: array("d"))
-    sizes: array = field(default_factory=lambda: array("q"))
-    selected: array = field(default_factory=lambda: array("d"))
-    ranked: bool = False
-
-    def add(self, group: dict[str, Any]) -> None:
-        """Takes in a group as `groups` yields it."""
-        known = [_number(one.get("reward")) for one in group["responses"]]
-        self.rewards.extend(known)
-        self.sizes.append(len(known))
-        self.selected.extend(known[pick[0]] for pick in group.get("picks", []))
-        self.ranked = self.ranked or any("rank" in one for one in group["responses"])
-
-    def table(self) -> np.ndarray:
-        """Rewards [N, K], NaN where there is none; smaller groups are filled up with NaN."""
-        sizes = np.array(self.sizes, dtype=int)
-        table = np.full((len(sizes), int(sizes.max(initial=0))), np.nan)
-        table[np.arange(table.shape[1]) < sizes[:, None]] = np.array(self.rewards)
-        return table
-
-    def figures(self) -> dict[str, Any]:
-        """How the rewards are distributed, and the expected best of n for n = 1, 2, 4, ..., K.
-
-        Rewards that only compare the responses of one prompt say nothing about others: they have no best of n.
-        """
-        table = self.table()
-        best: list[tuple[int, float]] = []
-        if not self.ranked and table.size:
-            ns = sorted({*(2**power for power in range(table.shape[1].bit_length())), table.shape[1]})
-            per_prompt = [(n, reward_metrics.reward_at_n(table, n)) for n in ns if n <= table.shape[1]]
-            best = [(n, float(np.nanmean(found))) for n, found in per_prompt if not np.isnan(found).all()]
-        return {
-            "prompts": len(self.sizes),
-            "responses": len(self.rewards),
-            "rewards": distribution(np.array(self.rewards)),
-            "selected": distribution(np.array(self.selected)),
-            "reward_at_n": best,
-        }
-
-
-def distribution(rewards: np.ndarray) -> dict[str, Any] | None:
-    """A histogram of rewards from the smallest to the largest and their quantiles; None if there is no reward."""
-    known = rewards[~np.isnan(rewards)]
-    if not len(known):
-        return None
-    bins = min(math.ceil(2 * len(known) ** (1 / 3)), MOST_BINS)  # Rice's rule
-    counts, _ = np.histogram(known, bins=bins, range=(known.min(), known.max()))
-    return {
-        "count": len(known),
-        "bins": counts.tolist(),
-        "quantiles": [float(one) for one in np.quantile(known, QUANTILES)],
-    }
-
-
 def pack(batch: Batch, chunks: BinaryIO, index: BinaryIO) -> dict[str, Any]:
     """Writes a batch's groups in chunks, and its index; what the page has to know of both.
 
     `starts` are the numbers of the first group of each chunk.
     """
-    tally, size = Tally(), 0
+    size = prompts = responses = failed = 0
     starts: list[int] = []
     held: list[bytes] = []
     listed = Block(index, f"index-{batch.key}")
@@ -162,11 +97,13 @@ def pack(batch: Batch, chunks: BinaryIO, index: BinaryIO) -> dict[str, Any]:
         block.write(b"\n".join(held))
         block.close()
 
-    for number, group in enumerate(groups(batch)):
+    for group in groups(batch):
         if not held:
-            starts.append(number)
-        tally.add(group)
-        listed.write((b"\n" if number else b"") + encoded(index_row(group)))
+            starts.append(prompts)
+        listed.write((b"\n" if prompts else b"") + encoded(index_row(group)))
+        prompts += 1
+        responses += len(group["responses"])
+        failed += sum("error" in one for one in group["responses"])
         held.append(encoded(group))
         size += len(held[-1])
         if size >= CHUNK:
@@ -175,7 +112,7 @@ def pack(batch: Batch, chunks: BinaryIO, index: BinaryIO) -> dict[str, Any]:
     if held:
         spill()
     listed.close()
-    return {**batch.row(), "starts": starts, **tally.figures()}
+    return {**batch.row(), "starts": starts, "prompts": prompts, "responses": responses, "failed": failed}
 
 
 def encoded(content: Any) -> bytes:
@@ -313,7 +250,3 @@ def _excerpt(prompt: Any) -> str:
 def _short(value: float | None) -> float | None:
     """A number to six digits: more are not shown, and would not pack well."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -27,6 +27,7 @@ const pairs = (entries) =>
 // ---------------------------------------------------------------- overview
 
 const MOST_LISTED = 60; // words of a list of figures
+const NORMAL_95 = 1.96;
 
 function tile(label, value, note, tone) {
   return h(
@@ -56,7 +57,7 @@ function tiles() {
     facts.batches.filter((one) => one.kind !== "held-out"),
     (one) => one.responses,
   );
-  const failed = sum(facts.batches, (one) => (one.rewards ? one.responses - one.rewards.count : 0));
+  const failed = sum(facts.batches, (one) => one.failed);
   const checks = facts.findings.length;
   const alarms = facts.findings.filter((one) => one.level !== "ok").length;
   return h(
@@ -160,26 +161,15 @@ function list(key) {
   ];
 }
 
+// Drawn by raft/report/figures/, and part of the page as it was written.
 function figures() {
-  const drawn = [
-    curves({
-      title: "Reward",
-      note: "Held-out prompts are answered by every policy with the same seeds.",
-      series: SERIES.slice(0, 3),
-      yLabel: "reward (own units)",
-    }),
-    curves({
-      title: "Gold reward",
-      note: "A second reward that selection never sees: does the first one measure progress?",
-      series: SERIES.slice(3),
-      yLabel: "gold reward (own units)",
-    }),
-    distributions(),
-    bestOfN(),
-    lengths(),
-  ].filter(Boolean);
-  if (drawn.length % 2) drawn[0].classList.add("whole");
-  return drawn.length > 0 && h("div", { class: "figures" }, drawn);
+  const drawn = $("figures");
+  for (const one of drawn.children) {
+    const picture = new XMLSerializer().serializeToString(one.querySelector("svg"));
+    const file = URL.createObjectURL(new Blob([picture], { type: "image/svg+xml" }));
+    one.querySelector("h3").append(h("a", { href: file, target: "_blank", class: "quiet" }, "open the picture"));
+  }
+  return drawn.children.length > 0 && drawn;
 }
 
 function overview() {
@@ -243,6 +233,8 @@ function seconds() {
   });
   return { names: [...stages, "other"], rows };
 }
+
+const patch = (colour) => h("span", { class: "patch", style: { "--colour": colour } });
 
 function timings() {
   if (!facts.stages.length) return null;
@@ -372,8 +364,6 @@ function build(name) {
   built.add(name);
 }
 
-const PRINTED = 520; // width of a figure on paper
-
 async function arrive() {
   const [wanted, address] = location.hash.slice(1).split("?");
   const name = wanted in VIEWS ? wanted : "overview";
@@ -384,7 +374,6 @@ async function arrive() {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  drawings.forEach((draw) => draw());
   if (name === "prompts" && SCOPES.length) {
     if (address !== undefined || !items.length) recall(address || "");
     await rescope();
@@ -402,7 +391,6 @@ function forPaper() {
     build(view);
     $(`view-${view}`).hidden = false;
   }
-  drawings.forEach((draw) => draw(PRINTED));
 }
 
 document.title = `${facts.name} · raft report`;

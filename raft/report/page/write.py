@@ -15,9 +15,10 @@ from typing import BinaryIO
 
 from raft.core.atomic import create, refuse_output
 from raft.report.page.facts import facts
+from raft.report.page.figures import figures
 from raft.report.page.groups import batches, encoded, pack
 
-SCRIPTS = tuple(f"{name}.js" for name in ("page", "charts", "prompt", "browser", "views"))
+SCRIPTS = tuple(f"{name}.js" for name in ("page", "prompt", "browser", "views"))
 POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
@@ -27,7 +28,7 @@ POLICY = (
 def write(folder: Path, out: Path | None = None) -> Path:
     """The report of a run, RUN/report.html or `out`, written whole or not at all; where it stands.
 
-    Memory does not grow with the number of responses, but for the rewards of one iteration as numbers.
+    Memory does not grow with the number of responses, but for their rewards as numbers.
     UserError if it cannot be written there, or if the files of the run are out of step.
     """
     out = folder / "report.html" if out is None else out
@@ -50,8 +51,10 @@ def _write(folder: Path, page: BinaryIO) -> None:
         told = facts(folder, packed)
         style, script = _asset("page.css"), "".join(map(_asset, SCRIPTS))
         head, tail = _asset("page.html").split("<!-- data -->\n")
+        drawn = figures(folder)
         policy = POLICY.format(script=_hash(script), style=_hash(style))
-        page.write(head.replace("<!-- policy -->", policy).replace("/* style */", style).encode())
+        head = head.replace("<!-- policy -->", policy).replace("/* style */", style)
+        page.write(head.replace("<!-- figures -->", drawn).encode())
         page.write(b'<script type="application/json" id="facts">' + _harmless(encoded(told)) + b"</script>\n")
         _append(index, page)
         page.write(f"<script>{script}</script>\n".encode())
