@@ -88,7 +88,7 @@ def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **o
 
 
 def open_run(folder: str | os.PathLike[str]) -> "Run":
-    """A run that exists, finished or not. UserError if there is none in the folder."""
+    """A run that exists, finished or not. UserError: the folder holds no run."""
     return Run(branch.existing(Path(folder)))
 
 
@@ -116,7 +116,7 @@ class ScoredGroup:
 
 
 class Run:
-    """A run on disk. It is read anew at each call, so it can be looked at while the run is at work."""
+    """A run on disk. Each call reads its files, so it can be looked at while the run is at work."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -311,9 +311,9 @@ class _Objects:
 
     def overrides(self, overrides: Mapping[str, Any]) -> tuple[list[str], Any]:
         """Overrides as the command line has them, and the sections that hold Python objects."""
-        from raft.config.recipe import Given
+        from raft.config.recipe import FromPython
 
-        return list(self._flat("", overrides)), Given(sections=self.sections)
+        return list(self._flat("", overrides)), FromPython(sections=self.sections)
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the rows, each file under the hash of what it holds."""

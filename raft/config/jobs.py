@@ -182,7 +182,7 @@ class TrainReward(Job):
         if getattr(self.examples, "pairs", "columns") is None:
             yield (
                 "examples.pairs",
-                "say where pairs come from; allowed: columns ( chosen and rejected), from_labels, or the layout "
+                "say where pairs come from; allowed: columns (chosen and rejected), from_labels, or the layout "
                 "of a published data set, such as hh-rlhf",
             )
         if self.evaluation is not None and getattr(self.examples, "held_out", False):
@@ -208,7 +208,7 @@ class EvaluateReward(Job):
                 yield option, "two names differ only in capital letters, which some disks do not tell apart"
         for name, one in self.sets.items():
             if getattr(one, "pairs", "columns") is None:
-                yield f"sets.{name}.pairs", "say how to get pairs, such as columns ( chosen and rejected)"
+                yield f"sets.{name}.pairs", "say how to get pairs, such as columns (chosen and rejected)"
 
 
 @dataclass(frozen=True, kw_only=True)

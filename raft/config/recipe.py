@@ -55,7 +55,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Given:
+class FromPython:
     """What only Python can give: a whole recipe as data, and sections, each made out of the one that it replaces."""
 
     content: dict[str, Any] | None = None
@@ -101,7 +101,7 @@ def load(
     variables: Mapping[str, Any] | None = None,
     above: tuple[Path, ...] = (),
     outputs: Path = OUTPUTS,
-    given: Given | None = None,
+    given: FromPython | None = None,
 ) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
@@ -133,14 +133,14 @@ def read_one(
     path: Path,
     overrides: Sequence[str] = (),
     variables: Mapping[str, Any] | None = None,
-    given: Given | None = None,
+    given: FromPython | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The resolved content of a YAML file, and where each of its keys stands."""
     lines: dict[str, str] = {}
     return _merged(path, list(overrides), variables or {}, lines, given), lines
 
 
-def load_run(folder: Path, overrides: Sequence[str] = (), given: Given | None = None) -> Loaded:
+def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | None = None) -> Loaded:
     """The recipe that a run is made by, as it was resolved when the run began; its needs are already made.
 
     The name of a run is that of its folder, which may have been moved or renamed since.
@@ -180,7 +180,7 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
 
 
 def _merged(
-    path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str], given: Given | None
+    path: Path, overrides: list[str], variables: Mapping[str, Any], lines: dict[str, str], given: FromPython | None
 ) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 

@@ -44,7 +44,7 @@ def begin(folder: Path) -> Path:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Puts back at the end what `begin` and `quieten` change, for a program that uses raft as a library."""
+    """Puts back at the end what `begin` and `silence_libraries` change, for a program that uses raft as a library."""
     root, captures = logging.getLogger(), warnings.showwarning.__module__ == "logging"
     handlers, level, raises, shown = list(root.handlers), root.level, logging.raiseExceptions, _of_transformers()
     with warnings.catch_warnings():

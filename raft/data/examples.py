@@ -45,8 +45,8 @@ class Examples(Reading):
     `pairs: columns` reads the columns `chosen` and `rejected`: two texts, or two lists of messages, each a whole
     conversation or only the answer, of which all but the last message is the prompt. With `prompt_column: null` the
     prompt is what two conversations, or two dialogues of texts, have in common. `pairs: from_labels` makes pairs out of
-    rows with a `text` and a `label` (a number). Every other name is a layout of `data.preferences`, which knows its
-    columns and numbers its rows; with `single_turn` and `language` its other rows are left out. `held_out` rows, a
+    rows with a `text` and a `label` (a number). Every other name is a layout of `data.preference_layouts`, which knows
+    its columns and numbers its rows; with `single_turn` and `language` its other rows are left out. `held_out` rows, a
     seeded choice, are set aside for evaluation, each with all its pairs.
     """
 

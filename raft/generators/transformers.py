@@ -127,7 +127,7 @@ class Drawing:
     """Responses under way, one for each row of a batch: draws their next tokens and knows which have ended.
 
     Both a logits processor and a stopping criterion of `generate`, which itself is left nothing to choose.
-    The numbers are drawn and compared on the CPU in double mixed_precision: the same on every device.
+    The numbers are drawn and compared on the CPU in double precision: the same on every device.
     """
 
     def __init__(self, sampling: Sampling, loaded: Loaded, seeds: Sequence[int]) -> None:

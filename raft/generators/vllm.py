@@ -59,7 +59,7 @@ UNTRIED = re.compile(
     r"speculative_config|spec_(method|model|tokens)|enable_lora|(kv|ec|weight)_transfer_config|diffusion_config"
     r"|tokens_only|logits_processors|return_sampling_mask|fault_tolerance_config|enable_fault_tolerance"
 )
-FORMATS = ("auto", "safetensors", "pt", "hf")  # of weights that can be loaded anew out of a policy's folder
+FORMATS = ("auto", "safetensors", "pt", "hf")  # of weights that can be loaded again out of a policy's folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def written(
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """As `render`, with stand-ins (`models.marks`) for special tokens that the messages spell: a text for `encode`."""
+    """As `render`, with stand-ins for special tokens that the messages spell (`special_tokens`): text for `encode`."""
     hidden, offered = special_tokens.of(tokenizer).hide([list(messages), tools])
     return render(tokenizer, hidden, ask=ask, template=template, tools=offered, variables=variables)
 

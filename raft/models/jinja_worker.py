@@ -1,7 +1,7 @@
 """The process that writes chat templates: Jinja's sandbox under a limit of memory and of time.
 
 A template comes with a model, so it is a stranger's program. The sandbox keeps it from files and from Python; only the
-system can bound what it computes. Run by `models.templates`: one request a line on standard input, one answer a line on
+system can bound what it computes. Run by `models.jinja`: one request a line on standard input, one answer a line on
 standard output. What a template can use is what transformers gives to one.
 """
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows (`models.layout.pack`), for every decoder of transformers whose attention can be replaced.
+"""Attention over packed rows (`models.packing.pack`), for decoders of transformers whose attention can be replaced.
 
 Which spans a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
 is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers

@@ -108,7 +108,7 @@ def cut(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limi
 
 
 def _written(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str) -> str:
-    """The conversation as text, with stand-ins (`models.marks`) for special tokens that messages and response spell."""
+    """The conversation as text, with stand-ins for special tokens that it spells (`models.special_tokens`)."""
     if prompt.messages is None:
         return _continued(prompt, template) + special_tokens.of(tokenizer).hide(response)
     if template == "plain":

@@ -62,7 +62,7 @@ class Marks:
         return sum(self.ids[one] in self.known for one in self.pattern.findall(text))
 
     def _encode_words(self, text: str) -> list[int]:
-        """Tokens of a text in which words spell special tokens, by a tokenizer whose special tokens are named anew."""
+        """Tokens of a text in which words spell special tokens, by a tokenizer whose special tokens are renamed."""
         pieces = STAND_IN.split(text)  # what stands between, and the numbers of the stand-ins, in turns
         marked = [self.pattern.sub(lambda found: _name(self.ids[found[0]]), piece) for piece in pieces[::2]]
         words = [self.spellings[int(number)] for number in pieces[1::2]]

@@ -1,7 +1,7 @@
 """The stage functions: each reads immutable artifacts and writes one new one, so it can run anywhere.
 
 `stage(section, output, **inputs)`: the section is the part of the recipe that does the work, the inputs
-are artifacts of earlier stages, and what it writes goes through `output` (see output.Output).
+are artifacts of earlier stages, and what it writes goes through `output` (see artifact_writer.ArtifactWriter).
 """
 
 import itertools
@@ -106,7 +106,7 @@ def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, c
         else:
             chosen.setdefault(prompt_sources.held_out_key(read), read)
     if len(chosen) < count:
-        raise UserError(_too_few_to_hold_out(count, len(chosen), rows, drops))
+        raise UserError(_too_few_eval_prompts(count, len(chosen), rows, drops))
     order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     kept = list(chosen.values())
     output.write(kept[index].row() for index in sorted(order[:count]))
@@ -114,7 +114,7 @@ def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, c
         output.drop(drop.prompt_id, None, drop.reason)
 
 
-def _too_few_to_hold_out(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
+def _too_few_eval_prompts(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
     if not found:
         return f"evaluation.count is {count}, but {_none_left(rows, drops)}"
     same = rows - len(drops) - found

@@ -25,8 +25,8 @@ from raft.rewards.runner import Ids, Options, Reader
 class RewardModel(Options):
     """A reward model of any head in `raft.rewards.heads`. All its outputs are in the `parts` of a score.
 
-    `template` is one of `models.conversation`, or a Jinja file; `bos` the rule for the first token. A conversation of
-    more than `max_length` tokens, or more than the model reads, is not scored; with `truncation: prompt` the oldest
+    `template` is one of `models.reward_templates`, or a Jinja file; `bos` the rule for the first token. A conversation
+    of more than `max_length` tokens, or more than the model reads, is not scored; with `truncation: prompt` the oldest
     part of its prompt goes first, and the part `cut_tokens` says how many tokens went.
     """
 

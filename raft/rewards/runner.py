@@ -1,7 +1,7 @@
 """The living reward model: a backbone, its head, and conversations as tokens to outputs.
 
-A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`models.attention`, which
-proves on the model that this makes no difference); other models read batches of similar length, padded.
+A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`models.packed_attention`,
+which proves on the model that this makes no difference); other models read batches of similar length, padded.
 
 The checkpoint has to hold every weight, the head included, and nothing beside: transformers would go on with a random
 head, or leave a bias out, with no more than a warning. Nothing of it is code; heads are our own (`raft.rewards.heads`).

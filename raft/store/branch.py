@@ -1,6 +1,6 @@
 """A new run that shares the first iterations of another by reference: `raft resume RUN --from-iteration N`.
 
-What is shared are links into the other run. Nothing is ever made behind them (`runs.Place.once`): what a shared
+What is shared are links into the other run. Nothing is ever made behind them (`runs.Folder.once`): what a shared
 iteration has is what its metrics tell, also where the branch evaluates more.
 """
 

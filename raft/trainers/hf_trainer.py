@@ -86,7 +86,7 @@ class TrainerOptions:
     def train(
         self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
-        """Writes a model folder into `out` and gives the memory of the training back; see contracts.Trainer."""
+        """Writes a model folder into `out` and gives the memory of the training back; see protocols.Trainer."""
         try:
             return self.fit(start, examples, out, seed, advance, dropped)
         finally:

@@ -51,7 +51,7 @@ class BradleyTerry(TrainerOptions):
     def fit(
         self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
-        """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see contracts.Trainer."""
+        """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see protocols.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat_templates.load_tokenizer(str(start))
         model = _classifier(self, start, tokenizer, seed)
@@ -72,8 +72,8 @@ class BradleyTerry(TrainerOptions):
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
         """How well a reward model tells held-out pairs apart: the share in which the chosen response has the higher
-        reward with its 95 % interval, the means of loss and margin, and the calibration error (see `metrics.accuracy`).
-        Pairs that are too long are left out and counted.
+        reward with its 95 % interval, the means of loss and margin, and the calibration error (see
+        `metrics.reward_accuracy`). Pairs that are too long are left out and counted.
         """
         tokenizer = chat_templates.load_tokenizer(str(model_folder))
         model = hf_trainer.ready(self, weight_check.load_model(model_folder, "SequenceClassification"))

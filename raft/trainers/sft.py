@@ -47,7 +47,7 @@ class SFT(TrainerOptions):
     def fit(
         self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
     ) -> dict[str, float]:
-        """Writes the fine-tuned model, its tokenizer and its probe into `out`; see contracts.Trainer."""
+        """Writes the fine-tuned model, its tokenizer and its probe into `out`; see protocols.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat_templates.load_tokenizer(str(start))
         model = hf_trainer.load(self, start, seed)

@@ -1,4 +1,4 @@
-"""Laws of data.preferences: small files of the format of each published data set, and what becomes of their rows."""
+"""Laws of preference layouts: small files of the format of each published data set, and what becomes of their rows."""
 
 import gzip
 import json
