@@ -279,11 +279,14 @@ def read_resolved(folder: Path) -> dict[str, Any]:
     file = folder / "resolved.yaml"
     cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
     try:
-        found = yaml.safe_load(yaml_file.read(file))
+        text = yaml_file.read(file)
+        found = yaml.safe_load(text)
     except UserError as fault:
         raise UserError(f"{file} is damaged: {fault}; {cure}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
+    if not text.endswith("\n"):  # half of it may still be YAML, with fewer keys and half a value
+        raise UserError(f"{file} is damaged: it is cut off; {cure}")
     if not isinstance(found, dict):
         raise UserError(f"{file} is damaged: it is no mapping of keys to values; {cure}")
     return found
