@@ -128,7 +128,7 @@ def floors(loaded: recipe.Loaded) -> dict[str, float]:
     steps = len(
         Order(sum(1 for _ in records.read(last / "selected.jsonl")), trainer.batch_size, trainer.num_train_epochs, 0)
     )
-    rate = forward_rate(loaded.recipe.reward.reader.model)
+    rate = forward_rate(loaded.recipe.reward.runner.model)
     return {
         **decode(loaded, before, last),
         "score": read / rate,

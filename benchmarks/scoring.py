@@ -20,7 +20,7 @@ import reward_models
 
 from raft.launch import vllm_options
 from raft.models import packing
-from raft.rewards.runner import Options, Reader
+from raft.rewards.runner import Options, RewardModelRunner
 
 SIZES = {  # name -> width, layers, heads
     "0.75M": (128, 3, 4),
@@ -44,12 +44,12 @@ def families(prompt: int, response: int, vocabulary: int) -> list[Family]:
     return [[tuple(map(int, text)) for text in group] for group in groups]
 
 
-def by(reader: Reader, packs: bool, max_tokens_per_batch: int) -> Way:
-    """raft's reader, packed or padded."""
+def by(runner: RewardModelRunner, packs: bool, max_tokens_per_batch: int) -> Way:
+    """raft's runner, packed or padded."""
 
     def read(groups: Sequence[Family]) -> dict[tuple[int, ...], list[float]]:
-        reader.packs, reader.max_tokens_per_batch = packs, max_tokens_per_batch
-        return reader.outputs(groups)
+        runner.packs, runner.max_tokens_per_batch = packs, max_tokens_per_batch
+        return runner.outputs(groups)
 
     return read
 
@@ -86,16 +86,16 @@ def main() -> None:
                 num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=width * 8 // 3 // 16 * 16,
                 max_position_embeddings=512,
             )  # fmt: skip
-            reader = Reader(Options(model=str(folder)))
-            assert reader.packs
+            runner = RewardModelRunner(Options(model=str(folder)))
+            assert runner.packs
             ways = {
-                "padded, 16,384 a pass": by(reader, False, 16384),
-                "padded, 2,048": by(reader, False, 2048),
-                "packed, 2,048": by(reader, True, 2048),
+                "padded, 16,384 a pass": by(runner, False, 16384),
+                "padded, 2,048": by(runner, False, 2048),
+                "packed, 2,048": by(runner, True, 2048),
                 **({"vLLM pooling": pooling(folder)} if "--pooling" in sys.argv else {}),
             }
             for prompt, response in LENGTHS:
-                groups = families(prompt, response, reader.config.vocab_size)
+                groups = families(prompt, response, runner.config.vocab_size)
                 print(f"{name}  {prompt} + {response}: {padding(groups)}", flush=True)
                 for way, (speed, apart) in compared(ways, groups).items():
                     print(f"    {way:24s} {speed / 1000:6.1f}   {apart:.0e}", flush=True)

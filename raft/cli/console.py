@@ -9,7 +9,8 @@ from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.core import logs, records
 from raft.core.terminal import safe, say
-from raft.metrics.alerts import Finding, Level, stops, warnings, worse
+from raft.metrics.alerts import Alert, Level, warnings, worse
+from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run
@@ -21,7 +22,7 @@ class Console(Observer):
     def __init__(self) -> None:
         self.run: Run | None = None
         self.recipe: Any = None
-        self.told: dict[str, Level] = {}
+        self.last: dict[str, Level] = {}
 
     def on_run_begin(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
@@ -39,18 +40,18 @@ class Console(Observer):
             if row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
-    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, alerts: Sequence[Alert]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
-        stopped = stops(findings, self.recipe.alerts)
+        stopped = self.recipe.alerts.stop(alerts)
         rows = list(records.read(self.run.folder / "metrics.jsonl"))
         draw(self.run.folder)
         say(summary(rows, it.number))
-        for one in worse(findings, self.told):
-            say(f"{one.level}: {one.name}: {safe(one.message)}")
-        self.told = {one.name: one.level for one in findings}
+        for alert in worse(alerts, self.last):
+            say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
+        self.last = {alert.name: alert.level for alert in alerts}
         if stopped:
-            names = ", ".join(one.name for one in warnings(findings))
+            names = ", ".join(alert.name for alert in warnings(alerts))
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
                 f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
@@ -69,8 +70,8 @@ class Console(Observer):
             return
         say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
         say(before_and_after(run.folder))
-        if (said := forecast.compare(run.folder)) is not None:
-            say(f"\n{said}")
+        if (comparison := forecast.compare(run.folder)) is not None:
+            say(f"\n{comparison}")
         say(
             f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf\n"
             f"      raft report {run.folder}    (one page of HTML with everything)"
@@ -99,7 +100,7 @@ def _interval(row: dict[str, Any], key: str) -> str:
     failed = row.get(f"{key}_failed", 0.0)
     over = f", over {row[f'{key}_n']} prompts: {failed:.1%} of the answers have no reward" if failed else ""
     error = row.get(f"{key}_se")
-    return ("no interval" if error is None else f"±{1.96 * error:.3f}") + over
+    return ("no interval" if error is None else f"±{NORMAL_95 * error:.3f}") + over
 
 
 def summary(rows: list[dict[str, Any]], number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable
 from raft.core.records import Response
-from raft.metrics.alerts import Advice
+from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
 from raft.models.jinja import is_day
 
@@ -103,7 +103,7 @@ class Align(Job):
     selection: Any = section("selection")
     trainer: Any = section("trainer")
     evaluation: Evaluation = field(default_factory=Evaluation)
-    alerts: Advice = field(default_factory=Advice)
+    alerts: Alerts = field(default_factory=Alerts)
     keep_policies: Literal["last", "best", "all"] = "best"
     report_to: list[Any] = field(default_factory=list)
 
@@ -285,5 +285,5 @@ MUTABLE_KEYS = (
     "keep_policies",
     "report_to",
     "alerts",
-    *(f"alerts.{item.name}" for item in fields(Advice)),
+    *(f"alerts.{item.name}" for item in fields(Alerts)),
 )

@@ -4,6 +4,7 @@ A component is a frozen dataclass: its fields are its options. Fields carry mark
 `keys.describe`):
 
 - `speed()`: the option changes how fast, never what; it is in no key.
+- `choice(NAMES)`: the option is one of the names of a registry.
 - `source("file" | "model" | "code" | "template" | "served")`: the option names something outside; its content is in the
   key, its name is not. A template is one of raft's own by its short name, or a file; what is served is a model, or the
   name of one on a server of which no more is known.
@@ -11,7 +12,7 @@ A component is a frozen dataclass: its fields are its options. Fields carry mark
 
 import difflib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def speed(default: Any = MISSING, **options: Any) -> Any:
 def source(kind: str, default: Any = MISSING, **options: Any) -> Any:
     """A field that names a file, a model or code; what it names is identified by content."""
     return field(default=default, metadata={"source": kind}, **options)
+
+
+def choice(names: Iterable[str], default: Any = MISSING, **options: Any) -> Any:
+    """A field that holds one of these names, or a list of them: those of a registry, which a type cannot list."""
+    return field(default=default, metadata={"choices": tuple(names)}, **options)
 
 
 def is_there(name: str) -> bool:

@@ -143,7 +143,8 @@ def build(cls: type, options: Any, where: str, faults: list[Fault], chosen: bool
         if item.metadata.get("named"):
             values[name] = _components(item.metadata["section"], options[name], key, faults)
         else:
-            values[name] = _value(hints[name], options[name], key, item.metadata.get("section"), faults)
+            hint = _of_choices(hints[name], item.metadata.get("choices", ()))
+            values[name] = _value(hint, options[name], key, item.metadata.get("section"), faults)
     if len(faults) > before:
         return None
     try:
@@ -248,6 +249,14 @@ def faults_of_types(option: str, given: Mapping[str, Any], known: Mapping[str, l
         if types := [library_options.PLAIN[one] for one in known.get(name, ())]:
             _value(typing.Union[tuple(types)], value, f"{option}.{name}", None, faults)  # noqa: UP007
     yield from ((fault.key, fault.message) for fault in faults)
+
+
+def _of_choices(hint: Any, names: tuple[str, ...]) -> Any:
+    """The type in which `str` is one of these names, if there are any: of `str`, `str | None` or `list[str]`."""
+    if not names:
+        return hint
+    name: Any = typing.Literal[names]  # type: ignore[valid-type]
+    return {str: name, str | None: name | None, list[str]: list[name]}[hint]
 
 
 def _name(hint: type) -> str:

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice, pairwise
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from raft.core.errors import RowError, UserError
-from raft.core.options import faults_of_range
+from raft.core.options import choice, faults_of_range
 from raft.core.records import Drop, Example, Pair, Prompt, Response
 from raft.core.seeds import derive
 from raft.data.preference_layouts import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
@@ -51,14 +51,7 @@ class Examples(Reading):
     """
 
     response: str | None = RESPONSE
-    pairs: (
-        Literal[
-            "columns", "from_labels",
-            "hh-rlhf", "hh-rlhf-split", "ultrafeedback", "helpsteer2", "helpsteer3", "arena", "reward-bench", "nectar",
-            "pku-saferlhf", "pku-saferlhf-safer", "shp", "webgpt",
-        ]
-        | None
-    ) = None  # fmt: skip
+    pairs: str | None = choice(("columns", "from_labels", *LAYOUTS), None)
     chosen: str = "chosen"
     rejected: str = "rejected"
     text: str = "text"

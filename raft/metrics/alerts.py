@@ -1,43 +1,30 @@
-"""When to worry: from the rows of metrics.jsonl to findings in plain sentences; docs/diagnostics.md has the rules.
+"""Alerts: what the rows of metrics.jsonl say when a run goes wrong, as sentences.
 
-A reward model is a stand-in for what is meant, and training finds where the two part. None of these rules proves
-that; each is a reason to look at the answers (`raft show`). Where a gold reward has risen and still holds, a
-change of style is what was wanted, so rules of style then say "watch" at most.
+A rule looks at the figures so far and gives a value, which its limits make ok, watch or warning. The rules stand with
+the figures that they look at (`raft.metrics.diagnostics`); docs/diagnostics.md has their table. A reward model is a
+stand-in for what is meant, and training finds where the two part. No rule proves that; each is a reason to look at
+the answers (`raft show`). Where a gold reward has risen and still holds, a change of style is what was wanted, so
+rules of style then say "watch" at most.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raft.core.options import faults_of_range
+from raft.metrics.reward_metrics import NORMAL_95
 
 Rows = Sequence[dict[str, Any]]  # of metrics.jsonl, as far as the run has come
 Level = Literal["ok", "watch", "warning"]
+Look = Callable[[Rows, int], tuple[float | Level, str] | None]
 
-NORMAL_95 = 1.96
 CLEAR = 4.0  # standard errors beyond which winners are the longest by more than chance
 RARE = 0.5  # an n-gram has risen only if it was at most this fraction as frequent at first
-# From which value on a figure is "watch", and from which "warning". Where the second is smaller, small is bad.
-LIMITS: dict[str, tuple[float, float]] = {
-    "length": (1.5, 2.0),  # times the tokens of the first policy's answers
-    "length-reward": (0.3, 0.5),  # Kendall's tau of reward and length within prompts
-    "diversity": (0.8, 0.6),  # times the different bigrams of the first policy, among equally many
-    "n-grams": (0.25, 0.5),  # more of all answers than at first
-    "entropy": (0.5, 0.2),  # times the first policy's nats per token
-    "duplicates": (0.25, 0.5),  # more chance of the same text twice than at first
-    "agreement": (0.25, 0.1),  # Kendall's tau of reward and gold within prompts, plus two standard errors
-    "ties": (0.5, 0.8),  # of the prompts
-    "truncated": (0.2, 0.5),  # of the answers
-    "empty": (0.05, 0.2),  # of the answers
-    "unscored": (0.01, 0.05),  # of the answers, by the reward or by gold
-}
-STYLE = ("length", "length-reward", "diversity", "n-grams", "entropy", "duplicates")
 SEVERITY: dict[Level, int] = {"ok": 0, "watch": 1, "warning": 2}
 
 
 @dataclass(frozen=True)
-class Finding:
+class Alert:
     """What a rule says: `message` has the numbers, what they mean, and what to do."""
 
     name: str
@@ -46,68 +33,92 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
+class Rule:
+    """When figures give reason to worry.
 
-    `stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may pass without
-    a gain of held-out reward. `ignore` names rules that are not asked.
+    `look` takes the rows, in ascending order, and how many evaluations may pass without a gain. It gives a sentence
+    with the numbers, and the value that `limits` are for or, where there are none, the level itself; None if its
+    figures were not measured. From the first limit on the level is "watch", from the second on "warning"; where the
+    second is smaller, small values are bad. `then` ends the sentence of both. `style`: gold that rises softens it.
     """
 
-    on_warning: Literal["warn", "stop"] = "warn"
-    patience: int = 3
-    ignore: list[
-        Literal[
-            "gain", "gold", "agreement", "length", "length-reward", "n-grams",
-            "diversity", "entropy", "duplicates", "ties", "truncated", "empty", "unscored",
-        ]
-    ] = field(default_factory=list)  # fmt: skip
+    name: str
+    look: Look
+    then: str
+    limits: tuple[float, float] | None = None
+    style: bool = False
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        yield from faults_of_range(self, patience=(1, float("inf")))
+    def judge(self, rows: Rows, patience: int) -> Alert | None:
+        """What the rule says of these rows, None where its figures were not measured."""
+        if (seen := self.look(rows, patience)) is None:
+            return None
+        value, message = seen
+        level = value if isinstance(value, str) else self._level(value)
+        return Alert(self.name, level, message if level == "ok" else f"{message}; {self.then}")
+
+    def _level(self, value: float) -> Level:
+        assert self.limits is not None, "a value without limits has no level"
+        watch, warning = self.limits
+        sign = 1 if warning > watch else -1
+        return "warning" if sign * value >= sign * warning else "watch" if sign * value >= sign * watch else "ok"
 
 
-def advise(rows: Rows, options: Advice) -> list[Finding]:
-    """The findings of all rules that are not ignored and whose figures were measured, on rows in ascending order."""
-    found = [rule(rows, options) for name, rule in RULES.items() if name not in options.ignore]
+def judge(rules: Iterable[Rule], rows: Rows, patience: int) -> list[Alert]:
+    """The alerts of all rules whose figures were measured, those of level ok too."""
     blessed = _gold_holds(rows)
-    return [_softened(one) if blessed and one.name in STYLE else one for one in found if one is not None]
+    alerts = [(rule, rule.judge(rows, patience)) for rule in rules]
+    return [_softened(alert) if blessed and rule.style else alert for rule, alert in alerts if alert is not None]
 
 
-def warnings(findings: Sequence[Finding]) -> list[Finding]:
+def warnings(alerts: Sequence[Alert]) -> list[Alert]:
     """Those of level warning."""
-    return [one for one in findings if one.level == "warning"]
+    return [alert for alert in alerts if alert.level == "warning"]
 
 
-def stops(findings: Sequence[Finding], options: Advice) -> bool:
-    """Whether the run is to end here."""
-    return options.on_warning == "stop" and bool(warnings(findings))
+def worse(alerts: Sequence[Alert], last: dict[str, Level]) -> list[Alert]:
+    """The alerts beyond ok that are more severe than what was last said of the same rule."""
+    return [alert for alert in alerts if SEVERITY[alert.level] > SEVERITY[last.get(alert.name, "ok")]]
 
 
-def worse(findings: Sequence[Finding], told: dict[str, Level]) -> list[Finding]:
-    """The findings beyond ok that are more severe than what was last told of the same rule."""
-    return [one for one in findings if SEVERITY[one.level] > SEVERITY[told.get(one.name, "ok")]]
+def value_of(key: str, message: str) -> Look:
+    """The last value of a figure, `{now}` in the message."""
+
+    def look(rows: Rows, patience: int) -> tuple[float, str] | None:
+        row = _latest(rows, key)
+        return None if row is None else (row[key], message.format(now=row[key]))
+
+    return look
 
 
-def _gain(rows: Rows, options: Advice) -> Finding | None:
+def times_first(key: str, message: str) -> Look:
+    """A figure as a multiple of what it was for the first policy: `{now}`, `{first}` and `{times}` in the message."""
+
+    def look(rows: Rows, patience: int) -> tuple[float, str] | None:
+        series = _series(rows, key)
+        if len(series) < 2 or not series[0][key] > 0:
+            return None
+        now, first = series[-1][key], series[0][key]
+        return now / first, message.format(now=now, first=first, times=now / first)
+
+    return look
+
+
+def gain(rows: Rows, patience: int) -> tuple[Level, str] | None:
     """No gain of held-out reward in `patience` evaluations, beyond a standard error (the RAFT paper stops there)."""
     key = "reward/eval" if _series(rows, "reward/eval") else "gold/eval"
     series = _series(rows, key)
-    if len(series) <= options.patience:
+    if len(series) <= patience:
         return None
-    past, recent = series[: -options.patience], series[-options.patience :]
+    past, recent = series[:-patience], series[-patience:]
     best, latest = max(past, key=lambda row: row[key]), max(recent, key=lambda row: row[key])
-    gain, error = latest[key] - best[key], best.get(f"{key}_se", 0.0)
-    stands = gain <= error
-    return Finding(
-        "gain",
-        "warning" if stands else "ok",
-        f"the last {options.patience} evaluations brought {gain:+.3f} of held-out reward over {best[key]:.3f} "
+    gained, error = latest[key] - best[key], best.get(f"{key}_se", 0.0)
+    return "warning" if gained <= error else "ok", (
+        f"the last {patience} evaluations brought {gained:+.3f} of held-out reward over {best[key]:.3f} "
         f"(iteration {best['iteration']}, standard error {error:.3f})"
-        + ("; it has stopped rising: stop here, or change the data or the reward" if stands else ""),
     )
 
 
-def _gold(rows: Rows, options: Advice) -> Finding | None:
+def gold_falls(rows: Rows, patience: int) -> tuple[Level, str] | None:
     """Gold falls from its peak while the reward rises: over-optimisation (Gao et al., arXiv:2210.10760)."""
     series = _series(rows, "gold/eval")
     if len(series) < 2 or "reward/eval" not in series[-1]:
@@ -118,198 +129,76 @@ def _gold(rows: Rows, options: Advice) -> Finding | None:
     level: Level = "ok"
     if rise > 0 and fall > error:
         level = "warning" if fall > NORMAL_95 * error else "watch"
-    told = "; training now gains reward at the expense of what was meant: go back to that policy, and stop earlier"
-    return Finding(
-        "gold",
-        level,
+    return level, (
         f"gold is {last['gold/eval']:.3f} after a best of {peak['gold/eval']:.3f} at iteration {peak['iteration']} "
-        f"(±{NORMAL_95 * error:.3f}), the reward {rise:+.3f} since" + (told if level != "ok" else ""),
+        f"(±{NORMAL_95 * error:.3f}), the reward {rise:+.3f} since"
     )
 
 
-def _length(rows: Rows, options: Advice) -> Finding | None:
-    """Answers grow."""
-    return _against_first(
-        rows, "length", "eval/tokens",
-        "held-out answers have {now:.0f} tokens, at first {first:.0f} ({times:.2f} times)",
-        "see whether the longer ones are better, or let the reward count less for length",
-    )  # fmt: skip
-
-
-def _length_reward(rows: Rows, options: Advice) -> Finding | None:
+def length_wins(rows: Rows, patience: int) -> tuple[float, str] | None:
     """Winners are the longest of their groups far beyond chance, and the reward goes with length."""
     row = _latest(rows, "length/reward_correlation", "length/winner_longest_z")
     if row is None:
         return None
     tau, clear = row["length/reward_correlation"], row["length/winner_longest_z"] > CLEAR
-    level = _level("length-reward", tau if clear else 0.0)
-    return Finding(
-        "length-reward",
-        level,
+    return tau if clear else 0.0, (
         f"{row['length/winner_longest']:.0%} of the winners are the longest of their group, by chance "
         f"{row['length/winner_longest_chance']:.0%}; reward and length go together with {tau:+.2f}"
-        + ("; the reward likes length: answers will grow, whether that is meant or not" if level != "ok" else ""),
     )
 
 
-def _diversity(rows: Rows, options: Advice) -> Finding | None:
-    """The words of answers repeat more than those of the first policy."""
-    return _plain(
-        rows, "diversity", "diversity/distinct_2_kept",
-        "held-out answers have {now:.2f} times the different pairs of words of the first policy, among equally many",
-        "answers become alike: look for a phrase that all have, raise the temperature, or stop earlier",
-    )  # fmt: skip
-
-
-def _ngrams(rows: Rows, options: Advice) -> Finding | None:
+def phrase_rises(rows: Rows, patience: int) -> tuple[float | Level, str] | None:
     """A symbol or a few words stand in far more answers than at first."""
     row = _latest(rows, "ngrams/rising")
     if row is None:
         return None
-    rises = [one for one in row["ngrams/rising"] if one["before"] <= RARE * one["now"]]
-    most = max(rises, key=lambda one: one["now"] - one["before"], default=None)
+    rises = [rise for rise in row["ngrams/rising"] if rise["before"] <= RARE * rise["now"]]
+    most = max(rises, key=lambda rise: rise["now"] - rise["before"], default=None)
     if most is None:
-        return Finding("n-grams", "ok", "no word, phrase or symbol has become much more frequent")
-    level = _level("n-grams", most["now"] - most["before"])
-    others = [repr(one["text"]) for one in rises if one is not most][:2]
-    return Finding(
-        "n-grams",
-        level,
+        return "ok", "no word, phrase or symbol has become much more frequent"
+    others = [repr(rise["text"]) for rise in rises if rise is not most][:2]
+    return most["now"] - most["before"], (
         f"{most['text']!r} stands in {most['now']:.0%} of the held-out answers, at first in {most['before']:.0%}"
         + (f" (also {', '.join(others)})" if others else "")
-        + ("; the reward may like it for itself: read some of them, and drop or penalise it" if level != "ok" else ""),
     )
 
 
-def _entropy(rows: Rows, options: Advice) -> Finding | None:
-    """The policy is sure of every token: there is nothing left to choose from."""
-    return _against_first(
-        rows, "entropy", "entropy/token",
-        "a token of an answer surprises by {now:.3f} nats, at first by {first:.3f} ({times:.2f} times)",
-        "the policy settles on one way to answer, and best of K finds little to choose from: stop, or learn slower",
-    )  # fmt: skip
-
-
-def _duplicates(rows: Rows, options: Advice) -> Finding | None:
-    """The answers to a prompt become one answer."""
+def answers_repeat(rows: Rows, patience: int) -> tuple[float, str] | None:
+    """The answers to a prompt become the same text."""
     series = _series(rows, "diversity/same_text")
     if not series:
         return None
     now, first = series[-1]["diversity/same_text"], series[0]["diversity/same_text"]
-    level = _level("duplicates", now - first)
-    return Finding(
-        "duplicates",
-        level,
-        f"two answers to a prompt are the same text with a chance of {now:.0%}, at first of {first:.0%}"
-        + ("; the policy collapses to one answer, and K responses say no more than one" if level != "ok" else ""),
-    )
+    return now - first, f"two answers to a prompt are the same text with a chance of {now:.0%}, at first of {first:.0%}"
 
 
-def _agreement(rows: Rows, options: Advice) -> Finding | None:
+def gold_disagrees(rows: Rows, patience: int) -> tuple[float, str] | None:
     """Reward and gold disagree on which of two answers is better."""
     row = _latest(rows, "agreement/within", "agreement/within_se")
     if row is None:
         return None
     tau, error = row["agreement/within"], row["agreement/within_se"]
-    level = _level("agreement", tau + 2 * error)
-    return Finding(
-        "agreement",
-        level,
+    return tau + 2 * error, (
         f"within prompts reward and gold agree with {tau:+.2f} (±{NORMAL_95 * error:.2f}), that is on "
         f"{(1 + tau) / 2:.0%} of pairs"
-        + ("; what the reward prefers is hardly what gold prefers: mend the reward first" if level != "ok" else ""),
     )
 
 
-def _ties(rows: Rows, options: Advice) -> Finding | None:
-    """Winners are arbitrary."""
-    return _plain(
-        rows, "ties", "reward/tied", "all rewards are equal for {now:.0%} of the training prompts",
-        "their winners are arbitrary: use filters: [tied], a finer reward, or other prompts",
-    )  # fmt: skip
-
-
-def _truncated(rows: Rows, options: Advice) -> Finding | None:
-    """Answers are cut by the limit."""
-    return _plain(
-        rows, "truncated", "eval/truncated", "{now:.0%} of the held-out answers are cut by the limit",
-        "raise generator.max_tokens, or use filters: [truncated]",
-    )  # fmt: skip
-
-
-def _empty(rows: Rows, options: Advice) -> Finding | None:
-    """Answers say nothing."""
-    return _plain(
-        rows, "empty", "eval/empty", "{now:.0%} of the held-out answers are empty",
-        "see what the reward gives to an empty answer, or use filters: [empty]",
-    )  # fmt: skip
-
-
-def _unscored(rows: Rows, options: Advice) -> Finding | None:
-    """Answers have no reward, so the means are of what is left."""
-    keys = [key for key in ("reward/eval", "gold/eval") if _latest(rows, f"{key}_failed")]
-    if not keys:
+def rewards_missing(rows: Rows, patience: int) -> tuple[float, str] | None:
+    """Answers have no reward, so the means are of those that are left."""
+    names = {"reward/eval": "reward", "gold/eval": "gold reward"}
+    latest = {key: row for key in names if (row := _latest(rows, f"{key}_failed")) is not None}
+    if not latest:
         return None
-    latest = {key: _latest(rows, f"{key}_failed") or {} for key in keys}
-    worst = max(keys, key=lambda key: latest[key][f"{key}_failed"])
-    row, name = latest[worst], {"reward/eval": "reward", "gold/eval": "gold reward"}[worst]
-    level = _level("unscored", row[f"{worst}_failed"])
-    return Finding(
-        "unscored",
-        level,
-        f"{row[f'{worst}_failed']:.1%} of the held-out answers have no {name}; "
-        f"its mean is over {row[f'{worst}_n']} prompts"
-        + ("; what is left may be another kind of answers: see the errors in scores.jsonl" if level != "ok" else ""),
-    )
+    key = max(latest, key=lambda key: latest[key][f"{key}_failed"])
+    failed, prompts = latest[key][f"{key}_failed"], latest[key][f"{key}_n"]
+    return failed, f"{failed:.1%} of the held-out answers have no {names[key]}; its mean is over {prompts} prompts"
 
 
-RULES: dict[str, Callable[[Rows, Advice], Finding | None]] = {
-    "gain": _gain,
-    "gold": _gold,
-    "agreement": _agreement,
-    "length": _length,
-    "length-reward": _length_reward,
-    "n-grams": _ngrams,
-    "diversity": _diversity,
-    "entropy": _entropy,
-    "duplicates": _duplicates,
-    "ties": _ties,
-    "truncated": _truncated,
-    "empty": _empty,
-    "unscored": _unscored,
-}
-
-
-def _plain(rows: Rows, name: str, key: str, told: str, then: str) -> Finding | None:
-    """A figure against its own limits."""
-    row = _latest(rows, key)
-    if row is None:
-        return None
-    level = _level(name, row[key])
-    return Finding(name, level, told.format(now=row[key]) + (f"; {then}" if level != "ok" else ""))
-
-
-def _against_first(rows: Rows, name: str, key: str, told: str, then: str) -> Finding | None:
-    """A figure as a multiple of what it was for the first policy."""
-    series = _series(rows, key)
-    if len(series) < 2 or not series[0][key] > 0:
-        return None
-    now, first = series[-1][key], series[0][key]
-    level = _level(name, now / first)
-    message = told.format(now=now, first=first, times=now / first)
-    return Finding(name, level, message + (f"; {then}" if level != "ok" else ""))
-
-
-def _level(name: str, value: float) -> Level:
-    watch, warning = LIMITS[name]
-    sign = 1 if warning > watch else -1
-    return "warning" if sign * value >= sign * warning else "watch" if sign * value >= sign * watch else "ok"
-
-
-def _softened(finding: Finding) -> Finding:
-    if finding.level != "warning":
-        return finding
-    return replace(finding, level="watch", message=f"{finding.message} (gold has risen as well, so it may be meant)")
+def _softened(alert: Alert) -> Alert:
+    if alert.level != "warning":
+        return alert
+    return replace(alert, level="watch", message=f"{alert.message} (gold has risen as well, so it may be meant)")
 
 
 def _gold_holds(rows: Rows) -> bool:

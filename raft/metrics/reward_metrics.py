@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# figures of rewards that can be compared between prompts
-BETWEEN_PROMPTS = ("reward/mean", "reward/best_of_k", "reward/headroom", "reward/absorbed")
+NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
 BLOCK = 2**15
 
 
@@ -47,6 +46,11 @@ def spread(rewards: np.ndarray) -> np.ndarray:
     known = ~np.isnan(rewards)
     squares = np.where(known, (rewards - prompt_means(rewards)[..., None]) ** 2, 0.0).sum(axis=-1)
     return np.sqrt(_ratio(squares, known.sum(axis=-1) - 1))
+
+
+def mean_spread(rewards: np.ndarray) -> float:
+    """The mean over prompts of the standard deviation of their rewards; NaN if no prompt has two rewards."""
+    return _mean(spread(rewards))
 
 
 def reward_at_n(rewards: np.ndarray, n: int) -> np.ndarray:
@@ -155,31 +159,6 @@ def bootstrap_bands(
     return ends[0], ends[1]
 
 
-def collected(
-    rewards: np.ndarray, token_counts: np.ndarray, truncated: np.ndarray, empty: np.ndarray, duplicate: np.ndarray
-) -> dict[str, float]:
-    """The figures of one iteration's responses; all arrays are [N, K], the last three of bool.
-
-    Shares are of all responses, `reward/tied` of all prompts; `reward/prompts` is how many prompts the means of rewards
-    are over. A figure that nothing was measured for (the mean
-    of no reward, the spread of single responses) is left out.
-    """
-    figures = {
-        "reward/mean": mean_reward(rewards),
-        "reward/best_of_k": best_of_k(rewards),
-        "reward/headroom": best_of_k(rewards) - mean_reward(rewards),
-        "reward/std_within": _mean(spread(rewards)),
-        "reward/prompts": int((~np.isnan(prompt_means(rewards))).sum()),
-        "reward/failed": _mean(np.isnan(rewards)),
-        "reward/tied": _mean(tied(rewards)),
-        "response/tokens": _mean(token_counts),
-        "response/truncated": _mean(truncated),
-        "response/empty": _mean(empty),
-        "response/duplicate": _mean(duplicate),
-    }
-    return {name: value for name, value in figures.items() if not math.isnan(value)}
-
-
 def evaluated(values: np.ndarray, name: str) -> dict[str, float]:
     """The mean over prompts of values [N, K] as `name`, its standard error `_se`, and the prompts it is over `_n`.
 
@@ -189,11 +168,6 @@ def evaluated(values: np.ndarray, name: str) -> dict[str, float]:
     figures = {name: _mean(means), f"{name}_se": standard_error(means)}
     known = {key: value for key, value in figures.items() if not math.isnan(value)}
     return {**known, f"{name}_n": int((~np.isnan(means)).sum())}
-
-
-def held_out(rewards: np.ndarray, name: str) -> dict[str, float]:
-    """As `evaluated`, of held-out rewards [N, K], with the share of responses without a reward as `_failed`."""
-    return {**evaluated(rewards, name), f"{name}_failed": float(np.isnan(rewards).mean())}
 
 
 def on_common_prompts(

@@ -7,7 +7,6 @@ from typing import Any
 from raft.config.jobs import Align
 from raft.core.protocols import comparable
 from raft.metrics import reward_metrics
-from raft.metrics.alerts import advise, stops
 from raft.pipeline import stages
 from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
@@ -61,10 +60,10 @@ class Evaluator:
         self.scores_before = training.get("scores")
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
-        findings = advise(reward_metrics.on_common_prompts(rows, means), self.recipe.alerts)
+        alerts = self.recipe.alerts.judge(reward_metrics.on_common_prompts(rows, means))
         self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.run.rebuild_metrics()))
-        self.observer.on_iteration_end(it, findings)
-        self.stopped = stops(findings, self.recipe.alerts)
+        self.observer.on_iteration_end(it, alerts)
+        self.stopped = self.recipe.alerts.stop(alerts)
 
     def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:
         """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from raft.config.recipe import Loaded
-from raft.metrics.alerts import Finding
+from raft.metrics.alerts import Alert
 from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run
 
@@ -20,7 +20,7 @@ class Observer:
     def on_checks(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 
-    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, alerts: Sequence[Alert]) -> None:
         """An iteration is complete, and this is what its figures say; 0 is the untouched policy."""
 
     def on_result(self, artifact: Artifact) -> None:
@@ -48,9 +48,9 @@ class Several(Observer):
         for one in self.observers:
             one.on_checks(artifact)
 
-    def on_iteration_end(self, it: Folder, findings: Sequence[Finding]) -> None:
+    def on_iteration_end(self, it: Folder, alerts: Sequence[Alert]) -> None:
         for one in self.observers:
-            one.on_iteration_end(it, findings)
+            one.on_iteration_end(it, alerts)
 
     def on_result(self, artifact: Artifact) -> None:
         for one in self.observers:

@@ -7,18 +7,27 @@ nothing about a single group. Groups in = groups picked from + groups with a rea
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from raft.core.options import faults_of_range, speed
+from raft.core.options import choice, faults_of_range, speed
 from raft.core.records import Response
 from raft.metrics.reward_metrics import tied
 
 Places = tuple[np.ndarray, np.ndarray]  # groups [M] and the index of a response in each [M]
+
+
+TIED = "tied"  # the filter of whole groups, by their rewards: see `without_ties`
+# The filters of responses before the pick: of a response, and the texts of its group that stay so far.
+FILTERS: dict[str, Callable[[Response, Collection[str]], bool]] = {
+    "truncated": lambda response, kept: response.finish_reason == "length",
+    "empty": lambda response, kept: not response.text.strip(),
+    "duplicate": lambda response, kept: response.text in kept,
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Selection(ABC):
     of training prompts and of held-out ones; it changes no result, only whether the run goes on.
     """
 
-    filters: list[Literal["truncated", "empty", "duplicate", "tied"]] = field(default_factory=list)
+    filters: list[str] = choice((*FILTERS, TIED), default_factory=list)
     kl_coef: float = 0.0
     max_failed_fraction: float = speed(0.01)
 
@@ -66,7 +75,7 @@ class Selection(ABC):
         a group depends on its own rewards and its place in the batch, and on no other group's rewards.
         """
         assert rewards.ndim == 2 and not np.isinf(rewards).any(), "rewards are finite or NaN, [N, K]"
-        ties_go = "tied" in self.filters or (self.makes_pairs and ranks is not None)
+        ties_go = TIED in self.filters or (self.makes_pairs and ranks is not None)
         eligible = without_ties(rewards) if ties_go else rewards
         ordered = eligible if ranks is None or not self.by_order else np.where(np.isnan(eligible), np.nan, -ranks)
         places = self.chosen(ordered, rng)
@@ -229,21 +238,13 @@ def broken(picks: Picks, rewards: np.ndarray) -> str | None:
 
 
 def filtered(responses: Sequence[Response], filters: Sequence[str]) -> list[str | None]:
-    """Why each response of one group is left out before the pick, None where it stays.
-
-    "truncated": cut by the token limit; "empty": nothing but white space; "duplicate": the text of an earlier
-    response that stays. Filters that `filters` does not name do nothing; "tied" is about rewards, see `without_ties`.
-    """
+    """Why each response of one group is left out before the pick: the first of these FILTERS; None where it stays."""
     kept: set[str] = set()
     reasons: list[str | None] = []
     for response in responses:
-        found = {
-            "truncated": response.finish_reason == "length",
-            "empty": not response.text.strip(),
-            "duplicate": response.text in kept,
-        }
-        reasons.append(next((name for name, applies in found.items() if applies and name in filters), None))
-        if reasons[-1] is None:
+        why = next((name for name, applies in FILTERS.items() if name in filters and applies(response, kept)), None)
+        reasons.append(why)
+        if why is None:
             kept.add(response.text)
     return reasons
 

@@ -37,7 +37,7 @@ class Tracked(Observer):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 
-    def on_iteration_end(self, it: runs.Folder, findings: Sequence[Any]) -> None:
+    def on_iteration_end(self, it: runs.Folder, alerts: Sequence[Any]) -> None:
         """Sends what is new since the last time."""
         for name in list(self.trackers):
             self._try(name, lambda name=name: self._send(name, it))

@@ -58,10 +58,10 @@ class DecisionTree(RewardModel):
         names = ("decision_tree.json", "decision_tree.pkl")
         path = Path(self.tree) if self.tree else hub.locate_file(self.model, names, self.revision)
         found = load(path)
-        if found.features != len(self.reader.names):
+        if found.features != len(self.runner.names):
             raise UserError(
-                f"{path} compares {found.features} attributes, but {self.model} has {len(self.reader.names)}: "
-                f"{', '.join(self.reader.names)}; name the tree that belongs to the model in reward.tree"
+                f"{path} compares {found.features} attributes, but {self.model} has {len(self.runner.names)}: "
+                f"{', '.join(self.runner.names)}; name the tree that belongs to the model in reward.tree"
             )
         return found
 
@@ -69,7 +69,7 @@ class DecisionTree(RewardModel):
         """The scores of a group ranked; what has no attributes stays as it is, beside the others."""
         tree = self._tree  # first: it names a model that has no attributes
         known = [index for index, score in enumerate(scores) if score.reward is not None]
-        attributes = np.array([[scores[index].parts[name] for name in self.reader.names] for index in known])
+        attributes = np.array([[scores[index].parts[name] for name in self.runner.names] for index in known])
         wins = preferences(tree, attributes)
         liked = [scores[index].reward or 0.0 for index in known]
         order = ranking.ranked(wins, liked)

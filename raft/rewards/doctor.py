@@ -63,7 +63,7 @@ def examine(
     """
     for member, inner in getattr(reward, "members", {}).items():
         yield from examine(inner, prompts, f"{name}.{member}", answers)
-    if hasattr(reward, "reader"):
+    if hasattr(reward, "runner"):
         prompts, refused = _readable(reward, prompts)
         if refused:
             yield Finding(name, "conversations", "warning" if prompts else "fault", refused)
@@ -90,21 +90,21 @@ def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str
 
 
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
-    reader = reward.reader
-    tensors = "read by transformers" if reader.head is None else ", ".join(reader.head.tensors[:4])
-    return "ok", f"whole, with {len(reader.names)} outputs ({tensors}); the reward is {_read(reader)}"
+    runner = reward.runner
+    tensors = "read by transformers" if runner.head is None else ", ".join(sorted(runner.head.weights)[:4])
+    return "ok", f"whole, with {len(runner.names)} outputs ({tensors}); the reward is {_read(runner)}"
 
 
-def _read(reader: Any) -> str:
-    name = reader.names[reader.chosen]
-    if reader.reading == "logit":
+def _read(runner: Any) -> str:
+    name = runner.names[runner.chosen]
+    if runner.reading == "logit":
         return name
-    what = {"log-odds": "log p - log(1 - p)", "probability": "the probability"}[reader.reading]
-    return f"{what} of {name} among {', '.join(reader.names)} (reward.read: logit takes its output as it is)"
+    what = {"log-odds": "log p - log(1 - p)", "probability": "the probability"}[runner.reading]
+    return f"{what} of {name} among {', '.join(runner.names)} (reward.read: logit takes its output as it is)"
 
 
 def _bos(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
-    first = reward.reader.tokenizer.bos_token_id
+    first = reward.runner.tokenizer.bos_token_id
     if first is None:
         return "ok", "the tokenizer has no BOS"
     counts = {_leading(reward.encode(prompt, ANSWERS[0])[0], first) for prompt in prompts}
@@ -116,7 +116,7 @@ def _bos(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 
 
 def _round_trip(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
-    tokenizer = reward.reader.tokenizer
+    tokenizer = reward.runner.tokenizer
     lost = [
         text
         for text in ROUND_TRIP
@@ -128,7 +128,7 @@ def _round_trip(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 
 
 def _padding(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
-    tokenizer = reward.reader.tokenizer
+    tokenizer = reward.runner.tokenizer
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         return "ok", "padding and EOS are the same token; the reward is read by position, so a real EOS counts"
     return "ok", "the reward is read by position, so no token is taken for padding"
@@ -136,21 +136,21 @@ def _padding(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 
 def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     """One row alone, in a batch, in a shuffled batch, and padded on the other side."""
-    reader = reward.reader
+    runner = reward.runner
     rows = [reward.encode(prompt, answer)[0] for prompt in prompts[:3] for answer in ANSWERS]
     rows = sorted({row for row in rows if reward.fault(row) is None})
     if len(rows) < 2:
         return "warning", "fewer than two of the first prompts can be read at all; see the check room"
-    alone = {row: reader.read_together([row])[0] for row in rows}
-    packed = reader.outputs([rows])
+    alone = {row: runner.read_together([row])[0] for row in rows}
+    packed = runner.outputs([rows])
     ways = {
-        "in a batch": reader.read_together(rows),
-        "in a shuffled batch": reader.read_together(rows[::-1])[::-1],
+        "in a batch": runner.read_together(rows),
+        "in a shuffled batch": runner.read_together(rows[::-1])[::-1],
         "as it is scored": [packed[row] for row in rows],
     }
-    if reader.takes_positions:
-        ways["padded on the left"] = reader.read_padded_left(rows)
-    limit = TOLERANCE[str(reader.model.dtype).removeprefix("torch.")]
+    if runner.takes_positions:
+        ways["padded on the left"] = runner.read_padded_left(rows)
+    limit = TOLERANCE[str(runner.model.dtype).removeprefix("torch.")]
     for way, found in ways.items():
         pairs = [
             (a, b) for row, outputs in zip(rows, found, strict=True) for a, b in zip(alone[row], outputs, strict=True)
@@ -197,7 +197,7 @@ def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         return "warning" if others else "ok", told
     return (
         "warning",
-        f"{told}; raise max_length (the model reads {reward.reader.longest}), or lower prompts.max_prompt_length",
+        f"{told}; raise max_length (the model reads {reward.runner.longest}), or lower prompts.max_prompt_length",
     )
 
 
@@ -214,9 +214,9 @@ def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) ->
     fits = max(0, int(answers.max_tokens * (reward.limit - frame) / max(1, longest - frame)))
     return "warning", (
         f"{told}, more than the {reward.limit} that are read (reward.max_length: {reward.max_length}, the model: "
-        f"{reward.reader.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
+        f"{reward.runner.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
         f"than selection.max_failed_fraction stop the run: lower generator.max_tokens to about {fits}"
-        + (", or raise reward.max_length" if reward.max_length < reward.reader.longest else "")
+        + (", or raise reward.max_length" if reward.max_length < reward.runner.longest else "")
         + ("" if reward.truncation == "prompt" else ", or set truncation: prompt")
     )
 

@@ -18,7 +18,7 @@ from raft.core.options import faults_of_range, source
 from raft.core.records import Group, Prompt, Score
 from raft.core.timing import part
 from raft.models import reward_templates
-from raft.rewards.runner import Ids, Options, Reader
+from raft.rewards.runner import Ids, Options, RewardModelRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +43,30 @@ class RewardModel(Options):
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Scores all the groups as one block: the rewards of a block do not depend on the order within it."""
         block = list(groups)
-        families = [self._encoded(group) for group in block]
-        outputs = self.reader.outputs(
-            [one[0] for one in family if not isinstance(one, str) and self.fault(one[0]) is None] for family in families
+        encoded = [self._encoded(group) for group in block]
+        outputs = self.runner.outputs(
+            [row[0] for row in group if not isinstance(row, str) and self.fault(row[0]) is None] for group in encoded
         )
-        for family in families:
-            yield [Score(None, error=one) if isinstance(one, str) else self._score(*one, outputs) for one in family]
+        for group in encoded:
+            yield [Score(None, error=row) if isinstance(row, str) else self._score(*row, outputs) for row in group]
 
     def release(self) -> None:
-        if "reader" in vars(self):
-            self.reader.move("cpu")
+        if "runner" in vars(self):
+            self.runner.move("cpu")
 
     @cached_property
-    def reader(self) -> Reader:
-        """The living model, loaded when it is first needed."""
+    def runner(self) -> RewardModelRunner:
+        """The model in memory, loaded when it is first needed."""
         with part("load"):
-            reader = Reader(self, pairs=self.template == "pair")
-        if self.template == "chat" and not reader.tokenizer.chat_template:
+            runner = RewardModelRunner(self, pairs=self.template == "pair")
+        if self.template == "chat" and not runner.tokenizer.chat_template:
             raise UserError(f"reward.template: {reward_templates.no_template(self.model)}")
-        return reader
+        return runner
 
     @property
     def limit(self) -> int:
         """The longest conversation in tokens."""
-        return min(self.max_length, self.reader.longest)
+        return min(self.max_length, self.runner.longest)
 
     def encode(self, prompt: Prompt, response: str) -> tuple[Ids, int]:
         """The tokens that are read, and how many of the prompt were cut off before them."""
@@ -74,7 +74,7 @@ class RewardModel(Options):
 
     def encode_all(self, prompt: Prompt, responses: Sequence[str]) -> list[tuple[Ids, int]]:
         """As `encode`, for several responses to one prompt."""
-        tokenizer = self.reader.tokenizer
+        tokenizer = self.runner.tokenizer
         whole = reward_templates.encode_all(tokenizer, prompt, responses, self.template, self.bos)
         return [self._cut(prompt, response, ids) for response, ids in zip(responses, whole, strict=True)]
 
@@ -91,7 +91,7 @@ class RewardModel(Options):
     def _cut(self, prompt: Prompt, response: str, ids: list[int]) -> tuple[Ids, int]:
         if len(ids) <= self.limit or self.truncation == "none":
             return tuple(ids), 0
-        kept = reward_templates.cut(self.reader.tokenizer, prompt, response, self.template, self.limit, self.bos)
+        kept = reward_templates.cut(self.runner.tokenizer, prompt, response, self.template, self.limit, self.bos)
         return tuple(kept), len(ids) - len(kept)
 
     def fault(self, ids: Ids) -> str | None:
@@ -102,15 +102,15 @@ class RewardModel(Options):
             return f"{len(ids)} tokens, more than reward.max_length"
         if len(ids) > self.limit:
             return f"{len(ids)} tokens, more than the {self.limit} that the reward model reads"
-        return self.reader.fault(ids)
+        return self.runner.fault(ids)
 
     def _score(self, ids: Ids, cut: int, outputs: dict[Ids, list[float]]) -> Score:
         if (fault := self.fault(ids)) is not None:
             return Score(None, error=fault)
-        found, names = outputs[ids], self.reader.names
+        found, names = outputs[ids], self.runner.names
         if not all(map(math.isfinite, found)):
             name, value = next((n, v) for n, v in zip(names, found, strict=True) if not math.isfinite(v))
             return Score(None, error=f"the reward model gave {value} as {name}, not a finite number")
-        chosen = self.reader.chosen if names[self.reader.chosen] == "reward" else None
+        chosen = self.runner.chosen if names[self.runner.chosen] == "reward" else None
         parts = {name: value for at, (name, value) in enumerate(zip(names, found, strict=True)) if at != chosen}
-        return Score(self.reader.reward(found), {**parts, "cut_tokens": float(cut)} if cut else parts)
+        return Score(self.runner.reward(found), {**parts, "cut_tokens": float(cut)} if cut else parts)

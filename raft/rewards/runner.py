@@ -1,4 +1,4 @@
-"""The living reward model: a backbone, its head, and conversations as tokens to outputs.
+"""A reward model in memory: a backbone, its head, and conversations as tokens to outputs.
 
 A decoder reads packed rows, in which what the responses of a prompt begin with stands once (`models.packed_attention`,
 which proves on the model that this makes no difference); other models read batches of similar length, padded.
@@ -18,12 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from raft.core.errors import Stopped, UserError
-from raft.core.options import faults_of_range, source
+from raft.core.options import choice, faults_of_range, source
 from raft.launch import device
 from raft.models import chat_templates, model_folder, packed_attention, packing, weight_check
 from raft.models.checkpoint import Checkpoint
 from raft.models.packing import Layout
 from raft.models.weight_check import left_over, quiet
+from raft.rewards import heads
+from raft.rewards.heads import HEADS, Attributes, Classifier, Head, Token
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
@@ -49,9 +51,7 @@ class Options:
 
     model: str = source("model")
     revision: str | None = None
-    head: Literal[
-        "auto", "classifier", "attributes", "regression", "mlp", "quantile", "objectives", "value", "token"
-    ] = "auto"
+    head: str = choice(("auto", *HEADS), "auto")
     label: int | str | None = None
     read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -73,15 +73,16 @@ class Options:
             yield "label", f"{self.label!r} is no token id; give a number"
 
 
-class Reader:
-    """Tokens to outputs. `names` are the outputs' names; `chosen` is the place of the one that is the reward.
+class RewardModelRunner:
+    """A reward model that turns rows of tokens into outputs.
+
+    `names` are the outputs' names; `chosen` is the place of the one that is the reward.
 
     With `pairs` a conversation is two segments, which some encoders have to be told apart.
     """
 
     def __init__(self, options: Options, pairs: bool = False):
         from raft.models.hub import locate_model
-        from raft.rewards import heads
 
         self.name, self.pairs = options.model, pairs
         folder = locate_model(options.model, options.revision)
@@ -92,17 +93,17 @@ class Reader:
         self.config = _config(options.model, folder)
         checkpoint = Checkpoint(folder)
         kind = heads.choose(options.model, options.head, self.config, checkpoint)
-        self.head: Any = None
-        if kind == "classifier" and "score.weight" not in checkpoint.names:
+        self.head: Head | None = None
+        if kind is Classifier and "score.weight" not in checkpoint.names:
             self.model = _load(options, folder, self.config, "SequenceClassification", set())
             count = self.config.num_labels
             self.names = ["reward"] if count == 1 else heads.attributes(self.config, count)
         else:
             self.head = heads.build(kind, options.model, self.config, checkpoint, self.tokenizer, options.label)
-            own = {"lm_head.weight"} & checkpoint.names if kind == "token" else set(self.head.tensors)
+            own = {"lm_head.weight"} & checkpoint.names if kind is Token else {*self.head.weights}
             self.model = _load(options, folder, self.config, "", own)
             self.names = list(self.head.names)
-        self.chosen = 0 if kind == "token" else _chosen(options, self.names)
+        self.chosen = 0 if kind is Token else _chosen(options, self.names)
         self.reading = reading(options, kind, self.config, self.names)
         self.rows = chat_templates.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
@@ -112,17 +113,17 @@ class Reader:
             and packed_attention.adopt(self.model, _hidden)
         )
 
-    def outputs(self, families: Iterable[Iterable[Ids]]) -> dict[Ids, list[float]]:
-        """The outputs of rows of tokens, by families: what the rows of one begin with is read once.
+    def outputs(self, groups: Iterable[Iterable[Ids]]) -> dict[Ids, list[float]]:
+        """The outputs of rows of tokens, by groups: the prefix that the rows of a group share is read once.
 
         Largest first: memory that does not suffice shows at once.
         """
         self.move(self.device)
-        ordered = [sorted(set(family)) for family in families]
-        found: dict[Ids, list[float]] = {}
+        ordered = [sorted(set(group)) for group in groups]
+        outputs: dict[Ids, list[float]] = {}
         for batch in packing.batches(ordered, self.max_tokens_per_batch, self.packs):
-            found.update(self._read([[ordered[number][at] for number, at in part] for part in batch]))
-        return found
+            outputs.update(self._read([[ordered[number][at] for number, at in part] for part in batch]))
+        return outputs
 
     def read_together(self, rows: Sequence[Ids]) -> list[list[float]]:
         """The outputs of rows as one padded batch, in their order, whatever `max_tokens_per_batch` says."""
@@ -141,6 +142,7 @@ class Reader:
         """The outputs of rows as one batch, padded on the left: only to prove that the side does not matter."""
         import torch
 
+        assert self.head is not None, "only what takes positions is padded on the left"
         self.move(self.device)
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
@@ -181,7 +183,7 @@ class Reader:
         """One forward pass, or two of half the size where the accelerator's memory does not suffice for one."""
         import torch
 
-        rows = [row for family in batch for row in family]
+        rows = [row for group in batch for row in group]
         try:
             with torch.inference_mode():
                 outputs = self._forward(rows, packing.pack(batch) if self.packs else self._padded(rows))
@@ -200,15 +202,15 @@ class Reader:
     def _padded(self, rows: Sequence[Ids]) -> Layout:
         return packing.pad(rows, 0 if self.head is not None else self.tokenizer.pad_token_id or 0)
 
-    def _forward(self, rows: Sequence[Ids], laid: Layout) -> Any:
-        """The outputs [rows, names] of rows that are laid out so."""
+    def _forward(self, rows: Sequence[Ids], batch: Layout) -> Any:
+        """The outputs [rows, names] of rows in a padded or packed batch."""
         import torch
 
-        inputs = packed_attention.inputs(laid.inputs, self.device)
+        inputs = packed_attention.inputs(batch.inputs, self.device)
         if self.head is not None:
-            read = np.stack([places[self.head.places(row)] for places, row in zip(laid.places, rows, strict=True)])
+            read = np.stack([places[self.head.places(row)] for places, row in zip(batch.places, rows, strict=True)])
             hidden = _hidden(self.model, **inputs)
-            return self.head(hidden[torch.as_tensor(laid.row)[:, None], torch.as_tensor(read)])
+            return self.head(hidden[torch.as_tensor(batch.row)[:, None], torch.as_tensor(read)])
         if self.pairs and getattr(self.config, "type_vocab_size", 0) > 1:
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
             behind = (ids == self.tokenizer.sep_token_id).cumsum(1) - (ids == self.tokenizer.sep_token_id).int()
@@ -313,16 +315,16 @@ def _chosen(options: Options, names: Sequence[str]) -> int:
     )
 
 
-def reading(options: Options, kind: str, config: Any, names: Sequence[str]) -> str:
+def reading(options: Options, kind: type[Head], config: Any, names: Sequence[str]) -> str:
     """How the chosen output becomes the reward. UserError where the recipe asks for what the outputs are not.
 
     Outputs are taken for the classes of one softmax where the config says so (problem_type), and else where there are
     several of a classifier and none has the name of an attribute; so does transformers.
     """
-    said = getattr(config, "problem_type", None) if kind in ("classifier", "attributes") else "regression"
+    said = getattr(config, "problem_type", None) if kind in (Classifier, Attributes) else "regression"
     words = {word for name in names for word in re.split(r"[^a-z]+", name.lower())}
     if options.read == "auto":
-        classes = said is None and kind == "classifier" and not words & ATTRIBUTES
+        classes = said is None and kind is Classifier and not words & ATTRIBUTES
         return "log-odds" if len(names) > 1 and (classes or said == "single_label_classification") else "logit"
     if options.read != "logit" and said == "regression":
         raise UserError(f"reward.read: {options.read}, but {options.model} has no classes; its outputs are regressions")

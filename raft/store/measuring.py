@@ -1,13 +1,12 @@
 """The stage `measure`: the figures of an iteration, out of its artifacts; and artifacts as arrays.
 
 As everywhere, `measure(section, output, **inputs)` writes one artifact out of others; see `stages`. The formulas
-are in `raft.metrics.reward_metrics` and `raft.metrics.text_metrics`.
+are in `raft.metrics.diagnostics`.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,129 +18,55 @@ from raft.core.errors import UserError
 from raft.core.records import Response
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
+from raft.metrics.diagnostics import HeldOut, Responses, Training, figures
 from raft.store import stamps
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.stamps import iterations
 
-Figures = dict[str, Any]  # numbers by name; what was not measured is left out
 HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
 SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # where the scores behind it are
 
 
-@dataclass(frozen=True)
-class Responses:
-    """A file of responses, read once: ids of the prompts, texts of each group, and arrays [prompts, K]: tokens
-    generated, those cut, empty, those that repeat an earlier one of their group, those with the text of any other, and
-    minus their log-probability in nats (NaN if unknown). Tokens themselves are not kept."""
-
-    ids: list[str]
-    texts: list[list[str]]
-    tokens: np.ndarray
-    truncated: np.ndarray
-    empty: np.ndarray
-    duplicate: np.ndarray
-    twin: np.ndarray
-    surprise: np.ndarray
-
-
 def measure(section: None, output: ArtifactWriter, **made: Artifact | None) -> None:
-    """metrics.json: what this folder says of its own policy, and of the one whose responses it holds."""
-    there = {name: artifact for name, artifact in made.items() if artifact is not None}
-    found = {"policy": _of_policy(there), "previous": _of_responses(there, output) if "scores" in there else {}}
-    known = {part: {name: one for name, one in figures.items() if _known(one)} for part, figures in found.items()}
-    output.path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """metrics.json: what this folder says of its own policy, and of the policy whose responses it holds."""
+    known = {name: artifact for name, artifact in made.items() if artifact is not None}
+    found = {
+        "policy": figures(_held_out(known)),
+        "previous": figures(_training(known, output)) if "scores" in known else {},
+    }
+    output.path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _of_policy(made: dict[str, Artifact]) -> Figures:
+def _held_out(made: dict[str, Artifact]) -> HeldOut:
     """What training, and the held-out prompts, say of this folder's policy."""
-    figures: Figures = dict(made["policy"].stamp["measured"]) if "policy" in made else {}
-    rewards = {name: rewards_of(made[name])[0] for name in ("eval", "gold") if name in made}
-    for name, one in rewards.items():
-        figures |= reward_metrics.held_out(one, HELD_OUT[name])
-    if len(rewards) == 2:
-        figures |= _agreement(rewards["eval"], rewards["gold"])
-    if "answers" in made:
-        figures |= _of_answers(made["answers"], made.get("first_answers"))
-    if "likelihoods" in made:
-        policy, first = (numbers(made["likelihoods"], name) for name in ("policy", "first"))
-        figures |= reward_metrics.evaluated(text_metrics.log_ratios(policy, first), "kl/first")
-    if "references" in made:
-        logprobs, tokens = (numbers(made["references"], name) for name in ("logprob", "tokens"))
-        figures["perplexity/references"] = text_metrics.perplexity(logprobs, tokens)
-    return figures
-
-
-def _agreement(rewards: np.ndarray, gold: np.ndarray) -> Figures:
-    return {
-        **reward_metrics.evaluated(text_metrics.within_prompts(rewards, gold)[:, None], "agreement/within"),
-        "agreement/prompts": text_metrics.kendall(
-            reward_metrics.prompt_means(rewards), reward_metrics.prompt_means(gold)
-        ),
-    }
-
-
-def _of_answers(answers: Artifact, first: Artifact | None) -> Figures:
-    """The held-out answers by themselves, and against those of the first policy."""
-    shape = responses_of(answers)
-    texts = _in_turn(shape.texts)
-    entropy, error = text_metrics.ratio(shape.surprise, shape.tokens)
-    figures: Figures = {
-        "eval/tokens": shape.tokens.mean(),
-        "eval/words": np.mean([len(text_metrics.words(text)) for text in texts]),
-        "eval/truncated": shape.truncated.mean(),
-        "eval/empty": shape.empty.mean(),
-        "eval/duplicate": shape.duplicate.mean(),
-        "entropy/token": entropy,
-        "entropy/token_se": error,
-        "diversity/same_text": text_metrics.same_text(shape.texts),
-        **{f"diversity/{name}": value for name, value in text_metrics.diversity(texts).items()},
-    }
-    if first is not None:
-        before = _in_turn([[one["text"] for one in row["responses"]] for row in first.read()])
-        figures["diversity/distinct_2_kept"] = text_metrics.distinct_kept(texts, before)
-        figures["ngrams/rising"] = [asdict(rise) for rise in text_metrics.rising(texts, before, len(shape.ids))]
-    return {name: value if isinstance(value, list) else float(value) for name, value in figures.items()}
-
-
-def _of_responses(made: dict[str, Artifact], output: ArtifactWriter) -> Figures:
-    """What the training responses say of the policy that wrote them, and what selection took of them."""
-    rewards, shape = rewards_of(made["scores"])[0], responses_of(made["responses"])
-    _refuse_others(shape.ids, made["responses"].place, made["scores"])
-    figures: Figures = reward_metrics.collected(rewards, shape.tokens, shape.truncated, shape.empty, shape.duplicate)
-    if "before" in made:
-        figures["reward/absorbed"] = text_metrics.absorbed(rewards_of(made["before"])[0], rewards)
-    if ranks_of(made["scores"]) is not None:  # strengths within a prompt have mean 0 whatever the policy
-        figures = {name: value for name, value in figures.items() if name not in reward_metrics.BETWEEN_PROMPTS}
-    lengths = shape.tokens.astype(float)
-    figures |= reward_metrics.evaluated(
-        text_metrics.within_prompts(rewards, lengths)[:, None], "length/reward_correlation"
+    first = made.get("first_answers")
+    return HeldOut(
+        training=made["policy"].stamp["measured"] if "policy" in made else {},
+        rewards=rewards_of(made["eval"])[0] if "eval" in made else None,
+        gold=rewards_of(made["gold"])[0] if "gold" in made else None,
+        answers=responses_of(made["answers"]) if "answers" in made else None,
+        first_texts=None if first is None else [[one["text"] for one in row["responses"]] for row in first.read()],
+        logprobs=_columns(made.get("likelihoods"), "policy", "first"),
+        references=_columns(made.get("references"), "logprob", "tokens"),
     )
-    figures |= _of_selection(made, shape, np.random.default_rng(derive(output.seed, "control", output.iteration)))
-    return {
-        **figures,
-        "selection/examples": made["selected"].rows,
-        "selection/dropped": made["selected"].stamp["dropped"],
-    }
 
 
-def _of_selection(made: dict[str, Artifact], shape: Responses, rng: np.random.Generator) -> Figures:
-    """The winners beside a random response of the same group."""
-    rows, picks = _places(made["selected"], shape.ids)
-    longest = text_metrics.longest(shape.tokens, rows, picks)
-    control = rng.integers(shape.tokens.shape[1], size=len(rows))
-    winners, others = ([shape.texts[row][k] for row, k in zip(rows, ks, strict=True)] for ks in (picks, control))
-    figures: Figures = {
-        "length/winner_longest": longest.share,
-        "length/winner_longest_chance": longest.chance,
-        "length/winner_longest_z": longest.z,
-        "selection/distinct_2_kept": text_metrics.distinct_kept(winners, others),
-        "ngrams/selected": [asdict(rise) for rise in text_metrics.rising(winners, others, len(set(rows.tolist())))],
-    }
-    for name, values in (("tokens", shape.tokens), ("duplicate", shape.twin)):
-        chosen, by_chance = text_metrics.against_random(values, rows, picks)
-        figures |= {f"selection/{name}": chosen, f"selection/{name}_random": by_chance}
-    return figures
+def _training(made: dict[str, Artifact], output: ArtifactWriter) -> Training:
+    """What the training responses say of the policy that wrote them, and what selection took of them."""
+    responses = responses_of(made["responses"])
+    _refuse_others(responses.ids, made["responses"].place, made["scores"])
+    picks = _places(made["selected"], responses.ids)
+    rng = np.random.default_rng(derive(output.seed, "control", output.iteration))
+    return Training(
+        rewards=rewards_of(made["scores"])[0],
+        responses=responses,
+        picks=picks,
+        control=rng.integers(responses.tokens.shape[1], size=len(picks[0])),
+        ranked=ranks_of(made["scores"]) is not None,
+        dropped=made["selected"].stamp["dropped"],
+        before=rewards_of(made["before"])[0] if "before" in made else None,
+    )
 
 
 def refuse_other_prompts(prompts: Artifact, *others: Artifact) -> None:
@@ -234,9 +159,13 @@ def rows_of(measured: Sequence[Artifact]) -> list[dict[str, Any]]:
     )
 
 
-def numbers(artifact: Artifact, name: str) -> np.ndarray:
-    """One column of an artifact's rows: a number each [N], or a number for each response [N, K]."""
-    return np.array([row[name] for row in artifact.read()], dtype=float)
+def _columns(artifact: Artifact | None, one: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Two columns of an artifact's rows: a number each [N], or a number for each response [N, K]."""
+    if artifact is None:
+        return None
+    rows = [(row[one], row[other]) for row in artifact.read()]
+    first, second = (np.array(values, dtype=float) for values in zip(*rows, strict=True))
+    return first, second
 
 
 def _table(scores: Artifact, name: str) -> np.ndarray:
@@ -246,17 +175,8 @@ def _table(scores: Artifact, name: str) -> np.ndarray:
     return np.array([[*row, *[None] * (width - len(row))] for row in rows], dtype=float)
 
 
-def _in_turn(groups: list[list[str]]) -> list[str]:
-    """Everybody's first answer, then everybody's second: what stands side by side answers different prompts."""
-    return [text for column in zip(*groups, strict=True) for text in column]
-
-
 def _places(selected: Artifact, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Where the winners stand in the responses to these prompts: rows [M] and indices in their groups [M]."""
     rows = {prompt_id: number for number, prompt_id in enumerate(ids)}
     places = [(rows[row["prompt_id"]], row["index"]) for row in selected.read()]
     return np.array([row for row, _ in places], dtype=int), np.array([index for _, index in places], dtype=int)
-
-
-def _known(figure: Any) -> bool:
-    return not (isinstance(figure, float) and math.isnan(figure))

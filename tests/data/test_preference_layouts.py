@@ -2,9 +2,10 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -554,9 +555,13 @@ def test_a_pair_of_a_layout_comes_back_from_its_row_and_repeats(tmp_path: Path, 
     assert len(gathered(of_file(tmp_path, name, [ROWS[name]] * 3, limit=2))[0]) == 2
 
 
-def test_the_option_allows_the_layouts_that_there_are():
-    literal = get_args(Examples.__annotations__["pairs"])[0]
-    assert list(get_args(literal)) == ["columns", "from_labels", *LAYOUTS] and set(ROWS) == set(LAYOUTS)
+def test_the_page_has_each_layout_with_its_columns_and_no_other():
+    assert set(ROWS) == set(LAYOUTS)
+    page = (Path(__file__).parents[2] / "docs" / "preference-data.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:4] for line in page.split("| `pairs` |")[1].splitlines() if line.startswith("| `")]
+    columns = {name.strip(" `"): re.findall("`([^`]+)`", cell) for name, _, cell in lines}
+    columns["pku-saferlhf-safer"] = [*columns["pku-saferlhf"][:3], *columns["pku-saferlhf-safer"]]
+    assert columns == {name: list(layout.columns) for name, layout in LAYOUTS.items()}
 
 
 @pytest.mark.parametrize(

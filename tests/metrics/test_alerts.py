@@ -1,13 +1,17 @@
-"""The rules of advice by themselves, on rows written by hand."""
+"""The rules of alerts by themselves, on rows written by hand."""
 
+import re
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 from alerts import named
 
-from raft.config.jobs import MUTABLE_KEYS, Advice
+from raft.config.jobs import MUTABLE_KEYS
+from raft.core.options import Fault
+from raft.core.registry import build
 from raft.metrics import alerts
+from raft.metrics.diagnostics import DIAGNOSTICS, RULES, Alerts, columns
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnostics.md"
 
@@ -98,29 +102,48 @@ def test_agreement_is_low_only_where_its_error_leaves_no_doubt():
 
 
 def test_a_rule_without_its_figures_says_nothing_and_one_that_is_ignored_neither():
-    assert alerts.advise([{"iteration": 0}], Advice()) == []
+    assert Alerts().judge([{"iteration": 0}]) == []
     assert named(rows_of(**{"eval/truncated": [1.0]}), ignore=["truncated"]) == {}
 
 
 def test_a_run_stops_only_if_it_is_told_to_and_only_at_a_warning():
-    cut, some = (alerts.advise(rows_of(**{"eval/truncated": [share]}), Advice()) for share in (1.0, 0.3))
-    assert alerts.stops(cut, Advice(on_warning="stop")) and not alerts.stops(cut, Advice())
-    assert not alerts.stops(some, Advice(on_warning="stop"))
+    cut, some = (Alerts().judge(rows_of(**{"eval/truncated": [share]})) for share in (1.0, 0.3))
+    assert Alerts(on_warning="stop").stop(cut) and not Alerts().stop(cut)
+    assert not Alerts(on_warning="stop").stop(some)
 
 
 def test_only_what_has_become_worse_is_told_again():
-    some = alerts.advise(rows_of(**{"eval/truncated": [0.3], "reward/tied": [0.9]}), Advice())
+    some = Alerts().judge(rows_of(**{"eval/truncated": [0.3], "reward/tied": [0.9]}))
     assert {one.name for one in alerts.worse(some, {})} == {"truncated", "ties"}
     assert [one.name for one in alerts.worse(some, {"truncated": "ok", "ties": "warning"})] == ["truncated"]
     assert alerts.worse(some, {"truncated": "warning", "ties": "warning"}) == []
 
 
-def test_every_rule_can_be_ignored_is_documented_and_may_change_in_a_run_that_goes_on():
-    (allowed,) = get_args(get_type_hints(Advice)["ignore"])
-    assert list(get_args(allowed)) == list(alerts.RULES)
-    page = DOCS.read_text(encoding="utf-8")
-    for name in alerts.RULES:
-        assert f"| `{name}` |" in page, name
-    for limits in alerts.LIMITS.values():
-        assert all(f"{limit:g}" in page for limit in limits), limits
+def test_every_rule_can_be_ignored_and_may_change_in_a_run_that_goes_on():
+    faults: list[Fault] = []
+    for rule in RULES:
+        assert build(Alerts, {"ignore": [rule.name]}, "alerts", faults) is not None and not faults
+    build(Alerts, {"ignore": ["agrement"]}, "alerts", faults)
+    assert "did you mean agreement?" in faults[0].message and faults[0].key == "alerts.ignore[0]"
     assert {"alerts", "alerts.on_warning", "alerts.patience", "alerts.ignore"} <= set(MUTABLE_KEYS)
+
+
+def test_the_page_has_each_rule_with_its_limits_and_no_other():
+    table = DOCS.read_text(encoding="utf-8").split("## Rules")[1].split("**Style")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "| `" in line]
+    page = {cells[0].strip("`"): cells[2:4] for cells in lines}
+    assert list(page) == [rule.name for rule in RULES]
+    for rule in RULES:
+        if rule.limits is not None:
+            assert [float(cell.removeprefix("at most ")) for cell in page[rule.name]] == list(rule.limits), rule.name
+    style = DOCS.read_text(encoding="utf-8").split("**Style and gold.**")[1].split("say watch at most")[0]
+    assert {rule.name for rule in RULES if rule.style} == set(re.findall("`([a-z-]+)`", style))
+
+
+def test_every_figure_is_on_the_page_and_its_column_says_what_it_means():
+    page = DOCS.read_text(encoding="utf-8").split("## Figures")[1].split("## Rules")[0]
+    named = {name for line in page.splitlines() for name in re.findall(r"`([a-z0-9_]+/[a-z0-9_]+)`", line)}
+    keys = {diagnostic.key for diagnostic in DIAGNOSTICS if "/" in diagnostic.key}
+    keys |= {key for group in columns().values() for key in group}
+    assert keys - named == set()
+    assert all(column.meaning and column.label for group in columns().values() for column in group.values())

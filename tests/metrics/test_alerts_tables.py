@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from alerts import named
 
-from raft.config.jobs import Advice
 from raft.core.records import Group, Prompt, Response
-from raft.metrics import alerts
+from raft.metrics.diagnostics import Alerts
 from raft.pipeline import selection, stages
 from raft.store import measuring
 from raft.store.artifact_writer import ArtifactWriter
@@ -142,7 +141,7 @@ def test_a_reward_that_likes_length_is_named_before_and_after_answers_have_grown
 
 def test_a_reward_that_likes_a_symbol_is_named_with_the_symbol(tmp_path):
     rows = align(tmp_path, likes_a_symbol, None, iterations=4)
-    found = {one.name: one for one in alerts.advise(rows, Advice())}
+    found = {one.name: one for one in Alerts().judge(rows)}
     assert found["n-grams"].level == "warning" and "'#' stands in" in found["n-grams"].message
     assert rows[0]["ngrams/selected"][0]["text"] == "#"  # the first selection shows it already
     assert "length" not in named(rows)

@@ -199,46 +199,6 @@ def test_the_bootstrap_interval_holds_the_true_mean_about_as_often_as_it_says():
     assert 0.88 <= held / 200 <= 0.98
 
 
-def test_the_figures_of_an_iteration_by_hand():
-    lengths = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
-    figures = reward_metrics.collected(
-        REWARDS, lengths, truncated=lengths > 9, empty=lengths == 1, duplicate=lengths == 2
-    )
-    assert figures == pytest.approx(
-        {
-            "reward/mean": 10 / 3,
-            "reward/best_of_k": 5.0,
-            "reward/headroom": 5.0 - 10 / 3,
-            "reward/std_within": (math.sqrt(7) + math.sqrt(8)) / 3,
-            "reward/prompts": 3,
-            "reward/failed": 5 / 12,
-            "reward/tied": 1 / 4,
-            "response/tokens": 6.5,
-            "response/truncated": 3 / 12,
-            "response/empty": 1 / 12,
-            "response/duplicate": 1 / 12,
-        }
-    )
-
-
-def test_a_figure_without_a_measurement_is_left_out():
-    nothing, no = np.full((2, 1), NAN), np.zeros((2, 1), bool)
-    figures = reward_metrics.collected(nothing, np.ones((2, 1)), no, no, no)
-    assert list(figures) == [
-        "reward/prompts", "reward/failed", "reward/tied",
-        "response/tokens", "response/truncated", "response/empty", "response/duplicate",
-    ]  # fmt: skip
-    assert figures["reward/failed"] == 1.0
-
-
-def test_a_mean_says_of_how_many_prompts_it_is_and_held_out_rewards_how_many_are_missing():
-    rewards = np.array([[1.0, 3.0], [NAN, 5.0], [NAN, NAN]])
-    assert reward_metrics.held_out(rewards, "reward/eval") == pytest.approx(
-        {"reward/eval": 3.5, "reward/eval_se": 1.5, "reward/eval_n": 2, "reward/eval_failed": 0.5}
-    )
-    assert reward_metrics.held_out(np.full((3, 2), NAN), "gold/eval") == {"gold/eval_n": 0, "gold/eval_failed": 1.0}
-
-
 def test_policies_are_compared_on_the_prompts_that_all_of_them_have_a_reward_for():
     """By the plain means policy 1 lost (5 to 3); on the two prompts that both have it gained 1."""
     rows = [{"iteration": at, "reward/eval": mean, "gold/eval": 7.0} for at, mean in ((0, 5.0), (1, 3.0))]

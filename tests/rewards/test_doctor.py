@@ -49,7 +49,7 @@ def test_a_reward_that_depends_on_its_batch_is_a_fault(llama: Path):
         output.last_hidden_state.add_(0.05 * len(given["input_ids"]))
         return output
 
-    reward.reader.model.register_forward_hook(leak, with_kwargs=True)
+    reward.runner.model.register_forward_hook(leak, with_kwargs=True)
     found = findings(reward)["same_everywhere"]
     assert found.level == "fault" and "in a batch differs from the same alone" in found.message
 
@@ -62,7 +62,7 @@ def test_a_model_that_reads_its_padding_is_found_by_padding_on_the_other_side(ll
         mask = given["attention_mask"]
         return args, {**given, "attention_mask": torch.ones_like(mask) if mask.ndim == 2 else mask}
 
-    reward.reader.model.register_forward_pre_hook(forget, with_kwargs=True)
+    reward.runner.model.register_forward_pre_hook(forget, with_kwargs=True)
     found = findings(reward)["same_everywhere"]
     assert found.level == "fault" and "padded on the left" in found.message
 
@@ -71,7 +71,7 @@ def test_a_reward_with_the_wrong_sign_is_warned_of(llama: Path):
     reward = RewardModel(model=str(llama))
     before = findings(reward)["tells_apart"]
     right = int(before.message.split(" of 6")[0].split()[-1])
-    reward.reader.head.score_weight.neg_()
+    reward.runner.head.weights["score.weight"].neg_()
     after = findings(reward)["tells_apart"]
     assert f" {6 - right} of 6" in after.message
     assert {before.level, after.level} == ({"ok"} if right == 3 else {"ok", "warning"})

@@ -353,7 +353,7 @@ def test_an_encoder_reads_as_many_tokens_as_it_has_positions_for(tmp_path: Path,
         tmp_path, f"{family}ForSequenceClassification", max_position_embeddings=130, **SIZE, **more, **padding,
     )  # fmt: skip
     reward = RewardModel(model=str(tmp_path), template="plain")
-    assert reward.reader.longest == POSITIONS[family]
+    assert reward.runner.longest == POSITIONS[family]
     frame = len(reward.encode(Prompt("p", text="x"), "y")[0]) - 2
     room = POSITIONS[family] - frame
     given = [Group(Prompt("p", text="x"), [Response("y" * (room + more), [], None, "stop") for more in (-1, 0)])]

@@ -1,5 +1,8 @@
 """A checkpoint that is not exactly a head, its backbone and nothing beside is refused, with the way out."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,9 @@ from heads import LLAMA_GATE, WIDTH, configure, gate, labels, make, rand
 from reward_models import SIZE, edit, load, save
 
 from raft.core.errors import UserError
+from raft.rewards.heads import HEADS
 
-HEADS = {
+DAMAGED = {
     "regression": ({"regression_head.weight": rand(1, WIDTH)}, "LlamaRewardModel", {}),
     "mlp": (
         {
@@ -31,10 +35,10 @@ HEADS = {
 
 @pytest.mark.parametrize(
     ("kind", "lost"),
-    [(kind, name) for kind, (head, _, _) in HEADS.items() for name in head if "num_batches" not in name],
+    [(kind, name) for kind, (head, _, _) in DAMAGED.items() for name in head if "num_batches" not in name],
 )
 def test_a_head_that_lacks_any_of_its_tensors_is_refused(tmp_path: Path, kind: str, lost: str):
-    head, architecture, config = HEADS[kind]
+    head, architecture, config = DAMAGED[kind]
     options = {"label": 0} if kind == "attributes" else {}
     make(tmp_path, head, architecture, **config)
     load(tmp_path, **options)
@@ -43,17 +47,17 @@ def test_a_head_that_lacks_any_of_its_tensors_is_refused(tmp_path: Path, kind: s
         load(tmp_path, **options)
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_a_tensor_that_no_head_reads_is_refused(tmp_path: Path, kind: str):
-    head, architecture, config = HEADS[kind]
+    head, architecture, config = DAMAGED[kind]
     make(tmp_path, {**head, "extra_head.bias": rand(1)}, architecture, **config)
     with pytest.raises(UserError, match=r"unexpected extra_head\.bias"):
         load(tmp_path, label=0)
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_a_head_whose_weights_are_not_numbers_is_refused(tmp_path: Path, kind: str):
-    head, architecture, config = HEADS[kind]
+    head, architecture, config = DAMAGED[kind]
     make(tmp_path, head, architecture, **config)
     edit(tmp_path, lambda tensors: tensors[next(iter(head))][0].fill_(torch.nan))
     with pytest.raises(UserError, match="NaN or infinite"):
@@ -113,7 +117,7 @@ def test_a_head_with_more_than_is_read_or_other_outputs_is_refused(tmp_path: Pat
     with pytest.raises(UserError, match="has 2 outputs, where 1 belongs"):
         load(tmp_path / "b")
     save(tmp_path / "c", "LlamaForCausalLM", **SIZE)
-    with pytest.raises(UserError, match=r"reward\.label: 1000000 is no token"):
+    with pytest.raises(UserError, match=r"reward\.label: 1000000 is not a token"):
         load(tmp_path / "c", head="token", label=1000000)
 
 
@@ -125,3 +129,20 @@ def test_a_gate_of_other_layers_than_its_config_says_is_refused(tmp_path: Path):
     configure(tmp_path, num_quantiles=2, gating_n_hidden=2)
     with pytest.raises(UserError, match="the gate has 4 linear maps and 3 norms; its config says 2"):
         load(tmp_path)
+
+
+def test_the_page_has_each_head_with_tensors_that_are_its_own_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "reward-models.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:3] for line in page.split("## Heads")[1].split("\n\n")[1].splitlines()[2:]]
+    named = {name.strip(" `"): re.findall("`([^`]+)`", cell) for name, cell in lines}
+    assert set(named) == set(HEADS)
+    for name, tensors in named.items():
+        endings = ["", ".weight", ".layers.0.weight", ".bias"]
+        assert tensors, name
+        for tensor in tensors:
+            assert any(re.fullmatch(HEADS[name].tensors, tensor + end) for end in endings), (name, tensor)
+
+
+def test_the_names_of_heads_need_no_torch():
+    script = "import sys, raft.rewards.model; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

@@ -212,7 +212,7 @@ def crowded(llama: Path) -> Iterator[tuple[RewardModel, list[int]]]:
         if tried[-1] > 100:
             raise torch.cuda.OutOfMemoryError("no room")
 
-    hook = reward.reader.model.register_forward_pre_hook(admit, with_kwargs=True)
+    hook = reward.runner.model.register_forward_pre_hook(admit, with_kwargs=True)
     yield reward, tried
     hook.remove()
 
@@ -229,7 +229,7 @@ def test_a_row_that_does_not_fit_is_told(llama: Path):
     def refuse(module: Any, args: Any) -> None:
         raise torch.cuda.OutOfMemoryError("no room")
 
-    reward.reader.model.register_forward_pre_hook(refuse)
+    reward.runner.model.register_forward_pre_hook(refuse)
     with pytest.raises(UserError, match=r"one conversation of \d+ tokens does not fit"):
         list(reward.score(groups()))
 
@@ -240,7 +240,7 @@ def test_batches_keep_to_the_token_budget(llama: Path):
     def watch(module: Any, args: Any, given: dict[str, Any]) -> None:
         shapes.append(tuple(given["input_ids"].shape))
 
-    reward.reader.model.register_forward_pre_hook(watch, with_kwargs=True)
+    reward.runner.model.register_forward_pre_hook(watch, with_kwargs=True)
     rewards(reward, groups())
     assert shapes and all(rows == 1 and tokens <= 64 for rows, tokens in shapes)
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from raft.metrics import alerts
-from raft.metrics.alerts import Advice
+from raft.metrics.diagnostics import Alerts
 
 
 def named(rows: list[dict[str, Any]], **options: Any) -> dict[str, str]:
-    return {one.name: one.level for one in alerts.advise(rows, Advice(**options)) if one.level != "ok"}
+    return {one.name: one.level for one in Alerts(**options).judge(rows) if one.level != "ok"}

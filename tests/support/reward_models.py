@@ -120,4 +120,4 @@ def edit(folder: Path, change: Any) -> None:
 
 
 def load(folder: Path, **options: Any) -> None:
-    RewardModel(model=str(folder), **options).reader  # noqa: B018
+    RewardModel(model=str(folder), **options).runner  # noqa: B018

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft.metrics.reward_metrics import NORMAL_95
 from raft.report.figures import reading, style
 from raft.report.figures.table import Measured, Number, Plot, Recipe
 from raft.store.runs import metrics_rows
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]  # of one metrics.jsonl
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)

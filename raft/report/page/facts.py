@@ -12,54 +12,13 @@ from raft import __version__
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.registry import build
-from raft.metrics import alerts, reward_metrics
+from raft.metrics import diagnostics, reward_metrics
+from raft.metrics.diagnostics import Alerts
 from raft.store import timeline
 from raft.store.measuring import held_out_means
 from raft.store.runs import about, is_running, metrics_rows, read_resolved
 from raft.store.stamps import stamp_path
 
-# Of each figure of metrics.jsonl: a readable name, how it is written, and what it means.
-COLUMNS: dict[str, dict[str, tuple[str, str, str]]] = {
-    "Held-out prompts": {
-        "reward/eval": ("reward", "reward", "mean over held-out prompts of the mean reward of their responses"),
-        "gold/eval": ("gold", "reward", "the same of the gold reward, which selection never sees"),
-        "reward/eval_failed": ("no reward", "share", "share of the responses to held-out prompts without a reward"),
-        "gold/eval_failed": ("no gold", "share", "share of the responses to held-out prompts without a gold reward"),
-        "eval/tokens": ("tokens", "number", "mean length of the responses to held-out prompts, in tokens"),
-    },
-    "Training prompts": {
-        "reward/mean": ("mean", "reward", "mean over prompts of the mean of their K rewards"),
-        "reward/best_of_k": ("best of K", "reward", "mean over prompts of the best of their K rewards"),
-        "reward/std_within": ("spread", "reward", "mean over prompts of the standard deviation of their K rewards"),
-        "reward/tied": ("tied", "share", "share of prompts whose rewards are all equal"),
-        "reward/failed": ("no reward", "share", "share of responses that could not be scored"),
-    },
-    "Responses": {
-        "response/tokens": ("tokens", "number", "mean length in tokens"),
-        "response/truncated": ("truncated", "share", "share of responses cut by the limit"),
-        "response/empty": ("empty", "share", "share of responses of nothing but white space"),
-    },
-    "What the policy has become": {
-        "kl/first": ("KL", "number", "distance from the first policy on held-out answers, in nats per answer"),
-        "entropy/token": ("entropy", "number", "mean negative log-probability of a generated token, in nats"),
-        "diversity/distinct_2": ("distinct-2", "share", "share of different pairs of words in held-out answers"),
-        "diversity/msttr_100": ("MSTTR-100", "share", "different words among 100, averaged over the answers"),
-        "length/reward_correlation": ("length", "number", "Kendall's tau of reward and length within prompts"),
-        "agreement/within": ("agreement", "number", "Kendall's tau of reward and gold reward within prompts"),
-    },
-    "Selection": {
-        "selection/examples": ("kept", "count", "rows that the next policy learned from"),
-        "selection/dropped": ("dropped", "count", "responses and prompts that were left out"),
-    },
-    "Training of this policy": {
-        "train/loss_first": ("first loss", "number", "loss of the first step, in nats per token"),
-        "train/loss": ("loss", "number", "mean loss over all steps, in nats per token"),
-        "train/steps": ("steps", "count", "steps of the optimiser"),
-        "train/examples": ("examples", "count", "rows that were learned from"),
-        "train/tokens": ("tokens", "count", "tokens that were learned"),
-        "train/padding": ("padding", "share", "share of the tokens read that were padding"),
-    },
-}
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
 DEPTH = 3  # iterations/003/evaluation/
 STAMP = ("artifact", "iteration", "stage", "began", "seconds", "rows", "dropped", "pruned")
@@ -99,18 +58,20 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was found when the rewards were examined, and what the figures say now (raft/metrics/alerts.py)."""
+    """What was found when the rewards were examined, and what the figures say now (raft/metrics/diagnostics.py)."""
     file = folder / "doctor.jsonl"
     examined = list(records.read(file)) if file.exists() else []
     recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
     faults: list[Any] = []
-    options = build(alerts.Advice, recipe.get("alerts") or {}, "alerts", faults)
+    options = build(Alerts, recipe.get("alerts") or {}, "alerts", faults)
     if faults:
         raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
     rows = reward_metrics.on_common_prompts(rows, held_out_means(folder))
-    said = alerts.advise(rows, options) if rows else []
-    told = [{"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in said]
-    return [*examined, *told]
+    alerts = options.judge(rows) if rows else []
+    of_figures = [
+        {"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in alerts
+    ]
+    return [*examined, *of_figures]
 
 
 def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,12 +81,12 @@ def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "title": title,
             "columns": [
-                {"key": key, "label": label, "form": form, "tip": f"{key}: {tip}"}
-                for key, (label, form, tip) in group.items()
+                {"key": key, "label": column.label, "form": column.form, "tip": f"{key}: {column.meaning}"}
+                for key, column in group.items()
                 if key in present
             ],
         }
-        for title, group in COLUMNS.items()
+        for title, group in diagnostics.columns().items()
         if present & group.keys()
     ]
 
@@ -134,7 +95,7 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
     """The figures that have no column, in order; a standard error and a number of prompts go with their figure."""
     present = {key for row in rows for key in row} - {"iteration"}
     beside = {key for key in present for end in ("_se", "_n") if key.endswith(end) and key.removesuffix(end) in present}
-    return sorted(present - beside - {key for group in COLUMNS.values() for key in group})
+    return sorted(present - beside - {key for group in diagnostics.columns().values() for key in group})
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
