@@ -255,7 +255,7 @@ def _of_choices(hint: Any, names: tuple[str, ...]) -> Any:
     """The type in which `str` is one of these names, if there are any: of `str`, `str | None` or `list[str]`."""
     if not names:
         return hint
-    name: Any = typing.Literal[names]  # type: ignore[valid-type]
+    name: Any = typing.Literal[names]
     return {str: name, str | None: name | None, list[str]: list[name]}[hint]
 
 
