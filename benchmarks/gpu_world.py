@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from raft.models import from_scratch
-from raft.models.weight_check import quiet
+from raft.models.loading import quiet
 from raft.trainers.hf_trainer import free
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

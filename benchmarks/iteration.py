@@ -35,7 +35,7 @@ from raft.core import records
 from raft.core.records import Policy, Prompt
 from raft.core.seeds import derive
 from raft.generators import vllm
-from raft.models import chat_templates, weight_check
+from raft.models import chat_templates, loading
 from raft.pipeline import loop
 from raft.trainers import hf_trainer
 from raft.trainers.batches import Order
@@ -190,7 +190,7 @@ def forward_rate(model: Any) -> float:
 
 def training_rate(folder: Path, tokens_a_step: float) -> float:
     """Tokens a second forward, backward and through AdamW in steps of so many tokens, the median of nine."""
-    model = weight_check.load_model(folder).to(hf_trainer.device()).train()
+    model = loading.load_model(folder).to(hf_trainer.device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(model.config.vocab_size, (ROWS, ROW), device=model.device)
     passes = max(1, round(tokens_a_step / ids.numel()))

@@ -1,5 +1,7 @@
 """No test reaches a network; the folder with real weights and text is used where it is there."""
 
+import atexit
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import pytest
 signal.signal(
     signal.SIGHUP, signal.SIG_DFL
 )  # nohup ignores it, and every command that a test starts would inherit that
+atexit.register(gc.unfreeze)  # nanobind takes what is frozen at the end for a leak, and prints pages about it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 if PARALLEL := "PYTEST_XDIST_WORKER" in os.environ:
@@ -41,9 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models are trained faster so."""
+    """Tiny models are trained faster so, and where no collection of garbage looks through the libraries."""
     import torch
+    from transformers import Trainer  # noqa: F401
 
+    gc.freeze()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -22,7 +22,7 @@ from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
 from raft.launch import device as devices
 from raft.models.chat_templates import Tokenizer, check_rows, encode_prompt, load_tokenizer
-from raft.models.weight_check import load_model, positions
+from raft.models.loading import load_model, positions
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 Tensor = Any  # torch.Tensor; importing it here would make every command slow

@@ -13,7 +13,7 @@ from raft.core import signals
 from raft.core.records import Group
 from raft.core.timing import part
 from raft.launch import device
-from raft.models import chat_templates, packed_attention, packing, weight_check
+from raft.models import chat_templates, loading, packed_attention, packing
 
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
 
@@ -25,7 +25,7 @@ def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[fl
     """
     where = device.current()
     with part("load"), device.fits(f"{folder}, in float32,", "leave out evaluation.kl and selection.kl_coef"):
-        model, tokenizer = weight_check.load_model(folder).to(where), chat_templates.load_tokenizer(str(folder))
+        model, tokenizer = loading.load_model(folder).to(where), chat_templates.load_tokenizer(str(folder))
         packed = packed_attention.adopt(model, _hidden)
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, BLOCK)):

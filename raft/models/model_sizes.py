@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import library_options
-from raft.models import checkpoint, weight_check
+from raft.models import checkpoint, loading
 
 NAMES = {  # what config.json calls by several names
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -89,7 +89,7 @@ def read(folder: Path) -> Model:
     """The model of a folder. UserError if the sizes of its weights cannot be told."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = checkpoint.shapes(folder)
-    weights = {name: shape for name, shape in shapes.items() if not weight_check.OLD_BUFFERS.search(name)}
+    weights = {name: shape for name, shape in shapes.items() if not loading.OLD_BUFFERS.search(name)}
     return Model(config | (config.get("text_config") or {}), weights)
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from raft.core.errors import Stopped, UserError
 from raft.core.options import choice, faults_of_range, source
 from raft.launch import device
-from raft.models import chat_templates, model_folder, packed_attention, packing, weight_check
+from raft.models import chat_templates, loading, model_folder, packed_attention, packing
 from raft.models.checkpoint import Checkpoint
+from raft.models.loading import left_over, quiet
 from raft.models.packing import Layout
-from raft.models.weight_check import left_over, quiet
 from raft.rewards import heads
 from raft.rewards.heads import HEADS, Attributes, Classifier, Head, Token
 
@@ -219,7 +219,7 @@ class RewardModelRunner:
 
     def _longest(self) -> int:
         """The tokens that the model has positions for; only encoders are bound to what the tokenizer says."""
-        positions = weight_check.positions(self.model) or math.inf
+        positions = loading.positions(self.model) or math.inf
         if self.head is None:
             positions = min(positions, self.tokenizer.model_max_length)
         return int(min(positions, 1 << 30))
@@ -273,7 +273,7 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
 
 def _attention(options: Options, config: Any) -> str | None:
     """The attention that transformers is asked for; None is its own choice."""
-    if (needed := weight_check.attention(config)) is None:
+    if (needed := loading.attention(config)) is None:
         return options.attn_implementation
     if options.attn_implementation == "sdpa":
         allowed = "allowed: eager, flash_attention_2"

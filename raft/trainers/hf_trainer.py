@@ -28,7 +28,7 @@ from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.launch import device as devices
-from raft.models import checkpoint, packed_attention, packing, weight_check
+from raft.models import checkpoint, loading, packed_attention, packing
 from raft.trainers.batches import Order
 
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
@@ -191,7 +191,7 @@ def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM"
     if options.attn_implementation != "auto":
         more["attn_implementation"] = options.attn_implementation
     with part("load"):
-        return ready(options, weight_check.load_model(start, kind, **more))
+        return ready(options, loading.load_model(start, kind, **more))
 
 
 def ready(options: TrainerOptions, model: Any) -> Any:
@@ -376,7 +376,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
     kept = generation.exists() and model.can_generate()
     if kept:  # saved by transformers it would be checked anew, and some on the hub do not pass
         model.generation_config = type(model.generation_config)()
-    with weight_check.quiet():
+    with loading.quiet():
         model.save_pretrained(out)
     make_readable(out)
     if kept:
@@ -392,7 +392,7 @@ def _check_kept(start: Path, out: Path, apart: tuple[str, ...]) -> None:
         {
             name: tuple(shape)
             for name, shape in checkpoint.shapes(folder).items()
-            if not name.startswith(apart) and not weight_check.OLD_BUFFERS.search(name)
+            if not name.startswith(apart) and not loading.OLD_BUFFERS.search(name)
         }
         for folder in (start, out)
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from raft.core.errors import UserError
-from raft.models import packed_attention, packing, weight_check
+from raft.models import loading, packed_attention, packing
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer
 from raft.trainers.hf_trainer import TrainerOptions
@@ -17,7 +17,7 @@ Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both
 
 def longest(options: TrainerOptions, model: Any) -> tuple[int, str]:
     """The most tokens that a text may have, and what says so."""
-    positions = weight_check.positions(hf_trainer.plain(model)) or options.max_length
+    positions = loading.positions(hf_trainer.plain(model)) or options.max_length
     return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 

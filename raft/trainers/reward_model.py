@@ -20,7 +20,7 @@ from raft.core.protocols import Advance, Dropped
 from raft.core.records import Pair
 from raft.core.seeds import derive
 from raft.metrics import reward_accuracy
-from raft.models import chat_templates, packed_attention, reward_templates, weight_check
+from raft.models import chat_templates, loading, packed_attention, reward_templates
 from raft.trainers import hf_trainer, microbatches
 from raft.trainers.batches import Order, Texts
 from raft.trainers.hf_trainer import Batch, TrainerOptions
@@ -76,7 +76,7 @@ class BradleyTerry(TrainerOptions):
         `metrics.reward_accuracy`). Pairs that are too long are left out and counted.
         """
         tokenizer = chat_templates.load_tokenizer(str(model_folder))
-        model = hf_trainer.ready(self, weight_check.load_model(model_folder, "SequenceClassification"))
+        model = hf_trainer.ready(self, loading.load_model(model_folder, "SequenceClassification"))
         skipped: list[str] = []
         encoded = self._encoded(model, tokenizer, pairs, lambda prompt_id, index, reason: skipped.append(reason))
         margins = np.array(list(self._margins(model, encoded)))

@@ -10,7 +10,7 @@ from raft.generators import vllm
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
 from raft.launch import vllm_options
-from raft.models import from_scratch, weight_check
+from raft.models import from_scratch, loading, weight_check
 
 
 def policy(folder, shape, seed) -> Policy:
@@ -27,7 +27,7 @@ def test_a_published_model_and_what_training_saves_of_it_have_one_engine(tmp_pat
         published.pop(name, None)
     older = {"torch_dtype": "bfloat16", "rope_theta": 500000.0, "transformers_version": "4.40.0", "use_cache": True}
     (folder / "config.json").write_text(json.dumps({**published, **older}))
-    weight_check.load_model(folder).save_pretrained(tmp_path / "trained")
+    loading.load_model(folder).save_pretrained(tmp_path / "trained")
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["dtype"] == "float32"
     assert vllm_options.shape(tmp_path / "trained") == vllm_options.shape(folder)
     (folder / "config.json").write_text(json.dumps({**published, **older, "rope_theta": 10000.0}))

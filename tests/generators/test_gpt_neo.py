@@ -16,7 +16,7 @@ from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.vllm import VLLM, Engine
 from raft.launch import vllm_server
-from raft.models import from_scratch, weight_check
+from raft.models import from_scratch, loading, weight_check
 from raft.models.weight_check import ProbeError
 
 pytestmark = pytest.mark.engine
@@ -76,7 +76,7 @@ def test_every_policy_that_is_loaded_in_turn_answers_as_transformers_does(polici
 
 def test_log_probabilities_of_texts_longer_than_the_window_are_those_of_transformers(policies):
     for held in policies:
-        expected = weight_check.measure(weight_check.load_model(held.path), TEXTS)
+        expected = weight_check.measure(loading.load_model(held.path), TEXTS)
         for ours, theirs in zip(engine_with(held).likelihoods(TEXTS), expected, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -133,7 +133,7 @@ def test_vllms_own_server_has_the_architecture_too_and_an_untied_head(tmp_path):
     import httpx
 
     held = policy(tmp_path / "untied", 2, tie_word_embeddings=False)
-    expected = weight_check.measure(weight_check.load_model(held.path), TEXTS)
+    expected = weight_check.measure(loading.load_model(held.path), TEXTS)
     server = vllm_server.Served(held.path, {})
     try:
         for ids, theirs in zip(TEXTS, expected, strict=True):

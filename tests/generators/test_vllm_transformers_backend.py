@@ -5,7 +5,7 @@ import pytest
 from raft.core.records import Policy, Prompt
 from raft.generators import vllm
 from raft.generators.vllm import VLLM
-from raft.models import chat_templates, from_scratch, weight_check
+from raft.models import chat_templates, from_scratch, loading, weight_check
 
 pytestmark = pytest.mark.engine
 
@@ -31,21 +31,21 @@ def trained(model, ids) -> float:
 
 def test_gpt_neox_answers_as_transformers_does_and_leaves_transformers_models_as_they_were(tmp_path):
     policies = [policy(tmp_path / str(seed), seed) for seed in range(2)]
-    before = [weight_check.load_model(one.path) for one in policies]
+    before = [loading.load_model(one.path) for one in policies]
     ids = chat_templates.load_tokenizer(str(policies[0].path))(PROMPTS[3].text, return_tensors="pt")["input_ids"]
     gradient = trained(before[0], ids)
     greedy = VLLM(k=1, max_tokens=24, temperature=0.0)
     try:
         for number in (0, 1, 0):
             answers = {g.prompt.id: g.responses[0].token_ids for g in greedy.generate(policies[number], PROMPTS, 7)}
-            for model in (before[number], weight_check.load_model(policies[number].path)):
+            for model in (before[number], loading.load_model(policies[number].path)):
                 tokenizer = chat_templates.load_tokenizer(str(policies[number].path))
                 for prompt in PROMPTS:
                     tokens = tokenizer(prompt.text, return_tensors="pt")["input_ids"]
                     expected = model.generate(tokens, max_new_tokens=24, do_sample=False)[0, tokens.shape[1] :]
                     assert answers[prompt.id] == expected.tolist()
         calls = []
-        model = weight_check.load_model(policies[0].path)
+        model = loading.load_model(policies[0].path)
         model.gpt_neox.register_forward_hook(lambda *_: calls.append(1))
         assert trained(before[0], ids) == trained(model, ids) == gradient
         assert calls

@@ -11,7 +11,7 @@ from reward_models import SIZE, groups, load, rewards, save
 from safetensors.torch import load_file, save_file
 
 from raft.core.errors import UserError
-from raft.models import weight_check
+from raft.models import loading, weight_check
 from raft.models.checkpoint import Checkpoint
 from raft.rewards.model import RewardModel
 
@@ -32,11 +32,11 @@ def test_old_weights_are_read_as_tensors_alone(tmp_path: Path, zipped: bool):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-zip"])
 def test_a_policy_of_old_weights_is_the_same_policy(tmp_path: Path, zipped: bool):
     save(tmp_path, "LlamaForCausalLM", **SIZE)
-    before = weight_check.measure(weight_check.load_model(tmp_path), [[5, 6, 7, 8]])
+    before = weight_check.measure(loading.load_model(tmp_path), [[5, 6, 7, 8]])
     tensors = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    assert weight_check.measure(weight_check.load_model(tmp_path), [[5, 6, 7, 8]]) == before
+    assert weight_check.measure(loading.load_model(tmp_path), [[5, 6, 7, 8]]) == before
 
 
 def test_shards_are_read_by_their_index(tmp_path: Path):
@@ -67,7 +67,7 @@ def test_weights_that_are_a_program_are_refused(tmp_path: Path, capsys: pytest.C
     (tmp_path / "model.safetensors").unlink()
     evil = {"regression_head.weight": Evil()}
     torch.save(evil, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    for read in (load, weight_check.load_model):
+    for read in (load, loading.load_model):
         with pytest.raises(
             UserError, match=r"cannot be read as tensors alone \(damaged, or more than tensors\)"
         ) as told:
@@ -85,7 +85,7 @@ def test_old_weights_that_were_cut_off_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read as tensors alone"):
         Checkpoint(tmp_path)
     with pytest.raises(UserError):
-        weight_check.load_model(tmp_path)
+        loading.load_model(tmp_path)
 
 
 def test_of_several_kinds_of_weights_the_one_is_read_that_transformers_loads(tmp_path: Path):

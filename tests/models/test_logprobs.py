@@ -8,7 +8,7 @@ import worlds
 
 from raft.core.progress import Progress
 from raft.core.records import Example, Group, Prompt, Response, read, write
-from raft.models import chat_templates, weight_check
+from raft.models import chat_templates, loading
 from raft.models.logprobs import response_logprobs
 from raft.pipeline import stages
 from raft.store.artifact_writer import ArtifactWriter
@@ -22,7 +22,7 @@ def policy(tmp_path_factory) -> Path:
 
 def by_hand(policy: Path, before: list[int], response: list[int]) -> float:
     """The sum over the tokens of a response that something comes before."""
-    logits = weight_check.load_model(policy)(torch.tensor([before + response])).logits[0].log_softmax(-1)
+    logits = loading.load_model(policy)(torch.tensor([before + response])).logits[0].log_softmax(-1)
     tokens = before + response
     return sum(float(logits[at - 1, tokens[at]]) for at in range(max(1, len(before)), len(tokens)))
 

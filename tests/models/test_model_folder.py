@@ -16,7 +16,7 @@ from raft.config import preflight
 from raft.config.recipe import RecipeError
 from raft.config.recipe import load as load_recipe
 from raft.core.errors import UserError
-from raft.models import checkpoint, hub, model_folder, weight_check
+from raft.models import checkpoint, hub, loading, model_folder, weight_check
 from raft.models.chat_templates import load_tokenizer
 from raft.pipeline import stages
 from raft.rewards.model import RewardModel
@@ -54,7 +54,7 @@ def test_an_adapter_beside_weights_is_refused_by_everything_that_reads_a_model(t
     for file in (tmp_path / "tuned").glob("adapter_*"):
         file.rename(tmp_path / file.name)
     kind = architecture.removeprefix("LlamaFor")
-    for read in (hub.locate_model, load, lambda folder: weight_check.load_model(Path(folder), kind)):
+    for read in (hub.locate_model, load, lambda folder: loading.load_model(Path(folder), kind)):
         with pytest.raises(UserError, match=r"adapter_config.json, adapter_model.safetensors\) beside the weights"):
             read(str(tmp_path))
 
@@ -93,7 +93,7 @@ def test_a_config_that_cannot_be_that_of_the_weights_is_refused_before_anything_
     save(tmp_path, "LlamaForSequenceClassification", **SIZE)
     value, words = WRONG[key]
     configure(tmp_path, **{key: value})
-    for read in (load, weight_check.load_model):
+    for read in (load, loading.load_model):
         with pytest.raises(UserError, match=f"config.json: {key} is|config.json: {key} names") as told:
             read(tmp_path)
         assert words in str(told.value)
@@ -104,7 +104,7 @@ def test_a_config_that_is_nested_too_deep_is_refused(tmp_path: Path, text: str):
     save(tmp_path, "LlamaForCausalLM", **SIZE)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"is nested too deep|is not JSON"):
-        weight_check.load_model(tmp_path)
+        loading.load_model(tmp_path)
 
 
 def test_end_tokens_of_generation_that_are_no_ids_are_refused(tmp_path: Path):
@@ -124,11 +124,11 @@ def test_an_index_names_nothing_but_shards_beside_it_which_the_digest_covers(tmp
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "w.safetensors")}))
     before = hub.identity(tmp_path)
-    weight_check.load_model(tmp_path)
+    loading.load_model(tmp_path)
     save_file({key: value + 1 for key, value in tensors.items()}, tmp_path / "w.safetensors", {"format": "pt"})
     assert hub.identity(tmp_path) != before
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}))
-    for read in (checkpoint.Checkpoint, weight_check.load_model, load):
+    for read in (checkpoint.Checkpoint, loading.load_model, load):
         with pytest.raises(UserError, match="raft reads shards"):
             read(tmp_path)
 
@@ -266,7 +266,7 @@ def test_a_multimodal_policy_is_refused_and_its_language_model_alone_computes_th
     assert "text_config, vision_config" in found["policy.model"] and "docs/models.md" in found["policy.model"]
     script = (Path(__file__).parents[2] / "docs" / "models.md").read_text().split("```python\n")[1].split("```")[0]
     exec(script.replace("FOLDER", str(tmp_path / "base")).replace("OUT", str(tmp_path / "text")), {})
-    alone = weight_check.load_model(tmp_path / "text")
+    alone = loading.load_model(tmp_path / "text")
     assert model_folder.untrainable(tmp_path / "text") is None
     ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
     with torch.no_grad():
@@ -277,4 +277,4 @@ def test_towers_that_a_class_is_told_to_leave_out_are_missed_at_load(tmp_path: P
     multimodal("qwen3_5").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"tensors are left over \(model\.visual\."):
-        weight_check.load_model(tmp_path)
+        loading.load_model(tmp_path)

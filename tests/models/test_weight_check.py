@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raft.core.errors import UserError
-from raft.models import from_scratch, weight_check
+from raft.models import from_scratch, loading, weight_check
 from raft.models.chat_templates import load_tokenizer
 
 LLAMA = {
@@ -75,7 +75,7 @@ def test_a_probe_is_the_log_probability_of_each_token_but_the_first(folder, tmp_
 
 
 def test_measuring_leaves_the_model_in_the_mode_it_was_in(folder):
-    model = weight_check.load_model(folder)
+    model = loading.load_model(folder)
     assert not model.training
     model.train()
     weight_check.measure(model, TOKENS)
@@ -171,10 +171,10 @@ def test_weights_without_finite_numbers_are_not_written(tmp_path):
 
 def test_a_folder_without_a_model_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
-        weight_check.load_model(tmp_path)
+        loading.load_model(tmp_path)
 
 
 def test_soft_capping_is_never_left_to_a_kernel_that_ignores_it(tmp_path):
     shape = {**LLAMA, "model_type": "gemma2", "head_dim": 32, "attn_logit_softcapping": 1.0}
     from_scratch.make(tmp_path, weight_check.FIRST_TEXTS, shape, 280, seed=3)
-    assert weight_check.load_model(tmp_path).config._attn_implementation == "eager"
+    assert loading.load_model(tmp_path).config._attn_implementation == "eager"

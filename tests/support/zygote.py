@@ -4,14 +4,20 @@ Each line on its standard input is a command as JSON; the answer is its exit sta
 nor does anything compute, so what is forked has no threads.
 """
 
+import atexit
+import gc
 import json
 import os
 import sys
 
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import omegaconf  # noqa: F401
 import torch  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
+
+gc.freeze()  # a command's collections need not look through the libraries, nor copy their pages
+atexit.register(gc.unfreeze)  # nanobind takes what is still frozen at the end for a leak, and prints pages about it
 
 for line in sys.stdin:
     asked = json.loads(line)

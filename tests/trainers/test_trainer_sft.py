@@ -23,7 +23,7 @@ from tuning import (
 
 from raft.core.errors import UserError
 from raft.core.records import Example
-from raft.models import chat_templates, packed_attention, weight_check
+from raft.models import chat_templates, loading, packed_attention
 from raft.trainers import hf_trainer, microbatches
 from raft.trainers.sft import SFT, Corpus, Likelihood
 
@@ -51,7 +51,7 @@ def formula(model: Any, tokenizer: Any, examples: list[Example]) -> torch.Tensor
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_texts_do_not_see_each_other(folders, name):
-    model = hf_trainer.ready(SFT(), weight_check.load_model(folders[name]))
+    model = hf_trainer.ready(SFT(), loading.load_model(folders[name]))
     texts = [np.random.default_rng(seed).integers(10, 260, size) for seed, size in enumerate([20, 1, 33])]
     laid = microbatches.lay(SFT(), model, [[text] for text in texts])
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_packed_texts_do_not_see_each_other(folders, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_proof_of_packing_passes_and_fails_where_the_mask_is_broken(folders, name):
-    model = hf_trainer.ready(SFT(), weight_check.load_model(folders[name]))
+    model = hf_trainer.ready(SFT(), loading.load_model(folders[name]))
     texts = [[np.random.default_rng(seed).integers(10, 260, 20)] for seed in range(2)]
     microbatches.prove(SFT(), model, texts, lambda model, inputs: model(**inputs, use_cache=False).logits)
     with pytest.raises(UserError, match="mixes packed examples"):
@@ -99,15 +99,13 @@ def test_a_step_in_many_forward_passes_has_many_bins(folders, tmp_path):
     corpus.read(
         chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
     )
-    batches = SFT(max_tokens_per_microbatch=30)._batches(
-        weight_check.load_model(folders["llama"]), corpus, np.arange(5)
-    )
+    batches = SFT(max_tokens_per_microbatch=30)._batches(loading.load_model(folders["llama"]), corpus, np.arange(5))
     assert len(batches) > 2
     assert sum(float(batch["weights"].sum()) for batch in batches) == pytest.approx(1)
 
 
 def test_only_the_places_that_predict_a_response_are_projected_on_the_vocabulary(folders, tmp_path):
-    model = weight_check.load_model(folders["llama"])
+    model = loading.load_model(folders["llama"])
     corpus = Corpus(tmp_path)
     corpus.read(
         chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None

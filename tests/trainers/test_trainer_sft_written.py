@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from tuning import CONFIGS, EXAMPLES, difference, make_folders, train, weights
 
 from raft.core.errors import UserError
-from raft.models import weight_check
+from raft.models import loading, weight_check
 from raft.trainers import hf_trainer
 from raft.trainers.sft import SFT
 
@@ -97,8 +97,8 @@ def test_the_folder_is_complete(folders, tmp_path):
 def test_the_probe_is_of_the_weights_in_the_folder_and_of_those_before(folders, tmp_path, name, dtype):
     train(folders[name], tmp_path, learning_rate=1e-2, save_dtype=dtype)
     stored = json.loads((tmp_path / "probe.json").read_text())
-    after = weight_check.measure(weight_check.load_model(tmp_path), stored["tokens"])
-    before = weight_check.measure(weight_check.load_model(folders[name]), stored["tokens"])
+    after = weight_check.measure(loading.load_model(tmp_path), stored["tokens"])
+    before = weight_check.measure(loading.load_model(folders[name]), stored["tokens"])
     assert weight_check.check(tmp_path / "probe.json", after, 1e-5) < 1e-5
     assert np.allclose(np.concatenate(before), np.concatenate(stored["before"]), atol=1e-6)
     with pytest.raises(weight_check.ProbeError, match="still holds"):
@@ -142,7 +142,7 @@ def test_training_keeps_the_tensors_that_it_started_from(folders, tmp_path, name
 
 
 def test_a_tensor_that_training_would_lose_stops_it(folders, tmp_path):
-    model, tokenizer = weight_check.load_model(folders["llama"]), AutoTokenizer.from_pretrained(folders["llama"])
+    model, tokenizer = loading.load_model(folders["llama"]), AutoTokenizer.from_pretrained(folders["llama"])
     del model.model.layers[1]
     with pytest.raises(UserError, match=r"has 12 tensors, and .* has 21 \(lost: model\.layers\.1\.input_layernorm"):
         hf_trainer.save(model, tokenizer, folders["llama"], tmp_path, "float32")
