@@ -177,7 +177,7 @@ def test_of_many_reward_models_one_at_a_time_is_in_memory(tmp_path: Path, monkey
     from raft.cli.forecast import Quiet
     from raft.config import recipe
     from raft.pipeline import loop
-    from raft.rewards.runner import Reader
+    from raft.rewards.runner import RewardModelRunner
 
     names = ("first", "second", "third")
     for name in names:
@@ -185,16 +185,16 @@ def test_of_many_reward_models_one_at_a_time_is_in_memory(tmp_path: Path, monkey
     one = {name: {"kind": "model", "model": name, "template": "chat", "max_length": 128} for name in names}
     both = {"kind": "ensemble", "members": {name: one[name] for name in names[:1]}}
     write(tmp_path, rewards={**one, "both": both}, sets={"bench": RECIPE["sets"]["bench"]})
-    living: weakref.WeakSet[Reader] = weakref.WeakSet()
-    counts, make = [], Reader.__init__
+    living: weakref.WeakSet[RewardModelRunner] = weakref.WeakSet()
+    counts, make = [], RewardModelRunner.__init__
 
-    def counted(self: Reader, *given: Any, **options: Any) -> None:
+    def counted(self: RewardModelRunner, *given: Any, **options: Any) -> None:
         gc.collect()
         living.add(self)
         counts.append(len(living))
         make(self, *given, **options)
 
-    monkeypatch.setattr(Reader, "__init__", counted)
+    monkeypatch.setattr(RewardModelRunner, "__init__", counted)
     monkeypatch.chdir(tmp_path)
     loop.run(recipe.load(tmp_path / "recipe.yaml"), Quiet())
     assert counts == [1] * 8  # the doctor's, and those of scoring
