@@ -91,6 +91,25 @@ def test_the_chance_of_the_same_text_is_unbiased_for_any_k(k):
     assert text_metrics.same_text(groups) == pytest.approx(0.36 + 0.09 + 0.01, abs=4 * 0.5 / math.sqrt(20_000))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_kendalls_tau_is_that_of_all_pairs_one_by_one(seed: int):
+    """Few different values, so ties in one, in both and in all; some unknown; a length that is no power of two."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, kinds, size=(5, rng.integers(0, 13))).astype(float) for kinds in (3, 5))
+    b = rng.integers(0, 5, size=a.shape).astype(float)
+    a[rng.random(a.shape) < 0.15] = NAN
+    expected = []
+    for x, y in zip(a, b, strict=True):
+        pairs = [
+            (x[i] - x[j], y[i] - y[j]) for i, j in itertools.combinations(range(len(x)), 2) if not np.isnan(x[i] + x[j])
+        ]
+        agree = sum(np.sign(p * q) for p, q in pairs)
+        untied = [sum(pair[side] != 0 for pair in pairs) for side in (0, 1)]
+        expected.append(agree / math.sqrt(math.prod(untied)) if math.prod(untied) else NAN)
+        assert text_metrics.kendall(x, y) == pytest.approx(expected[-1], nan_ok=True)
+    assert text_metrics.within_prompts(a, b) == pytest.approx(np.array(expected), nan_ok=True)
+
+
 def test_kendalls_tau_by_hand_with_ties():
     a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
     assert text_metrics.kendall(a, b) == pytest.approx((5 - 1) / 6)
