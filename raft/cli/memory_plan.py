@@ -244,7 +244,7 @@ def _engine(
     name: str, key: str, folder: Path, size: int, context: int | None, options: Mapping[str, Any], where: Device
 ) -> Turn:
     """vLLM: on a GPU it takes a share of all there is, and what the weights leave of that is the cache."""
-    model, context = model_sizes.read(folder), context or min(vllm_options.model_context(folder), vllm_options.LONGEST)
+    model, context = model_sizes.read(folder), context or vllm_options.default_context(folder)
     count, token = model.parameters(), model.cached(size)
     setting, share = (
         f"{key}.engine_args.gpu_memory_utilization",

@@ -48,8 +48,7 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
     for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):
         if (other := _tokenizer(reward)) is None:
             continue
-        context = _context(model_folder.read(_folder(reward) / "config.json"))
-        longest = min(reward.max_length, context or reward.max_length)
+        longest = min(reward.max_length, model_folder.positions(_folder(reward)) or reward.max_length)
         tokens = len(other.encode(answer, add_special_tokens=False).ids)
         if tokens >= longest:
             yield (
@@ -84,12 +83,6 @@ def _tokenizer(part: Any) -> Any:
         return Tokenizer.from_file(str(file))
     except Exception:  # the tokenizers library raises a bare Exception; loading the model says what is wrong
         return None
-
-
-def _context(config: dict[str, Any]) -> int | None:
-    """How many tokens a model has positions for, by its config.json."""
-    found = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) else None
 
 
 def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
@@ -173,7 +166,7 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
     if folder is None or str(folder.parent) in made:
         return
     try:
-        config, has_template = model_folder.read(folder / "config.json"), _has_template(folder)
+        context, has_template = model_folder.positions(folder), _has_template(folder)
     except UserError as fault:
         yield Fault("policy.model", str(fault))
         return
@@ -182,7 +175,6 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
             "prompts.format",
             f"the prompts are chat messages, but {folder} has no chat template; use format: text, or a model with one",
         )
-    context = _context(config)
     longest = getattr(recipe.generator, "max_tokens", 0)  # a generator of one's own may have no such option
     needed = recipe.prompts.max_prompt_length + longest
     if context and needed > context:

@@ -25,7 +25,7 @@ from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.generators.sampling import Ends, Sampling
 from raft.launch import device, vllm_options
-from raft.models import chat_templates, weight_check
+from raft.models import chat_templates, model_folder, weight_check
 
 LOG = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
@@ -172,11 +172,11 @@ class Engine:
                 "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
             )
         self.dtype = device.dtype_of(options.dtype)
-        self.context = options.max_model_len or min(vllm_options.model_context(policy.path), vllm_options.LONGEST)
-        if self.context > vllm_options.model_context(policy.path):
+        reads = model_folder.positions(policy.path)
+        self.context = options.max_model_len or vllm_options.default_context(policy.path)
+        if reads is not None and self.context > reads:
             raise UserError(
-                f"generator.max_model_len is {self.context}, but {policy.path} reads "
-                f"{vllm_options.model_context(policy.path)} tokens; lower it"
+                f"generator.max_model_len is {self.context}, but {policy.path} reads {reads} tokens; lower it"
             )
         longest = max(map(len, weight_check.tokens(policy.probe)))
         if self.context <= longest:

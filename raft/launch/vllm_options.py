@@ -1,6 +1,5 @@
 """What every vLLM engine of raft starts with, in this process or as a server of its own: decided once, here."""
 
-import json
 import os
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
@@ -9,8 +8,9 @@ from typing import Any
 
 from raft.core import library_options
 from raft.core.options import suggest
+from raft.models import model_folder
 
-LONGEST = 4096  # the default context in tokens, where the model allows it
+DEFAULT_CONTEXT = 4096  # tokens, where the model reads that many
 SPEED = (
     "gpu_memory_utilization",
     "max_num_seqs",
@@ -65,14 +65,9 @@ def cpu_defaults(context: int) -> dict[str, Any]:
     }
 
 
-def model_context(folder: Path) -> int:
-    """How many tokens the model of a folder reads."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    return next(
-        (config[name] for name in ("max_position_embeddings", "n_positions", "max_seq_len") if config.get(name)),
-        LONGEST,
-    )
+def default_context(folder: Path) -> int:
+    """The context of an engine, in tokens, where no option says more: what the model reads, and at most DEFAULT_CONTEXT."""
+    return min(model_folder.positions(folder) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def shape(folder: Path) -> dict[str, Any]:

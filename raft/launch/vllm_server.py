@@ -131,7 +131,7 @@ def _end(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
 
 def _arguments(folder: Path, port: int, engine_args: Mapping[str, Any]) -> list[str]:
     """The command line of the server: what is ours, the defaults, and over them the options `engine_args`."""
-    context = engine_args.get("max_model_len") or min(vllm_options.model_context(folder), vllm_options.LONGEST)
+    context = engine_args.get("max_model_len") or vllm_options.default_context(folder)
     defaults: dict[str, Any] = {"max_model_len": context}
     if device.current() == "cpu":
         defaults |= {"dtype": "float32", **vllm_options.cpu_defaults(context)}

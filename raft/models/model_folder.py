@@ -50,6 +50,14 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
+def positions(folder: Path) -> int | None:
+    """How many tokens the model of a folder has positions for by its config.json, None where that says nothing."""
+    config = read(folder / "config.json")
+    text = config.get("text_config") or config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return next((text[name] for name in names if isinstance(text.get(name), int)), None)
+
+
 def _closed(path: Path, fault: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({fault.strerror}); give yourself the right to, or name another")
 
