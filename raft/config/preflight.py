@@ -19,7 +19,7 @@ SAMPLE = "That depends on what you mean, but I will gladly try to help you with 
 
 def check(loaded: Loaded, fetch: bool = False) -> None:
     """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
-    made = {str(one.folder) for one in loaded.needs}
+    made = {str(needed.folder) for needed in loaded.needs}
     faults = [*_named(loaded.recipe, "", made, fetch)]
     if not faults:
         faults += _trained(loaded.recipe, made)
@@ -64,7 +64,7 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
     for key, reward in rewards.items():
-        yield from _models({f"{key}.members.{name}": one for name, one in getattr(reward, "members", {}).items()})
+        yield from _models({f"{key}.members.{name}": member for name, member in getattr(reward, "members", {}).items()})
         if hasattr(reward, "model") and hasattr(reward, "truncation"):
             yield key, reward
 
@@ -88,8 +88,8 @@ def _tokenizer(part: Any) -> Any:
 
 def _context(config: dict[str, Any]) -> int | None:
     """How many tokens a model has positions for, by its config.json."""
-    found = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) else None
+    length = (config.get("text_config") or config).get("max_position_embeddings") or config.get("n_positions")
+    return length if isinstance(length, int) else None
 
 
 def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
@@ -116,10 +116,12 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         elif dataclasses.is_dataclass(value):
             yield from _named(value, below, made, fetch)
         elif isinstance(value, list | dict):
-            places = value.items() if isinstance(value, dict) else ((f"[{at}]", one) for at, one in enumerate(value))
-            for place, one in places:
-                if dataclasses.is_dataclass(one):
-                    yield from _named(one, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
+            places = (
+                value.items() if isinstance(value, dict) else ((f"[{at}]", entry) for at, entry in enumerate(value))
+            )
+            for place, entry in places:
+                if dataclasses.is_dataclass(entry):
+                    yield from _named(entry, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
 
 
 def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:
