@@ -28,7 +28,7 @@ IN_PROCESS = {  # for an engine in this process; a server decides these for itse
 
 
 def faults(engine_args: Mapping[str, Any], ours: Container[str]) -> Iterator[tuple[str, str]]:
-    """Faults of the options `engine_args`, which go to vLLM as they are; `ours` are those that nobody else decides."""
+    """Faults of the options `engine_args`, which go to vLLM as they are; `ours` are those that only raft sets."""
     for name in engine_args:
         if name in ours:
             yield f"engine_args.{name}", "is decided by the run itself; remove it"
