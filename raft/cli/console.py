@@ -46,11 +46,11 @@ class Console(Observer):
         rows = list(records.read(self.run.folder / "metrics.jsonl"))
         draw(self.run.folder)
         say(summary(rows, it.number))
-        for one in worse(findings, self.told):
-            say(f"{one.level}: {one.name}: {safe(one.message)}")
-        self.told = {one.name: one.level for one in findings}
+        for finding in worse(findings, self.told):
+            say(f"{finding.level}: {finding.name}: {safe(finding.message)}")
+        self.told = {finding.name: finding.level for finding in findings}
         if stopped:
-            names = ", ".join(one.name for one in warnings(findings))
+            names = ", ".join(finding.name for finding in warnings(findings))
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
                 f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
@@ -69,8 +69,8 @@ class Console(Observer):
             return
         say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
         say(before_and_after(run.folder))
-        if (said := forecast.compare(run.folder)) is not None:
-            say(f"\n{said}")
+        if (sentence := forecast.compare(run.folder)) is not None:
+            say(f"\n{sentence}")
         say(
             f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf\n"
             f"      raft report {run.folder}    (one page of HTML with everything)"
