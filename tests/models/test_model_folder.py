@@ -129,7 +129,7 @@ def test_an_index_names_nothing_but_shards_beside_it_which_the_digest_covers(tmp
     assert hub.identity(tmp_path) != before
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}))
     for read in (checkpoint.Checkpoint, weight_check.load_model, load):
-        with pytest.raises(UserError, match="raft reads shards"):
+        with pytest.raises(UserError, match="raft reads only shards"):
             read(tmp_path)
 
 
