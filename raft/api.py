@@ -101,7 +101,7 @@ def named(function: Callable[..., Any], name: str) -> given.Named:
     if not callable(function):
         raise UserError(f"a {type(function).__name__} cannot be called; give a function f(prompt, response)")
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise UserError(f"{name!r} is no name; give a text such as 'my reward v1'")
+        raise UserError(f"{name!r} is not a name; give a text such as 'my reward v1'")
     return given.Named(function, name)
 
 

@@ -296,7 +296,7 @@ def test_a_named_function_is_known_by_its_name_alone(world):
     two = {"reward": named[0], "evaluation": {"gold": raft.named(closure(["c"]), "one")}}
     assert "two functions are called 'one'" in refusal(lambda: raft.check("recipe.yaml", **two))
     for name in ("", " ", "a\nb", 3):
-        assert "is no name" in refusal(lambda name=name: raft.named(len, name))
+        assert "is not a name" in refusal(lambda name=name: raft.named(len, name))
     assert "cannot be called" in refusal(lambda: raft.named(3, "three"))
 
 

@@ -1,1 +1,1 @@
-"""The command line and what it prints. Whatever a script may also want stands in the rooms below."""
+"""The command line and what it prints. Whatever a script may also need is in the packages below."""

@@ -51,19 +51,19 @@ def _rewards(recipe: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _require(needs: Sequence[Loaded]) -> None:
-    for one in needs:
-        made = one.folder / JOB_OUTPUTS[one.recipe.job][1]
-        if not stamp_path(made).exists():
-            variables = [f"variables.{name}={json.dumps(value)}" for name, value in one.recipe.variables.items()]
-            command = shlex.join(["raft", "run", str(one.path), *variables])
-            raise UserError(f"{made} is not made yet, so nothing can be measured with it; run this first: {command}")
+    for needed in needs:
+        output = needed.folder / JOB_OUTPUTS[needed.recipe.job][1]
+        if not stamp_path(output).exists():
+            variables = [f"variables.{name}={json.dumps(value)}" for name, value in needed.recipe.variables.items()]
+            command = shlex.join(["raft", "run", str(needed.path), *variables])
+            raise UserError(f"{output} is not made yet, so nothing can be measured with it; run this first: {command}")
 
 
 def _prompts(recipe: Any) -> Iterator[Prompt]:
     if recipe.job == "evaluate-reward":
         for section in recipe.sets.values():
             pairs = examples.read(section, None, recipe.seed)
-            yield from (one.prompt for one in pairs if isinstance(one, Pair))
+            yield from (pair.prompt for pair in pairs if isinstance(pair, Pair))
         return
     if recipe.policy is None:
         named = recipe.responses
@@ -71,4 +71,4 @@ def _prompts(recipe: Any) -> Iterator[Prompt]:
         yield from (group.prompt for group in groups)
         return
     policy = hub.locate_model(recipe.policy.model, recipe.policy.revision)
-    yield from (one for one in prompts.read(recipe.prompts, load_tokenizer(str(policy))) if isinstance(one, Prompt))
+    yield from (pair for pair in prompts.read(recipe.prompts, load_tokenizer(str(policy))) if isinstance(pair, Prompt))

@@ -43,12 +43,12 @@ def check(options: Namespace) -> None:
     from raft.core.terminal import say
 
     where = memory_plan.device()
-    for one in [*loaded.needs, loaded]:
-        preflight.check(one)
-        say(f"{one.path}: no fault found (job: {one.recipe.job}, run: {one.folder})")
-        for line in memory_plan.lines(memory_plan.plan(one, where), where):
+    for needed in [*loaded.needs, loaded]:
+        preflight.check(needed)
+        say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
+        for line in memory_plan.lines(memory_plan.plan(needed, where), where):
             say(line)
-        for warning in preflight.foreseen(one):
+        for warning in preflight.foreseen(needed):
             say(f"  warning: {warning}")
     if options.measure:
         _measure(loaded, options.overrides)
@@ -60,9 +60,9 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
     from raft.core.terminal import say
 
     levels = []
-    for found in rehearse(loaded):
-        say(f"  {found.level:7s}  {found.reward}: {found.check.replace('_', ' ')}: {found.message}")
-        levels.append(found.level)
+    for finding in rehearse(loaded):
+        say(f"  {finding.level:7s}  {finding.reward}: {finding.check.replace('_', ' ')}: {finding.message}")
+        levels.append(finding.level)
     if faults := levels.count("fault"):
         raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
     if loaded.recipe.job != "align":
@@ -124,7 +124,7 @@ def report(options: Namespace) -> None:
 
 
 def score(options: Namespace) -> None:
-    """Scores responses that somebody else made; goes on where it was stopped."""
+    """Scores existing responses; resumes where it was stopped."""
     from raft.core.terminal import say
     from raft.pipeline import score_file
 
@@ -140,8 +140,8 @@ def start(loaded: Any, *observers: Any) -> None:
     from raft.report.trackers import Tracked
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for one in [*loaded.needs, loaded]:
-        preflight.check(one, fetch=True)
+    for needed in [*loaded.needs, loaded]:
+        preflight.check(needed, fetch=True)
     loop.run(loaded, Several([*observers, Tracked()]))
 
 

@@ -1,7 +1,7 @@
-"""How long a run will take, and how much room: two small iterations of it on this machine, and a line through both.
+"""The time and space that a run will need: two small iterations of it on this machine, and a line through both.
 
-`raft check --measure` makes the forecast, with the real models, in a temporary folder; it stands in the run's folder as
-forecast.json, and the run writes what it really took beside it.
+`raft check --measure` makes the forecast, with the real models, in a temporary folder; it is kept in the run's folder
+as forecast.json, and the run adds what it really took.
 """
 
 import json
@@ -38,14 +38,14 @@ Seconds = dict[str, float]  # by artifact
 
 
 class Quiet(Observer):
-    """Sends the noise of libraries into the run's log, and tells nobody of anything."""
+    """Sends output of libraries to the run's log, and prints nothing."""
 
     def on_run_begin(self, run: runs.Run, loaded: Loaded) -> None:
         logs.begin(run.folder)
 
 
 def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the run of a recipe of job: align will need. Its policy and rewards have to be there."""
+    """What the run of a recipe of job: align will need. Its policy and rewards have to exist."""
     whole = loaded.recipe
     large = min(LARGE, whole.prompts.per_iteration)
     small = max(1, min(SMALL, large // 4))
@@ -54,13 +54,13 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
         first = _rehearsed(loaded, overrides, small, Path(folder))
         start_up = time.monotonic() - began - sum(_seconds(first).values()) - _asked_at_start(first.parent / "000")
         second = _rehearsed(loaded, overrides, large, Path(folder))
-        one, other = _seconds(first), _seconds(second)
-        sizes = {name: _rows(second, name) for name in other}
-        found: dict[str, Any] = {
+        at_small, at_large = _seconds(first), _seconds(second)
+        sizes = {name: _rows(second, name) for name in at_large}
+        result: dict[str, Any] = {
             "seconds": _by_stage(
                 {
-                    name: line(_rows(first, name), one[name], sizes[name], other[name], _wanted(whole, name))
-                    for name in other
+                    name: line(_rows(first, name), at_small[name], sizes[name], at_large[name], _wanted(whole, name))
+                    for name in at_large
                 }
             ),
             "start_up": round(start_up, 1),
@@ -69,10 +69,10 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             "truncated": _truncated(second),
             "measured_with": [small, large],
         }
-    evaluation = found["seconds"].get("evaluate", 0.0)
-    found["iteration"] = round(sum(found["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
-    found["run"] = round(found["start_up"] + evaluation + found["iteration"] * whole.iterations, 1)
-    return found
+    evaluation = result["seconds"].get("evaluate", 0.0)
+    result["iteration"] = round(sum(result["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
+    result["run"] = round(result["start_up"] + evaluation + result["iteration"] * whole.iterations, 1)
+    return result
 
 
 def evaluated(whole: Align) -> float:
@@ -81,22 +81,22 @@ def evaluated(whole: Align) -> float:
     return sum(number % whole.evaluation.every == 0 or number == whole.iterations for number in numbers) / len(numbers)
 
 
-def write(loaded: Loaded, found: dict[str, Any]) -> Path:
+def write(loaded: Loaded, result: dict[str, Any]) -> Path:
     """Keeps a forecast where its run will be."""
     loaded.folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(loaded.folder / FILE, found)
+    atomic.write_json(loaded.folder / FILE, result)
     return loaded.folder / FILE
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(result: dict[str, Any]) -> Iterator[str]:
     """A forecast in words."""
-    stages = ", ".join(f"{name} {_time(seconds)}" for name, seconds in found["seconds"].items())
-    small, large = found["measured_with"]
+    stages = ", ".join(f"{name} {_time(seconds)}" for name, seconds in result["seconds"].items())
+    small, large = result["measured_with"]
     yield f"forecast, from iterations of {small} and {large} prompts:"
-    yield f"  an iteration: {_time(found['iteration'])} ({stages})"
-    yield f"  the run: {_time(found['run'])}, of which {_time(found['start_up'])} to start"
-    yield f"  memory: at least {found['memory_gb']:.3g} GB; disk: about {found['disk_gb']:.3g} GB"
-    yield f"  responses cut by the limit: {found['truncated']:.0%} (generator.max_tokens)"
+    yield f"  an iteration: {_time(result['iteration'])} ({stages})"
+    yield f"  the run: {_time(result['run'])}, of which {_time(result['start_up'])} to start"
+    yield f"  memory: at least {result['memory_gb']:.3g} GB; disk: about {result['disk_gb']:.3g} GB"
+    yield f"  responses cut by the limit: {result['truncated']:.0%} (generator.max_tokens)"
 
 
 def compare(folder: Path) -> str | None:
@@ -104,21 +104,25 @@ def compare(folder: Path) -> str | None:
     file = folder / FILE
     if not file.exists():
         return None
-    found = read_object(file, f"delete {file}: it is a forecast, and the run is finished")
-    if not isinstance(expected := found.get("iteration"), int | float):
+    content = read_object(file, f"delete {file}: it is a forecast, and the run is finished")
+    if not isinstance(expected := content.get("iteration"), int | float):
         raise UserError(f"{file} is damaged: iteration is {expected!r}, and not seconds; delete it")
-    made = [one for one in iterations(folder) if int(one.name) and stamp_path(one / "policy").exists()]
-    actual = [sum(_seconds(one).values()) for one in made]
-    found["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
-    atomic.write_json(file, found)
+    finished = [
+        iteration
+        for iteration in iterations(folder)
+        if int(iteration.name) and stamp_path(iteration / "policy").exists()
+    ]
+    actual = [sum(_seconds(iteration).values()) for iteration in finished]
+    content["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
+    atomic.write_json(file, content)
     return (
         f"forecast: an iteration was to take {_time(expected)}, "
-        f"and took {_time(found['actual']['iteration'])} on average"
+        f"and took {_time(content['actual']['iteration'])} on average"
     )
 
 
 def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float:
-    """The value at `at` of the line through two points; where they have the same place, the second of them.
+    """The value at `at` of the line through two points; if their x is equal, the second value.
 
     Nothing takes less than no time, nor less for more: a slope below 0 is noise, and taken for 0.
     """
@@ -142,14 +146,14 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
 
 def _asked_at_start(folder: Path) -> float:
     """Seconds that the first policy's held-out answers took, without the start of the engine for them."""
-    made = (stamp for _, stamp in stamped(folder / "evaluation"))
-    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in made)
+    stamps = (stamp for _, stamp in stamped(folder / "evaluation"))
+    return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in stamps)
 
 
 def _seconds(iteration: Path) -> Seconds:
     """What each artifact of an iteration took, by its stamp."""
-    made = {name: read_stamp(iteration / name) for name in STAGES}
-    return {name: stamp["seconds"] for name, stamp in made.items() if stamp is not None}
+    stamps = {name: read_stamp(iteration / name) for name in STAGES}
+    return {name: stamp["seconds"] for name, stamp in stamps.items() if stamp is not None}
 
 
 def _rows(iteration: Path, name: str) -> float:
@@ -166,10 +170,10 @@ def _wanted(whole: Align, name: str) -> float:
 
 
 def _by_stage(seconds: Seconds) -> Seconds:
-    found: Seconds = {}
+    totals: Seconds = {}
     for name, value in seconds.items():
-        found[STAGES[name]] = found.get(STAGES[name], 0.0) + value
-    return {name: round(value, 1) for name, value in found.items()}
+        totals[STAGES[name]] = totals.get(STAGES[name], 0.0) + value
+    return {name: round(value, 1) for name, value in totals.items()}
 
 
 def _peak_gb() -> float:
@@ -194,8 +198,8 @@ def _disk(whole: Align, iteration: Path, prompts: int) -> float:
 
 def _truncated(iteration: Path) -> float:
     """The share of responses that the limit cut."""
-    made = json.loads((iteration / "metrics.json").read_text(encoding="utf-8"))
-    return round(made["previous"]["response/truncated"], 4)
+    metrics = json.loads((iteration / "metrics.json").read_text(encoding="utf-8"))
+    return round(metrics["previous"]["response/truncated"], 4)
 
 
 def _time(seconds: float) -> str:

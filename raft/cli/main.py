@@ -86,10 +86,10 @@ def _refusal(fault: OSError) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; overrides may also stand behind an option, which argparse by itself does not understand."""
+    """The arguments; overrides may also follow an option, which argparse does not support."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    overrides = [one for one in rest if "=" in one and not one.startswith("-")]
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -103,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
-        one = verbs.add_parser(name, help=text, description=text)
-        one.set_defaults(command=command)
-        return one
+        subparser = verbs.add_parser(name, help=text, description=text)
+        subparser.set_defaults(command=command)
+        return subparser
 
     run = verb("run", commands.run, "start the recipe's run, or go on where it stopped")
     resume = verb("resume", commands.resume, "go on with an existing run, or branch a new one off it")
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(
-        "--from-iteration", type=int, metavar="N", help="a new run that makes folder N and those after it anew"
+        "--from-iteration", type=int, metavar="N", help="a new run that repeats iteration N and those after it"
     )
     for one in (run, check, resume):
         one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("scores", type=Path, metavar="OUT.jsonl")
     score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
     score.add_argument("--reasoning", default="split", choices=["split", "keep"], help="whether thoughts are taken off")
-    score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="what stands around a thought")
+    score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="the texts around a thought")
     return parser
 
 

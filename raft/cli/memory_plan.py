@@ -1,8 +1,8 @@
 """How much memory each turn of a recipe needs, as arithmetic: `raft check` prints it, and loads nothing for it.
 
-Generator, reward model and trainer take turns on a GPU (launch/device.py); on a CPU all stand side by side, and only
-likelihoods and training end. Left out: what kernels work in, gaps of the allocator, CUDA itself, and attention that
-keeps a matrix of tokens x tokens.
+Generator, reward model and trainer take turns on a GPU (launch/device.py); on a CPU all are in memory together, and
+only likelihoods and training end. Left out: what kernels work in, gaps of the allocator, CUDA itself, and attention
+that keeps a matrix of tokens x tokens.
 """
 
 import itertools
@@ -80,8 +80,8 @@ def device() -> Device:
     host, chosen = Device("cpu", vllm_options.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not chosen or version("torch").endswith("+cpu"):
         return host
-    if found := _by_driver(chosen) or _by_torch():
-        return Device("cuda", found)
+    if size := _by_driver(chosen) or _by_torch():
+        return Device("cuda", size)
     if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
         note = "there is a GPU, but neither nvidia-smi nor torch can say how much memory it has; this is for the CPU"
         return replace(host, note=note)
@@ -101,8 +101,8 @@ def _by_torch() -> int | None:
     """Bytes of the GPU, or the slice of one, that torch would use; asked in a process that leaves nothing behind."""
     if not Path("/dev/nvidia0").exists() and not shutil.which("nvidia-smi"):
         return None
-    said = _said([sys.executable, "-c", "import torch; print(torch.cuda.get_device_properties(0).total_memory)"])
-    return int(said) if said.isdigit() else None
+    answer = _said([sys.executable, "-c", "import torch; print(torch.cuda.get_device_properties(0).total_memory)"])
+    return int(answer) if answer.isdigit() else None
 
 
 def _said(command: list[str]) -> str:
@@ -160,10 +160,10 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
     if not wrong:
         yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
     some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
-    sets = [one for one in some if sum(turn.total - turn.spare for turn in one) <= memory - KEPT]
-    widest = [one for one in sets if not any({*map(id, one)} < {*map(id, other)} for other in sets)]
+    sets = [group for group in some if sum(turn.total - turn.spare for turn in group) <= memory - KEPT]
+    widest = [group for group in sets if not any({*map(id, group)} < {*map(id, other)} for other in sets)]
     if widest:
-        named = "; ".join(" + ".join(turn.name for turn in one) for one in widest)
+        named = "; ".join(" + ".join(turn.name for turn in group) for group in widest)
         yield f"    would fit side by side, with a cache of one text: {named} (they take turns all the same)"
 
 
@@ -178,8 +178,8 @@ def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:
     together = [turn for turn in turns if not turn.ends or turn is ending]
     total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
     how = " side by side" if len(together) > 1 else ""
-    said = f"{how}: {' + '.join(turn.name for turn in together)}, {_gb(total)} of {_gb(memory)}"
-    yield f"    fits{said}" if total <= memory else f"    does not fit{said}; {largest.lower}"
+    verdict = f"{how}: {' + '.join(turn.name for turn in together)}, {_gb(total)} of {_gb(memory)}"
+    yield f"    fits{verdict}" if total <= memory else f"    does not fit{verdict}; {largest.lower}"
 
 
 def _gb(count: int) -> str:
@@ -206,9 +206,9 @@ def _folder(loaded: Loaded, part: Any) -> Path:
     for need in loaded.needs:
         if need.folder == path.parent:
             raise UserError(f"{need.path} makes {path}, and has not been run")
-    if (found := hub.fetched(part.model, part.revision)) is None:
+    if (fetched := hub.fetched(part.model, part.revision)) is None:
         raise UserError(f"{part.model} has not been fetched")
-    return found
+    return fetched
 
 
 def _longest(recipe: Any) -> int | None:
@@ -279,8 +279,8 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
     """All members side by side; with `offload`, which is for a GPU, the largest alone."""
-    found = (_score(loaded, where, each, f"{key}.members.{each}", one) for each, one in reward.members.items())
-    members = [turn for turn in found if turn is not None]
+    turns = (_score(loaded, where, each, f"{key}.members.{each}", member) for each, member in reward.members.items())
+    members = [turn for turn in turns if turn is not None]
     if not members:
         return None
     largest = max(members, key=lambda turn: turn.total)
@@ -302,7 +302,7 @@ def _likelihoods(loaded: Loaded, where: Device) -> Turn:
 
 
 def _train(loaded: Loaded, where: Device) -> Turn:
-    """With logits for every token of a forward pass, though only those of responses have them."""
+    """With logits for every token of a forward pass, though only response tokens have them."""
     trainer = loaded.recipe.trainer
     if not isinstance(trainer, TrainerOptions):
         raise UserError("trainer.kind is one of your own")

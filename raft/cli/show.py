@@ -1,4 +1,4 @@
-"""One prompt over the iterations, as text, from the files of a run alone."""
+"""One prompt over the iterations, as text, only from the files of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +12,11 @@ from raft.store import runs, stamps, timeline
 
 def iterations(folder: Path) -> list[Path]:
     """The folders of the iterations that exist."""
-    if not (found := stamps.iterations(folder)):
+    if not (folders := stamps.iterations(folder)):
         raise UserError(
             f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
         )
-    return found
+    return folders
 
 
 def before_and_after(folder: Path) -> str:
@@ -25,10 +25,10 @@ def before_and_after(folder: Path) -> str:
     By the gold reward where there is one: it is what the run is really for.
     """
     name = "gold.jsonl" if list(folder.glob("iterations/*/evaluation/gold.jsonl")) else "scores.jsonl"
-    evaluated = [one for one in iterations(folder) if (one / "evaluation" / name).exists()]
+    evaluated = [iteration for iteration in iterations(folder) if (iteration / "evaluation" / name).exists()]
     if len(evaluated) < 2:
         return "only one policy has been evaluated so far"
-    first, last = (dict(_first_rewards(one / "evaluation" / name)) for one in (evaluated[0], evaluated[-1]))
+    first, last = (dict(_first_rewards(iteration / "evaluation" / name)) for iteration in (evaluated[0], evaluated[-1]))
     known = [prompt_id for prompt_id in first if prompt_id in last]
     if not known:
         return "no held-out prompt has a reward before and after"
@@ -48,7 +48,7 @@ def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answer
             lines += _section(place, title, prompts, prompt_id, lines, answers)
     if not lines:
         raise UserError(
-            f"no prompt {prompt_id!r} in {folder}; the ids stand in its evaluation.jsonl and iterations/*/prompts.jsonl"
+            f"no prompt {prompt_id!r} in {folder}; the ids are in its evaluation.jsonl and iterations/*/prompts.jsonl"
         )
     return "\n".join(lines)
 
@@ -57,7 +57,7 @@ def _section(
     place: Path, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
 ) -> list[str]:
     responses, scores = place / "responses.jsonl", place / "scores.jsonl"
-    if not scores.exists():  # a reward that compares within a prompt does not score the held-out ones
+    if not scores.exists():  # a reward that compares within a prompt does not score held-out prompts
         scores = place / "gold.jsonl"
     if not (responses.exists() and scores.exists()):
         return []
@@ -98,20 +98,22 @@ def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
 def status(folder: Path, running: bool) -> str:
     """Which artifacts exist, what each took, and what is half-made."""
     lines = [f"{folder}  {'at work' if running else 'not running'}"]
-    for one in timeline.artifacts(folder):
-        dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
-        rows = f"{one['rows']} rows{dropped}" if one["rows"] else ""
-        said = stamps.damage(folder / one["artifact"], one, whole=False)
+    for artifact in timeline.artifacts(folder):
+        dropped = f", {artifact['dropped']} dropped" if artifact["dropped"] else ""
+        rows = f"{artifact['rows']} rows{dropped}" if artifact["rows"] else ""
+        fault = stamps.damage(folder / artifact["artifact"], artifact, whole=False)
         note = (
             "deleted to save room"
-            if one.get("pruned")
+            if artifact.get("pruned")
             else "gone; raft resume makes it again"
-            if said == stamps.GONE
-            else f"damaged: {said}"
-            if said
+            if fault == stamps.GONE
+            else f"damaged: {fault}"
+            if fault
             else ""
         )
-        lines.append(f"  {one['artifact']:44s} {one['seconds']:9.1f} s  {rows}{f'  ({note})' if note else ''}")
+        lines.append(
+            f"  {artifact['artifact']:44s} {artifact['seconds']:9.1f} s  {rows}{f'  ({note})' if note else ''}"
+        )
     for name in runs.shared_names(folder):
         if not (folder / name).exists():
             lines.append(f"  {name:44s} gone with the run that this one branched off")

@@ -54,7 +54,7 @@ def shape(values: list[float]) -> str:
 
 
 def watch(folder: Path) -> None:
-    """Shows the status again and again, until the run is no longer at work."""
+    """Shows the status repeatedly until the run ends."""
     on_terminal = sys.stdout.isatty()
     while True:
         running = runs.is_running(folder)

@@ -19,7 +19,7 @@ SAMPLE = "That depends on what you mean, but I will gladly try to help you with 
 
 def check(loaded: Loaded, fetch: bool = False) -> None:
     """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
-    made = {str(one.folder) for one in loaded.needs}
+    made = {str(needed.folder) for needed in loaded.needs}
     faults = [*_named(loaded.recipe, "", made, fetch)]
     if not faults:
         faults += _trained(loaded.recipe, made)
@@ -63,7 +63,7 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
     for key, reward in rewards.items():
-        yield from _models({f"{key}.members.{name}": one for name, one in getattr(reward, "members", {}).items()})
+        yield from _models({f"{key}.members.{name}": member for name, member in getattr(reward, "members", {}).items()})
         if hasattr(reward, "model") and hasattr(reward, "truncation"):
             yield key, reward
 
@@ -109,10 +109,12 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         elif dataclasses.is_dataclass(value):
             yield from _named(value, below, made, fetch)
         elif isinstance(value, list | dict):
-            places = value.items() if isinstance(value, dict) else ((f"[{at}]", one) for at, one in enumerate(value))
-            for place, one in places:
-                if dataclasses.is_dataclass(one):
-                    yield from _named(one, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
+            places = (
+                value.items() if isinstance(value, dict) else ((f"[{at}]", entry) for at, entry in enumerate(value))
+            )
+            for place, entry in places:
+                if dataclasses.is_dataclass(entry):
+                    yield from _named(entry, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
 
 
 def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:

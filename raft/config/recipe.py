@@ -37,9 +37,9 @@ class Loaded:
     config: dict[str, Any]
     path: Path
     needs: list["Loaded"]
-    lines: dict[str, str]  # where each of its keys stands
+    lines: dict[str, str]  # the place of each of its keys
     outputs: Path = OUTPUTS
-    text: str | None = None  # of a recipe that stands in no file
+    text: str | None = None  # of a recipe without a file
 
     @property
     def folder(self) -> Path:
@@ -56,7 +56,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class FromPython:
-    """What only Python can give: a whole recipe as data, and sections, each made out of the one that it replaces."""
+    """What only Python can give: a whole recipe as data, and sections, each built from the section that it replaces."""
 
     content: dict[str, Any] | None = None
     sections: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class RecipeError(UserError):
 
 
 def find(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with raft."""
+    """The file of a recipe: a path, or the name of a recipe that comes with raft."""
     own = Path(__file__).parent.parent / "recipes"
     folders = [own if own.is_dir() else Path(__file__).parents[2] / "recipes"]
     shipped = {str(file.relative_to(folders[0]).with_suffix("")): file for file in sorted(folders[0].rglob("*.yaml"))}
@@ -105,7 +105,7 @@ def load(
 ) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
-    `variables` are those of the recipe that needs it; each takes the place of the one of its name. `above` are the
+    `variables` are those of the recipe that needs it; each replaces the variable of its name. `above` are the
     recipes that need it, the outermost first. Where `given` is the recipe itself, other files are found from `path`.
     """
     from raft.core.user_code import importable_from
@@ -135,7 +135,7 @@ def read_one(
     variables: Mapping[str, Any] | None = None,
     given: FromPython | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The resolved content of a YAML file, and where each of its keys stands."""
+    """The resolved content of a YAML file, and the place of each of its keys."""
     lines: dict[str, str] = {}
     return _merged(path, list(overrides), variables or {}, lines, given), lines
 
@@ -172,9 +172,9 @@ def speed_keys(part: Any, key: str = "") -> Iterator[str]:
         if item.metadata.get("speed"):
             yield below
         yield from (f"{below}.{name}" for name in item.metadata.get("speed_keys", ()))
-        for name, one in value.items() if isinstance(value, dict) else ():
-            if dataclasses.is_dataclass(one):
-                yield from speed_keys(one, f"{below}.{name}")
+        for name, entry in value.items() if isinstance(value, dict) else ():
+            if dataclasses.is_dataclass(entry):
+                yield from speed_keys(entry, f"{below}.{name}")
         if dataclasses.is_dataclass(value):
             yield from speed_keys(value, below)
 
@@ -194,7 +194,7 @@ def _merged(
         layers = [OmegaConf.create(own)]
     if base is not None:
         layers.insert(0, _beneath(path, base, own, lines))
-    for override in overrides:  # a section that stands in no file is there because of an override
+    for override in overrides:  # a section that is in no file comes from an override
         lines.setdefault(override.split(".", 1)[0].split("=", 1)[0], origin)
     with _understood(path, lines):
         merged = OmegaConf.merge(*layers)
@@ -203,9 +203,9 @@ def _merged(
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
     with _understood(path, lines):
         assert isinstance(merged, DictConfig)
-        for key, made in given.sections.items() if given else ():
-            there = OmegaConf.select(merged, key)
-            section = made(OmegaConf.to_container(there) if OmegaConf.is_dict(there) else {})  # type: ignore[arg-type]
+        for key, build in given.sections.items() if given else ():
+            beneath = OmegaConf.select(merged, key)
+            section = build(OmegaConf.to_container(beneath) if OmegaConf.is_dict(beneath) else {})  # type: ignore[arg-type]
             OmegaConf.update(merged, key, section, merge=False, force_add=True)
         if variables and "variables" not in merged:
             merged.variables = {}
@@ -217,18 +217,18 @@ def _merged(
 
 
 def _check_override(override: str) -> str:
-    """The key of an override. UserError: it is not of the form key=value, or its value is no YAML on one line."""
-    found = OVERRIDE.fullmatch(override)
-    if found is None:
+    """The key of an override. UserError: it is not of the form key=value, or its value is not YAML on one line."""
+    match = OVERRIDE.fullmatch(override)
+    if match is None:
         raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
     try:
         override.encode()
     except UnicodeEncodeError:
         raise UserError(f"{override!r}: not UTF-8; set the terminal's encoding to UTF-8") from None
-    if not found[2].isprintable():
+    if not match[2].isprintable():
         raise UserError(f"{override!r}: the value holds a line break or a control character; write it in YAML's quotes")
-    yaml_file.lines(found[2], f"the value of {override!r}")
-    return found[1]
+    yaml_file.lines(match[2], f"the value of {override!r}")
+    return match[1]
 
 
 def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) -> Any:
@@ -236,7 +236,7 @@ def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) 
     from omegaconf import OmegaConf
 
     if not isinstance(base, str) or not base:
-        raise UserError(f"{path}: base: {base!r} is no file; name a YAML file beside this one")
+        raise UserError(f"{path}: base: {base!r} is not a file; name a YAML file beside this one")
     file = path.parent / base
     content = _read(file, lines)
     if "base" in content:
@@ -251,7 +251,7 @@ def _unlike(beneath: dict[str, Any], own: dict[str, Any], key: str = "") -> Iter
     """The dotted keys that hold a mapping in one of the two and a text, a number or a list in the other."""
     for name in [name for name in own if beneath.get(name) is not None and own[name] is not None]:
         below = f"{key}.{name}" if key else str(name)
-        mappings = [isinstance(one[name], dict) for one in (beneath, own)]
+        mappings = [isinstance(side[name], dict) for side in (beneath, own)]
         if all(mappings):
             yield from _unlike(beneath[name], own[name], below)
         elif any(mappings):
@@ -271,9 +271,9 @@ def _understood(path: Path | str, lines: dict[str, str]) -> Iterator[None]:
         raise UserError(f"{path}: an interpolation ${{...}} leads back to itself, or sections are too deep") from None
     except Exception as fault:
         key = getattr(fault, "full_key", None) if isinstance(fault, OmegaConfBaseException) else None
-        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         place = _place(str(key), lines, path) if key and isinstance(path, Path) else path
-        raise UserError(f"{place}: {f'{key}: ' if key else ''}{said}") from None
+        raise UserError(f"{place}: {f'{key}: ' if key else ''}{reason}") from None
 
 
 def _bound(content: Any, path: Path) -> None:
@@ -282,11 +282,11 @@ def _bound(content: Any, path: Path) -> None:
 
     def size(value: Any, place: tuple[str, ...]) -> float:
         if isinstance(value, dict):
-            return 1 + sum(size(one, (*place, str(name))) for name, one in value.items())
+            return 1 + sum(size(item, (*place, str(name))) for name, item in value.items())
         if isinstance(value, list):
-            return 1 + sum(size(one, (*place, str(index))) for index, one in enumerate(value))
+            return 1 + sum(size(item, (*place, str(index))) for index, item in enumerate(value))
         text = value if isinstance(value, str) else ""
-        return 1 + len(text) + sum(referred(found[1], place) for found in REFERENCE.finditer(text))
+        return 1 + len(text) + sum(referred(match[1], place) for match in REFERENCE.finditer(text))
 
     def referred(name: str, place: tuple[str, ...]) -> float:
         up = len(name) - len(name.lstrip("."))
@@ -294,7 +294,7 @@ def _bound(content: Any, path: Path) -> None:
         target = (*place[: len(place) - up], *parts) if up else tuple(parts)
         key = ".".join(target)
         if key not in sizes:
-            sizes[key] = 0  # one that leads back to itself is OmegaConf's to tell
+            sizes[key] = 0  # OmegaConf reports a reference to itself
             sizes[key] = size(_at(content, target), target)
         return sizes[key]
 
@@ -304,7 +304,7 @@ def _bound(content: Any, path: Path) -> None:
 
 def _refuse_secrets(content: Any, path: Path) -> None:
     """UserError if a value is that of an environment variable with a secret: resolved.yaml would hold it."""
-    for name in (found[1] for found in SECRET.finditer(str(content))):
+    for name in (match[1] for match in SECRET.finditer(str(content))):
         raise UserError(
             f"{path}: ${{oc.env:{name}}} would write a secret into the run's folder; leave it in the environment, "
             "and give the name of the variable where an option asks for it (api_key_env)"
@@ -323,34 +323,34 @@ def _at(content: Any, place: Sequence[str]) -> Any:
 def _odd(value: Any, key: str = "") -> Iterator[Fault]:
     """Values that no artifact's key could hold: numbers that are not finite, mixed keys, halves of characters."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield Fault(key, f"{value} is no finite number")
+        yield Fault(key, f"{value} is not a finite number")
     if isinstance(value, str) and not is_unicode(value):
         yield Fault(key, f"{value!r} holds half a character, which cannot be written as UTF-8")
     if isinstance(value, dict):
         if len({isinstance(name, str) for name in value}) == 2 or not all(is_unicode(str(name)) for name in value):
             yield Fault(key, f"the keys {', '.join(map(repr, value))} are not all text; put quotes around each")
-        for name, one in value.items():
-            yield from _odd(one, f"{key}.{name}" if key else str(name))
-    for index, one in enumerate(value if isinstance(value, list) else ()):
-        yield from _odd(one, f"{key}[{index}]")
+        for name, item in value.items():
+            yield from _odd(item, f"{key}.{name}" if key else str(name))
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        yield from _odd(item, f"{key}[{index}]")
 
 
 def _read(path: Path, lines: dict[str, str], text: str | None = None) -> dict[str, Any]:
-    """What a file says, or the text of a recipe that stands in none, whose keys have no lines."""
+    """The content of a file, or of a recipe without a file, whose keys have no lines."""
     from omegaconf import OmegaConf
 
     in_file, text = text is None, yaml_file.read(path) if text is None else text
-    found = yaml_file.lines(text, str(path))
-    if all(key.startswith("[") for key in found if key):
+    keys = yaml_file.lines(text, str(path))
+    if all(key.startswith("[") for key in keys if key):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file has none")
-    for key, line in found.items() if in_file else ():
+    for key, line in keys.items() if in_file else ():
         lines.setdefault(key, f"{path}:{line}")
     with _understood(path, lines):
         return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
 
 
 def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A section that changes its kind replaces the one beneath: the options of one kind mean nothing to another."""
+    """A section that changes its kind replaces that of the base: the options of one kind mean nothing to another."""
     kept = {}
     for name, value in beneath.items():
         above = own.get(name)
@@ -369,9 +369,9 @@ def dependencies(
     above: tuple[Path, ...] = (),
     outputs: Path = OUTPUTS,
 ) -> list[Loaded]:
-    """Loads each recipe named by a section, however deep, and puts the model that it makes in the place of its name.
+    """Loads each recipe that a section names, at any depth, and replaces its name by the model that it makes.
 
-    The variables of this recipe go down to those it needs, so that one override reaches them all. UserError if recipes
+    The variables of this recipe are passed to those it needs, so an override reaches all. UserError if recipes
     need each other; `above` are this one and those that need it.
     """
     needs: list[Loaded] = []
@@ -380,11 +380,11 @@ def dependencies(
     for key, options in _naming(config):
         name = options.pop("recipe")
         if not isinstance(name, str) or not name:
-            faults.append(Fault(f"{key}.recipe", f"{name!r} is no file; name a recipe, by its path from this one"))
+            faults.append(Fault(f"{key}.recipe", f"{name!r} is not a file; name a recipe, by its path from this one"))
             continue
         file = path.parent / name
-        if file.resolve() in [one.resolve() for one in above]:
-            raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the circle")
+        if file.resolve() in [outer.resolve() for outer in above]:
+            raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the cycle")
         needed = load(file, variables=shared, above=above, outputs=outputs)
         job = needed.recipe.job
         if job not in JOB_OUTPUTS:
@@ -393,28 +393,30 @@ def dependencies(
             )
             faults.append(Fault(f"{key}.recipe", message))
             continue
-        name, made = JOB_OUTPUTS[job]
+        name, output = JOB_OUTPUTS[job]
         if name in options:
             faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
             continue
-        options[name] = str(needed.folder / made)
-        for one in [*needed.needs, needed]:
+        options[name] = str(needed.folder / output)
+        for other in [*needed.needs, needed]:
             same = [
-                other for other in needs if other.folder == one.folder and other.path.resolve() != one.path.resolve()
+                known
+                for known in needs
+                if known.folder == other.folder and known.path.resolve() != other.path.resolve()
             ]
-            if same or one.recipe.name == config.get("name"):
-                message = f"{one.path} and {same[0].path if same else path} have the same name: {one.recipe.name}"
+            if same or other.recipe.name == config.get("name"):
+                message = f"{other.path} and {same[0].path if same else path} have the same name: {other.recipe.name}"
                 faults.append(Fault(f"{key}.recipe", f"{message}; give each its own"))
-            needs.append(one)
-    return list({str(one.folder): one for one in needs}.values())
+            needs.append(other)
+    return list({str(other.folder): other for other in needs}.values())
 
 
 def _literal(value: Any) -> Any:
     """A resolved value so that resolving it once more gives the same one: no text in it is an interpolation."""
     if isinstance(value, dict):
-        return {name: _literal(one) for name, one in value.items()}
+        return {name: _literal(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_literal(one) for one in value]
+        return [_literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
@@ -422,8 +424,8 @@ def _naming(section: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]
     """The sections that name a recipe, each with its dotted key."""
     named = section.items() if isinstance(section, dict) else ()
     listed = enumerate(section) if isinstance(section, list) else ()
-    below = [(f"{key}.{name}" if key else str(name), one) for name, one in named if name not in NO_SECTIONS]
-    for place, options in [*below, *((f"{key}[{index}]", one) for index, one in listed)]:
+    below = [(f"{key}.{name}" if key else str(name), item) for name, item in named if name not in NO_SECTIONS]
+    for place, options in [*below, *((f"{key}[{index}]", item) for index, item in listed)]:
         if isinstance(options, dict) and "recipe" in options:
             yield place, options
         yield from _naming(options, place)

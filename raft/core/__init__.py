@@ -1,3 +1,3 @@
-"""What every room stands on: errors, records, seeds, files, the terminal, signals, and how components are built.
+"""Shared by every package: errors, records, seeds, files, the terminal, signals, and how components are built.
 
 Nothing here knows of models, runs or stages."""

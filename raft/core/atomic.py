@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and brought to the disk."""
+"""Files that are written whole or not at all, and synced to disk."""
 
 import hashlib
 import json
@@ -34,39 +34,39 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file in the place of whatever has this name; where that is a link, what it points to stays as it is."""
+    """A new file in place of whatever has this name; the target of a link is left alone."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
 
 
 @contextmanager
 def disk_faults() -> Iterator[None]:
-    """What the disk said to a library in Rust (safetensors, tokenizers), as the OSError that Python raises for it."""
+    """Disk errors of a library in Rust (safetensors, tokenizers), as the OSError that Python raises for them."""
     try:
         yield
     except Exception as fault:
-        said = re.search(r"\(os error (\d+)\)", str(fault))
-        if said is None or isinstance(fault, OSError):
+        match = re.search(r"\(os error (\d+)\)", str(fault))
+        if match is None or isinstance(fault, OSError):
             raise
-        raise OSError(int(said[1]), os.strerror(int(said[1]))) from fault
+        raise OSError(int(match[1]), os.strerror(int(match[1]))) from fault
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Gives what was written its name: after a crash of the machine, too, it is whole or not there."""
+    """Renames a written file or folder to its name: even after a crash of the machine it is complete or absent."""
     fsync_tree(temporary)
     os.replace(temporary, path)
     fsync(path.parent)
 
 
 def fsync_tree(path: Path) -> None:
-    """Brings a file, or a folder and all that is in it, to the disk."""
-    for one in [*(path.rglob("*") if path.is_dir() else ()), path]:
-        if not one.is_symlink():
-            fsync(one)
+    """Syncs a file, or a folder with all its content, to disk."""
+    for entry in [*(path.rglob("*") if path.is_dir() else ()), path]:
+        if not entry.is_symlink():
+            fsync(entry)
 
 
 def fsync(path: Path) -> None:
-    """Brings a file to the disk, or the names that are in a folder."""
+    """Syncs a file to disk, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,12 +89,12 @@ def remove(path: Path) -> None:
 
 
 def refuse_output(out: Path, ours: bool) -> None:
-    """UserError if a command may not write a file of its own there; `ours` says that it may replace one that it made.
+    """UserError if a command may not write its file there; `ours` says that it may replace a file that it made.
 
-    Devices, links and folders are left alone, and so is all that stands in a run, but for what raft draws there.
+    Devices, links and folders are left alone, and so are all files of a run except raft's figures.
     """
     if out.is_symlink() or (out.exists() and not out.is_file()):
-        raise UserError(f"{out} is no regular file, so nothing is written there; name a file")
+        raise UserError(f"{out} is not a regular file, so nothing is written there; name a file")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no such folder")
     inside = next((folder for folder in out.absolute().parents if (folder / "run.json").exists()), None)
@@ -103,16 +103,16 @@ def refuse_output(out: Path, ours: bool) -> None:
 
 
 def read_object(file: Path, cure: str) -> dict[str, Any]:
-    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do then."""
+    """A file that is one JSON object. UserError if it is anything else; `cure` says what to do."""
     try:
-        if not file.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"{file} is no file; {cure}")
+        if not file.is_file():  # reading a pipe would never return
+            raise UserError(f"{file} is not a file; {cure}")
         content = json.loads(file.read_bytes())
     except UserError:
         raise
     except (ValueError, RecursionError) as fault:
-        said = "it is empty" if not file.stat().st_size else f"no JSON ({' '.join(str(fault).split())[:80]})"
-        raise UserError(f"{file} is damaged: {said}; {cure}") from None
+        reason = "it is empty" if not file.stat().st_size else f"not JSON ({' '.join(str(fault).split())[:80]})"
+        raise UserError(f"{file} is damaged: {reason}; {cure}") from None
     if not isinstance(content, dict):
         raise UserError(
             f"{file} is damaged: expected an object such as {{...}}, found {type(content).__name__}; {cure}"
@@ -121,7 +121,7 @@ def read_object(file: Path, cure: str) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The names of all files in a folder but hidden ones and *.md, which say nothing of a model's content."""
+    """The names of all files in a folder except hidden files and *.md, which are not part of a model's content."""
     files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".md")
     return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
 

@@ -1,4 +1,4 @@
-"""What a user can put right: every message says what, where, what is allowed, and what to do next."""
+"""What a user can fix: every message says what, where, what is allowed, and what to do next."""
 
 
 class UserError(ValueError):
@@ -10,7 +10,7 @@ class RowError(UserError):
 
 
 class Stopped(BaseException):
-    """The run was asked to stop (see stopping.py); the same command goes on with it.
+    """The run was asked to stop (see signals.py); the same command resumes it.
 
-    No Exception, so that code which turns those into other things lets it through.
+    Not an Exception, so that code which handles those lets it through.
     """

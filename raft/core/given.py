@@ -43,7 +43,7 @@ class Named:
 
 
 class _Unknown(Exception):
-    """What a function computes cannot be told from its source; the message says why, as the end of a sentence."""
+    """The source of a function does not identify it; the message says why, as the end of a sentence."""
 
 
 def refer(function: Callable[..., Any], functions: Functions) -> str:
@@ -61,14 +61,12 @@ def refer(function: Callable[..., Any], functions: Functions) -> str:
             name, known = getattr(function, "__name__", ""), (function, _digest(_said(function, set())))
     except _Unknown as fault:
         raise UserError(
-            f"{_title(function)} cannot be recognised when the run goes on: {fault}. Give it a name, and another one "
-            "whenever it changes: raft.named(function, 'my reward v1')"
+            f"{_title(function)} cannot be recognised when the run resumes: {fault}. Give it a name, and another "
+            "name whenever it changes: raft.named(function, 'my reward v1')"
         ) from None
-    there = functions.setdefault(name, known)
-    if there[1] != known[1] or (isinstance(function, Named) and there[0] != known[0]):
-        raise UserError(
-            f"two functions are called {name!r}; give one another name: raft.named(function, 'my reward v1')"
-        )
+    first = functions.setdefault(name, known)
+    if first[1] != known[1] or (isinstance(function, Named) and first[0] != known[0]):
+        raise UserError(f"two functions are called {name!r}; rename one of them: raft.named(function, 'my reward v1')")
     return f"{MODULE}:{name}"
 
 
@@ -119,22 +117,22 @@ def _said(given: Any, seen: set[FunctionType]) -> Any:
     used = {name: given.__globals__[name] for name in sorted(_names(given.__code__)) if name in given.__globals__}
     return {
         "source": _source(given),
-        "defaults": [_value("a default", one, seen) for one in given.__defaults__ or ()],
-        "options": {name: _value(name, one, seen) for name, one in (given.__kwdefaults__ or {}).items()},
-        "uses": {name: _value(name, one, seen) for name, one in used.items()},
+        "defaults": [_value("a default", default, seen) for default in given.__defaults__ or ()],
+        "options": {name: _value(name, default, seen) for name, default in (given.__kwdefaults__ or {}).items()},
+        "uses": {name: _value(name, default, seen) for name, default in used.items()},
     }
 
 
 def _value(name: str, value: Any, seen: set[FunctionType]) -> Any:
-    """What stands behind a name that a function uses: data by value, code by its source, a library's by its name."""
+    """The value of a name that a function uses: data by value, code by its source, a library's by its name."""
     if (isinstance(value, float) and math.isfinite(value)) or isinstance(value, str | int | None):
         return value
     if isinstance(value, list | tuple):
-        return [type(value).__name__, *(_value(name, one, seen) for one in value)]
+        return [type(value).__name__, *(_value(name, item, seen) for item in value)]
     if isinstance(value, set | frozenset):
-        return ["set", *sorted(json.dumps(_value(name, one, seen)) for one in value)]
+        return ["set", *sorted(json.dumps(_value(name, item, seen)) for item in value)]
     if isinstance(value, dict):
-        return ["dict", *([_value(name, key, seen), _value(name, one, seen)] for key, one in value.items())]
+        return ["dict", *([_value(name, key, seen), _value(name, item, seen)] for key, item in value.items())]
     if isinstance(value, re.Pattern):
         return ["pattern", value.pattern if isinstance(value.pattern, str) else repr(value.pattern), value.flags]
     if isinstance(value, ModuleType | type | FunctionType | BuiltinFunctionType):
@@ -157,8 +155,8 @@ def _code(name: str, value: Any, seen: set[FunctionType]) -> Any:
 
 def _names(code: CodeType) -> set[str]:
     """The global names that code reads, that of functions inside it too."""
-    own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return own.union(*(_names(one) for one in code.co_consts if isinstance(one, CodeType)))
+    own = {part.argval for part in dis.get_instructions(code) if part.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 def _source(given: FunctionType) -> str:
@@ -177,11 +175,11 @@ def _source(given: FunctionType) -> str:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Code, and all that stands in it."""
+    """Code, and all code inside it."""
     yield code
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from _codes(one)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def _digest(said: Any) -> str:

@@ -1,7 +1,7 @@
 """What an installed library says of itself: the options of its dataclasses with their plain types, and its tables.
 
 Importing vLLM or transformers takes many seconds, and imports torch. So a process of its own does it, once for each
-version of the library and of Python. Its answer stands in the user's cache: `$XDG_CACHE_HOME/raft` or `~/.cache/raft`.
+version of the library and of Python. Its answer is kept in the user's cache: `$XDG_CACHE_HOME/raft` or `~/.cache/raft`.
 """
 
 import dataclasses
@@ -44,14 +44,14 @@ def ask(library: str) -> dict[str, dict[str, Any]]:
     """
     known = _cached(library)
     with suppress(OSError, ValueError, AttributeError):
-        found = json.loads(known.read_bytes())
-        if found.keys() == ASKED[library].keys() and all(isinstance(one, dict) for one in found.values()):
-            return found
-    found = _asked(library)
+        answered = json.loads(known.read_bytes())
+        if answered.keys() == ASKED[library].keys() and all(isinstance(options, dict) for options in answered.values()):
+            return answered
+    answered = _asked(library)
     with suppress(OSError):
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_json(known, found)
-    return found
+        write_json(known, answered)
+    return answered
 
 
 def _cached(library: str) -> Path:
@@ -70,26 +70,26 @@ def _asked(library: str) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "raft.core.library_options", json.dumps(ASKED[library])]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise UserError(f"{library} {_version(library)} cannot be imported: {said}; install it again")
-    return json.loads(done.stdout.splitlines()[-1])  # what a library prints by itself stands before
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{library} {_version(library)} cannot be imported: {reason}; install it again")
+    return json.loads(done.stdout.splitlines()[-1])  # what a library prints by itself comes before
 
 
 def _answer(target: str) -> Mapping[str, Any]:
     module, _, name = target.partition(":")
-    found = getattr(importlib.import_module(module), name)
-    if isinstance(found, Mapping):
-        return found
-    hints, own = {}, vars(found)["__annotations__"]
+    value = getattr(importlib.import_module(module), name)
+    if isinstance(value, Mapping):
+        return value
+    hints, own = {}, vars(value)["__annotations__"]
     with suppress(NameError):  # of a type that is imported for type checkers alone
-        hints = get_type_hints(found)
-    options = [item.name for item in dataclasses.fields(found) if item.init and item.name in own]
+        hints = get_type_hints(value)
+    options = [item.name for item in dataclasses.fields(value) if item.init and item.name in own]
     return {name: _plain(hints.get(name)) for name in options}
 
 
 def _plain(hint: Any) -> list[str]:
     types = get_args(hint) or (hint,)
-    return [one.__name__ for one in types] if set(types) <= set(PLAIN.values()) else []
+    return [kind.__name__ for kind in types] if set(types) <= set(PLAIN.values()) else []
 
 
 if __name__ == "__main__":

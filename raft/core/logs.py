@@ -13,7 +13,7 @@ from raft.core.errors import UserError
 
 
 class Log(logging.FileHandler):
-    """A log whose folder may be gone: that is told by whoever writes what matters."""
+    """A log whose folder may be gone: the code that writes artifacts reports that."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
@@ -36,7 +36,7 @@ def begin(folder: Path) -> Path:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a full disk is told once, by whoever writes what matters
+    logging.raiseExceptions = False  # a full disk is reported once, by the code that writes artifacts
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     return file
@@ -85,8 +85,10 @@ def _restore_transformers(shown: tuple[list[logging.Handler], bool, bool] | None
 
 
 def current() -> Path | None:
-    """The log of this launch; None where nobody has opened one, and raft is used as a library."""
-    files = (one.baseFilename for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler))
+    """The log of this launch; None without a log, when raft is used as a library."""
+    files = (
+        handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)
+    )
     return next((Path(file) for file in files if file != os.devnull), None)
 
 
@@ -108,7 +110,7 @@ def stderr_to_log() -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Stops transformers from printing by itself. Called when something is made: importing it takes seconds."""
+    """Stops transformers from printing by itself. Called only when it is needed: importing it takes seconds."""
     if not logging.getLogger().handlers:
         return  # raft is used as a library
     from transformers.utils import logging as theirs

@@ -1,6 +1,6 @@
-"""What a person sees while a stage works: a bar with rate and time left, or plain lines where there is no terminal.
+"""What is shown while a stage runs: a bar with rate and time left, or plain lines without a terminal.
 
-The same is written into the run's folder, so that `raft status` can tell it from another terminal.
+The same is written into the run's folder, so that `raft status` can show it in another terminal.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines
 WRITE_EVERY = 0.5  # seconds between two writes of the file
-SOME = 0.05  # of the work, before which no time is told
+SOME = 0.05  # of the work, before which no remaining time is shown
 ROOM = 512  # bytes of the file: always as many, in one write, so that a reader sees an old or a new state and no other
-SHOWN = ContextVar("SHOWN", default=True)  # whether a person sees it; the file tells it all the same
+SHOWN = ContextVar("SHOWN", default=True)  # whether it is shown; the file is written anyway
 
 
 class Progress:
-    """The progress of one stage, and the file that tells it to others."""
+    """The progress of one stage, and the file with it for others."""
 
     def __init__(self, label: str, unit: str, file: Path | None = None):
         self.label, self.unit, self.file, self.shown = label, unit, file, SHOWN.get()
@@ -38,8 +38,8 @@ class Progress:
             self._draw(done, total)
         elif (now := time.monotonic()) - self.told > PLAIN_EVERY:
             self.told = now
-            told = left(done - self.before, total - self.before, now - self.began)
-            print(f"{self.label}: {done}/{total} {self.unit}{told}", file=sys.stderr, flush=True)
+            remaining = left(done - self.before, total - self.before, now - self.began)
+            print(f"{self.label}: {done}/{total} {self.unit}{remaining}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clears the bar."""
@@ -73,7 +73,7 @@ class Progress:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """The state that a run last wrote, None if there is none."""
+    """The state that a run last wrote, or None."""
     if not file.is_file():
         return None
     try:

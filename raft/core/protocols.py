@@ -1,7 +1,7 @@
-"""What a generator, a reward and a trainer owe the loop. Whatever keeps its contract can be named in a recipe.
+"""The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What an own kind returns
-is looked at before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+`batch_size`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What a user's own kind
+returns is validated before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
 """
 
 import math
@@ -49,9 +49,9 @@ class Reward(Protocol):
     """Says how good responses are.
 
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
-    numbers say nothing about those of another prompt (`comparable` below). One whose scores of a group do not depend
-    on the other groups says `batch_size = 1`: a resumed run then scores only the missing groups. One that also says
-    `remote = True` computes elsewhere, and scores in a thread while this machine still generates.
+    numbers say nothing about those of another prompt (`comparable` below). A reward whose scores of a
+    group do not depend on the other groups says `batch_size = 1`: a resumed run then scores only the missing groups. A
+    reward that also says `remote = True` computes elsewhere, and scores in a thread while this machine generates.
     """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -117,9 +117,9 @@ def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int
     asked: dict[str, Prompt] = {}
 
     def noted() -> Iterator[Prompt]:
-        for one in prompts:
-            asked[one.id] = one
-            yield one
+        for prompt in prompts:
+            asked[prompt.id] = prompt
+            yield prompt
 
     if not is_own(generator):
         yield from generator.generate(policy, prompts, seed)
@@ -136,35 +136,35 @@ def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int
         raise _broken(generator, "answers every prompt that it took", f"no answer to {', '.join(list(asked)[:3])}")
 
 
-def _unlike_response(one: Any) -> bool:
-    if not isinstance(one, Response) or not isinstance(one.text, str) or not isinstance(one.token_ids, list):
+def _unlike_response(item: Any) -> bool:
+    if not isinstance(item, Response) or not isinstance(item.text, str) or not isinstance(item.token_ids, list):
         return True
-    numbers = one.logprobs if one.logprobs is not None else []
+    numbers = item.logprobs if item.logprobs is not None else []
     return (
-        not all(isinstance(token, int) and token >= 0 for token in one.token_ids)
-        or (one.logprobs is not None and len(numbers) != len(one.token_ids))
+        not all(isinstance(token, int) and token >= 0 for token in item.token_ids)
+        or (item.logprobs is not None and len(numbers) != len(item.token_ids))
         or not all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-        or not isinstance(one.finish_reason, str)
+        or not isinstance(item.finish_reason, str)
     )
 
 
 def scored(reward: Any, groups: list[Group]) -> Iterator[tuple[Group, list[Score]]]:
     """Groups with their scores, in order. UserError, which names the class, if there is not one for each response."""
-    found = each(reward, lambda: reward.score(groups))
+    lists = each(reward, lambda: reward.score(groups))
     for group in groups:
-        scores = next(found, None)
-        if not isinstance(scores, list | tuple) or not all(isinstance(one, Score) for one in scores):
+        scores = next(lists, None)
+        if not isinstance(scores, list | tuple) or not all(isinstance(score, Score) for score in scores):
             raise _broken(reward, "yields a list of raft.core.records.Score for each group", scores)
         if len(scores) != len(group.responses):
-            told = f"{len(scores)} for the {len(group.responses)} responses to {group.prompt.id}"
-            raise _broken(reward, "gives one score to each response", told)
-        yield group, [_checked(reward, one) for one in scores]
-    if (more := next(found, None)) is not None:
+            counts = f"{len(scores)} for the {len(group.responses)} responses to {group.prompt.id}"
+            raise _broken(reward, "gives one score to each response", counts)
+        yield group, [_checked(reward, score) for score in scores]
+    if (more := next(lists, None)) is not None:
         raise _broken(reward, "yields one list for each group, and then ends", more)
 
 
 def _checked(reward: Any, score: Score) -> Score:
-    """The score with plain floats. UserError: a number is none, or not finite."""
+    """The score with plain floats. UserError: a value is not a number, or not finite."""
     for name, value in {"reward": score.reward, **score.parts}.items():
         none = name == "reward" and value is None and isinstance(score.error, str)
         if not none and not (isinstance(value, Real) and math.isfinite(value) and abs(float(value)) <= LARGEST):
@@ -193,6 +193,6 @@ def each(component: Any, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         yield item
 
 
-def _broken(component: Any, owes: str, found: Any) -> UserError:
-    shown = found if isinstance(found, str) else repr(found)
+def _broken(component: Any, owes: str, given: Any) -> UserError:
+    shown = given if isinstance(given, str) else repr(given)
     return UserError(f"{name_of(component)} {owes} (raft/core/protocols.py), but here is: {shown[:200]}")

@@ -27,7 +27,9 @@ class Record:
 
     def row(self) -> dict[str, Any]:
         """The row as JSON-able data; options that are None are left out."""
-        inner = {one.name: value.row() for one in fields(self) if isinstance(value := getattr(self, one.name), Record)}
+        inner = {
+            item.name: value.row() for item in fields(self) if isinstance(value := getattr(self, item.name), Record)
+        }
         return {key: value for key, value in {**asdict(self), **inner}.items() if value is not None}
 
     @classmethod
@@ -60,7 +62,7 @@ class Prompt(Record):
 
     @property
     def content(self) -> str:
-        """The words of the prompt without any template: its text, or what its messages say, by line."""
+        """The content of the prompt without any template: its text, or that of its messages, by line."""
         if self.text is not None:
             return self.text
         return "\n".join(map(said, self.messages or []))
@@ -97,7 +99,7 @@ class Response(Record):
     opened: int = 0
 
     def row(self) -> dict[str, Any]:
-        """As JSON; without what only a thought has, where there is none."""
+        """As JSON; the fields of a thought only if there is a thought."""
         row = asdict(self)
         return row if self.reasoning is not None else {name: row[name] for name in RESPONSE}
 
@@ -119,7 +121,7 @@ class Response(Record):
 
     @property
     def withheld(self) -> bool:
-        """Whether there is no response, but a reason why."""
+        """Whether there is a reason in place of a response."""
         return self.finish_reason.startswith(WITHHELD)
 
 
@@ -232,7 +234,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def placed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a JSON Lines file, each with its place, such as "prompts.jsonl:7"; blank lines are no rows."""
+    """The rows of a JSON Lines file, each with its place, such as "prompts.jsonl:7"; blank lines are not rows."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -263,14 +265,14 @@ def groups(prompts: Path, responses: Path) -> Iterator[Group]:
 
 
 def in_step(prompts: Path, *others: Path) -> Iterator[tuple[dict[str, Any], ...]]:
-    """The rows of files that belong to the same prompts, side by side. UserError where they are of different ones."""
+    """The rows of files that belong to the same prompts, side by side. UserError if their prompts differ."""
     for rows in itertools.zip_longest(read(prompts), *map(read, others)):
         wanted = None if rows[0] is None else rows[0].get("id")
         for file, row in zip(others, rows[1:], strict=True):
             if rows[0] is None or row is None or row.get("prompt_id") != wanted:
-                there = "nothing" if row is None else f"prompt {row.get('prompt_id')!r}"
+                theirs = "nothing" if row is None else f"prompt {row.get('prompt_id')!r}"
                 here = "nothing" if rows[0] is None else f"prompt {wanted!r}"
-                raise UserError(f"{file} does not belong to {prompts}: it has {there} where that has {here}")
+                raise UserError(f"{file} does not belong to {prompts}: it has {theirs} where that has {here}")
         yield rows
 
 

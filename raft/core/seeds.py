@@ -1,4 +1,4 @@
-"""Every random choice is keyed by what it decides, never drawn from a global stream.
+"""Every random choice has a seed derived from what it decides, never from a global stream.
 
 So a choice does not depend on what was done before it, in which order, or in which process: a response
 is keyed by (run seed, iteration, prompt id, k), a draw of prompts by (run seed, pass over the prompts).

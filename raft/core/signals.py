@@ -1,10 +1,10 @@
 """Signals that stop the process in order: SIGTERM, SIGUSR1 (Slurm's warning), SIGINT (Ctrl-C) and SIGHUP.
 
-A handler that raises can be lost: in the callback of a weak reference, or in a finaliser, Python prints the exception
-and goes on. So the handler here only notes the signal. The code looks at the note where it is safe to end: no new
-artifact, group or step begins, and what is under way has some seconds to finish (`RAFT_GRACE`). A thread counts them,
-woken even while the main thread is in a library's code, and then ends the process; so does a second signal, at once.
-Everything on the disk is as good as after any other end: the same command goes on.
+An exception raised by a handler can be lost: in the callback of a weak reference, or in a finaliser, Python prints it
+and goes on. So the handler here only notes the signal. The code checks the note where it is safe to end: no new
+artifact, group or step begins, and running work has some seconds to finish (`RAFT_GRACE`). A thread counts them, also
+while the main thread is in a library's code, and then ends the process; a second signal ends it at once. Files on disk
+are as valid as after any other end: the same command resumes.
 """
 
 import os
@@ -21,14 +21,14 @@ from raft.core.errors import Stopped, UserError
 VARIABLE = "RAFT_GRACE"
 GRACE = 20.0  # seconds; Slurm kills 30 seconds after its SIGTERM
 AT_ONCE = 2.0  # seconds at most after Ctrl-C
-TOGETHER = 0.1  # seconds in which several signals are one: a group of processes and its parent are often both told
+TOGETHER = 0.1  # seconds in which several signals count once: a process group and its parent often both get them
 STATUS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130, signal.SIGHUP: 129}  # 75: EX_TEMPFAIL, try again
 
 T = TypeVar("T")
 
 
 class _Note:
-    """What is known of the first signal: which, and until when what is under way may go on; and how to tell of it."""
+    """What is known of the first signal: its number, how long running work may go on, and how to report it."""
 
     def __init__(self) -> None:
         self.signum: signal.Signals | None = None
@@ -50,9 +50,9 @@ def begin(again: str) -> None:
     os.set_blocking(mouth, False)
     signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     handled: list[float] = []
-    for one in STATUS:
-        if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN:
-            signal.signal(one, lambda signum, frame: _receive(signum, handled))
+    for number in STATUS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda signum, frame: _receive(signum, handled))
     os.register_at_fork(after_in_child=_leave)
     threading.Thread(target=_listen, args=(ear,), name="signals", daemon=True).start()
 
@@ -85,14 +85,14 @@ def interruptible() -> Iterator[None]:
 
 
 def read_grace() -> None:
-    """Takes the seconds of grace from the environment. UserError where it says something else."""
-    said = os.environ.get(VARIABLE, str(GRACE))
+    """Reads the seconds of grace from the environment. UserError for any other value."""
+    text = os.environ.get(VARIABLE, str(GRACE))
     try:
-        seconds = float(said)
+        seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e6:
-        raise UserError(f"{VARIABLE} is {said!r}; give the seconds that a run has to stop, for instance {GRACE:g}")
+        raise UserError(f"{VARIABLE} is {text!r}; give the seconds that a run has to stop, for instance {GRACE:g}")
     _note.grace = seconds
 
 
@@ -108,7 +108,7 @@ def check() -> None:
 
 
 def left() -> float:
-    """Seconds that what is under way may still take; 0 where no signal has come."""
+    """Seconds that running work may still take; 0 without a signal."""
     return max(0.0, _note.last - time.monotonic()) if asked() else 0.0
 
 
@@ -126,9 +126,9 @@ def watched(items: Iterable[T]) -> Iterator[T]:
 
 
 def end() -> None:
-    """Lets nothing stop a process whose work is done: Python's own end would die of a signal, with another status."""
-    for one in STATUS:
-        signal.signal(one, signal.SIG_IGN)
+    """Ignores signals in a process whose work is done: one during Python's shutdown would change the exit status."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def status() -> int:
@@ -168,7 +168,7 @@ def _listen(ear: int) -> None:
                 _receive(signum, seen)
         if first and seen and (seconds := left()) > AT_ONCE:
             name = _note.signum.name if _note.signum else ""
-            _write(f"\nraft: {name}: {seconds:.0f} s for what is under way; a second signal ends it at once\n")
+            _write(f"\nraft: {name}: {seconds:.0f} s for running work; a second signal ends it at once\n")
 
 
 def _end(status: int) -> None:
@@ -184,6 +184,6 @@ def _write(text: str) -> None:
 def _leave() -> None:
     """In a child of this process, a data worker for instance: it ends when its parent asks, not by the terminal."""
     signal.set_wakeup_fd(-1)
-    for one in STATUS:
-        if signal.getsignal(one) is not signal.SIG_IGN:
-            signal.signal(one, signal.SIG_IGN if one in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+    for number in STATUS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)

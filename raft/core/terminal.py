@@ -10,7 +10,7 @@ DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u206
 
 def safe(text: str) -> str:
     """The text with control characters, and characters that turn the direction of writing, made visible."""
-    return "".join(_visible(one) if one not in HARMLESS else one for one in text)
+    return "".join(_visible(character) if character not in HARMLESS else character for character in text)
 
 
 def _visible(character: str) -> str:

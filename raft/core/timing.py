@@ -21,6 +21,6 @@ def part(name: str) -> Iterator[None]:
 
 def taken() -> dict[str, float]:
     """Seconds by part since the last call."""
-    found = {name: round(seconds, 3) for name, seconds in _parts.items()}
+    rounded = {name: round(seconds, 3) for name, seconds in _parts.items()}
     _parts.clear()
-    return found
+    return rounded

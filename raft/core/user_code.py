@@ -56,9 +56,9 @@ class Beside:
         return spec
 
     def _is_ours(self, name: str, path: Sequence[str]) -> bool:
-        """Whether a package, with or without a file of its own, is one that stands in the folders."""
+        """Whether a package, with or without a file of its own, is in the folders."""
         top = name.partition(".")[0]
-        return any(str(one).startswith(str(Path(folder) / top)) for folder in self.folders for one in path[:1])
+        return any(str(entry).startswith(str(Path(folder) / top)) for folder in self.folders for entry in path[:1])
 
     def look(self, name: str) -> ModuleSpec | None:
         """Where a top-level module of that name is in the folders."""
@@ -79,7 +79,7 @@ def importable_from(recipe: Path) -> Iterator[None]:
 def module(name: str) -> ModuleType:
     """The module that a recipe names. ValueError: it is not there, two files have its name, or it raises."""
     top = name.partition(".")[0]
-    finder = next((one for one in sys.meta_path if isinstance(one, Beside)), None)
+    finder = next((entry for entry in sys.meta_path if isinstance(entry, Beside)), None)
     own = finder.look(top) if finder and top else None
     if finder is not None:
         _forget_others(finder.folders)
@@ -92,9 +92,9 @@ def module(name: str) -> ModuleType:
         raise
     except ImportError as fault:
         where = place(fault, own.origin if own else None)
-        told = f"{fault}{f', {where}' if where else ''}"
+        reason = f"{fault}{f', {where}' if where else ''}"
         raise ValueError(
-            f"cannot import {name} ({told}); it is looked for beside the recipe and on the Python path"
+            f"cannot import {name} ({reason}); it is looked for beside the recipe and on the Python path"
         ) from None
     except BaseException as fault:  # sys.exit() too: it is the module's, and no way to end a command
         raise ValueError(f"cannot import {name}: {tell(fault, own.origin if own else None)}") from None
@@ -104,7 +104,7 @@ def module(name: str) -> ModuleType:
 
 
 def _refuse_namesake(name: str, origin: str) -> None:
-    """ValueError if another file than this one is what `import name` means."""
+    """ValueError if `import name` means another file than this."""
     known = sys.modules.get(name)
     other = getattr(known, "__file__", None) if known else _elsewhere(name)
     if (known is not None and other is None) or (other is not None and Path(other).resolve() != Path(origin).resolve()):
@@ -133,8 +133,8 @@ def _is_beside(spec: Any) -> bool:
 
 def _forget_others(folders: Sequence[str]) -> None:
     """Forgets modules that were found beside another recipe: theirs may have the same names."""
-    for name, one in list(sys.modules.items()):
-        spec: Any = getattr(one, "__spec__", None)
+    for name, loaded in list(sys.modules.items()):
+        spec: Any = getattr(loaded, "__spec__", None)
         if _is_beside(spec):
             file = Path(spec.loader.path)
             depth = name.count(".") + (file.name == "__init__.py")
@@ -144,8 +144,8 @@ def _forget_others(folders: Sequence[str]) -> None:
 
 def forget() -> None:
     """Forgets what recipes imported: the next recipe has its files as they are then, as in a new process."""
-    for name, one in list(sys.modules.items()):
-        if _is_beside(getattr(one, "__spec__", None)):
+    for name, loaded in list(sys.modules.items()):
+        if _is_beside(getattr(loaded, "__spec__", None)):
             del sys.modules[name]
     HASHES.clear()
 
@@ -153,7 +153,7 @@ def forget() -> None:
 def code_hash(*parts: Any) -> str:
     """The hash of the source files of modules, classes and functions, as they were imported.
 
-    What has no file, as functions written in C, is part of Python, whose version stands in every stamp.
+    What has no file, as functions written in C, is part of Python, whose version is in every stamp.
     """
     files = sorted({file for part in parts if (file := _file(part)) is not None})
     hashes = [HASHES.setdefault(file, hashlib.sha256(Path(file).read_bytes()).hexdigest()) for file in files]
@@ -165,9 +165,9 @@ def _file(part: Any) -> str | None:
     if isinstance(part, ModuleType):
         names: Any = vars(part)
     else:
-        made = part if isinstance(part, type) else type(part)
-        names = getattr(part, "__globals__", None) or getattr(vars(made).get("__init__"), "__globals__", None)
-        names = names or vars(sys.modules.get(made.__module__, sys))
+        kind = part if isinstance(part, type) else type(part)
+        names = getattr(part, "__globals__", None) or getattr(vars(kind).get("__init__"), "__globals__", None)
+        names = names or vars(sys.modules.get(kind.__module__, sys))
     file = names.get("__file__")
     return file if file is not None and Path(file).is_file() else None
 
@@ -175,21 +175,23 @@ def _file(part: Any) -> str | None:
 def tell(fault: BaseException, near: str | None = None) -> str:
     """What a user's code raised, in one line: its class, its message, and the file and line."""
     try:
-        said = next(iter(str(fault.msg if isinstance(fault, SyntaxError) else fault).splitlines()), "")
+        message = next(iter(str(fault.msg if isinstance(fault, SyntaxError) else fault).splitlines()), "")
     except Exception:  # a message that cannot be made is the user's fault as well
-        said = "(its message cannot be read)"
-    said = said.encode(errors="backslashreplace").decode()
+        message = "(its message cannot be read)"
+    message = message.encode(errors="backslashreplace").decode()
     where = place(fault, near)
-    return type(fault).__name__ + f": {said}" * bool(said) + f" ({where})" * bool(where)
+    return type(fault).__name__ + f": {message}" * bool(message) + f" ({where})" * bool(where)
 
 
 def place(fault: BaseException, near: str | None = None) -> str | None:
     """The last place outside raft, in the file `near` if it is given, that an exception came through."""
     if isinstance(fault, SyntaxError) and fault.filename and fault.lineno:
         return f"{Path(fault.filename).name}, line {fault.lineno}"
-    frames = [one for one in traceback.extract_tb(fault.__traceback__) if not one.filename.startswith((HOME, "<"))]
-    own = [one for one in frames if one.filename == near]
-    frames = own or [one for one in frames if "importlib" not in one.filename]
+    frames = [
+        frame for frame in traceback.extract_tb(fault.__traceback__) if not frame.filename.startswith((HOME, "<"))
+    ]
+    own = [frame for frame in frames if frame.filename == near]
+    frames = own or [frame for frame in frames if "importlib" not in frame.filename]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else None
 
 
@@ -205,7 +207,7 @@ def name_of(component: Any) -> str:
 
 @contextmanager
 def guarded(component: Any) -> Iterator[None]:
-    """Inside the block a component's code runs: where it is the user's own, what it raises is told as theirs.
+    """Inside the block a component's code runs: if it is the user's own, its exceptions are reported as theirs.
 
     UserError with the class, the exception and its place; also for sys.exit() and a KeyboardInterrupt of their own.
     """
@@ -224,7 +226,7 @@ def guarded(component: Any) -> Iterator[None]:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Puts back at the end what code of a user may change of the process; one that it forked ends here."""
+    """Restores at the end what a user's code may change in the process; a process that it forked ends here."""
     process, folder, streams = os.getpid(), os.open(".", os.O_RDONLY), (sys.stdout, sys.stderr)
     threads, torch = set(threading.enumerate()), sys.modules.get("torch")
     deepest = sys.getrecursionlimit()
@@ -234,7 +236,7 @@ def unchanged() -> Iterator[None]:
     finally:
         if os.getpid() != process:
             os._exit(0)
-        LEFT.update(one for one in threading.enumerate() if one not in threads and not one.daemon)
+        LEFT.update(thread for thread in threading.enumerate() if thread not in threads and not thread.daemon)
         os.fchdir(folder)
         os.close(folder)
         sys.stdout, sys.stderr = streams

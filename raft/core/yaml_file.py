@@ -1,7 +1,7 @@
-"""A YAML text of anybody's as plain data with the line of each key, or one sentence that says what is wrong with it.
+"""An untrusted YAML text as plain data with the line of each key, or a sentence that says what is wrong with it.
 
 PyYAML and OmegaConf raise exceptions of many classes, expand aliases without a bound, and read some numbers in ways
-that nobody expects. So a text is looked at as a graph of nodes, before it becomes data.
+that nobody expects. So a text is checked as a graph of nodes, before it becomes data.
 """
 
 import os
@@ -15,17 +15,17 @@ from raft.core.errors import UserError
 
 LARGEST = 4_000_000  # bytes of a file
 DEEPEST = 40  # sections within sections
-MOST = 10_000  # keys and values, each alias counted as what it stands for
+MOST = 10_000  # keys and values, each alias counted as its copy
 TAGS = re.compile(r"tag:yaml\.org,2002:(str|int|float|bool|null|seq|map|merge|timestamp)")
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 def read(path: Path) -> str:
-    """The text of a file. UserError: it is no regular file, too large, not readable or not UTF-8."""
+    """The text of a file. UserError: it is not a regular file, too large, not readable or not UTF-8."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path} is no regular file; name a YAML file")
+                raise UserError(f"{path} is not a regular file; name a YAML file")
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise UserError(f"no recipe at {path.absolute()}") from None
@@ -37,7 +37,7 @@ def read(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({getattr(fault, 'strerror', None) or fault})") from None
     if len(content) > LARGEST:
         raise UserError(
-            f"{path} has more than {LARGEST:,} bytes, so it is no recipe; rows belong into a file of prompts"
+            f"{path} has more than {LARGEST:,} bytes, so it is not a recipe; rows belong in a file of prompts"
         )
     try:
         return content.decode("utf-8")
@@ -48,24 +48,24 @@ def read(path: Path) -> str:
 def lines(text: str, where: str) -> dict[str, int]:
     """The dotted keys of a text, each with its line; the whole text is the key "".
 
-    UserError, which begins with `where`: it is no YAML, or has what a recipe cannot have.
+    UserError, which begins with `where`: it is not YAML, or has what a recipe cannot have.
     """
     import yaml
 
     try:
         document = yaml.compose(text, Loader=yaml.SafeLoader)
-        found: dict[str, int] = {}
+        keys: dict[str, int] = {}
         for count, (key, line) in enumerate(_walk(document, "", where, ())):
             if count > MOST:
                 raise UserError(f"{where}: more than {MOST:,} keys and values; aliases (*name) are counted as copies")
-            found.setdefault(key, line)
+            keys.setdefault(key, line)
     except yaml.YAMLError as fault:
         raise UserError(f"{where}: not a YAML file ({' '.join(str(fault).split())})") from None
     except RecursionError:
-        raise UserError(f"{where}: sections stand in each other more than {DEEPEST} deep") from None
+        raise UserError(f"{where}: sections are nested more than {DEEPEST} deep") from None
     except ValueError as fault:  # what PyYAML makes of characters that Unicode lacks
         raise fault if isinstance(fault, UserError) else UserError(f"{where}: not a YAML file ({fault})") from None
-    return found
+    return keys
 
 
 def _walk(node: Any, key: str, where: str, above: tuple[Any, ...]) -> Iterator[tuple[str, int]]:
@@ -86,10 +86,10 @@ def _walk(node: Any, key: str, where: str, above: tuple[Any, ...]) -> Iterator[t
 
 def _check(node: Any, key: str, where: str, above: tuple[Any, ...]) -> None:
     place = _place(node, key, where)
-    if any(node is one for one in above):
-        raise UserError(f"{place}: an alias (*name) stands inside what it is the alias of")
+    if any(node is outer for outer in above):
+        raise UserError(f"{place}: an alias (*name) is inside the value that it refers to")
     if len(above) > DEEPEST:
-        raise UserError(f"{place}: sections stand in each other more than {DEEPEST} deep")
+        raise UserError(f"{place}: sections are nested more than {DEEPEST} deep")
     if not TAGS.fullmatch(node.tag):
         raise UserError(f"{place}: the tag {node.tag} is not allowed; write text, numbers, lists and mappings")
     if node.tag.endswith(":int") and (OCTAL.fullmatch(node.value) or ":" in node.value):
@@ -100,13 +100,13 @@ def _check(node: Any, key: str, where: str, above: tuple[Any, ...]) -> None:
     names: set[str] = set()
     for name, value in node.value if node.id == "mapping" else ():
         at = _place(name, key, where)
-        if name.tag.endswith(":merge") and any(one.id != "mapping" for one in _merged(value)):
+        if name.tag.endswith(":merge") and any(part.id != "mapping" for part in _merged(value)):
             raise UserError(f"{at}: << takes a mapping, or a list of mappings")
         if name.id != "scalar" or name.tag.endswith(":null"):
             shown = "null" if name.id == "scalar" else "a list or a mapping"
-            raise UserError(f"{at}: {shown} is no key; keys are text")
+            raise UserError(f"{at}: {shown} is not a key; keys are text")
         if name.value in names and name.value != "<<":
-            raise UserError(f"{at}: the key {name.value} stands twice here; remove one")
+            raise UserError(f"{at}: the key {name.value} appears twice here; remove one")
         names.add(name.value)
 
 

@@ -35,14 +35,14 @@ from raft.models.chat_templates import (
 )
 from raft.models.messages import Malformed, Message, messages, require_json, require_open, tools, until_user, words
 
-PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the head of a reason that says where its row stands
+PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the start of a reason with the place of its row
 MOST_REASONS = 5
 FIRST = 100  # rows that are looked at before a run starts
 ADVICE = "correct the rows, or the options that say how they are read (docs/recipes.md)"
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
 IN_BRACES = re.compile(r"\{[^{}]+\}")
 INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
-# What chat templates get from raft itself, or what is no variable of theirs but an argument of apply_chat_template.
+# What chat templates get from raft itself, or what is not a variable of theirs but an argument of apply_chat_template.
 DECIDED = frozenset(
     ["conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
      "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
@@ -144,7 +144,7 @@ class Reading(Source):
         return f"none of the first {len(drops)} rows can be used, {reasons(drops)}; {self.advice(row)}"
 
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
-        """The prompt of a row. Malformed says why there is none."""
+        """The prompt of a row. Malformed says why it has none."""
         if self.messages is not None:
             return self._chat(prompt_id, self._turns(row), row)
         text = self._framed(row)
@@ -160,23 +160,23 @@ class Reading(Source):
 
     def _turns(self, row: Row) -> list[Message]:
         assert self.messages is not None
-        said = messages(row.get(self.messages), self.messages)
+        turns = messages(row.get(self.messages), self.messages)
         if self.until == "last-user":
-            said = until_user(said, self.messages)
-        elif said[-1]["role"] == "assistant":
+            turns = until_user(turns, self.messages)
+        elif turns[-1]["role"] == "assistant":
             raise Malformed(f"{self.messages} ends with the assistant's own words; until: last-user leaves them out")
-        require_open(said, self.messages)
-        return said
+        require_open(turns, self.messages)
+        return turns
 
     def _framed(self, row: Row) -> str:
         if self.prompt_column is None:
             return ""
         taken = filled(row, self.prompt_column)
         if self.extract is not None:
-            found = re.search(self.extract, taken)
-            taken = (found and found[1]) or ""
+            match = re.search(self.extract, taken)
+            taken = (match and match[1]) or ""
         if not taken.strip():
-            raise Malformed("empty" if self.extract is None else "empty: take finds nothing")
+            raise Malformed("empty" if self.extract is None else "empty: extract finds nothing")
         return self.prefix + taken + self.suffix
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -186,7 +186,7 @@ class Reading(Source):
 
 
 def is_column(spec: str | None) -> bool:
-    """Whether an option names one column, and is no template over several."""
+    """Whether an option names one column, and is not a template over several."""
     return spec is not None and not set(spec) & {"{", "}"}
 
 
@@ -206,7 +206,7 @@ def template_faults(option: str, spec: str) -> Iterator[tuple[str, str]]:
 
 
 def filled(row: Row, spec: str) -> str:
-    """The text in a column, or of a template over columns. Malformed if there is none.
+    """The text in a column, or of a template over columns. Malformed without text.
 
     The first column of a template has to have words. Any other that is empty or null is left out together with the
     text between it and the column before it.
@@ -215,9 +215,9 @@ def filled(row: Row, spec: str) -> str:
         return words(row, spec)
     text, first = "", True
     for before, name in _pieces(spec):
-        said = "" if name is None or (row.get(name) is None and name in row and not first) else words(row, name)
-        if name is None or said.strip():
-            text += before + said
+        part = "" if name is None or (row.get(name) is None and name in row and not first) else words(row, name)
+        if name is None or part.strip():
+            text += before + part
         elif first:
             raise Malformed(f"{name} is empty")
         first = False
@@ -227,17 +227,17 @@ def filled(row: Row, spec: str) -> str:
 @cache
 def _pieces(spec: str) -> list[tuple[str, str | None]]:
     """The columns of a template, each behind the text before it; None behind the text after the last one."""
-    found: list[tuple[str, str | None]] = []
+    pieces: list[tuple[str, str | None]] = []
     text = ""
     for piece in PIECE.findall(spec):
         if piece in ("{{", "}}"):
             text += piece[0]
         elif IN_BRACES.fullmatch(piece):
-            found.append((text, piece[1:-1]))
+            pieces.append((text, piece[1:-1]))
             text = ""
         else:
             text += piece
-    return [*found, (text, None)]
+    return [*pieces, (text, None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +309,7 @@ class Mixture:
     per_iteration: int = 2048
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """What is no list of parts."""
+        """What is not a list of parts."""
         yield from faults_of_range(self, per_iteration=(1, math.inf))
         if not isinstance(self.sources, list) or not self.sources:
             yield "sources", "expected a list of prompts sections, each with a weight:"
@@ -373,9 +373,9 @@ def reasons(drops: Iterable[Drop]) -> str:
         kind = re.sub(r"\d+", "0", reason)
         counts[kind] += 1
         firsts.setdefault(kind, f"{reason} (the first: {place[1] if place else drop.prompt_id})")
-    told = [f"{count} of them: {firsts[kind]}" for kind, count in counts.most_common(MOST_REASONS)]
+    listed = [f"{count} of them: {firsts[kind]}" for kind, count in counts.most_common(MOST_REASONS)]
     rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
-    return "; ".join([*told, *([f"{rest} for other reasons"] if rest else [])])
+    return "; ".join([*listed, *([f"{rest} for other reasons"] if rest else [])])
 
 
 def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:
@@ -441,8 +441,8 @@ def _is_json(value: Any) -> bool:
 
 def held_out_key(prompt: Prompt) -> str:
     """A hash of what a prompt says, alike for prompts that differ only in case, white space or Unicode form."""
-    said = "\n".join([prompt.content, *(records.dump(tool).decode() for tool in prompt.tools or [])])
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", said).casefold())
+    text = "\n".join([prompt.content, *(records.dump(tool).decode() for tool in prompt.tools or [])])
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return blake2b(" ".join(folded.split()).encode(), digest_size=16).hexdigest()
 
 

@@ -95,7 +95,7 @@ def _responses(row: dict[str, Any]) -> list[Response]:
 
 def _response(one: Any, where: str) -> Response:
     if not (isinstance(one, dict) and isinstance(one.get("text"), str)):
-        raise Malformed(f'{where} is no response with a "text" that is text')
+        raise Malformed(f'{where} is not a response with a "text" that is text')
     for name, kind, called in (
         ("token_ids", list, "a list"), ("logprobs", list, "a list"), ("finish_reason", str, "text"),
         ("reasoning", str, "text"),

@@ -1,7 +1,7 @@
 """Where raw rows come from: a file, a data set of the hub, or the recipe itself.
 
 A source gives each row with its place ("prompts.jsonl:17"), one at a time, so that a file may be larger than
-memory; `raft.data.prompts` and `raft.data.examples` make records of the rows. Blank lines of a text file are no rows.
+memory; `raft.data.prompts` and `raft.data.examples` make records of the rows. Blank lines of a text file are not rows.
 """
 
 import csv
@@ -23,7 +23,7 @@ from raft.core.options import fault_of_file, source
 from raft.models import hub
 
 Row = dict[str, Any]
-Rows = Iterator[tuple[str, Row]]  # where a row stands, and the row
+Rows = Iterator[tuple[str, Row]]  # the place of a row, and the row
 
 BLOCK = 1 << 16  # characters of a JSON list that are read at a time
 LONGEST = 1 << 27  # bytes of a line, and characters of a row: a file that unpacks to more would fill the memory
@@ -33,14 +33,14 @@ BLANKS = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Rows that can be read again and again: the same ones in the same order."""
+    """Rows that can be read repeatedly: the same rows in the same order."""
 
     def rows(self) -> Rows:
         """Each row with its place. UserError names the place of what cannot be read."""
         raise NotImplementedError
 
     def parts(self) -> list[tuple[float, Any]]:
-        """The sources that this one is a mixture of, each with its weight."""
+        """The sources of this mixture, each with its weight."""
         return [(1.0, self)]
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -51,7 +51,7 @@ class Source:
 class FileRows(Source):
     """JSONL, JSON (a list of objects), CSV, TSV or plain text (each also as .gz), or Parquet, by the file's ending.
 
-    A line of a .txt file is a row with the one column `text`; with `pattern`, a regular expression that has to match
+    A line of a .txt file is a row with the single column `text`; with `pattern`, a regular expression that has to match
     the whole line, it has a column for each named group.
     """
 
@@ -68,7 +68,7 @@ class FileRows(Source):
             example = r"named groups, such as (?P<label>\d) (?P<text>.*)"
             yield from pattern_faults("pattern", self.pattern, example, "groupindex")
             if _ending(self.path) != "txt":
-                yield "pattern", f"is for the lines of a .txt file, and {self.path} is none; leave it out"
+                yield "pattern", f"is for the lines of a .txt file, which {self.path} is not; leave it out"
 
     def rows(self) -> Rows:
         if (fault := fault_of_file(self.path)) is not None:
@@ -95,10 +95,10 @@ class HubRows(Source):
     revision: str | None = None
 
     def rows(self) -> Rows:
-        found = hub.load_dataset(self.dataset, self.name, self.split, self.revision, self.folder)
+        rows = hub.load_dataset(self.dataset, self.name, self.split, self.revision, self.folder)
         where, index = f"{self.dataset}/{self.split}", 0
         try:
-            for row in found:
+            for row in rows:
                 yield f"{where}[{index}]", row
                 index += 1
         except Exception as fault:
@@ -111,12 +111,12 @@ class HubRows(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class InlineRows(Source):
-    """Rows written in the recipe: mappings, or texts, each of which is a row with the one column `prompt`."""
+    """Rows written in the recipe: mappings, or texts, each of which is a row with the single column `prompt`."""
 
     items: list
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """Items that are no rows."""
+        """Items that are not rows."""
         yield from super().faults()
         if not self.items:
             yield "items", "is empty; give at least one text or mapping"
@@ -142,12 +142,12 @@ class InlineRows(Source):
 
 
 def pattern_faults(option: str, pattern: str, need: str, groups: str = "groups") -> Iterator[tuple[str, str]]:
-    """Why a regular expression takes nothing out: it is none, or it lacks `groups` (or, named ones, `groupindex`)."""
+    """Why a regular expression extracts nothing: it is invalid, or lacks `groups` (or, named ones, `groupindex`)."""
     try:
         if not getattr(re.compile(pattern), groups):
             yield option, f"{pattern!r} takes nothing; it needs {need}"
     except re.error as fault:
-        yield option, f"{pattern!r} is no regular expression ({fault})"
+        yield option, f"{pattern!r} is not a regular expression ({fault})"
 
 
 def _ending(path: str) -> str:
@@ -156,20 +156,20 @@ def _ending(path: str) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """A JSON object. ValueError if a key stands in it twice: readers differ in which value they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object. ValueError for a duplicate key: readers differ in which value they take."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
+        raise ValueError(f"the key {twice!r} appears twice in an object")
+    return row
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def jsonl(path: Path) -> Rows:
-    """The objects of a JSON Lines file, plain or gzipped, each with its place; blank lines are no rows."""
+    """The objects of a JSON Lines file, plain or gzipped, each with its place; blank lines are not rows."""
     if (fault := fault_of_file(str(path))) is not None:
         raise UserError(fault)
     yield from _jsonl(path)
@@ -218,12 +218,12 @@ class _Scan:
                 return self.text[self.at : self.at + 1]
 
     def expect(self, wanted: str) -> None:
-        """Reads the next character. UserError if it is not the one wanted, "" being the end of the file."""
-        found = self.next()
-        if found != wanted:
-            said = f"expected {wanted or 'nothing more'}, found {found or 'the end of the file'}"
-            raise UserError(f"{self.path}:{self.line}: {said}; a .json file is one list of objects")
-        self.at += len(found)
+        """Reads the next character. UserError if it is not the one expected; "" is the end of the file."""
+        token = self.next()
+        if token != wanted:
+            reason = f"expected {wanted or 'nothing more'}, found {token or 'the end of the file'}"
+            raise UserError(f"{self.path}:{self.line}: {reason}; a .json file is one list of objects")
+        self.at += len(token)
 
     def objects(self) -> Rows:
         """The next object, and those that follow it after a comma, each with its place."""
@@ -289,7 +289,7 @@ def _header(fields: list[str], place: str) -> list[str]:
 
 def _columns(header: list[str], fields: list[str], place: str) -> Row:
     if len(fields) != len(header):
-        raise UserError(f"{place}: {len(fields)} fields for {len(header)} columns ({', '.join(header)}); mend the row")
+        raise UserError(f"{place}: {len(fields)} fields for {len(header)} columns ({', '.join(header)}); fix the row")
     return dict(zip(header, fields, strict=True))
 
 
@@ -302,11 +302,11 @@ def _text(path: Path) -> Rows:
 def _matched(rows: Rows, pattern: str) -> Rows:
     compiled = re.compile(pattern)
     for place, row in rows:
-        found = compiled.fullmatch(row["text"])
-        if found is None:
+        match = compiled.fullmatch(row["text"])
+        if match is None:
             start = row["text"][:80]
-            raise UserError(f"{place}: the pattern {pattern!r} does not match; mend it or the line: {start!r}")
-        yield place, found.groupdict()
+            raise UserError(f"{place}: the pattern {pattern!r} does not match; fix it or the line: {start!r}")
+        yield place, match.groupdict()
 
 
 def _parquet(path: Path) -> Rows:
@@ -320,7 +320,7 @@ def _parquet(path: Path) -> Rows:
                     yield f"{path}[{index}]", row
                     index += 1
     except _Unreadable as fault:
-        raise UserError(f"{path}[{index}]: {fault}; mend that value, or leave its column out") from None
+        raise UserError(f"{path}[{index}]: {fault}; fix that value, or leave its column out") from None
     except Exception as fault:  # of Arrow, of the system, of bytes that say what cannot be
         raise UserError(f"{path}[{index}]: cannot be read as Parquet ({fault}); fetch the file again") from None
 

@@ -1,7 +1,7 @@
-"""Generation by a server that speaks OpenAI's protocol, `vllm serve` for instance.
+"""Generation by an OpenAI-compatible server, `vllm serve` for instance.
 
 A server holds the weights that it was started with, and no policy can be sent to it. vLLM's own server
-can be asked for the log-probabilities of the policy's probe, and one that holds other weights is refused;
+can be asked for the log-probabilities of the policy's probe, and a server with other weights is refused;
 of any other server it is only known that it has a model by that name.
 """
 
@@ -41,7 +41,7 @@ class Remote(Sampling, Connection):
     """One request for each response, `max_concurrency` of them at a time, each with its own seed of 63 bits.
 
     `url` is the server's address up to its version (http://127.0.0.1:8000/v1), `model` the name the
-    server gives the policy; how it is asked is said in `raft.launch.openai_client.Connection`.
+    server gives the policy; see `raft.launch.openai_client.Connection` for requests.
 
     vLLM's server returns the tokens and their log-probabilities. Of another server only the text is read:
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.
@@ -133,15 +133,15 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class Host:
-    """What is known of the server that holds the policy; `met` finds it out."""
+    """What is known of the server that holds the policy; `met` asks it."""
 
     def __init__(self, server: Server, options: Remote, card: dict[str, Any]) -> None:
         self.server, self.options, self.is_vllm = server, options, is_vllm(card)
         self.context: int | None = card.get("max_model_len")  # vLLM cuts what is longer without a word
         if self.context is not None and type(self.context) is not int:
             raise UserError(
-                f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is no whole number; look what "
-                "runs there"
+                f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is not a whole number; check "
+                "what runs there"
             )
 
     @classmethod
@@ -169,21 +169,21 @@ class Host:
         answer = await self.server.ask("the policy's probe", "completions", body)
         try:
             table = answer["choices"][0]["prompt_logprobs"]
-            found = [table[at][str(token)]["logprob"] for at, token in enumerate(ids[1:], start=1)]
-            if not all(map(_is_number, found)):
+            values = [table[at][str(token)]["logprob"] for at, token in enumerate(ids[1:], start=1)]
+            if not all(map(_is_number, values)):
                 raise TypeError
-            return found
+            return values
         except (KeyError, IndexError, TypeError):
             raise UserError(
-                f"{self.options.url} gives no log-probabilities of a prompt, so it cannot be told whether it holds "
+                f"{self.options.url} gives no log-probabilities of a prompt, so raft cannot check whether it holds "
                 "the policy; start it without options that turn prompt_logprobs off"
             ) from None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the responses in a server's answers, and looks whether they can be ones of the policy: `vocabulary` is how
-    many tokens that has."""
+    """Reads the responses in a server's answers, and checks that the policy can have made them: `vocabulary` is its
+    number of tokens."""
 
     tokenizer: Tokenizer
     vocabulary: int
@@ -197,46 +197,52 @@ class Reader:
         return cls(load_tokenizer(str(policy.path)), rows, options)
 
     def read(self, prompt: Prompt, answer: dict[str, Any]) -> Response:
-        """The response in an answer, or why there is none. UserError: the policy cannot have made it."""
+        """The response in an answer, or why it is missing. UserError: the policy cannot have made it."""
         what, tokenizer = f"prompt {prompt.id}", self.tokenizer
-        found = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
-        if found.fault or found.ended is None:
-            return Response.missing(found.fault)
-        ids = found.choice.get("token_ids")
-        logprobs = _logprobs(f"{what}: {self.options.url}", found.choice.get("logprobs"))
+        completion = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
+        if completion.fault or completion.ended is None:
+            return Response.missing(completion.fault)
+        ids = completion.choice.get("token_ids")
+        logprobs = _logprobs(f"{what}: {self.options.url}", completion.choice.get("logprobs"))
         if ids is None:
-            stops = found.ended == "stop"
-            own = encode_response(tokenizer, prompt, found.text) if stops else continuation(tokenizer, found.text)
+            stops = completion.ended == "stop"
+            own = (
+                encode_response(tokenizer, prompt, completion.text)
+                if stops
+                else continuation(tokenizer, completion.text)
+            )
             if strange := unembedded(tokenizer, own):
                 return Response.missing(strange)
-            return Response(found.text, own, None, found.ended)
+            return Response(completion.text, own, None, completion.ended)
         if fault := self._fault(ids, logprobs):
             raise UserError(f"{what}: {self.options.url} answers with {fault}, so the server is not to be trusted")
-        text = found.text.removesuffix(tokenizer.eos_token) if ids[-1] == tokenizer.eos_token_id else found.text
+        text = (
+            completion.text.removesuffix(tokenizer.eos_token) if ids[-1] == tokenizer.eos_token_id else completion.text
+        )
         if not self._spelled(ids, text):
             raise UserError(
                 f"{what}: the tokens that {self.options.url} sends do not spell its text {excerpt(text)!r}; start it "
                 "with the policy's own tokenizer, and without reasoning or tool parsers"
             )
-        return Response(text, ids, logprobs, found.ended)
+        return Response(text, ids, logprobs, completion.ended)
 
     def _fault(self, ids: Any, logprobs: list[float] | None) -> str:
         """What is wrong with tokens and their log-probabilities, "" if nothing is."""
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-            return f"token_ids that are no whole numbers ({excerpt(str(ids))})"
+            return f"token_ids that are not whole numbers ({excerpt(str(ids))})"
         if beyond := [token for token in ids if not 0 <= token < self.vocabulary]:
             return f"the token {excerpt(str(beyond[0]))}, and the policy has {self.vocabulary}"
         if not 0 < len(ids) <= self.options.max_tokens:
             return f"{len(ids)} tokens where 1 to {self.options.max_tokens} can be"
         if logprobs is not None and len(logprobs) != len(ids):
             return f"{len(ids)} tokens and {len(logprobs)} log-probabilities"
-        if above := [one for one in logprobs or [] if one > ROUNDING]:
+        if above := [value for value in logprobs or [] if value > ROUNDING]:
             return f"a log-probability of {above[0]:g}"
         return ""
 
     def _spelled(self, ids: list[int], text: str) -> bool:
         """Whether tokens spell a text, up to a stop text and what else servers leave out of it: an end token that is
-        none of the special ones, the beginning of a character."""
+        not special, the beginning of a character."""
         wanted = _letters(text)
         for spelled in (_letters(spell(self.tokenizer, ids)), _letters(spell(self.tokenizer, ids[:-1]))):
             rest = spelled.removeprefix(wanted)
@@ -253,21 +259,21 @@ def _letters(text: str) -> str:
 
 
 def _logprobs(what: str, given: Any) -> list[float] | None:
-    """Log-probabilities by token, as they stand in an answer to a chat or to a plain text."""
+    """Log-probabilities by token, from an answer to a chat or to a plain text."""
     if given is None:
         return None
     try:
-        found = [one["logprob"] for one in given["content"]] if "content" in given else given["token_logprobs"]
+        values = [item["logprob"] for item in given["content"]] if "content" in given else given["token_logprobs"]
     except (KeyError, TypeError):
         raise foreign(what, given) from None
-    if found is None:
+    if values is None:
         return None
-    if not (isinstance(found, list) and all(map(_is_number, found))):
+    if not (isinstance(values, list) and all(map(_is_number, values))):
         raise UserError(
-            f"{what} answers with log-probabilities that are no numbers ({excerpt(str(found))}), so the server is not "
-            "to be trusted"
+            f"{what} answers with log-probabilities that are not numbers ({excerpt(str(values))}), so the server is "
+            "not to be trusted"
         )
-    return [float(one) for one in found]
+    return [float(item) for item in values]
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ from raft.models import reasoning, special_tokens
 from raft.models.chat_templates import Tokenizer, continuation, end_tokens
 
 COLDEST = 0.001  # the lowest temperature above 0: logits divided by it stay well inside float32
-PART = "\ufffd"  # how a decoder writes bytes that are no whole character
+PART = "\ufffd"  # how a decoder writes bytes that are not a whole character
 LONGEST = 4  # bytes of a character in UTF-8
 
 
@@ -60,7 +60,7 @@ class Sampling:
                 yield name, "holds an empty text, which would match everywhere"
 
     def check_room(self, prompt: Prompt, ids: Sequence[int], context: int | None) -> None:
-        """UserError where the prompt's tokens and `max_tokens` together exceed the context; None is no limit."""
+        """UserError where the prompt's tokens and `max_tokens` together exceed the context; None means no limit."""
         if context is not None and len(ids) + self.max_tokens > context:
             raise UserError(
                 f"prompt {prompt.id} has {len(ids)} tokens and generator.max_tokens is {self.max_tokens}, together "
@@ -75,13 +75,13 @@ class Sampling:
         return Ends(texts, end_tokens(tokenizer) | frozenset(tokens.values()))
 
     def _special(self, name: str, tokenizer: Tokenizer) -> dict[str, int]:
-        """The special tokens among the texts of an option. UserError where one stands inside a longer text."""
+        """The special tokens among the texts of an option. UserError for a special token inside a longer text."""
         special, texts = special_tokens.of(tokenizer), getattr(self, name)
         for text in texts:
-            if text not in special.ids and (found := special.pattern.search(text)):
+            if text not in special.ids and (match := special.pattern.search(text)):
                 raise UserError(
-                    f"generator.{name}: {text!r} would never be found, for the special token {found[0]} is left "
-                    f"out of the text of a response; give {found[0]!r} alone, which is matched as a token"
+                    f"generator.{name}: {text!r} would never be found, for the special token {match[0]} is left "
+                    f"out of the text of a response; give {match[0]!r} alone, which is matched as a token"
                 )
         return {text: special.ids[text] for text in texts if text in special.ids}
 
@@ -92,8 +92,8 @@ class Sampling:
     def finish(self, response: Response, tokenizer: Tokenizer, opened: int = 0) -> Response:
         """The response as it is scored and trained: without its thought, and cleaned."""
 
-        def clean(one: Response) -> Response:
-            return self.clean(one, tokenizer)
+        def clean(part: Response) -> Response:
+            return self.clean(part, tokenizer)
 
         if self.reasoning == "keep":
             return clean(response)

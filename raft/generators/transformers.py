@@ -56,7 +56,7 @@ class Transformers(Sampling):
         yield from super().faults()
         yield from faults_of_range(self, batch_size=(1, float("inf")))
         if self.device is not None and not DEVICE.fullmatch(self.device):
-            yield "device", f"{self.device!r} is no device; allowed: cpu, cuda, mps, xpu, with a number: cuda:1"
+            yield "device", f"{self.device!r} is not a device; allowed: cpu, cuda, mps, xpu, with a number: cuda:1"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group for each prompt, block by block, in order."""
@@ -154,7 +154,7 @@ class Drawing:
         )
 
     def draw(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        """Logits (rows, vocabulary) that leave each row the one token it has drawn; ended rows are left as they are."""
+        """Logits (rows, vocabulary) that leave each row only its sampled token; finished rows are unchanged."""
         under_way = [row for row, reason in enumerate(self.reasons) if reason is None]
         if not under_way:
             return logits
@@ -231,15 +231,15 @@ def warpers(sampling: Sampling) -> Any:
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as of
 
-    found = LogitsProcessorList()
+    chain = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
-        found.append(of.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+        chain.append(of.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
     if sampling.temperature not in (0, 1):
-        found.append(of.TemperatureLogitsWarper(float(sampling.temperature)))
+        chain.append(of.TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k is not None:
-        found.append(of.TopKLogitsWarper(sampling.top_k))
+        chain.append(of.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        found.append(of.TopPLogitsWarper(sampling.top_p))
+        chain.append(of.TopPLogitsWarper(sampling.top_p))
     if sampling.min_p > 0:
-        found.append(of.MinPLogitsWarper(sampling.min_p))
-    return found
+        chain.append(of.MinPLogitsWarper(sampling.min_p))
+    return chain

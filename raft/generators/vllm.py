@@ -98,8 +98,8 @@ class VLLM(Sampling):
                     f"engine_args.{name}",
                     "is not supported: tokens or new weights might come out otherwise; remove it",
                 )
-        if (found := self.engine_args.get("load_format", "auto")) not in FORMATS:
-            yield "engine_args.load_format", f"{found!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
+        if (form := self.engine_args.get("load_format", "auto")) not in FORMATS:
+            yield "engine_args.load_format", f"{form!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         with part("start"):
@@ -149,7 +149,7 @@ def _engine(options: VLLM, policy: Policy) -> "Engine":
 
 
 def close() -> None:
-    """Lets the engine go, so that one of another shape or with other options can be built in this process."""
+    """Closes the engine, so that another can be built in this process for other shapes or options."""
     for engine in _engines.values():
         engine.llm.engine_core.shutdown()
     _engines.clear()
@@ -168,7 +168,7 @@ class Engine:
         self.on_gpu = device.current() == "cuda"
         if options.batch_invariant and self.on_gpu and torch.cuda.get_device_capability() < (9, 0):
             raise UserError(
-                "generator.batch_invariant takes a GPU of compute capability 9.0 or newer (Hopper): on older ones vLLM "
+                "generator.batch_invariant takes a GPU of compute capability 9.0 or newer (Hopper): on older GPUs vLLM "
                 "replaces the matrix products of the whole process, and training has no gradient then; leave it out"
             )
         self.dtype = device.dtype_of(options.dtype)
@@ -198,10 +198,10 @@ class Engine:
                 # Batches as large as vLLM's own class for offline work has them; it is a fraction of that otherwise.
                 self.llm: Any = LLMEngine.from_engine_args(EngineArgs(**given), usage_context=UsageContext.LLM_CLASS)
             except (ValueError, TypeError, RuntimeError, AssertionError) as fault:  # memory, drivers and options
-                said = "; ".join(one["msg"] for one in fault.errors()) if hasattr(fault, "errors") else fault
+                reason = "; ".join(error["msg"] for error in fault.errors()) if hasattr(fault, "errors") else fault
                 raise UserError(
-                    f"vLLM cannot start with {policy.path}: {said}; its options are in generator.engine_args, and "
-                    "how much memory a recipe needs is said by: raft check"
+                    f"vLLM cannot start with {policy.path}: {reason}; its options are in generator.engine_args, and "
+                    "raft check says how much memory a recipe needs"
                 ) from fault
             if self.on_gpu:
                 torch.set_num_threads(threads)  # vLLM leaves one, but trainer and scorer load their weights here too
@@ -251,7 +251,7 @@ class Engine:
         if self.on_gpu and not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = True
-            LOG.info("the engine sleeps: %.2f of %.2f GB of the GPU are free", *(one / 1e9 for one in _gpu_memory()))
+            LOG.info("the engine sleeps: %.2f of %.2f GB of the GPU are free", *(size / 1e9 for size in _gpu_memory()))
 
     def likelihoods(self, texts: list[list[int]]) -> list[list[float]]:
         """Log-probability of each token but the first, given those before it."""
@@ -260,13 +260,13 @@ class Engine:
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0, detokenize=False)
         for number, ids in enumerate(texts):
             self.llm.add_request(f"probe-{number}", {"prompt_token_ids": ids}, params)
-        found: dict[str, list[float]] = {}
+        likely: dict[str, list[float]] = {}
         while self.llm.has_unfinished_requests():
             for output in self.llm.step():
                 if output.finished:
                     pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
-                    found[output.request_id] = [by_token[token].logprob for token, by_token in pairs]
-        return [found[f"probe-{number}"] for number in range(len(texts))]
+                    likely[output.request_id] = [by_token[token].logprob for token, by_token in pairs]
+        return [likely[f"probe-{number}"] for number in range(len(texts))]
 
     def answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """Groups as they finish, with as many responses under way as there is room; what is left is aborted."""
@@ -300,7 +300,7 @@ class Engine:
                 return
             with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
                 outputs = self.llm.step()
-            for output in outputs:  # finished ones alone: FINAL_ONLY
+            for output in outputs:  # only finished outputs: FINAL_ONLY
                 del live[output.request_id]
                 place, _, prompt_id = output.request_id.partition("/")
                 prompt, opened, responses = unfinished[prompt_id]
@@ -313,7 +313,7 @@ class Engine:
     def blocks(self, tokens: int) -> int:
         """How many blocks of the cache a response of so many tokens takes, its prompt's among them.
 
-        With no more responses under way than the cache has room for in full, none is thrown out and computed again. A
+        With no more responses at once than the cache holds in full, none is preempted and recomputed. A
         window of attention lets blocks go early; what it saves is not counted.
         """
         return sum(-(-tokens // size) for size in self.block_sizes)
@@ -326,25 +326,25 @@ class Engine:
 
 
 def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str, Any]:
-    """What an engine is told where the recipe says nothing, and under it what the recipe says.
+    """The default options of an engine, overridden by those of the recipe.
 
     On a GPU the logits are computed in float32, as transformers has them: in bfloat16 a log-probability is off by up
     to 0.1 nats. What sleeps gives the memory of its CUDA graphs back, too.
     """
-    found: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
     if not on_gpu:
-        return found | vllm_options.cpu_defaults(context) | options.engine_args
-    found |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine_args
+        return defaults | vllm_options.cpu_defaults(context) | options.engine_args
+    defaults |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine_args
     if dtype != "float32":
-        found["hf_overrides"] = {"head_dtype": "float32", **options.engine_args.get("hf_overrides", {})}
-    return found
+        defaults["hf_overrides"] = {"head_dtype": "float32", **options.engine_args.get("hf_overrides", {})}
+    return defaults
 
 
 def _cache(llm: Any) -> tuple[int, list[int]]:
     """How many blocks the engine's cache has for responses, and the tokens of a block in each group of layers."""
     cache = llm.engine_core.engine_core.scheduler.kv_cache_config
     sizes = [group.kv_cache_spec.block_size for group in cache.kv_cache_groups if not group.host_resident]
-    return cache.num_blocks - 1, sizes  # one block stands for those that are not there
+    return cache.num_blocks - 1, sizes  # one block represents missing blocks
 
 
 def _gpu_memory() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What an answer in OpenAI's protocol says: its text, why it ended, or the error in its place.
 
-Servers agree on the envelope and on little else: the tables below hold the words of the dialects that are known. What a
-server says is hostile text: of it no more than an excerpt reaches a message.
+Servers agree on the envelope and on little else: the tables below hold the words of known dialects. What a server says
+is untrusted text: only an excerpt of it reaches a message.
 """
 
 import re
@@ -29,7 +29,7 @@ REASONS = {
 ENDS = {word: kind for kind, words in REASONS.items() for word in words.split()}
 FILTER = re.compile(r"content_filter|content_policy|data_inspection_failed|ResponsibleAI|moderation", re.IGNORECASE)
 
-# Between such marks models think before they answer; the answer comes after the last one that ends a thought.
+# Between such marks models think before they answer; the answer comes after the last mark that ends a thought.
 NAMES = r"(?:\w+[:|])?(?:think(?:ing)?|thoughts?|reason(?:ing)?)(?:[:_]\w+)?"
 OPENS = [rf"<{NAMES}>", r"\[THINK\]", r"<\|(?:START_THINKING|begin_of_thought|content_thinking)\|>", "◁think▷"]
 OPENS += ["<unused94>", r"<\|channel\|>analysis", r"<\|channel>thought", r"<\|plamo:begin_think:plamo\|>"]
@@ -40,7 +40,7 @@ THOUGHT_BEGINS, THOUGHT_ENDS = (re.compile("|".join(marks), re.IGNORECASE) for m
 
 @dataclass(frozen=True)
 class Completion:
-    """The one choice of an answer. `ended` is "stop" or "length", None where the server gives another reason.
+    """The only choice of an answer. `ended` is "stop" or "length", None for another reason of the server.
 
     `fault` says why there is no text to use, "" where there is; `choice` is the choice as the server sent it.
     """
@@ -52,16 +52,16 @@ class Completion:
 
 
 def read(what: str, answer: Mapping[str, Any], chat: bool, limit: int) -> Completion:
-    """The choice in an answer to a chat or to a plain text, of at most `limit` tokens. UserError if there is none."""
+    """The choice in an answer to a chat or to a plain text, of at most `limit` tokens. UserError without one."""
     try:
         (choice,) = answer["choices"]
-        said = choice["message"] if chat else choice
-        text, thought = _parts(said["content"] if chat else said["text"])
+        message = choice["message"] if chat else choice
+        text, thought = _parts(message["content"] if chat else message["text"])
     except (KeyError, TypeError, ValueError):
         raise foreign(what, answer) from None
     reason = choice.get("finish_reason")
     ended = _ended(reason, text, _tokens(answer) >= limit)
-    return Completion(text or "", ended, _fault(said, text, thought, ended, reason), choice)
+    return Completion(text or "", ended, _fault(message, text, thought, ended, reason), choice)
 
 
 def after_thought(text: str) -> str | None:
@@ -97,18 +97,18 @@ def words_of(error: Any) -> str:
 def foreign(what: str, answer: Any) -> UserError:
     """The error of an answer that cannot be read."""
     return UserError(
-        f"{what}: an answer that is not OpenAI's protocol: {excerpt(str(answer))}; look what runs at the url"
+        f"{what}: an answer that is not OpenAI's protocol: {excerpt(str(answer))}; check what runs at the url"
     )
 
 
 def excerpt(text: str) -> str:
-    """As much of a text that somebody else wrote as a message may hold, on one line, without characters that act."""
+    """A third-party text cut to fit a message, on one line, without control characters."""
     line = " ".join(text[: 4 * EXCERPT].split())
     return safe(line if len(line) <= EXCERPT else line[: EXCERPT - 3] + "...")
 
 
 def _parts(content: Any) -> tuple[str | None, str]:
-    """The text and the thought of a content: null, a text, or a list of parts. ValueError if it is none of these."""
+    """The text and the thought of a content: null, a text, or a list of parts. ValueError for anything else."""
     if content is None or isinstance(content, str):
         return content, ""
     if not isinstance(content, list):
@@ -143,16 +143,16 @@ def _tokens(answer: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _fault(said: Mapping[str, Any], text: str | None, thought: str, ended: str | None, reason: Any) -> str:
+def _fault(message: Mapping[str, Any], text: str | None, thought: str, ended: str | None, reason: Any) -> str:
     """Why there is no text to use, "" where there is."""
     named, kind = f"(finish_reason {excerpt(str(reason))})", _kind(reason)
     if kind == "withheld":
         return f"the server withholds the text or a part of it {named}"
-    if not text and said.get("refusal"):
-        return f"the model refuses to answer: {excerpt(str(said['refusal']))}"
-    if not text and (thought or said.get("reasoning_content") or said.get("reasoning")):
+    if not text and message.get("refusal"):
+        return f"the model refuses to answer: {excerpt(str(message['refusal']))}"
+    if not text and (thought or message.get("reasoning_content") or message.get("reasoning")):
         return f"the answer holds a thought (reasoning_content) and no text {named}; raise max_tokens"
-    if kind == "tools" or (not text and said.get("tool_calls")):
+    if kind == "tools" or (not text and message.get("tool_calls")):
         return f"the answer calls a tool {named}"
     if text is None:
         return f"the answer holds no text (null) {named}"

@@ -22,7 +22,7 @@ _holder: Any = None
 
 
 def take(component: Any) -> None:
-    """Makes the component (or, with None, whoever asks) the only one that holds accelerator memory."""
+    """Makes the component (or, with None, the caller) the only component that holds accelerator memory."""
     global _holder
     signals.check()
     if _holder is not None and _key(_holder) != _key(component):
@@ -32,10 +32,10 @@ def take(component: Any) -> None:
 
 
 def current() -> Literal["cpu", "cuda"]:
-    """Where models compute. UserError where there is a GPU that torch cannot use: nobody wants its work on a CPU.
+    """Where models compute. UserError for a GPU that torch cannot use, rather than computing on the CPU.
 
     Sets torch as every stage has it, whatever was imported before: cuDNN's attention, torch's first choice on Hopper
-    and Blackwell, plans each new shape anew and has given gradients that are NaN (pytorch#196678).
+    and Blackwell, plans again for each new shape and has given gradients that are NaN (pytorch#196678).
     """
     if version("torch").endswith("+cpu"):
         return "cpu"  # importing torch takes seconds
@@ -60,9 +60,9 @@ def require(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except Exception as fault:  # of any class: not compiled in, no driver, no such number
-        said = (str(fault).splitlines() or [type(fault).__name__])[0]
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise UserError(
-            f"generator.device: {name} is not on this machine ({said}); leave the key out, or name another"
+            f"generator.device: {name} is not on this machine ({reason}); leave the key out, or name another"
         ) from fault
 
 
@@ -73,22 +73,22 @@ def dtype_of(option: str) -> str:
 
 @contextmanager
 def fits(what: str, advice: str) -> Iterator[None]:
-    """A block that takes the accelerator's memory: what does not fit is a UserError, however torch or vLLM say it."""
+    """A block that takes the accelerator's memory: running out of it is a UserError, for torch and vLLM."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as fault:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(fault, UserError) or not any(one in str(fault).lower() for one in FULL):
+        if isinstance(fault, UserError) or not any(phrase in str(fault).lower() for phrase in FULL):
             raise
-        said = str(fault).splitlines()[0]
+        reason = str(fault).splitlines()[0]
         raise UserError(
-            f"{what} does not fit the memory of the device ({said}); {advice}; nvidia-smi shows what else is on the "
+            f"{what} does not fit the memory of the device ({reason}); {advice}; nvidia-smi shows what else is on the "
             "GPU, and raft check what each turn takes"
         ) from fault
 
 
 @contextmanager
 def deterministic_switches_kept() -> Iterator[None]:
-    """Puts torch's switches of determinism back as they were: a stage leaves none to the stages after it."""
+    """Restores torch's determinism switches, so that a stage does not change later stages."""
     import torch
 
     names = (

@@ -1,4 +1,4 @@
-"""The client's side of a server that speaks OpenAI's protocol: bounded in time and size, and silent about the key."""
+"""The client of OpenAI-compatible servers: limited in time and size, and silent about the key."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for
 TRANSIENT = {408, 409, 425, 429}  # statuses that another attempt may change, beside all from 500 on
 LARGEST = 32 << 20  # bytes of an answer, unpacked: 100,000 tokens with their log-probabilities take 15 MB
 PACKED = {"", "identity", "gzip", "deflate"}  # unpacked piece by piece, no piece more than a thousandfold
-OTHER = "; look what runs there: it is to speak OpenAI's protocol"
+OTHER = "; check what runs there: it has to speak OpenAI's protocol"
 RENAMED = "max_completion_tokens"  # what some APIs call max_tokens; they say so when they refuse it
 
 
@@ -45,27 +45,30 @@ class Connection:
         if not 0 < self.timeout < float("inf"):
             yield "timeout", f"{self.timeout!r} is out of range; it must be above 0 seconds"
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, re.ASCII):
-            yield "api_key_env", "is no name of an environment variable; the key itself belongs in none of these files"
+            yield (
+                "api_key_env",
+                "is not the name of an environment variable; the key itself does not belong in these files",
+            )
 
     @property
     def key(self) -> str:
-        """The key, "" where there is none. UserError where no header can carry what the variable holds."""
+        """The key, "" without a key. UserError where no header can carry what the variable holds."""
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"the key in {self.api_key_env} holds characters that no key has; set it anew")
+            raise UserError(f"the key in {self.api_key_env} holds characters that no key has; set it again")
         return key
 
 
 def url_faults(url: str) -> Iterator[tuple[str, str]]:
-    """Why an option `url` is no address up to a server's version, or holds a secret."""
+    """Why an option `url` is not an address up to a server's version, or holds a secret."""
     if not _is_address(url):
-        yield "url", f"{url!r} is no address; it must be like http://127.0.0.1:8000/v1"
+        yield "url", f"{url!r} is not an address; it must be like http://127.0.0.1:8000/v1"
     elif urlsplit(url).username is not None or urlsplit(url).query or urlsplit(url).fragment:
-        yield "url", "holds a name, a password or a query; a key belongs into an environment variable (api_key_env)"
+        yield "url", "holds a name, a password or a query; a key belongs in an environment variable (api_key_env)"
 
 
 class Refused(UserError):
-    """The server will not answer this request, however often it is asked; `status` is that of HTTP.
+    """The server will not answer this request, even if retried; `status` is the HTTP status.
 
     `filtered`: because of what the request says, as far as the server's words tell.
     """
@@ -95,22 +98,22 @@ def cancel(thread: int) -> None:
 Item = TypeVar("Item")
 
 
-def items(found: AsyncGenerator[Item]) -> Iterator[Item]:
+def items(generator: AsyncGenerator[Item]) -> Iterator[Item]:
     """What an asynchronous generator yields, one at a time. However that ends, the generator is closed first.
 
     A loop that ends before its generators do closes all of them at once, and those that hold each other fail at it.
     """
     with stoppable() as run:
         try:
-            while (item := run(_next(found))) is not _END:
+            while (item := run(_next(generator))) is not _END:
                 yield item
         finally:
-            run(found.aclose())
+            run(generator.aclose())
 
 
 async def together(*asked: Coroutine[Any, Any, Item]) -> list[Item]:
     """As asyncio.gather; when one fails, the others have been cancelled and have ended before that is raised."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in asked]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -122,8 +125,8 @@ async def together(*asked: Coroutine[Any, Any, Item]) -> list[Item]:
 _END: Any = object()
 
 
-async def _next(found: AsyncGenerator[Any]) -> Any:
-    return await anext(found, _END)
+async def _next(generator: AsyncGenerator[Any]) -> Any:
+    return await anext(generator, _END)
 
 
 @contextmanager
@@ -177,7 +180,7 @@ async def connected(
 
 
 class Server:
-    """The other end of the wire: `ask` it, as often as there is hope."""
+    """The server: `ask` it, with retries."""
 
     def __init__(self, options: Connection, section: str, url: str, key: str, client: Any):
         self.options, self.section, self.url, self.key, self.client = options, section, url, key, client
@@ -185,37 +188,37 @@ class Server:
         self.renamed = False
 
     async def ask(self, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The server's answer, a JSON object. Refused: it said no; UserError: no answer after all attempts."""
+        """The server's answer, a JSON object. Refused: it was refused; UserError: no answer after all attempts."""
         async with self.slots:
             for attempt in range(self.options.max_retries + 1):
                 try:
                     return await self._attempt(what, path, body)
-                except Passing as one:
-                    fault = one
+                except Passing as passing:
+                    fault = passing
                 if attempt < self.options.max_retries:
                     await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
         raise UserError(
-            f"{what}: no answer from {self.url} after {self.options.max_retries + 1} attempts, at last {fault}; see "
+            f"{what}: no answer from {self.url} after {self.options.max_retries + 1} attempts, at last {fault}; check "
             "that the server runs, speaks OpenAI's protocol and is not overloaded "
             f"({self.section}.max_concurrency, timeout), then run it again"
         )
 
     async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """One request and its answer. Passing, Refused: there is none; UserError: one that is too large."""
+        """One request and its answer. Passing, Refused: no answer; UserError: an answer that is too large."""
         sent = self._worded(body)
         status, headers, content = await self._exchange(what, path, sent)
-        found = _object(content)
-        if 200 <= status < 300 and found is None:
-            raise Passing(f"an answer that is no JSON: {self._excerpt(_words(content))}")
-        error = completions.error_of(found) if found and 200 <= status < 300 else None
-        if 200 <= status < 300 and found is not None and error is None:
-            return found
-        said = error[1] if error else completions.words_of(found) if found else _words(content)
-        fault = f"status {error[0] if error else status}: {self._excerpt(said)}"
+        reply = _object(content)
+        if 200 <= status < 300 and reply is None:
+            raise Passing(f"an answer that is not JSON: {self._excerpt(_words(content))}")
+        error = completions.error_of(reply) if reply and 200 <= status < 300 else None
+        if 200 <= status < 300 and reply is not None and error is None:
+            return reply
+        words = error[1] if error else completions.words_of(reply) if reply else _words(content)
+        fault = f"status {error[0] if error else status}: {self._excerpt(words)}"
         status = error[0] if error else status
         if status >= 500 or status in TRANSIENT:
             raise Passing(fault, retry_after(headers))
-        if sent and "max_tokens" in sent and RENAMED in said:
+        if sent and "max_tokens" in sent and RENAMED in words:
             self.renamed = True
             return await self._attempt(what, path, body)
         filtered = completions.FILTER.search(_words(content)) is not None
@@ -241,12 +244,12 @@ class Server:
                         raise UserError(f"{what}: {self.url} sends an answer of more than {LARGEST >> 20} MB{OTHER}")
                 return answer.status_code, answer.headers, bytes(content)
         except TimeoutError:
-            raise Passing(f"no whole answer within {self.options.timeout:g} s") from None
+            raise Passing(f"no complete answer within {self.options.timeout:g} s") from None
         except httpx.RequestError as error:
             raise Passing(f"{type(error).__name__} {self._excerpt(str(error))}".strip()) from None
 
     def _worded(self, body: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The request in the server's words, as far as it has said that its own differ."""
+        """The request with the server's names of options, where it has said that they differ."""
         if body is None or not self.renamed:
             return body
         return {RENAMED if name == "max_tokens" else name: value for name, value in body.items()}
@@ -271,9 +274,9 @@ class Server:
             raise UserError(f"{self.section}.model: {self.url} has no model {model!r}; {known}")
         return cards[model]
 
-    def _excerpt(self, said: str) -> str:
+    def _excerpt(self, text: str) -> str:
         """A text without the key, which some servers repeat."""
-        return excerpt(said.replace(self.key, "(the key)") if self.key else said)
+        return excerpt(text.replace(self.key, "(the key)") if self.key else text)
 
 
 def is_vllm(card: dict[str, Any]) -> bool:
@@ -288,24 +291,24 @@ def pause(attempt: int) -> float:
 
 def retry_after(headers: Any) -> float:
     """The seconds a server asks to wait, given as such or as a date; 0 where it does not ask."""
-    said = headers.get("Retry-After", "")
+    value = headers.get("Retry-After", "")
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return 0.0
 
 
 def _object(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that an answer is, None if it is none; a bare list stands for its data (lists of models)."""
+    """The JSON object that an answer is, None if it is not one; a bare list stands for its data (lists of models)."""
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number with thousands of digits
         return None
-    return {"data": found} if isinstance(found, list) else found if isinstance(found, dict) else None
+    return {"data": value} if isinstance(value, list) else value if isinstance(value, dict) else None
 
 
 def _words(content: bytes) -> str:

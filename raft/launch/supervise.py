@@ -18,8 +18,8 @@ BETWEEN = 0.2  # seconds between two looks
 
 def main(parent: int, command: list[str]) -> int:
     """Runs the command in a session of its own, and returns its status."""
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=follow)
     try:
         while child.poll() is None and os.getppid() == parent:
@@ -39,8 +39,8 @@ def follow() -> None:
 
 def end(child: "subprocess.Popen[bytes]") -> None:
     """Asks the command to end, then kills what is left of its session."""
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if child.poll() is None:
         child.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -28,7 +28,7 @@ IN_PROCESS = {  # for an engine in this process; a server decides these for itse
 
 
 def faults(engine_args: Mapping[str, Any], ours: Container[str]) -> Iterator[tuple[str, str]]:
-    """Faults of the options `engine_args`, which go to vLLM as they are; `ours` are those that nobody else decides."""
+    """Faults of the options `engine_args`, which go to vLLM as they are; `ours` are those that only raft sets."""
     for name in engine_args:
         if name in ours:
             yield f"engine_args.{name}", "is decided by the run itself; remove it"
@@ -66,7 +66,7 @@ def cpu_defaults(context: int) -> dict[str, Any]:
 
 
 def default_context(folder: Path) -> int:
-    """The context of an engine, in tokens, where no option says more: what the model reads, and at most DEFAULT_CONTEXT."""
+    """The context of an engine, in tokens, at most DEFAULT_CONTEXT, where no option says more."""
     return min(model_folder.positions(folder) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 

@@ -102,10 +102,10 @@ class Served:
         count, width = LAST
         self.output.seek(max(self.begin, self.output.seek(0, os.SEEK_END) - 2 * count * width))
         lines = self.output.read().decode("utf-8", "replace").replace(self.key, "(the key)").splitlines()[-count:]
-        said = "".join(f"\n  {safe(line)[:width]}" for line in lines)
+        quoted = "".join(f"\n  {safe(line)[:width]}" for line in lines)
         return UserError(
             f"vLLM's server of {self.folder} ended by itself with status {self.process.wait()}; change what it "
-            f"complains of (the options engine_args), then run it again. Its last lines:{said}"
+            f"complains of (the options engine_args), then run it again. Its last lines:{quoted}"
         )
 
     def _wait(self) -> None:
@@ -161,9 +161,9 @@ def _environment(key: str) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _sink() -> IO[bytes]:

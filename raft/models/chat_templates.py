@@ -25,19 +25,21 @@ def load_tokenizer(path: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        made = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as fault:
         raise UserError(
             f"{path}: no tokenizer could be loaded ({' '.join(str(fault).split())}); a model folder needs one, and a "
             "config.json that transformers reads"
         ) from fault
-    if not isinstance(made.model_max_length, int | float):
-        raise UserError(f"{path}/tokenizer_config.json: model_max_length is {made.model_max_length!r}, no number")
-    if len(made) <= len(made.all_special_tokens):
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise UserError(
+            f"{path}/tokenizer_config.json: model_max_length is {tokenizer.model_max_length!r}, not a number"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(
             f"{path}: its tokenizer knows no words; put the files of the model's tokenizer (tokenizer.json) into it"
         )
-    return made
+    return tokenizer
 
 
 def check_rows(tokenizer: Tokenizer, model: Any, name: str) -> int:
@@ -131,7 +133,7 @@ class Shape(NamedTuple):
     """What a template writes around turns.
 
     `header` is what it writes before an answer though it takes no notice of add_generation_prompt; `end` the token
-    right behind an answer, None if it writes none; `fault` says why it is no template for conversations.
+    right behind an answer, None if it writes none; `fault` says why it is not a template for conversations.
     """
 
     header: str = ""
@@ -167,8 +169,8 @@ def _first_token(tokenizer: Tokenizer, text: str) -> int | None:
     spelled = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()} | special_tokens.of(
         tokenizer
     ).ids
-    found = [one for one in spelled if one and text.lstrip().startswith(one)]
-    return spelled[max(found, key=len)] if found else None
+    matching = [spelling for spelling in spelled if spelling and text.lstrip().startswith(spelling)]
+    return spelled[max(matching, key=len)] if matching else None
 
 
 def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
@@ -181,12 +183,12 @@ def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def writes_end(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template writes a token of its own right behind an answer."""
+    """Whether the chat template writes an end token right after an answer."""
     return _shape(tokenizer, _template(tokenizer, None, None)).end is not None
 
 
 def _ends(tokenizer: Tokenizer, is_chat: bool) -> list[int]:
-    """The token that is taught behind a response, if there is one: in a chat the template's own, else EOS."""
+    """The end token that is trained after a response, if any: in a chat the template's, else EOS."""
     if is_chat and (end := _shape(tokenizer, _template(tokenizer, None, None)).end) is not None:
         return [end]
     return frame(tokenizer).tail[:1] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -194,18 +196,18 @@ def _ends(tokenizer: Tokenizer, is_chat: bool) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _folder_ends(folder: Path) -> frozenset[int]:
-    """What the generation config says, or the config where there is none."""
+    """The end tokens of the generation config, or without it of the config."""
     files = [folder / name for name in ("generation_config.json", "config.json")]
-    file = next((one for one in files if one.is_file()), None)
+    file = next((item for item in files if item.is_file()), None)
     if file is None:
         return frozenset()
     try:
-        said = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError):
-        raise UserError(f"{file} is damaged: it is no mapping in JSON; make the model folder again") from None
-    ends = said if isinstance(said, list) else [said]
-    if not all(one is None or type(one) is int for one in ends):
-        raise UserError(f"{file}: eos_token_id is {said!r}; it has to be a token id, or a list of them")
+        raise UserError(f"{file} is damaged: it is not a mapping in JSON; make the model folder again") from None
+    ends = value if isinstance(value, list) else [value]
+    if not all(item is None or type(item) is int for item in ends):
+        raise UserError(f"{file}: eos_token_id is {value!r}; it has to be a token id, or a list of them")
     return frozenset(ends) - {None}
 
 
@@ -250,10 +252,13 @@ def left_out(
     try:
         asked = json.dumps([*marked(messages, tools), variables], sort_keys=True)
         return (*lost, *_unwritten(tokenizer, template, asked))
-    except UserError:  # the template looks into what is said, and refuses such marks
+    except UserError:  # the template inspects the content, and refuses such marks
         written = render(tokenizer, messages, ask=False, template=template, tools=tools, variables=variables)
-        said = ((message["content"] or "", message["role"]) for message in messages)
-        return (*lost, *dict.fromkeys(f"the words of the {role}" for text, role in said if text.strip() not in written))
+        parts = ((message["content"] or "", message["role"]) for message in messages)
+        return (
+            *lost,
+            *dict.fromkeys(f"the words of the {role}" for text, role in parts if text.strip() not in written),
+        )
 
 
 @lru_cache(maxsize=4096)
@@ -347,7 +352,7 @@ def frame(tokenizer: Tokenizer) -> Frame:
 
 
 def encode_response(tokenizer: Tokenizer, prompt: Prompt, text: str) -> list[int]:
-    """The tokens of a response that somebody wrote, its end included: what a supervised row teaches.
+    """The tokens of a given response, its end token included, as a supervised row is trained on.
 
     In a chat the template says how an answer ends; in plain text, and where a template writes no end, it is EOS.
     """
@@ -358,7 +363,7 @@ def encode_response(tokenizer: Tokenizer, prompt: Prompt, text: str) -> list[int
     if not closed.startswith(opened):
         raise RowError(
             f"the chat template of {tokenizer.name_or_path} writes a question and its answer so that the "
-            "question alone is not their beginning; the response cannot be told apart, so it cannot be trained on"
+            "question alone is not their beginning; the response cannot be separated, so it cannot be trained on"
         )
     ids, end = _continued(tokenizer, closed[len(opened) :].rstrip("\n")), _ends(tokenizer, is_chat=True)
     return [*takewhile(lambda token: token not in end, ids), *end]

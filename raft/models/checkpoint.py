@@ -1,4 +1,4 @@
-"""The tensors of a model folder by name, without a model class: safetensors, or old weights read as tensors alone."""
+"""The tensors of a model folder by name, without a model class: safetensors, or old weights read as tensors only."""
 
 import json
 import pickle
@@ -31,10 +31,10 @@ class Checkpoint:
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self.files[name], []).append(name)
-        found: dict[str, Any] = {}
+        loaded: dict[str, Any] = {}
         for file, inside in wanted.items():
-            found |= _read(file, inside)
-        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+            loaded |= _read(file, inside)
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}
 
     def row(self, name: str, index: int) -> Any:
         """One row of a matrix in float32, shape (1, columns); of safetensors nothing else is read."""
@@ -56,18 +56,20 @@ class Checkpoint:
 def shapes(folder: Path) -> dict[str, list[int]]:
     """The shapes of all tensors of numbers with a fraction, by name; torch is not imported.
 
-    UserError for old weights too: their shapes cannot be told without reading them.
+    UserError for old weights too: their shapes are unknown without reading them.
     """
     if not any((folder / name).is_file() for name in WEIGHTS[:2]):
         raise UserError(
             f"{folder} holds no safetensors, and the sizes of old weights are known only when they are read"
         )
-    found: dict[str, list[int]] = {}
+    known: dict[str, list[int]] = {}
     for file in sorted(set(_files(folder).values())):
         with _opened(file, "np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            found |= {name: one.get_shape() for name, one in slices.items() if one.get_dtype().startswith(("F", "BF"))}
-    return found
+            known |= {
+                name: piece.get_shape() for name, piece in slices.items() if piece.get_dtype().startswith(("F", "BF"))
+            }
+    return known
 
 
 def has_weights(folder: Path) -> bool:
@@ -99,7 +101,7 @@ def _sides(file: Path) -> list[int]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor; of several kinds of weights the one that transformers would load."""
+    """Which file holds which tensor; of several kinds of weights, the files that transformers would load."""
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} holds no weights ({', '.join(WEIGHTS)}); give what save_pretrained wrote")
@@ -109,13 +111,13 @@ def _files(folder: Path) -> dict[str, Path]:
         index = json.loads(file.read_text(encoding="utf-8"))
         table, _ = dict(index["weight_map"]), index["metadata"]  # without both transformers reads no index
     except (ValueError, KeyError, TypeError, RecursionError) as fault:
-        raise UserError(f"{file}: no index of weights ({fault}); fetch the model again") from None
+        raise UserError(f"{file}: not an index of weights ({fault}); fetch the model again") from None
     suffix = Path(file.name.removesuffix(".index.json")).suffix
     outside = [name for name in table.values() if not _is_shard(name, suffix)]
     if outside:
         raise UserError(
-            f"{file} names {outside[0]!r} as a file of weights; raft reads shards (*{suffix}) that stand beside the "
-            "index and are not hidden, and nothing else. Fetch the model again, or name another"
+            f"{file} names {outside[0]!r} as a file of weights; raft reads only shards (*{suffix}) that are beside "
+            "the index and not hidden. Fetch the model again, or name another"
         )
     missing = sorted({name for name in table.values() if not (folder / name).is_file()})
     if missing:
@@ -151,19 +153,19 @@ def _opened(file: Path, framework: str = "pt") -> Iterator[Any]:
         with safe_open(file, framework=framework) as opened:
             yield opened
     except SafetensorError as fault:
-        raise UserError(f"{file}: no whole safetensors file ({fault}); fetch the model again") from fault
+        raise UserError(f"{file}: not a complete safetensors file ({fault}); fetch the model again") from fault
     except OSError as fault:
-        raise UserError(f"{file} cannot be read ({fault.strerror}); give yourself the right to") from fault
+        raise UserError(f"{file} cannot be read ({fault.strerror}); give yourself the permission") from fault
 
 
 def unreadable(weights: Path, fault: Exception) -> UserError:
     """The error of old weights that are not tensors alone, without torch's words on those: it advises to run them."""
-    said = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
     if isinstance(fault, pickle.UnpicklingError):
-        said = "damaged, or more than tensors"
+        reason = "damaged, or more than tensors"
     return UserError(
-        f"{weights} cannot be read as tensors alone ({said}); nothing else of it is read. Fetch the model again, or "
-        "name one that has *.safetensors"
+        f"{weights} cannot be read as tensors alone ({reason}); nothing else of it is read. Fetch the model again, or "
+        "name a model that has *.safetensors"
     )
 
 

@@ -103,8 +103,10 @@ def _model(config: dict[str, Any], tokenizer: Any, seed: int) -> Any:
     except (Stopped, UserError):
         raise
     except Exception as fault:
-        said = " ".join(str(fault).split())
-        raise UserError(f"policy.config: transformers makes no model of it ({type(fault).__name__}: {said})") from None
+        reason = " ".join(str(fault).split())
+        raise UserError(
+            f"policy.config: transformers makes no model of it ({type(fault).__name__}: {reason})"
+        ) from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)

@@ -1,6 +1,6 @@
 """Models and data sets by name: a folder here, or `owner/name` on the model hub. The only file that talks to the hub.
 
-Downloads go through huggingface_hub into its own cache, which is used as it stands when the hub cannot be reached.
+Downloads go through huggingface_hub into its own cache, which is used unchanged when the hub cannot be reached.
 Only weights, tokenizers and configurations are fetched: never Python files, never free pickles.
 """
 
@@ -26,17 +26,17 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def locate_model(name: str, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself if it is one, else the snapshot of a hub model, downloaded if need be.
 
-    `revision` is a branch, tag or commit of the hub model. UserError if there is none, or no way to it.
+    `revision` is a branch, tag or commit of the hub model. UserError if it does not exist, or cannot be reached.
     """
     path = Path(name)
     if path.is_dir():
         return model_folder.whole(path)
     if not NAME.fullmatch(name):
         raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
-    found = _snapshot(name, revision, FILES, "model")
-    if not any(found.glob("*.safetensors")):
-        found = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
-    return model_folder.whole(found)
+    folder = _snapshot(name, revision, FILES, "model")
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")
+    return model_folder.whole(folder)
 
 
 def fetched(name: str, revision: str | None = None) -> Path | None:
@@ -45,8 +45,8 @@ def fetched(name: str, revision: str | None = None) -> Path | None:
 
     if not NAME.fullmatch(name):
         return None
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -59,7 +59,7 @@ def locate_file(name: str, files: Sequence[str], revision: str | None = None) ->
 
 
 def dataset_commit(name: str, revision: str | None = None) -> str:
-    """The commit that a branch or tag of a hub data set stands for now; without the hub, when it was last fetched."""
+    """The commit of a branch or tag of a hub data set now; without the hub, when it was last fetched."""
     return _snapshot(name, revision, ["README.md"], "dataset").name
 
 
@@ -73,7 +73,7 @@ def load_dataset(
 ) -> Any:
     """The rows of a split, kept on disk, at the commit that `dataset_identity` names. No code of it is run.
 
-    `folder` is the one inside the data set that is read, all of it if None. A folder here may also be what
+    `folder` is the folder inside the data set that is read; None reads all of it. A folder here may also be what
     save_to_disk wrote.
     """
     import datasets
@@ -86,8 +86,8 @@ def load_dataset(
     except Exception as fault:
         if _is_full(fault):
             raise
-        said = str(fault) if isinstance(fault, ValueError) else type(fault).__name__
-        raise UserError(f"data set {name}, config {config}, split {split}: cannot be loaded ({said})") from None
+        reason = str(fault) if isinstance(fault, ValueError) else type(fault).__name__
+        raise UserError(f"data set {name}, config {config}, split {split}: cannot be loaded ({reason})") from None
     cached = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else None
     if commit and cached and COMMIT.fullmatch(cached) and cached != commit:
         # without the hub `datasets` takes the commit that was loaded last
@@ -108,8 +108,8 @@ def _saved(name: str, split: str, others: dict[str, str | None]) -> Any:
         if value is not None:
             raise UserError(f"{name} was written by save_to_disk, which knows no {option}; leave it out ({value})")
     try:
-        found = datasets.load_from_disk(name)
-        splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+        loaded = datasets.load_from_disk(name)
+        splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
         if split not in splits:
             raise UserError(f"{name} has no split {split}; say split: {' or '.join(splits) or '(it has none)'}")
         return splits[split].with_format(None)

@@ -1,6 +1,6 @@
-"""Templates in Jinja, written by a process of their own that is bound in memory and time; and the day that they say.
+"""Jinja templates, rendered in a separate process with limits of memory and time; and the date that they write.
 
-A template that writes today's date writes that of the run: `dated` sets it, and without it there is none but today's.
+A template that writes today's date writes that of the run, which `dated` sets; without it, today's.
 """
 
 import atexit
@@ -43,9 +43,9 @@ def has_clock(path: Path) -> bool:
     """Whether a template writes today's date: a file, or those of a model's folder."""
     files = [path] if path.is_file() else [*path.glob("*.jinja"), *path.glob("*/*.jinja"), *path.glob("*e*.json")]
     named = [
-        one for one in files if one.suffix != ".json" or one.name in ("tokenizer_config.json", "chat_template.json")
+        file for file in files if file.suffix != ".json" or file.name in ("tokenizer_config.json", "chat_template.json")
     ]
-    return any(CLOCK.encode() in one.read_bytes() for one in named if one.is_file())
+    return any(CLOCK.encode() in file.read_bytes() for file in named if file.is_file())
 
 
 @contextmanager
@@ -60,16 +60,16 @@ def dated(day: str) -> Iterator[None]:
 
 
 def write(template: str, whose: str, values: dict[str, Any], *, strict: bool = False) -> str:
-    """What the template writes of the values; `whose` it is stands in messages.
+    """What the template writes with the values; messages name it as `whose`.
 
-    RowError where it refuses the values, UserError where it can write nothing, or takes more than a template may.
+    RowError if it refuses the values, UserError if it cannot be rendered, or exceeds the limits.
     """
-    said = _asked(template, whose, values, strict)
-    if "refused" in said:
-        raise Refused(said["refused"], said["kind"])
-    if not is_unicode(said["text"]):
-        raise RowError(f"{whose} writes half a character (a lone surrogate), which no tokenizer reads; mend it")
-    return said["text"]
+    answer = _asked(template, whose, values, strict)
+    if "refused" in answer:
+        raise Refused(answer["refused"], answer["kind"])
+    if not is_unicode(answer["text"]):
+        raise RowError(f"{whose} writes half a character (a lone surrogate), which no tokenizer reads; fix it")
+    return answer["text"]
 
 
 def variables(template: str, whose: str, *, strict: bool = False) -> set[str]:
@@ -79,17 +79,17 @@ def variables(template: str, whose: str, *, strict: bool = False) -> set[str]:
 
 def _asked(template: str, whose: str, values: dict[str, Any] | None, strict: bool) -> dict[str, Any]:
     request = {"template": template, "values": values, "strict": strict, "day": today()}
-    said = _worker.ask(json.dumps(request, default=str).encode() + b"\n")
-    if "limit" in said:
-        taken = LIMITS.get(said["limit"], said["limit"])
-        raise UserError(f"{whose} takes {taken} for one text; such a template is not used: mend it, or remove it")
-    if "broken" in said:
-        raise UserError(f"{whose} is no template that can be read ({said['broken']}); mend it")
-    return said
+    answer = _worker.ask(json.dumps(request, default=str).encode() + b"\n")
+    if "limit" in answer:
+        taken = LIMITS.get(answer["limit"], answer["limit"])
+        raise UserError(f"{whose} takes {taken} for one text; such a template is not used: fix it, or remove it")
+    if "broken" in answer:
+        raise UserError(f"{whose} is not a readable template ({answer['broken']}); fix it")
+    return answer
 
 
 class Refused(RowError):
-    """What a template said in place of a text, and the `kind` of the exception."""
+    """The error that a template raised, and the `kind` of the exception."""
 
     def __init__(self, reason: str, kind: str):
         super().__init__(reason)
@@ -105,7 +105,7 @@ class Worker:
         self.lock = threading.Lock()
 
     def ask(self, request: bytes) -> dict[str, Any]:
-        """Its answer. One that it owes cannot be left to the next who asks, so what interrupts this ends it."""
+        """Its answer. An interrupted request ends the process, so that the next request does not get this answer."""
         with self.lock:
             process = self._running()
             assert process.stdin is not None and process.stdout is not None
@@ -121,7 +121,7 @@ class Worker:
             return json.loads(line) if line.endswith(b"\n") else {"limit": self._ended()}
 
     def end(self) -> None:
-        """Ends it, if it is this process's own."""
+        """Ends it, if this process started it."""
         process, self.process = self.process, None
         if process is None or self.owner != os.getpid():
             return

@@ -38,15 +38,15 @@ class Generation(Extension):
 
 
 def environment(strict: bool, day: str) -> ImmutableSandboxedEnvironment:
-    """What a template is read by; `strict` where a name that stands for nothing is a fault."""
+    """The environment of a template; with `strict` an undefined name is an error."""
     undefined = StrictUndefined if strict else Undefined
-    made = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         undefined=undefined, trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    made.filters["tojson"] = to_json
-    made.globals["raise_exception"] = refuse
-    made.globals["strftime_now"] = datetime.fromisoformat(day).strftime
-    return made
+    sandbox.filters["tojson"] = to_json
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = datetime.fromisoformat(day).strftime
+    return sandbox
 
 
 def to_json(
@@ -67,8 +67,8 @@ def compiled(template: str, strict: bool, day: str) -> Any:
 
 def variables(request: dict[str, Any]) -> list[str]:
     """The variables that a template reads and does not set itself."""
-    made = environment(request["strict"], request["day"])
-    return sorted(meta.find_undeclared_variables(made.parse(request["template"])) - {*made.globals})
+    sandbox = environment(request["strict"], request["day"])
+    return sorted(meta.find_undeclared_variables(sandbox.parse(request["template"])) - {*sandbox.globals})
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # what it does ends the process
-        said = json.dumps(answer(json.loads(line)))
+        reply = json.dumps(answer(json.loads(line)))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(said.encode() + b"\n")
+        sys.stdout.buffer.write(reply.encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

@@ -1,4 +1,4 @@
-"""How likely responses are under a policy, computed by transformers: one and the same arithmetic for every policy."""
+"""Log-probabilities of responses under a policy, computed by transformers in the same way for every policy."""
 
 import inspect
 import itertools
@@ -41,8 +41,8 @@ def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[fl
             places = [place for part in batch for place in part]
             laid = packing.pack(texts) if packed else packing.pad([text for part in texts for text in part])
             with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl_coef"):
-                found = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
-            for (number, at), total in zip(places, found, strict=True):
+                totals = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
+            for (number, at), total in zip(places, totals, strict=True):
                 sums[number][at] = total
         yield from sums
 
@@ -59,7 +59,7 @@ def _likely(model: Any, laid: packing.Layout, begins: list[int]) -> list[float]:
             for row, places, begin in zip(laid.row, laid.places, begins, strict=True)
         ]
     )
-    counts = [len(one) for one in asked]
+    counts = [len(predicted) for predicted in asked]
     rows, columns = np.repeat(laid.row, counts), np.concatenate(asked)
     keep, at = np.unique(columns, return_inverse=True)
     inputs = packed_attention.inputs(laid.inputs, model.device)
@@ -70,8 +70,8 @@ def _likely(model: Any, laid: packing.Layout, begins: list[int]) -> list[float]:
         else:
             logits = model(**inputs, use_cache=False).logits[:, keep]
         likely = logits[rows, at].float().log_softmax(-1)
-        found = likely.gather(-1, torch.as_tensor(targets, device=model.device)[:, None])[:, 0].cpu()
-    return [float(part.sum()) for part in found.split(counts)]
+        picked = likely.gather(-1, torch.as_tensor(targets, device=model.device)[:, None])[:, 0].cpu()
+    return [float(part.sum()) for part in picked.split(counts)]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "as
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of earlier turns, as templates and servers name them
 KEPT = ("name", "tool_call_id", *THOUGHTS)
 DEEPEST = 100  # lists and mappings inside each other
-MARK = "qzxw"  # of `marked`: in no template, and no word that one would look for
+MARK = "qzxw"  # of `marked`: in no template, and not a word that a template would look for
 TOOLS = "the tools"
 SHAPE = "a list of messages such as {role: user, content: ...}"
 
@@ -42,26 +42,26 @@ def messages(value: Any, column: str) -> list[Message]:
 
 def turns(value: Any, column: str) -> list[Message]:
     """As `messages`, of a conversation that ends where the assistant is to speak."""
-    found = messages(value, column)
-    require_open(found, column)
-    return found
+    conversation = messages(value, column)
+    require_open(conversation, column)
+    return conversation
 
 
-def require_open(found: list[Message], column: str) -> None:
+def require_open(conversation: list[Message], column: str) -> None:
     """Malformed unless messages end where the assistant is to speak."""
-    last = found[-1]
+    last = conversation[-1]
     if last["role"] == "assistant":
         raise Malformed(f"{column} ends with the assistant's own words, so there is nothing left to say")
     if last["role"] != "tool" and not last["content"].strip():
         raise Malformed("the last message is empty")
 
 
-def until_user(found: list[Message], column: str) -> list[Message]:
-    """Messages up to the last one of the user."""
-    places = [at for at, message in enumerate(found) if message["role"] == "user"]
+def until_user(conversation: list[Message], column: str) -> list[Message]:
+    """Messages up to the last of the user."""
+    places = [at for at, message in enumerate(conversation) if message["role"] == "user"]
     if not places:
         raise Malformed(f"{column} has no words of the user")
-    return found[: places[-1] + 1]
+    return conversation[: places[-1] + 1]
 
 
 def answered(value: Any, column: str) -> tuple[list[Message], str]:
@@ -70,7 +70,7 @@ def answered(value: Any, column: str) -> tuple[list[Message], str]:
     if last["role"] != "assistant":
         raise Malformed(f"{column} does not end with a reply")
     if "tool_calls" in last:
-        raise Malformed(f"{column} ends with a tool call, which is no text")
+        raise Malformed(f"{column} ends with a tool call, which is not text")
     return before, last["content"]
 
 
@@ -87,36 +87,36 @@ def tools(value: Any, column: str) -> list[dict[str, Any]] | None:
 
 
 def marked(
-    found: Sequence[Message], tools: list[dict[str, Any]] | None
+    conversation: Sequence[Message], tools: list[dict[str, Any]] | None
 ) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, str]]:
-    """Messages and tools of the same make whose words are marks, and what each of these marks stands for."""
+    """Messages and tools of the same structure with marks for words, and the meaning of each mark."""
     marks: dict[str, str] = {}
 
     def mark(what: str) -> str:
         marks[name := f"mark{len(marks)}of{MARK}"] = what
         return name
 
-    def call(one: dict[str, Any]) -> dict[str, Any]:
-        inner, said = one["function"], {}
+    def call(request: dict[str, Any]) -> dict[str, Any]:
+        inner, arguments = request["function"], {}
         if inner["arguments"]:
-            said[mark("the arguments of a tool call")] = mark("the arguments of a tool call")
-        return {**one, "function": {**inner, "name": mark("the function of a tool call"), "arguments": said}}
+            arguments[mark("the arguments of a tool call")] = mark("the arguments of a tool call")
+        return {**request, "function": {**inner, "name": mark("the function of a tool call"), "arguments": arguments}}
 
-    def message(one: Message) -> Message:
-        content = one["content"] and mark(f"the words of the {one['role']}")
-        calls = {"tool_calls": [call(inner) for inner in one["tool_calls"]]} if "tool_calls" in one else {}
-        return {**one, "content": content, **calls}
+    def message(turn: Message) -> Message:
+        content = turn["content"] and mark(f"the words of the {turn['role']}")
+        calls = {"tool_calls": [call(inner) for inner in turn["tool_calls"]]} if "tool_calls" in turn else {}
+        return {**turn, "content": content, **calls}
 
-    def tool(one: dict[str, Any]) -> dict[str, Any]:
-        inner = one.get("function", one)
+    def tool(definition: dict[str, Any]) -> dict[str, Any]:
+        inner = definition.get("function", definition)
         named = {**inner, "name": mark(TOOLS)} if isinstance(inner, dict) and "name" in inner else inner
-        return {**one, "function": named} if "function" in one else named
+        return {**definition, "function": named} if "function" in definition else named
 
-    return [message(one) for one in found], tools and [tool(one) for one in tools], marks
+    return [message(item) for item in conversation], tools and [tool(item) for item in tools], marks
 
 
 def words(row: dict[str, Any], column: str) -> str:
-    """The text in a column. Malformed if there is none."""
+    """The text in a column. Malformed without one."""
     value = row.get(column)
     if not isinstance(value, str):
         raise Malformed(f"{column} is not text but {_kind(value)}" if column in row else f"no column {column}")
@@ -137,11 +137,11 @@ def require_json(value: Any, what: str) -> None:
 
 
 def _depth(value: Any) -> int:
-    """How many lists and mappings stand inside each other, counted to one more than DEEPEST."""
+    """How deep lists and mappings are nested, counted up to DEEPEST + 1."""
     level, depth = [value], 0
-    while depth <= DEEPEST and (level := [one for one in level if isinstance(one, list | tuple | dict)]):
+    while depth <= DEEPEST and (level := [item for item in level if isinstance(item, list | tuple | dict)]):
         depth += 1
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 
@@ -161,32 +161,32 @@ def _message(turn: dict[str, Any], where: str) -> Message:
 
 
 def _role(turn: dict[str, Any], where: str) -> str:
-    found = turn["role"] if turn.get("role") is not None else turn.get("from")
-    if not isinstance(found, str):
+    name = turn["role"] if turn.get("role") is not None else turn.get("from")
+    if not isinstance(name, str):
         raise Malformed(f"{where} has no role")
-    role = ALIASES.get(found.casefold(), found.casefold())
+    role = ALIASES.get(name.casefold(), name.casefold())
     if role not in ROLES:
         known = ", ".join([*ROLES, *ALIASES])
-        raise Malformed(f"{where}: unknown role {found!r}; allowed: {known}")
+        raise Malformed(f"{where}: unknown role {name!r}; allowed: {known}")
     return role
 
 
 def _content(turn: dict[str, Any], where: str) -> str | None:
     """Its text; parts are joined as they are, with nothing between them."""
     name = "value" if turn.get("content") is None and "value" in turn else "content"
-    found = turn.get(name)
-    if isinstance(found, list):
-        found = "".join(_part(part, where) for part in found)
-    if found is None:
+    content = turn.get(name)
+    if isinstance(content, list):
+        content = "".join(_part(part, where) for part in content)
+    if content is None:
         if name not in turn and not turn.get("tool_calls"):
             raise Malformed(f"{where} has no content")
         return None
-    return _words(found, name, where)
+    return _words(content, name, where)
 
 
-def _words(found: Any, name: str, where: str) -> str:
+def _words(value: Any, name: str, where: str) -> str:
     try:
-        return words({name: found}, name)
+        return words({name: value}, name)
     except Malformed as fault:
         raise Malformed(f"{where}: {fault}") from None
 
@@ -221,12 +221,12 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = _parsed(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict | None):
-        raise Malformed(f"{where}: the arguments of {inner['name']} are no mapping, nor the JSON of one")
+        raise Malformed(f"{where}: the arguments of {inner['name']} are neither a mapping nor the JSON of a mapping")
     return {**call, "function": {**inner, "arguments": arguments or {}}}
 
 
 def _parsed(written: str) -> Any:
-    """What a text of JSON says; the text itself, which no caller takes, where it is none."""
+    """What a text of JSON says; if it is not JSON, the text itself, which every caller refuses."""
     try:
         return json.loads(written)
     except (ValueError, RecursionError):

@@ -36,7 +36,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MOST:
             raise UserError(f"{file} has {file.stat().st_size:,} bytes, which no configuration has, {damaged}")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as fault:
         raise _closed(file, fault) from None
     except UnicodeDecodeError:
@@ -45,9 +45,9 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is nested too deep, {damaged}") from None
     except ValueError as fault:
         raise UserError(f"{file} is not JSON ({fault}), {damaged}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no mapping but {type(found).__name__}, {damaged}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds not a mapping but {type(content).__name__}, {damaged}")
+    return content
 
 
 def positions(folder: Path) -> int | None:
@@ -71,7 +71,7 @@ def whole(folder: Path) -> Path:
     if adapter:
         raise UserError(_adapter(folder, described and checkpoint.has_weights(folder)))
     if not described:
-        raise UserError(f"{folder} holds no config.json, so it is no model folder; give what save_pretrained wrote")
+        raise UserError(f"{folder} holds no config.json, so it is not a model folder; give what save_pretrained wrote")
     return folder
 
 
@@ -113,7 +113,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The config, and that of its language model where it stands apart; with what stands before their keys."""
+    """The config, and that of its language model if it is separate, each with the prefix of its keys."""
     yield "", config
     if isinstance(config.get("text_config"), dict):
         yield "text_config.", config["text_config"]
@@ -126,14 +126,14 @@ def _types(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config.get("model_type", ""), str):
         yield f"model_type is {_short(config['model_type'])}, no name"
     if not isinstance(config.get("id2label") or {}, dict):
-        yield f"id2label is {_short(config['id2label'])}, no mapping"
+        yield f"id2label is {_short(config['id2label'])}, not a mapping"
     if config.get("transformers_weights") is not None:
         yield "transformers_weights names the file of the weights, and raft reads none but model.safetensors"
     for before, part in _parts(config):
         for key in COUNTS:
             value = part.get(key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                yield f"{before}{key} is {_short(value)}, no whole number"
+                yield f"{before}{key} is {_short(value)}, not a whole number"
         for key, value in part.items():
             if SHARES.fullmatch(key) and type(value) in (int, float) and not 0 <= value <= 1:
                 yield f"{before}{key} is {_short(value)}, no share from 0 to 1"
@@ -145,7 +145,7 @@ def _token_ids(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ENDS:
         value = config.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
             yield f"{key} is {_short(value)}, no token id or list of them"
 
 

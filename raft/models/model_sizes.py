@@ -30,7 +30,7 @@ class Model:
     shapes: Mapping[str, Sequence[int]]
 
     def parameters(self, output: bool = True) -> int:
-        """How many numbers the weights are, with the output layer or without; a tied one is the embedding."""
+        """The number of parameters, with or without the output layer; a tied output layer is the embedding."""
         counts = output and self.config.get("tie_word_embeddings") is not True
         return sum(math.prod(shape) for name, shape in self.shapes.items() if counts or name not in OUTPUT)
 
@@ -49,8 +49,8 @@ class Model:
             return None
         if kinds := self.config.get("layer_types"):
             layers = sum(kind in CACHING for kind in kinds)
-        one = self.config.get("multi_query") and not self.config.get("new_decoder_architecture")
-        kept = 1 if one else self._number("kv_heads") or heads
+        shared = self.config.get("multi_query") and not self.config.get("new_decoder_architecture")
+        kept = 1 if shared else self._number("kv_heads") or heads
         return 2 * layers * kept * (self.config.get("head_dim") or width // heads) * size
 
     def passing(self, size: int) -> int | None:
@@ -82,11 +82,11 @@ class Model:
         return next((self.config[name] for name in NAMES[what] if isinstance(self.config.get(name), int)), None)
 
     def _inner(self, width: int) -> int:
-        return self._number("inner") or 4 * width  # as GPT-2 and those after it have it where nothing is said
+        return self._number("inner") or 4 * width  # the default of GPT-2 and its successors
 
 
 def read(folder: Path) -> Model:
-    """The model of a folder. UserError if the sizes of its weights cannot be told."""
+    """The model of a folder. UserError if the sizes of its weights are unknown."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = checkpoint.shapes(folder)
     weights = {name: shape for name, shape in shapes.items() if not loading.OLD_BUFFERS.search(name)}

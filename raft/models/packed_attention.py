@@ -2,7 +2,7 @@
 
 Which spans a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
 is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers
-makes a mask of tokens x tokens, of which most is thrown away; here a span is computed by itself.
+makes a mask of tokens x tokens, of which most is unused; here each span is computed separately.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from raft.models import packing
 
 NAME = "raft_packed"  # in the registers of transformers
-TOGETHER = {"cuda"}  # kinds of devices where a call costs more than padding: texts of like length share one there
+TOGETHER = {"cuda"}  # kinds of devices where a call costs more than padding: texts of similar length share it
 CANNOT = (NotImplementedError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 
 Span = tuple[int, int, int, int]
@@ -25,7 +25,7 @@ def inputs(laid: Mapping[str, Any], device: Any = None) -> dict[str, Any]:
     """What the model's forward takes, on its device; but spans stay in host memory, for they are read in Python."""
     import torch
 
-    return {name: torch.as_tensor(one, device="cpu" if one.ndim == 4 else device) for name, one in laid.items()}
+    return {name: torch.as_tensor(array, device="cpu" if array.ndim == 4 else device) for name, array in laid.items()}
 
 
 def adopt(model: Any, see: Callable[..., Any]) -> bool:
@@ -66,8 +66,8 @@ def _agrees(model: Any, see: Callable[..., Any], vocabulary: int) -> bool:
         alone = [see(model, input_ids=text)[0].float() for text in texts]
     model.train(trains)
     apart = max(
-        float((together[places] - one).abs().max() / one.abs().max())
-        for places, one in zip(laid.places, alone, strict=True)
+        float((together[places] - single).abs().max() / single.abs().max())
+        for places, single in zip(laid.places, alone, strict=True)
     )
     return apart < (1e-3 if some.dtype == torch.float32 else 0.05)
 
@@ -104,13 +104,13 @@ def attention(
     spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
     families = _families(spans, query.device, sliding_window, query.device.type in TOGETHER)
     # Split at once: the gradient of a slice is as large as what it was cut out of.
-    apart = (one[0].transpose(0, 1).split([family.length for family in families]) for one in (query, key, value))
+    apart = (states[0].transpose(0, 1).split([family.length for family in families]) for states in (query, key, value))
     seen = (family.see(q, k, v, groups, options) for family, q, k, v in zip(families, *apart, strict=True))
     return torch.cat([piece for pieces in seen for piece in pieces])[None], None
 
 
 class Family(NamedTuple):
-    """Spans that are attended to together: one and those that go on from it, or some of like length. Side by side."""
+    """Adjacent spans that are attended to together: a span and those that continue it, or some of similar length."""
 
     length: int  # of all its spans
     mask: Any = None  # of the span's queries and keys, where plain causality is not all
@@ -120,14 +120,14 @@ class Family(NamedTuple):
         """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
         shared = self.length if self.rest is None else self.rest.shared
         if shared:
-            q, k, v = (one[None, :shared] for one in (query, key, value))
+            q, k, v = (states[None, :shared] for states in (query, key, value))
             yield _attend(q, k, v, self.mask, groups, options)
         if self.rest is not None:
             yield self.rest.see(query, key, value, groups, options)
 
 
 class Rest(NamedTuple):
-    """Spans that go on from a shared one, or from none, padded to the longest."""
+    """Spans that continue a shared span, or no span, padded to the longest."""
 
     shared: int
     mask: Any  # of queries and keys, where plain causality is not all
@@ -138,8 +138,8 @@ class Rest(NamedTuple):
     def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
         """As `Family.see`, for the tokens behind the shared ones."""
 
-        def chosen(one: Any, which: Any) -> Any:
-            return one.index_select(0, which.view(-1)).view(*which.shape, *one.shape[1:])
+        def chosen(states: Any, which: Any) -> Any:
+            return states.index_select(0, which.view(-1)).view(*which.shape, *states.shape[1:])
 
         q, k, v = chosen(query, self.queries), chosen(key, self.keys), chosen(value, self.keys)
         return _attend(q, k, v, self.mask, groups, options).index_select(0, self.kept)
@@ -150,7 +150,7 @@ def _attend(query: Any, key: Any, value: Any, mask: Any, groups: int, options: d
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+    q, k, v = (states.transpose(1, 2) for states in (query, key, value))
     causal = mask is None and q.shape[2] > 1
     grouped = mask is None and groups > 1 and q.device.type in TOGETHER  # its kernels take a key for several queries
     if not grouped:
@@ -164,12 +164,12 @@ def _families(spans: tuple[Span, ...], device: Any, window: int | None, together
     import torch
 
     with torch.inference_mode(False):  # what is kept here may be used in training next
-        found = []
+        families = []
         for lengths, rest in _grouped(spans, together):
             shared, others = (lengths[0], rest) if len(lengths) == 1 else (0, lengths)
             padded = _rest(shared, others, window, device) if others else None
-            found.append(Family(shared + sum(others), _mask(0, shared, window, device), padded))
-        return found
+            families.append(Family(shared + sum(others), _mask(0, shared, window, device), padded))
+        return families
 
 
 def _grouped(spans: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:
@@ -203,7 +203,7 @@ def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) 
     # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
     queries = starts + np.minimum(steps, sizes - 1)
     keys = np.concatenate([np.tile(np.arange(shared), (len(lengths), 1)), queries], 1)
-    indices = (torch.as_tensor(one, device=device) for one in (queries, keys, np.flatnonzero(steps < sizes)))
+    indices = (torch.as_tensor(index, device=device) for index in (queries, keys, np.flatnonzero(steps < sizes)))
     return Rest(shared, _mask(shared, longest, window, device), *indices)
 
 

@@ -28,7 +28,7 @@ def pack(families: Sequence[Sequence[Tokens]]) -> Layout:
     """One row [1, tokens] without padding: of each family what all its texts begin with, then the rest of each.
 
     Every rest has at least one token; a family of one text is one span. Positions are those in the text. In place of an
-    attention mask stand the spans [1, 1, spans, 4]: start and length of each, start and length of the one that it goes
+    attention mask stand the spans [1, 1, spans, 4]: start and length of each, start and length of the span that it goes
     on from (0, 0 if from none). A token sees those before it in its span, and all of what its span goes on from.
     """
     pieces: list[Tokens] = []
@@ -103,8 +103,8 @@ def batches(families: Sequence[Sequence[Tokens]], capacity: int, packed: bool) -
     """
     if not packed:
         single = [(number, at) for number, family in enumerate(families) for at in range(len(family))]
-        found = rows([len(families[number][at]) for number, at in single], capacity)
-        return [[[single[place]] for place in places] for places in found]
+        placed = rows([len(families[number][at]) for number, at in single], capacity)
+        return [[[single[place]] for place in places] for places in placed]
     parts: list[list[Place]] = []
     sizes: list[int] = []
     for number, family in enumerate(families):

@@ -12,7 +12,7 @@ from typing import Any
 
 from raft.core.records import Response
 
-MARKS = (  # what opens a thought, and what stands between it and the answer
+MARKS = (  # what opens a thought, and what separates it from the answer
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and many others
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
@@ -22,13 +22,13 @@ MARKS = (  # what opens a thought, and what stands between it and the answer
 )
 OPENING = 16  # tokens at the end of a prompt in which its template may open a thought
 
-Marks = Sequence[str]  # two: the one that opens a thought, and the one that ends it
+Marks = Sequence[str]  # two: what opens a thought, and what ends it
 Clean = Callable[[Response], Response]
 Spell = Callable[[Any, Sequence[int]], str]  # (tokenizer, tokens of a response): its text
 
 
 def answer_at(written: str, marks: Marks | None = None, opened: bool = False) -> int | None:
-    """Where the answer begins in a text: 0 if there is no thought, None if there is one without an end.
+    """Where the answer begins in a text: 0 without a thought, None for a thought without an end.
 
     `marks` are those of the model, None for all of `MARKS`; `opened`: the prompt has opened the thought already. As in
     vLLM's parsers, the first end counts, and one without a beginning ends a thought that the prompt opened.

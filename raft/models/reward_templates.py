@@ -3,7 +3,7 @@
 | template | writes | made for |
 |---|---|---|
 | chat | the reward model's own chat template | most models of today |
-| plain | prompt and response as they stand | text prompts |
+| plain | prompt and response unchanged | text prompts |
 | hh | `###Human: ... ###Assistant: ...` | weqweasdas/hh_rlhf_rm_open_llama_3b |
 | ultrarm | `Human: ...`, a blank line, `Assistant: ...` | openbmb/UltraRM-13b |
 | pair | question and answer as two segments, `[CLS] q [SEP] a [SEP]` | OpenAssistant/reward-model-deberta-v3-large-v2 |
@@ -38,9 +38,9 @@ BETWEEN = {"hh": " ", "ultrarm": "\n\n"}
 
 
 def template_faults(template: str) -> Iterator[tuple[str, str]]:
-    """The fault of an option `template` that names none, or a file that is no text."""
+    """The fault of an option `template` that names no template, or a file that is not text."""
     if template not in TEMPLATES and not template.endswith(FILE):
-        yield "template", f"{template!r} is no template; {suggest(template, list(TEMPLATES))}, or a file *{FILE}"
+        yield "template", f"{template!r} is not a template; {suggest(template, list(TEMPLATES))}, or a file *{FILE}"
     elif template.endswith(FILE):
         yield from faults_of_text("template", template)
 
@@ -125,7 +125,7 @@ def _require_calls(tokenizer: Tokenizer, prompt: Prompt, template: str | None) -
     """RowError where a prompt has calls of tools, or their results, and the template does not write them."""
     messages = prompt.messages or []
     if any("tool_calls" in message or message["role"] in ("tool", "developer") for message in messages):
-        lost = [one for one in left_out(tokenizer, messages, prompt.tools, template=template) if one != TOOLS]
+        lost = [part for part in left_out(tokenizer, messages, prompt.tools, template=template) if part != TOOLS]
         if lost:
             raise RowError(f"prompt {prompt.id}: the template of the reward model leaves out {', '.join(lost)}")
 
@@ -215,7 +215,7 @@ class Frame:
 def _cut_text(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str, limit: int, bos: Bos) -> list[int]:
     ids = encode(tokenizer, prompt, response, template, bos)
     alone = encode(tokenizer, prompt, "", template, bos)
-    frame = sum(one is not None and ids[:1] == [one] for one in {tokenizer.bos_token_id, tokenizer.cls_token_id})
+    frame = sum(token is not None and ids[:1] == [token] for token in {tokenizer.bos_token_id, tokenizer.cls_token_id})
     same = takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False))
     wholly_prompt = len(list(same))  # a token that spells the end of the prompt and more is not
     end = max(frame, min(frame + len(ids) - limit, wholly_prompt))

@@ -1,6 +1,6 @@
-"""Special tokens that a text spells out: marks where a template writes them, plain words where a message does.
+"""Special tokens in texts: special where a template writes them, ordinary text where a message contains them.
 
-A tokenizer reads `<|im_end|>` as the end of a turn wherever it stands, so a message could end its own turn. `hide` puts
+A tokenizer reads `<|im_end|>` as the end of a turn anywhere, so a message could end its own turn. `hide` puts
 a stand-in for each such spelling into what a template is given; `encode` reads a text with stand-ins as if they were
 the words, and the marks around them as marks. A text without stand-ins is encoded as the tokenizer does it.
 """
@@ -28,43 +28,43 @@ class Marks:
         self.ids = {str(token): number for number, token in added.items() if token.special}
         for spelling in tokenizer.all_special_tokens:
             self.ids.setdefault(spelling, tokenizer.convert_tokens_to_ids(spelling))
-        self.spellings = sorted(filter(None, self.ids), key=lambda one: (-len(one), one))
+        self.spellings = sorted(filter(None, self.ids), key=lambda text: (-len(text), text))
         self.pattern = re.compile("|".join(map(re.escape, self.spellings)) or "(?!)")
         self.known = frozenset(self.ids.values()) - {tokenizer.unk_token_id, None}
 
     def hide(self, value: Any) -> Any:
         """The value, messages for instance, with a stand-in for each special token that its texts spell."""
         if isinstance(value, str):
-            return self.pattern.sub(lambda found: f"{OPEN}{NUMBER}-{self.spellings.index(found[0])}{CLOSE}", value)
+            return self.pattern.sub(lambda match: f"{OPEN}{NUMBER}-{self.spellings.index(match[0])}{CLOSE}", value)
         if isinstance(value, dict):
-            return {name: self.hide(one) for name, one in value.items()}
-        return [self.hide(one) for one in value] if isinstance(value, list) else value
+            return {name: self.hide(item) for name, item in value.items()}
+        return [self.hide(item) for item in value] if isinstance(value, list) else value
 
     def reveal(self, text: str) -> str:
         """The text with its own words in the place of stand-ins."""
-        return STAND_IN.sub(lambda found: self.spellings[int(found[1])], text)
+        return STAND_IN.sub(lambda match: self.spellings[int(match[1])], text)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, with nothing added. RowError where words cannot be told from marks."""
+        """The tokens of each text, with nothing added. RowError if text cannot be distinguished from special tokens."""
         if not texts:
             return []
         plain = ["" if _has_stand_in(text) else text for text in texts]
-        found = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
         return [
             ids if not _has_stand_in(text) and self._count(ids) <= self._written(text) else self._encode_words(text)
-            for ids, text in zip(found, texts, strict=True)
+            for ids, text in zip(encoded, texts, strict=True)
         ]
 
     def _count(self, ids: Sequence[int]) -> int:
         return 0 if self.known.isdisjoint(ids) else sum(token in self.known for token in ids)
 
     def _written(self, text: str) -> int:
-        return sum(self.ids[one] in self.known for one in self.pattern.findall(text))
+        return sum(self.ids[spelling] in self.known for spelling in self.pattern.findall(text))
 
     def _encode_words(self, text: str) -> list[int]:
         """Tokens of a text in which words spell special tokens, by a tokenizer whose special tokens are renamed."""
-        pieces = STAND_IN.split(text)  # what stands between, and the numbers of the stand-ins, in turns
-        marked = [self.pattern.sub(lambda found: _name(self.ids[found[0]]), piece) for piece in pieces[::2]]
+        pieces = STAND_IN.split(text)  # alternately the text between stand-ins, and their numbers
+        marked = [self.pattern.sub(lambda match: _name(self.ids[match[0]]), piece) for piece in pieces[::2]]
         words = [self.spellings[int(number)] for number in pieces[1::2]]
         written = "".join(part for pair in zip(marked, [*words, ""], strict=True) for part in pair)
         tokenizer = self._renamed
@@ -89,10 +89,10 @@ class Marks:
             token["content"] = self._rename(token["content"])
         _rename_model(parts["model"], self._rename)
         try:
-            made = Tokenizer.from_str(json.dumps(parts))
+            renamed = Tokenizer.from_str(json.dumps(parts))
         except Exception:  # the library raises nothing narrower
             return None
-        return made if all(made.token_to_id(_name(number)) == number for number in self.ids.values()) else None
+        return renamed if all(renamed.token_to_id(_name(number)) == number for number in self.ids.values()) else None
 
     def _rename(self, spelling: str) -> str:
         return _name(self.ids[spelling]) if spelling in self.ids else spelling
@@ -126,5 +126,5 @@ def _rename_model(model: dict[str, Any], rename: Any) -> None:
     if isinstance(model.get("unk_token"), str):
         model["unk_token"] = rename(model["unk_token"])
     if "merges" in model:
-        pairs = [one.split(" ", 1) if isinstance(one, str) else one for one in model["merges"]]
+        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [pair for pair in pairs if all(rename(piece) == piece for piece in (*pair, "".join(pair)))]

@@ -1,1 +1,1 @@
-"""The loop and its stages. Read loop.py first. What a stage computes stands in the rooms below."""
+"""The loop and its stages. Read loop.py first. What a stage computes is in the packages below."""

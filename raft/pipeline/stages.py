@@ -42,7 +42,7 @@ def link_model(start: Any, output: ArtifactWriter, probed: bool) -> None:
         return
     try:
         weight_check.make(output.path, weight_check.first_texts(output.path), output.path / "probe.json")
-    except UserError as fault:  # of the folder that the recipe names: this one is of links, and will be gone
+    except UserError as fault:  # name the recipe's folder: this folder of links is temporary
         raise UserError(str(fault).replace(str(output.path), start.model)) from fault
 
 
@@ -69,12 +69,12 @@ def load_examples(examples: Any, output: ArtifactWriter, start: Artifact | None 
 
     def kept() -> Iterator[dict[str, Any]]:
         nonlocal rows_in
-        for one in read(examples, tokenizer, output.seed, held_out):
+        for record in read(examples, tokenizer, output.seed, held_out):
             rows_in += 1
-            if isinstance(one, Drop):
-                output.drop(one.prompt_id, None, one.reason)
+            if isinstance(record, Drop):
+                output.drop(record.prompt_id, None, record.reason)
             else:
-                yield one.row()
+                yield record.row()
 
     output.write(kept())
     output.rows_in = rows_in
@@ -84,11 +84,11 @@ def load_examples(examples: Any, output: ArtifactWriter, start: Artifact | None 
 
 def evaluate_reward_model(trainer: Any, output: ArtifactWriter, made: Artifact, pairs: Artifact) -> None:
     """metrics.json of a reward model: how it fares on the pairs set aside."""
-    found = dict(made.stamp["measured"])
+    measured = dict(made.stamp["measured"])
     if pairs.rows and hasattr(trainer, "evaluate"):
-        found.update(trainer.evaluate(made.path, (Pair.of(row) for row in pairs.read())))
-    output.measured = found
-    output.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        measured.update(trainer.evaluate(made.path, (Pair.of(row) for row in pairs.read())))
+    output.measured = measured
+    output.path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
 def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, count: int, own: bool = False) -> None:
@@ -114,15 +114,15 @@ def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, c
         output.drop(drop.prompt_id, None, drop.reason)
 
 
-def _too_few_eval_prompts(count: int, found: int, rows: int, drops: Sequence[Drop]) -> str:
-    if not found:
+def _too_few_eval_prompts(count: int, usable: int, rows: int, drops: Sequence[Drop]) -> str:
+    if not usable:
         return f"evaluation.count is {count}, but {_none_left(rows, drops)}"
-    same = rows - len(drops) - found
-    said = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
+    same = rows - len(drops) - usable
+    parts = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
     dropped = f"; {len(drops)} rows were dropped, {prompt_sources.reasons(drops)}" if drops else ""
     return (
-        f"evaluation.count is {count}, but there are only {found} different prompts to hold out in {', '.join(said)}"
-        f"{dropped}; lower it, or give more prompts{' or mend those rows' if drops else ''}"
+        f"evaluation.count is {count}, but there are only {usable} different prompts to hold out in {', '.join(parts)}"
+        f"{dropped}; lower it, or give more prompts{' or fix those rows' if drops else ''}"
     )
 
 
@@ -148,7 +148,7 @@ def diagnose(
     policy: Artifact | None = None,
     max_tokens: int | None = None,
 ) -> None:
-    """doctor.jsonl: what the quick checks of each reward model found. UserError if one of them is a fault.
+    """doctor.jsonl: the findings of the quick checks of each reward model. UserError for a fault.
 
     `max_tokens` is how long the answers of `policy` can become.
     """
@@ -156,15 +156,17 @@ def diagnose(
 
     few = [Prompt.of(row) for row in itertools.islice(prompts.read(), 8)]
     answers = None if policy is None or max_tokens is None else doctor.Answers(_tokenizer(policy), max_tokens)
-    found = []
+    findings = []
     for name, section in rewards.items():
         reward = section if policy is not None else deepcopy(section)  # rewards to compare are many: none stays loaded
         device.take(reward)
-        found += list(doctor.examine(reward, few, name, answers))
-    faults = [f"{one.reward}: {one.check}: {one.message}" for one in found if one.level == "fault"]
+        findings += list(doctor.examine(reward, few, name, answers))
+    faults = [
+        f"{finding.reward}: {finding.check}: {finding.message}" for finding in findings if finding.level == "fault"
+    ]
     if faults:
         raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))
-    output.write(one.row() for one in found)
+    output.write(finding.row() for finding in findings)
 
 
 def collect(source: Any, output: ArtifactWriter, policy: Artifact, held_out: Artifact | None = None) -> None:
@@ -199,7 +201,7 @@ def drops_of(artifact: Artifact, stage: str) -> Iterator[Drop]:
 
 
 def tell_drops(observer: Any, artifact: Artifact, stage: str) -> None:
-    """Notices the rows that a stage dropped, and why; those held out are none."""
+    """Notices the rows that a stage dropped, and why; those held out do not count."""
     drops = [drop for drop in drops_of(artifact, stage) if drop.reason != HELD_OUT]
     if drops:
         of = f" of {artifact.stamp['rows_in']}" if artifact.stamp["rows_in"] is not None else ""
@@ -245,14 +247,14 @@ def generate(
     device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
-    withheld: list[Group] = []  # kept back until there is a response: where there is none at all, nothing is made
+    withheld: list[Group] = []  # kept back until there is a response: without any, nothing is made
     for group in protocols.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id in done:
             continue
         withheld.append(group)
-        if done or not all(one.withheld for one in group.responses):
-            for one in withheld:
-                output.append(one.row())
+        if done or not all(response.withheld for response in group.responses):
+            for early in withheld:
+                output.append(early.row())
             withheld.clear()
         output.advance(len(output.offsets), prompts.rows)
     if withheld:
@@ -276,7 +278,7 @@ def score(reward: Any, output: ArtifactWriter, prompts: Artifact, responses: Art
 
 
 def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], ids: Sequence[str]) -> None:
-    """One score for each response, in fixed blocks of groups; what a judge has said of a group is not asked again.
+    """One score for each response, in fixed blocks of groups; a judge is not asked again about a finished group.
 
     `ids` are those of the groups' prompts, in order.
     """
@@ -292,43 +294,43 @@ def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) 
     """Scores those of `groups` that the partial file lacks; after each it has this many."""
     for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.batch_size(reward))):
         if group.prompt.id not in output.offsets:
-            output.append({"prompt_id": group.prompt.id, "scores": [one.row() for one in scores]})
+            output.append({"prompt_id": group.prompt.id, "scores": [score.row() for score in scores]})
         yield len(output.offsets)
 
 
 def logprobs(first: Artifact, output: ArtifactWriter, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
-    """Log-probability of each response under the first policy and under the one that wrote it."""
+    """Log-probability of each response under the first policy and under the policy that wrote it."""
     from raft.models.logprobs import response_logprobs
 
     device.take(None)
     of_first, of_policy = (
-        list(response_logprobs(policy_of(one).path, records.groups(prompts.path, responses.path)))
-        for one in (first, policy)
+        list(response_logprobs(policy_of(model).path, records.groups(prompts.path, responses.path)))
+        for model in (first, policy)
     )
     ids = (row["id"] for row in prompts.read())
     output.write(
-        {"prompt_id": prompt_id, "first": one, "policy": other}
-        for prompt_id, one, other in zip(ids, of_first, of_policy, strict=True)
+        {"prompt_id": prompt_id, "first": under_first, "policy": under_policy}
+        for prompt_id, under_first, under_policy in zip(ids, of_first, of_policy, strict=True)
     )
     output.rows_in = responses.rows
 
 
 def reference_logprobs(section: None, output: ArtifactWriter, policy: Artifact, references: Artifact) -> None:
-    """Log-probability of each reference response under a policy, and of how many tokens: one of nothing is given."""
+    """Log-probability of each reference response under a policy, and its number of predicted tokens."""
     from raft.models.chat_templates import encode_prompt
     from raft.models.logprobs import response_logprobs
 
     device.take(None)
     tokenizer = _tokenizer(policy)
     examples = [Example.of(row) for row in references.read()]
-    groups = (Group(one.prompt, [one.response]) for one in examples)
+    groups = (Group(example.prompt, [example.response]) for example in examples)
     output.write(
         {
-            "prompt_id": one.prompt_id,
+            "prompt_id": example.prompt_id,
             "logprob": logprob,
-            "tokens": len(one.response.token_ids) - (not encode_prompt(tokenizer, one.prompt)),
+            "tokens": len(example.response.token_ids) - (not encode_prompt(tokenizer, example.prompt)),
         }
-        for one, (logprob,) in zip(examples, response_logprobs(policy_of(policy).path, groups), strict=True)
+        for example, (logprob,) in zip(examples, response_logprobs(policy_of(policy).path, groups), strict=True)
     )
     output.rows_in = references.rows
 
@@ -352,8 +354,8 @@ def select(
     for row, group in enumerate(records.groups(prompts.path, responses.path)):
         scored = np.flatnonzero(~np.isnan(rewards[row]))
         for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
-            one = group.responses[index]
-            output.drop(group.prompt.id, int(index), one.finish_reason if one.withheld else "no reward")
+            response = group.responses[index]
+            output.drop(group.prompt.id, int(index), response.finish_reason if response.withheld else "no reward")
         for index, reason in zip(
             scored, selections.filtered([group.responses[index] for index in scored], selection.filters), strict=True
         ):
@@ -397,7 +399,7 @@ def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artif
 
 
 def _look_at_trained(trainer: Any, output: ArtifactWriter) -> None:
-    """UserError if a trainer of the user's own left no model folder, or measured what is no number; probes it."""
+    """UserError if a trainer of the user's own left no model folder, or measured anything but numbers; probes it."""
     from raft.models import weight_check
 
     measured = output.measured
@@ -417,8 +419,8 @@ def policy_of(artifact: Artifact) -> Policy:
     """A policy's folder; UserError if it has been pruned, or is damaged."""
     if artifact.stamp.get("pruned"):
         raise UserError(
-            f"{artifact.place} was deleted to save room (keep:); a new run with keep: all has every policy to go back "
-            "to"
+            f"{artifact.place} was deleted to save room (keep_policies:); a new run with keep_policies: all keeps "
+            "every policy"
         )
     return Policy(artifact.path, artifact.path / "probe.json")
 
@@ -459,20 +461,23 @@ def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[
         asked = [some for _, some in answered if some.responses]
         scores = protocols.scored(reward, asked)
         for group, some in answered:
-            found = next(scores)[1] if some.responses else []
-            yield group, found if some is group else _with_unanswered(group, found)
+            rated = next(scores)[1] if some.responses else []
+            yield group, rated if some is group else _with_unanswered(group, rated)
         assert next(scores, None) is None, "a reward has scored more groups than there are"
 
 
 def _answered(group: Group) -> Group:
     """The group without the responses that are nothing but a thought, of which no reward is asked."""
-    some = [one for one in group.responses if one.unanswered is None]
+    some = [response for response in group.responses if response.unanswered is None]
     return group if len(some) == len(group.responses) else replace(group, responses=some)
 
 
 def _with_unanswered(group: Group, scores: Sequence[Score]) -> list[Score]:
-    found = iter(scores)
-    return [next(found) if one.unanswered is None else Score(None, error=one.unanswered) for one in group.responses]
+    rest = iter(scores)
+    return [
+        next(rest) if response.unanswered is None else Score(None, error=response.unanswered)
+        for response in group.responses
+    ]
 
 
 def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndarray:

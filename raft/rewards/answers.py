@@ -1,7 +1,7 @@
 """What a solution comes to, a number, a letter or words, and whether the reference says the same.
 
 Numbers are compared by their exact values, so 1/2, 0.5, 50% and \\frac{1}{2} are one. Every pattern takes time in
-proportion to the text. What is no plain number (roots, intervals, formulas) is compared as words; the rule
+proportion to the text. What is not a plain number (roots, intervals, formulas) is compared as words; the rule
 `math_verify` knows more of it.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 MARK = "####"  # GSM8K writes the answer behind it, at the end of a worked solution
 LONGEST = 400  # digits, and exponents, beyond which a number is the answer to nothing
-WORDS = 200  # characters of a reference that is no number
+WORDS = 200  # characters of a reference that is not a number
 
 VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
 SIGNS = str.maketrans(dict.fromkeys("−–‑﹣－", "-") | {"⁄": "/", "％": "%", "’": "'"})
@@ -48,13 +48,13 @@ CHOICES = [
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """A number, and whether it stands before a per cent sign."""
+    """A number, and whether a per cent sign follows it."""
 
     value: Fraction
     percent: bool
 
     def __eq__(self, other: object) -> bool:
-        """By value; where one of two has a per cent sign, the other may be that number or a hundredth of it."""
+        """By value; if only one of the two has a per cent sign, the other may be that number or a hundredth of it."""
         if not isinstance(other, Number):
             return False
         if self.value == other.value:
@@ -72,7 +72,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, value: Any) -> "Reference":
-        """What a reference says, behind #### or in \\boxed{} where it is a worked solution. ValueError: it is none."""
+        """What a reference says, behind #### or in \\boxed{} where it is a worked solution. ValueError if not one."""
         if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"is {value!r:.80}; give a number, a letter, or words on one line")
         text = stated(str(value)) or str(value).strip()
@@ -87,16 +87,16 @@ class Reference(NamedTuple):
 
 def matches(reference: Reference, response: str, ignore_case: bool = True) -> bool:
     """Whether a response comes to the reference: in \\boxed{} or behind #### where it says so, at its end otherwise."""
-    said = stated(response)
+    answer = stated(response)
     if reference.number is not None:
-        found = number(said) if said is not None else None
+        value = number(answer) if answer is not None else None
         return (
-            found if found is not None or _is_boxed(response) else last_number(said or response)
+            value if value is not None or _is_boxed(response) else last_number(answer or response)
         ) == reference.number
     if reference.letter is not None:
-        found_letter = _letter(response if said is None else said)
+        found_letter = _letter(response if answer is None else answer)
         return found_letter is not None and _folded(found_letter, ignore_case) == _folded(reference.letter, ignore_case)
-    line = response.strip().rpartition("\n")[2] if said is None else said
+    line = response.strip().rpartition("\n")[2] if answer is None else answer
     tail = re.split(r"(?i)\banswer(?:\s+is)?\s*:?\s+", line)[-1]
     return _folded(reference.words, ignore_case) in (_folded(line, ignore_case), _folded(tail, ignore_case))
 
@@ -119,22 +119,22 @@ def stated(text: str) -> str | None:
 
 
 def number(text: str) -> Number | None:
-    """The number that a short text is, with its sign of money or unit; None if it is none."""
+    """The number that a short text is, with its sign of money or unit; None if it is not a number."""
     plain = re.sub(r"^\s*\\?[A-Za-z]\w*\s*=\s*", "", _substituted(text, LATEX + NUMERIC)).strip()
-    found = NUMBER.match(plain)
-    return _value(found) if found and re.fullmatch(UNIT, plain[found.end() :]) else None
+    match = NUMBER.match(plain)
+    return _value(match) if match and re.fullmatch(UNIT, plain[match.end() :]) else None
 
 
 def last_number(text: str) -> Number | None:
-    """The last number in a text, None if there is none that is the answer to anything."""
-    found = None
+    """The last number in a text that can be an answer, else None."""
+    last = None
     for match in NUMBER.finditer(_substituted(text, LATEX + NUMERIC)):
-        found = match
-    return None if found is None else _value(found)
+        last = match
+    return None if last is None else _value(last)
 
 
-def _value(found: re.Match[str]) -> Number | None:
-    parts = {name: re.sub(r"[^\d.+-]", "", part) for name, part in found.groupdict(default="").items() if part}
+def _value(match: re.Match[str]) -> Number | None:
+    parts = {name: re.sub(r"[^\d.+-]", "", part) for name, part in match.groupdict(default="").items() if part}
     if any(len(part) > LONGEST for part in parts.values()) or abs(int(parts.get("power", "0"))) > LONGEST:
         return None
     if "plain" in parts:
@@ -143,15 +143,15 @@ def _value(found: re.Match[str]) -> Number | None:
         size = int(parts.get("whole", "0")) + Fraction(parts["up"]) / Fraction(parts["down"])
     else:
         return None
-    return Number(-size if "sign" in parts else size, found["percent"] is not None)
+    return Number(-size if "sign" in parts else size, match["percent"] is not None)
 
 
 def _letter(text: str) -> str | None:
     """The letter of the choice that a text comes to, None if it names none."""
     text = _substituted(text, LATEX)
     for pattern in CHOICES:
-        if found := re.findall(pattern, text):
-            return "".join(found[-1])
+        if letters := re.findall(pattern, text):
+            return "".join(letters[-1])
     line = text.strip().rpartition("\n")[2].strip("*$ \t.")
     found_letter = re.fullmatch(r"([A-Za-z])[.):]?", line) or re.match(r"([A-Z])[.):]\s", line)
     return found_letter[1] if found_letter else None
@@ -176,7 +176,7 @@ def _is_boxed(text: str) -> bool:
 
 def _substituted(text: str, rules: list[tuple[str, str]]) -> str:
     text = text.translate(SIGNS)
-    text = re.sub(rf"(\d?)\s?([{''.join(VULGAR)}])", lambda found: f"{found[1]} {VULGAR[found[2]]}".strip(), text)
+    text = re.sub(rf"(\d?)\s?([{''.join(VULGAR)}])", lambda match: f"{match[1]} {VULGAR[match[2]]}".strip(), text)
     text = re.sub(r"(?<=\d)(?=\\[dtc]?frac)", " ", text)
     for pattern, replacement in rules:
         text = re.sub(pattern, replacement, text)

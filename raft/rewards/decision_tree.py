@@ -95,7 +95,7 @@ class Tree:
         if len({len(self.feature), len(self.threshold), len(self.left), len(self.right), len(self.first)}) != 1:
             raise UserError("the lists of the decision tree are not of one length; the file is damaged")
         if not all(type(one) is int for one in (*self.feature, *self.left, *self.right)):
-            raise UserError("a node of the decision tree is no whole number; the file is damaged")
+            raise UserError("a node of the decision tree is not a whole number; the file is damaged")
         for at, left in enumerate(self.left):
             if left == LEAF:
                 continue

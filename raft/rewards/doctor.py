@@ -1,7 +1,7 @@
 """Whether a reward model says what it should, before a run trusts it: quick checks, each with what to do about it.
 
 The model is the real one, the prompts are the run's own; nothing is trained and nothing is drawn. A fault stops a run,
-a warning is told and kept.
+a warning is printed and kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from raft.core.errors import RowError
 from raft.core.records import Group, Prompt, Response
 
-PAIRS = [  # a question, a better and a worse answer; whoever cannot tell these apart is read wrongly
+PAIRS = [  # a question, a better and a worse answer; a model that does not distinguish them is read wrongly
     ("What is the capital of France?", "The capital of France is Paris.", "banana banana banana banana"),
     ("How do I boil an egg?", "Put it into boiling water for about eight minutes, then cool it.", "I won't tell you."),
     ("Please thank my colleague for her help.", "Thank you so much for your help, how kind.", "Go away, idiot."),
@@ -85,8 +85,8 @@ def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str
             readable.append(prompt)
         except RowError as fault:
             refused.append(f"prompt {prompt.id}: {fault}")
-    told = f"{len(refused)} of {len(prompts)} prompts cannot be scored; the first: {refused[0]}" if refused else None
-    return readable, told
+    summary = f"{len(refused)} of {len(prompts)} prompts cannot be scored; the first: {refused[0]}" if refused else None
+    return readable, summary
 
 
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
@@ -109,7 +109,7 @@ def _bos(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         return "ok", "the tokenizer has no BOS"
     counts = {_leading(reward.encode(prompt, ANSWERS[0])[0], first) for prompt in prompts}
     if max(counts, default=0) > 1:
-        return "fault", "a conversation begins with more than one BOS; set bos: auto, or mend the template"
+        return "fault", "a conversation begins with more than one BOS; set bos: auto, or fix the template"
     if len(counts) > 1:
         return "warning", "some conversations begin with a BOS and some do not; look at the template"
     return "ok", f"a conversation begins with {max(counts, default=0)} BOS"
@@ -151,9 +151,9 @@ def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str
     if runner.takes_positions:
         ways["padded on the left"] = runner.read_padded_left(rows)
     limit = TOLERANCE[str(runner.model.dtype).removeprefix("torch.")]
-    for way, found in ways.items():
+    for way, batched in ways.items():
         pairs = [
-            (a, b) for row, outputs in zip(rows, found, strict=True) for a, b in zip(alone[row], outputs, strict=True)
+            (a, b) for row, outputs in zip(rows, batched, strict=True) for a, b in zip(alone[row], outputs, strict=True)
         ]
         apart = max(abs(a - b) for a, b in pairs)
         if not apart <= limit * max(1.0, *(abs(a) for a, _ in pairs)):
@@ -169,8 +169,8 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         Group(_asked(reward.template, number, question), [Response(text, [], None, "stop") for text in answers])
         for number, (question, *answers) in enumerate(PAIRS)
     ]
-    scores = [row for row in reward.score(groups) if all(one.reward is not None for one in row)]
-    if len(scores) > 1 and len({one.reward for row in scores for one in row}) == 1:
+    scores = [row for row in reward.score(groups) if all(score.reward is not None for score in row)]
+    if len(scores) > 1 and len({score.reward for row in scores for score in row}) == 1:
         return (
             "fault",
             f"every answer has the reward {scores[0][0].reward:g}; look at template and head, or take another model",
@@ -186,36 +186,38 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 
 
 def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
-    found = [reward.encode(prompt, ANSWERS[1]) for prompt in prompts]
-    long = sum(len(ids) > reward.limit for ids, _ in found)
-    cut = sum(gone > 0 for _, gone in found)
-    others = [fault for ids, _ in found if len(ids) <= reward.limit and (fault := reward.fault(ids)) is not None]
-    told = f"of {len(found)} prompts with a short answer {long} are too long to be scored, {cut} lose their beginning"
+    encoded = [reward.encode(prompt, ANSWERS[1]) for prompt in prompts]
+    long = sum(len(ids) > reward.limit for ids, _ in encoded)
+    cut = sum(gone > 0 for _, gone in encoded)
+    others = [fault for ids, _ in encoded if len(ids) <= reward.limit and (fault := reward.fault(ids)) is not None]
+    summary = (
+        f"of {len(encoded)} prompts with a short answer {long} are too long to be scored, {cut} lose their beginning"
+    )
     if others:
-        told += f", {len(others)} cannot be scored for another reason (the first: {others[0]})"
+        summary += f", {len(others)} cannot be scored for another reason (the first: {others[0]})"
     if not long and not cut:
-        return "warning" if others else "ok", told
+        return "warning" if others else "ok", summary
     return (
         "warning",
-        f"{told}; raise max_length (the model reads {reward.runner.longest}), or lower prompts.max_prompt_length",
+        f"{summary}; raise max_length (the model reads {reward.runner.longest}), or lower prompts.max_prompt_length",
     )
 
 
 def _longest_answer(reward: Any, prompts: Sequence[Prompt], answers: Answers) -> tuple[Level, str]:
     """Whether answers of `generator.max_tokens` can be scored, in the reward model's own tokens."""
     text = answers.longest(prompts)
-    found = [reward.encode(prompt, text) for prompt in prompts]
-    longest, cut = max(len(ids) for ids, _ in found), sum(gone > 0 for _, gone in found)
-    long = sum(len(ids) > reward.limit for ids, _ in found)
-    told = f"an answer of generator.max_tokens: {answers.max_tokens} makes {longest} tokens here with its prompt"
+    encoded = [reward.encode(prompt, text) for prompt in prompts]
+    longest, cut = max(len(ids) for ids, _ in encoded), sum(gone > 0 for _, gone in encoded)
+    long = sum(len(ids) > reward.limit for ids, _ in encoded)
+    summary = f"an answer of generator.max_tokens: {answers.max_tokens} makes {longest} tokens here with its prompt"
     if not long:
-        return "ok", told + (f"; {cut} of {len(found)} prompts lose their beginning to it" if cut else "")
+        return "ok", summary + (f"; {cut} of {len(encoded)} prompts lose their beginning to it" if cut else "")
     frame = max(len(reward.encode(prompt, "")[0]) for prompt in prompts)
     fits = max(0, int(answers.max_tokens * (reward.limit - frame) / max(1, longest - frame)))
     return "warning", (
-        f"{told}, more than the {reward.limit} that are read (reward.max_length: {reward.max_length}, the model: "
-        f"{reward.runner.longest}), for {long} of {len(found)} prompts. Such answers have no reward, and more of them "
-        f"than selection.max_failed_fraction stop the run: lower generator.max_tokens to about {fits}"
+        f"{summary}, more than the {reward.limit} that are read (reward.max_length: {reward.max_length}, the model: "
+        f"{reward.runner.longest}), for {long} of {len(encoded)} prompts. Such answers have no reward, and more of "
+        f"them than selection.max_failed_fraction stop the run: lower generator.max_tokens to about {fits}"
         + (", or raise reward.max_length" if reward.max_length < reward.runner.longest else "")
         + ("" if reward.truncation == "prompt" else ", or set truncation: prompt")
     )

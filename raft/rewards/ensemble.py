@@ -47,7 +47,7 @@ class Ensemble:
         for option in ("weights", "normalize"):
             for name in getattr(self, option):
                 if str(name) not in self.members:
-                    yield f"{option}.{name}", f"is no member; {suggest(str(name), list(self.members))}"
+                    yield f"{option}.{name}", f"is not a member; {suggest(str(name), list(self.members))}"
         for name, weight in self.weights.items():
             if not _is_number(weight):
                 yield f"weights.{name}", f"expected a number, found {weight!r}"
@@ -56,7 +56,7 @@ class Ensemble:
         elif self.combine == "mean" and all(map(_is_number, self.weights.values())):
             weights = self._weights()
             if sum(weights) <= 1e-9 * sum(map(abs, weights)):
-                yield "weights", "sum to 0 or less, which is no mean and would turn rewards round; use combine: sum"
+                yield "weights", "sum to 0 or less, which is not a mean and would reverse rewards; use combine: sum"
         for name, pair in self.normalize.items():
             if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
                 yield f"normalize.{name}", f"expected [low, high], found {pair!r}"

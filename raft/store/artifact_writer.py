@@ -128,5 +128,5 @@ class ArtifactWriter:
             raise UserError(
                 f"{self.partial}: half-made from other inputs than those of now"
                 + (f"; what changed:\n{listed}" if listed else "; ")
-                + "delete that file to make it anew, or go back to the inputs that it was made from"
+                + "delete that file to make it again, or go back to the inputs that it was made from"
             )

@@ -1,7 +1,7 @@
 """A new run that shares the first iterations of another by reference: `raft resume RUN --from-iteration N`.
 
-What is shared are links into the other run. Nothing is ever made behind them (`runs.Folder.once`): what a shared
-iteration has is what its metrics tell, also where the branch evaluates more.
+Shared artifacts are links into the other run. Nothing is ever written behind them (`runs.Folder.once`): the metrics of
+a shared iteration stay as they are, even if the branch evaluates more.
 """
 
 import os
@@ -23,7 +23,7 @@ OWN = "prompts.per_iteration"  # each iteration draws its own
 
 
 def existing(folder: Path) -> Path:
-    """The folder of a run, by its own name; UserError if it is none, or its run.json is damaged."""
+    """The folder of a run, by its own name; UserError if it is not a run, or its run.json is damaged."""
     folder = folder.resolve() if folder.name in ("", "..") else folder
     if not (folder / "run.json").exists():
         near = sorted(str(file.parent) for file in folder.parent.glob("*/run.json"))[:5]
@@ -51,9 +51,9 @@ def returned(folder: Path) -> Path:
 
 
 def whole(folder: Path) -> Path:
-    """The folder of a run of which no file that holds rows is damaged; UserError if one is, or if it is no run."""
-    require_all(found := existing(folder), rows=True)
-    return found
+    """The folder of a run whose files of rows are all intact; UserError if one is not, or if it is not a run."""
+    require_all(run := existing(folder), rows=True)
+    return run
 
 
 def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
@@ -61,7 +61,7 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
 
     The same call goes on with it. UserError if the overrides change what is shared, or if it cannot be set up.
     """
-    named = any(one.startswith("name=") for one in overrides)
+    named = any(override.startswith("name=") for override in overrides)
     old = recipe.load_run(folder)
     loaded = recipe.load_run(folder, overrides if named else [f"name={folder.name}-from-{number}", *overrides])
     if loaded.folder == folder:
@@ -73,7 +73,7 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
         return loaded
     _refuse_pruned(folder, number)
     require_all(folder)
-    preflight.check(loaded, fetch=True)  # one that cannot start would only stand in the way of its name
+    preflight.check(loaded, fetch=True)  # a branch that cannot start would only occupy its name
     _set_up(folder, number, loaded)
     return loaded
 
@@ -98,7 +98,9 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
 
 
 def _refuse_number(folder: Path, number: int) -> None:
-    finished = (int(one.name) for one in iterations(folder) if stamp_path(one / "metrics.json").exists())
+    finished = (
+        int(iteration.name) for iteration in iterations(folder) if stamp_path(iteration / "metrics.json").exists()
+    )
     last = max(finished, default=None)
     if last is None:
         raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
@@ -112,15 +114,15 @@ def _refuse_changes(old: Loaded, new: Loaded) -> None:
     keys = [*KEYS, *(["evaluation.references"] if (old.folder / "references.jsonl").exists() else [])]
     own = {OWN, *recipe.speed_keys(new.recipe)}
     changed = [
-        one
+        change
         for key in keys
-        for one in differences(_at(old.config, key), _at(new.config, key), key)
-        if one.split(":", 1)[0] not in own
+        for change in differences(_at(old.config, key), _at(new.config, key), key)
+        if change.split(":", 1)[0] not in own
     ]
     if changed:
         raise UserError(
             f"a branch shares its policy 0 and its prompts with {old.folder}, so these keys cannot differ:\n"
-            + "".join(f"  {one}\n" for one in changed)
+            + "".join(f"  {change}\n" for change in changed)
             + "nothing was made. Leave them out, or start a new run with them: raft run RECIPE name=... key=value"
         )
 
@@ -134,8 +136,10 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 def _refuse_other(new: Path, folder: Path, number: int) -> None:
     shared = {link.name: link.resolve() for link in new.glob("iterations/*") if link.is_symlink()}
     wanted = (folder / "iterations" / f"{earlier:03d}" for earlier in range(number))
-    if shared != {one.name: one.resolve() for one in wanted}:
-        raise UserError(f"{new} exists and is no branch of {folder} from iteration {number}; choose another name=...")
+    if shared != {iteration.name: iteration.resolve() for iteration in wanted}:
+        raise UserError(
+            f"{new} exists and is not a branch of {folder} from iteration {number}; choose another name=..."
+        )
 
 
 def _refuse_pruned(folder: Path, number: int) -> None:
@@ -143,7 +147,7 @@ def _refuse_pruned(folder: Path, number: int) -> None:
     if stamp is not None and stamp.get("pruned"):
         raise UserError(
             f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "
-            "predecessor is still there (see raft status), or make the run again with keep: all"
+            "predecessor is still there (see raft status), or make the run again with keep_policies: all"
         )
 
 

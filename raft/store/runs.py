@@ -50,7 +50,7 @@ class Folder:
     def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
         """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
 
-        What is shared with the run that this one branched off stands as it is, whatever made it. UserError if the
+        What is shared with the original run of a branch is used as it is, whatever made it. UserError if the
         artifact was made from something else: the message names what changed; nothing is overwritten.
         """
         path = self.folder / name
@@ -84,7 +84,7 @@ class Folder:
         return self is not self.run and self.run.shares(self.folder)
 
     def existing(self, name: str) -> Artifact:
-        """A finished artifact as it stands. UserError if it is not there."""
+        """A finished artifact as it is. UserError if it is missing."""
         path = self.folder / name
         if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
@@ -171,7 +171,7 @@ class Run(Folder):
         self._shared = {folder / name for name in shared_names(folder)}
 
     def shares(self, path: Path) -> bool:
-        """Whether it belongs to the run that this one branched off, and stands here as a link."""
+        """Whether it belongs to the original run of this branch, and is a link here."""
         return not self._shared.isdisjoint([path, *path.parents])
 
     def refuse_links(self, path: Path) -> None:
@@ -190,7 +190,7 @@ class Run(Folder):
         return Folder(self.folder / "iterations" / f"{number:03d}", number, self)
 
     def subfolder(self, *names: str) -> Folder:
-        """A folder inside the run that is no iteration."""
+        """A folder inside the run that is not an iteration."""
         return Folder(self.folder.joinpath(*names), 0, self)
 
     def iterations(self, count: int) -> Iterator[Folder]:
@@ -229,9 +229,9 @@ class Run(Folder):
 
     def prune(self, keep: str, best: int) -> None:
         """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
-        made = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
-        stay = {0, *made[-1:], *([best] if keep == "best" else [])}
-        for place in map(self.iteration, made if keep != "all" else []):
+        numbers = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
+        stay = {0, *numbers[-1:], *([best] if keep == "best" else [])}
+        for place in map(self.iteration, numbers if keep != "all" else []):
             path = place.folder / "policy"
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
                 write_json(stamp_path(path), {**place.existing("policy").stamp, "pruned": True})
@@ -240,36 +240,36 @@ class Run(Folder):
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
-    files = (one / "metrics.json" for one in iterations(folder))
+    files = (iteration / "metrics.json" for iteration in iterations(folder))
     return reward_metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
 
 
 def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
-    """A metrics.json: figures of the policy and of the one before, each a number, or a list of what was found."""
+    """A metrics.json: figures of the policy and of the previous policy, each a number, or a list of findings."""
     cure = f"delete {file}; then {stamps.again(file)}"
-    found = read_object(file, cure)
+    content = read_object(file, cure)
     for part in ("policy", "previous"):
-        figures = found.get(part)
+        figures = content.get(part)
         if not isinstance(figures, dict):
             raise UserError(f"{file} is damaged: {part} is not a mapping of figures; {cure}")
         for name, figure in figures.items():
             known = isinstance(figure, int | float) and not isinstance(figure, bool)
-            if not known and not (isinstance(figure, list) and all(isinstance(one, dict) for one in figure)):
-                raise UserError(f"{file} is damaged: {part}.{name} is {figure!r}, which is no number; {cure}")
-    return found
+            if not known and not (isinstance(figure, list) and all(isinstance(entry, dict) for entry in figure)):
+                raise UserError(f"{file} is damaged: {part}.{name} is {figure!r}, which is not a number; {cure}")
+    return content
 
 
 def about(folder: Path) -> dict[str, Any]:
     """What run.json says. UserError if it is damaged."""
     file = folder / "run.json"
-    found = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
+    content = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
     kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
-    if wrong or "job" not in found:
-        said = f"{wrong[0]} is {found[wrong[0]]!r}" if wrong else "it names no job"
-        raise UserError(f"{file} is damaged: {said}; delete it; then raft run RECIPE writes it again")
-    return found
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name, kind()), kind)]
+    if wrong or "job" not in content:
+        reason = f"{wrong[0]} is {content[wrong[0]]!r}" if wrong else "it names no job"
+        raise UserError(f"{file} is damaged: {reason}; delete it; then raft run RECIPE writes it again")
+    return content
 
 
 def read_resolved(folder: Path) -> dict[str, Any]:
@@ -280,20 +280,20 @@ def read_resolved(folder: Path) -> dict[str, Any]:
     cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
     try:
         text = yaml_file.read(file)
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except UserError as fault:
         raise UserError(f"{file} is damaged: {fault}; {cure}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
     if not text.endswith("\n"):  # half of it may still be YAML, with fewer keys and half a value
         raise UserError(f"{file} is damaged: it is cut off; {cure}")
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged: it is no mapping of keys to values; {cure}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it is not a mapping of keys to values; {cure}")
+    return content
 
 
 def shared_names(folder: Path) -> list[str]:
-    """The names of what a run shares with the one that it branched off, each a link into that one."""
+    """The names of what a branch shares with its original run, each a link into that run."""
     return about(folder).get("shared", []) if (folder / "run.json").exists() else []
 
 
@@ -302,21 +302,21 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if changed:
         raise UserError(
             f"{path} was made from something else; what changed:\n"
-            + "".join(f"  {one}\n" for one in changed[:12])
+            + "".join(f"  {change}\n" for change in changed[:12])
             + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
             "or branch off with: raft resume RUN --from-iteration N"
         )
 
 
 def refuse_foreign(folder: Path) -> None:
-    """UserError if the folder is something else than a run, or than what a run killed at its birth left."""
+    """UserError if the folder is something else than a run, or than the rest of a run that was killed at its start."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
     begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
-    begun |= {"forecast.json", given.ROWS}  # of one that was only forecast, or given rows
+    begun |= {"forecast.json", given.ROWS}  # of a run that was only forecast, or given rows
     if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
         return
-    if {one.name for one in folder.iterdir()} - begun:
+    if {entry.name for entry in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
 
 
@@ -363,7 +363,7 @@ def _settle(folder: Path, loaded: Loaded) -> None:
 def locked(file: Path, what: str, otherwise: str, leave: bool = True) -> Iterator[None]:
     """Holds a lock until the block ends, or the process; then its file goes, unless `leave`.
 
-    UserError if another process holds it, or if it cannot be had.
+    UserError if another process holds it, or if it cannot be acquired.
     """
     lock = _lock(file, what, otherwise)
     try:
@@ -398,7 +398,7 @@ def _lock(file: Path, what: str, otherwise: str) -> int:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process works on the run now; False where nobody can lock it, for then raft does not work there."""
+    """Whether a process works on the run now; False if the folder cannot be locked."""
     try:
         lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # none, or no file

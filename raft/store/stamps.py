@@ -57,17 +57,19 @@ def read_stamp(path: Path) -> Stamp | None:
 def state(path: Path) -> tuple[int, ...] | None:
     """What changes whenever a finished file or its stamp does, without reading either; None if it is not finished."""
     try:
-        there = [stamp_path(path).stat()]
+        statuses = [stamp_path(path).stat()]
     except (FileNotFoundError, NotADirectoryError):
         return None
     with suppress(OSError):  # whoever reads it says that it is gone
-        there.append(path.stat())
-    return tuple(value for one in there for value in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
+        statuses.append(path.stat())
+    return tuple(
+        value for status in statuses for value in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    )
 
 
 def iterations(folder: Path) -> list[Path]:
     """The folders of the iterations that exist, in order."""
-    return sorted(one for one in folder.glob("iterations/[0-9]*") if one.name.isdecimal() and one.name.isascii())
+    return sorted(path for path in folder.glob("iterations/[0-9]*") if path.name.isdecimal() and path.name.isascii())
 
 
 def stamped(folder: Path) -> Iterator[tuple[Path, Stamp]]:
@@ -87,7 +89,7 @@ def content_of(path: Path) -> Content:
 
 
 def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
-    """What of an artifact is not as its stamp says, None if all is. Large files are read only if `whole`."""
+    """How an artifact differs from its stamp, None if it does not. Large files are read only if `whole`."""
     wanted: Content | None = stamp.get("content")
     if stamp.get("pruned"):
         return None
@@ -96,7 +98,7 @@ def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
     if wanted is None:
         return None
     if path.is_dir() == ("" in wanted):
-        return "it is a folder" if path.is_dir() else "it is no folder"
+        return "it is a folder" if path.is_dir() else "it is not a folder"
     if path.is_dir() and (added := [name for name in files_of(path) if name not in wanted]):
         return f"{added[0]} was added to it"
     return next(filter(None, _of_each(lambda name: _difference(path, name, wanted[name], whole), list(wanted))), None)
@@ -112,36 +114,36 @@ def _of_each(function: Callable[[str], T], names: Sequence[str]) -> list[T]:
 
 def require(path: Path, stamp: Stamp, whole: bool = True) -> None:
     """UserError if an artifact is not what its stamp says, with what to do."""
-    if (said := damage(path, stamp, whole)) is not None:
-        raise _damaged(path, said)
+    if (fault := damage(path, stamp, whole)) is not None:
+        raise _damaged(path, fault)
 
 
 def require_all(folder: Path, rows: bool = False) -> None:
-    """UserError if an artifact of a run is not what its stamp says; it lists all that are not.
+    """UserError, which lists all artifacts of a run that are not what their stamps say.
 
     Large files are read only with `rows`, and those of models not even then. What is gone is made again by the next
-    launch, so it is a fault only of `rows`, which are to be read now.
+    launch, so it is a fault only with `rows`, which are read now.
     """
     faults = []
     for path, stamp in stamped(folder):
-        said = damage(path, stamp, rows and not path.is_dir())
-        if said is not None and (said != GONE or (rows and "" in stamp.get("content", {}))):
-            faults.append((path, said))
+        fault = damage(path, stamp, rows and not path.is_dir())
+        if fault is not None and (fault != GONE or (rows and "" in stamp.get("content", {}))):
+            faults.append((path, fault))
     require_drops(folder)
     if len(faults) > 1:
-        listed = "".join(f"  {path}: {said}\n" for path, said in faults[:WIDE])
+        listed = "".join(f"  {path}: {fault}\n" for path, fault in faults[:WIDE])
         more = f"  and {len(faults) - WIDE} more\n" if len(faults) > WIDE else ""
         raise UserError(
             f"{len(faults)} artifacts of {folder} are damaged:\n{listed}{more}"
             f"nothing was changed. Delete them; then {again(faults[0][0])}"
         )
-    for path, said in faults:
-        raise _damaged(path, said)
+    for path, fault in faults:
+        raise _damaged(path, fault)
 
 
 def require_drops(folder: Path) -> None:
     """UserError if a dropped.jsonl of a run is damaged: a stage has other rows in it than it dropped."""
-    for file in (one for depth in range(DEPTH) for one in sorted(folder.glob("*/" * depth + "dropped.jsonl"))):
+    for file in (drops for depth in range(DEPTH) for drops in sorted(folder.glob("*/" * depth + "dropped.jsonl"))):
         listed: dict[str, list[dict[str, Any]]] = {}
         for place, row in records.placed(file):
             if not all(isinstance(row.get(name), str) for name in ("prompt_id", "stage", "reason")):
@@ -158,10 +160,10 @@ def require_drops(folder: Path) -> None:
 
 def drops_digest(rows: Iterable[dict[str, Any]]) -> str:
     """The SHA-256 of what a stage dropped."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for row in rows:
-        found.update(records.dump(row))
-    return found.hexdigest()
+        digest.update(records.dump(row))
+    return digest.hexdigest()
 
 
 def _without(file: Path) -> str:
@@ -169,14 +171,14 @@ def _without(file: Path) -> str:
 
 
 def again(path: Path) -> str:
-    """How an artifact that was deleted is made again: by its own run, which may be another than the one looked at."""
+    """How a deleted artifact is made again: by its own run, which may be the original run of a branch."""
     run = _run_of(path)
-    linked = any(one.is_symlink() for one in (path, *path.parents[:DEPTH]) if run is not None and run in one.parents)
+    linked = any(part.is_symlink() for part in (path, *path.parents[:DEPTH]) if run is not None and run in part.parents)
     if linked and (other := _run_of(path.resolve())) is not None:
         run = other
     if run is None:
-        return "give the same command again, which makes it anew"
-    return f"make it anew with: raft resume {shlex.quote(str(run))}"
+        return "give the same command again, which makes it again"
+    return f"make it again with: raft resume {shlex.quote(str(run))}"
 
 
 def _run_of(path: Path) -> Path | None:
@@ -184,20 +186,20 @@ def _run_of(path: Path) -> Path | None:
     return next((folder for folder in path.parents[: DEPTH + 1] if (folder / "run.json").exists()), None)
 
 
-def _damaged(path: Path, said: str) -> UserError:
-    if said == GONE:
+def _damaged(path: Path, fault: str) -> UserError:
+    if fault == GONE:
         return UserError(f"{path} is gone, and its stamp says that it was finished; {again(path)}")
-    return UserError(f"{path} is damaged: {said}. Nothing was changed. Delete it; then {again(path)}")
+    return UserError(f"{path} is damaged: {fault}. Nothing was changed. Delete it; then {again(path)}")
 
 
 def _difference(path: Path, name: str, entry: list[Any], whole: bool) -> str | None:
     (size, digest), file, what = entry, path / name, name or "it"
     if not file.is_file():
-        return f"{what} is no file" if file.exists() else f"{what} is missing"
-    if (there := file.stat().st_size) != size:
-        return f"{what} has {there} bytes, and had {size} when it was made"
+        return f"{what} is not a file" if file.exists() else f"{what} is missing"
+    if (actual := file.stat().st_size) != size:
+        return f"{what} has {actual} bytes, and had {size} when it was made"
     if (whole or size <= SMALL) and file_digest(file) != digest:
-        return f"{what} has as many bytes as when it was made, but not the same ones"
+        return f"{what} has as many bytes as when it was made, but other content"
     return None
 
 
@@ -212,18 +214,18 @@ def _fault(stamp: Stamp) -> str | None:
     if not all(_is_number(value) for value in stamp["parts"].values()):
         return "parts are not all seconds"
     content = stamp.get("content", None if _format(stamp) >= CONTENT_SINCE else {})
-    if not isinstance(content, dict) or not all(_is_entry(one) for one in content.values()):
+    if not isinstance(content, dict) or not all(_is_entry(entry) for entry in content.values()):
         return "content does not say what was made" if "content" in stamp else "it has no content"
     return None
 
 
 def _format(stamp: Stamp) -> int:
-    found = stamp["key"].get("format", 0)
-    return found if isinstance(found, int) else CONTENT_SINCE
+    number = stamp["key"].get("format", 0)
+    return number if isinstance(number, int) else CONTENT_SINCE
 
 
-def _is_entry(one: Any) -> bool:
-    return isinstance(one, list) and len(one) == 2 and isinstance(one[0], int) and isinstance(one[1], str)
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int) and isinstance(entry[1], str)
 
 
 def _is_number(value: Any) -> bool:

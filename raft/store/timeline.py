@@ -30,7 +30,7 @@ def record(folder: Path) -> None:
 
 
 def processes(known: dict[str, Any]) -> list[dict[str, float]]:
-    """The processes that run.json names, but for what is no process."""
+    """The processes that run.json names, without malformed entries."""
     kept = []
     for one in known.get("processes", []):
         if isinstance(one, dict) and all(isinstance(one.get(name), int | float) for name in ("began", "ended")):

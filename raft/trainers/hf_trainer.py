@@ -162,8 +162,8 @@ def refused(option: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as fault:  # of any class: type, range, a missing package
-        said = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise UserError(f"trainer.{option}: {said}") from fault
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"trainer.{option}: {reason}") from fault
 
 
 def _no_pattern(text: str) -> str | None:
@@ -365,7 +365,7 @@ def cast(model: Any, dtype: str) -> None:
 
 @part("save")
 def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: tuple[str, ...] = ()) -> None:
-    """A folder that `from_pretrained` and vLLM load. The generation config is the one of the start, to the letter.
+    """A folder that `from_pretrained` and vLLM load. The generation config is that of the start, unchanged.
 
     UserError if it has not the tensors of the start; but output layers, whose names begin with one of `heads`, may
     come and go.
@@ -374,7 +374,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
     tokenizer.save_pretrained(out)
     generation = start / "generation_config.json"
     kept = generation.exists() and model.can_generate()
-    if kept:  # saved by transformers it would be checked anew, and some on the hub do not pass
+    if kept:  # saved by transformers it would be checked again, and some on the hub do not pass
         model.generation_config = type(model.generation_config)()
     with loading.quiet():
         model.save_pretrained(out)

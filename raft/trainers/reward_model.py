@@ -27,7 +27,7 @@ from raft.trainers.hf_trainer import Batch, TrainerOptions
 
 Sides = tuple[np.ndarray, np.ndarray]  # the tokens of the chosen and of the rejected conversation
 
-OUTPUTS = ("lm_head.", "embed_out.", "score.")  # the layer that is taken off, and the one that is put on
+OUTPUTS = ("lm_head.", "embed_out.", "score.")  # the layers that are removed and added
 HEAD_STD = 0.02  # of a fresh head: rewards begin near 0, so the first loss is near log 2
 
 
@@ -65,7 +65,7 @@ class BradleyTerry(TrainerOptions):
         if self.packing:
             microbatches.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
         order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
-        steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, one) for one in members]))
+        steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, pair) for pair in members]))
         measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
         hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
         return hf_trainer.summary(measured, order)
@@ -192,5 +192,7 @@ def _draw_head(head: Any, seed: int) -> None:
 def _pad(tokenizer: Any) -> int:
     """A token that never ends a conversation: transformers looks for the last token that is not this one."""
     end = tokenizer.eos_token_id
-    known = [one for one in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id) if one is not None]
-    return next((one for one in known if one != end), 0 if end is None else end)
+    known = [
+        token for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id) if token is not None
+    ]
+    return next((token for token in known if token != end), 0 if end is None else end)

@@ -12,9 +12,9 @@ DAMAGED = {
     "config.json": [
         (b'{"model_type": "llama", ', "is not JSON"),
         (b"\xff{}", "not UTF-8"),
-        (b"[1]", "no mapping but list"),
+        (b"[1]", "not a mapping but list"),
     ],
-    "tokenizer_config.json": [(b"", "is not JSON"), (b'"x"', "no mapping but str")],
+    "tokenizer_config.json": [(b"", "is not JSON"), (b'"x"', "not a mapping but str")],
 }
 
 

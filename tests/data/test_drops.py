@@ -94,7 +94,7 @@ def test_a_run_of_which_no_row_is_a_prompt_says_why_each_is_none(tmp_path: Path)
 
 FIRST_ROWS = {
     "a bad line": ('{"prompt": "a"}\n{"prompt": \n', {}, r"recipe\.yaml:5: prompts: p\.jsonl:2: not a line of JSON"),
-    "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' stands twice"),
+    "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' appears twice"),
     "another column": ('{"question": "a"}\n', {}, r"p\.jsonl:1: no column prompt; columns: question"),
     "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "6 of them: .*'narrator'"),
     "input": ('{"instruction": "a", "input": "b"}\n', {"prompt_column": "instruction"}, "leaves out the column input"),

@@ -99,7 +99,7 @@ def test_rows_without_ids_are_numbered(tokenizer: Any):
 def test_prefix_and_suffix_surround_what_take_takes_out(tokenizer: Any):
     row = {"prompt": "Q: one A: two Q: three A: four"}
     assert only(tokenizer, row, extract="(.*A:)", prefix="[", suffix=" ").text == "[Q: one A: two Q: three A: "
-    assert reason(tokenizer, "x", extract="(good)") == "empty: take finds nothing"
+    assert reason(tokenizer, "x", extract="(good)") == "empty: extract finds nothing"
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     assert only(tokenizer, dialogue, extract=r"(?s)(.*\n\nAssistant:)").text == dialogue[:-2]
 

@@ -61,8 +61,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "meta a list": ({"meta": [1]}, r"meta is not a mapping but \[1\]"),
     "no responses": ({"responses": []}, "responses is not a list of at least one response"),
     "responses a text": ({"responses": "so"}, "responses is not a list of at least one response"),
-    "a response of words": ({"responses": ["so"]}, r'responses\[0\] is no response with a "text" that is text'),
-    "a response of null": ({"responses": [{"text": "a"}, {"text": None}]}, r"responses\[1\] is no response"),
+    "a response of words": ({"responses": ["so"]}, r'responses\[0\] is not a response with a "text" that is text'),
+    "a response of null": ({"responses": [{"text": "a"}, {"text": None}]}, r"responses\[1\] is not a response"),
     "token ids a text": ({"responses": [{"text": "a", "token_ids": "1"}]}, r"responses\[0\]\.token_ids is not a list"),
     "logprobs a number": ({"responses": [{"text": "a", "logprobs": 1}]}, r"responses\[0\]\.logprobs is not a list"),
     "a reason that is 1": ({"responses": [{"text": "a", "finish_reason": 1}]}, r"finish_reason is not text but 1"),
@@ -108,7 +108,7 @@ def test_the_responses_of_a_run_without_their_prompts_are_told_what_they_need(tm
 
 def test_a_line_that_says_a_key_twice_or_is_nested_too_deep_is_refused(tmp_path: Path):
     (tmp_path / "in.jsonl").write_text('{"prompt_id": "p", "text": "a", "text": "b", "responses": [{"text": "x"}]}\n')
-    assert re.search(r"in\.jsonl:1: .*the key 'text' stands twice", fault(tmp_path / "in.jsonl"))
+    assert re.search(r"in\.jsonl:1: .*the key 'text' appears twice", fault(tmp_path / "in.jsonl"))
     deep = "[" * 900 + "]" * 900
     (tmp_path / "in.jsonl").write_text(
         f'{{"prompt_id": "p", "text": "a", "meta": {{"a": {deep}}}, "responses": [{{"text": ""}}]}}'

@@ -128,9 +128,9 @@ BROKEN = {
     "b.jsonl": (b'{"a": 1}\n\n[1]\n', r"b\.jsonl:3: expected an object"),
     "c.jsonl": (b'{"a": 1}\n{"a": "\xff"}\n', r"c\.jsonl:2: not UTF-8"),
     "d.jsonl": (b"[" * 100_000, r"d\.jsonl:1: not a line of JSON"),
-    "e.jsonl": (b'{"a": 1}\n{"a": 1, "b": {"c": 2, "d": 3, "c": 2}}\n', r"e\.jsonl:2: .*the key 'c' stands twice"),
+    "e.jsonl": (b'{"a": 1}\n{"a": 1, "b": {"c": 2, "d": 3, "c": 2}}\n', r"e\.jsonl:2: .*the key 'c' appears twice"),
     "f.jsonl": (b'{"a": ' + b"9" * 5000 + b"}", r"f\.jsonl:1: not a line of JSON \(Exceeds the limit"),
-    "i.json": (b'[{"a": 1},\n {"a": 2, "a": 3}]', r"i\.json:2: not JSON \(the key 'a' stands twice"),
+    "i.json": (b'[{"a": 1},\n {"a": 2, "a": 3}]', r"i\.json:2: not JSON \(the key 'a' appears twice"),
     "a.json": (b'{"a": 1}', r"a\.json:1: expected \[, found {"),
     "b.json": (b'[{"a": 1}\n {"a": 2}]', r"b\.json:2: expected \], found {"),
     "c.json": (b'[{"a": 1},\n ]', r"c\.json:2: expected {, found \]"),
@@ -260,7 +260,7 @@ def test_a_missing_file_is_named_in_full(tmp_path: Path):
         ({"path": "a.parquet.gz"}, "unknown ending"),
         ({"path": "a.jsonl", "pattern": "(?P<x>.)"}, "lines of a .txt file"),
         ({"path": "a.txt", "pattern": "(.)"}, "takes nothing"),
-        ({"path": "a.txt", "pattern": "(?P<x>"}, "no regular expression"),
+        ({"path": "a.txt", "pattern": "(?P<x>"}, "not a regular expression"),
     ],
 )
 def test_a_wrong_option_of_a_file_is_explained(options: dict[str, Any], fault: str):

@@ -183,7 +183,7 @@ def test_the_time_a_server_asks_for_is_read_as_seconds_or_as_a_date():
 
 
 @pytest.mark.parametrize(
-    "fault, words", [(fail(500), "status 500: out of order"), (hang, "no whole answer within 0.3 s")]
+    "fault, words", [(fail(500), "status 500: out of order"), (hang, "no complete answer within 0.3 s")]
 )
 def test_after_the_last_attempt_the_error_says_what_to_do(serve, policy, fault, words):
     server = serve("somebody")
@@ -195,7 +195,7 @@ def test_after_the_last_attempt_the_error_says_what_to_do(serve, policy, fault, 
 
 def test_a_server_that_is_not_there_is_an_error_that_says_so(server, policy):
     server.server_close()
-    with pytest.raises(UserError, match=r"no answer.*ConnectError.*see that the server runs"):
+    with pytest.raises(UserError, match=r"no answer.*ConnectError.*check that the server runs"):
         answers(remote(server, max_retries=0), policy)
 
 

@@ -211,10 +211,10 @@ def of_vllm(ids, text=None, logprobs=None, reason="length"):
 @pytest.mark.parametrize(
     "ids, logprobs, words",
     [
-        ([5.5, 6.5], None, "token_ids that are no whole numbers"),
-        ([True, False], None, "token_ids that are no whole numbers"),
-        (["a"], None, "token_ids that are no whole numbers"),
-        (7, [-1.0], "token_ids that are no whole numbers"),
+        ([5.5, 6.5], None, "token_ids that are not whole numbers"),
+        ([True, False], None, "token_ids that are not whole numbers"),
+        (["a"], None, "token_ids that are not whole numbers"),
+        (7, [-1.0], "token_ids that are not whole numbers"),
         ([], None, "0 tokens where 1 to 8 can be"),
         ([5] * 997, None, "997 tokens where 1 to 8 can be"),
         ([-1], None, "the token -1"),
@@ -222,13 +222,13 @@ def of_vllm(ids, text=None, logprobs=None, reason="length"):
         ([10**300], None, "the token 1000"),
         ([5, 6], [-1.0], "2 tokens and 1 log-probabilities"),
         ([5, 6], [-1.0, 5.0], "a log-probability of 5"),
-        ([5, 6], [-1.0, "x"], "log-probabilities that are no numbers"),
-        ([5, 6], [-1.0, None], "log-probabilities that are no numbers"),
-        ([5, 6], [-1.0, float("nan")], "log-probabilities that are no numbers"),
-        ([5, 6], [-1.0, float("-inf")], "log-probabilities that are no numbers"),
-        ([5, 6], [-1.0, -(10**400)], "log-probabilities that are no numbers"),
+        ([5, 6], [-1.0, "x"], "log-probabilities that are not numbers"),
+        ([5, 6], [-1.0, None], "log-probabilities that are not numbers"),
+        ([5, 6], [-1.0, float("nan")], "log-probabilities that are not numbers"),
+        ([5, 6], [-1.0, float("-inf")], "log-probabilities that are not numbers"),
+        ([5, 6], [-1.0, -(10**400)], "log-probabilities that are not numbers"),
         ([5, 6], 5, "not OpenAI's protocol"),
-        ([5, 6], {"token_logprobs": {}}, "log-probabilities that are no numbers"),
+        ([5, 6], {"token_logprobs": {}}, "log-probabilities that are not numbers"),
         ([5, 6], None, "do not spell its text"),
     ],
 )
@@ -270,7 +270,7 @@ def test_tokens_that_the_policys_tokenizer_has_and_the_policy_has_not(server, po
 @pytest.mark.parametrize("length", ["many", [64], 64.5, True, {}])
 def test_a_context_that_is_no_number_is_refused(server, policy, length):
     server.card = {"id": "m", "max_model_len": length}
-    with pytest.raises(UserError, match=r"says max_model_len: .* which is no whole number"):
+    with pytest.raises(UserError, match=r"says max_model_len: .* which is not a whole number"):
         answers(server, policy)
 
 

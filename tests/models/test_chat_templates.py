@@ -105,7 +105,7 @@ def test_a_template_that_refuses_a_conversation_says_what_and_why():
 
 def test_a_template_that_rewrites_the_question_when_it_is_answered_is_refused():
     moody = "{% if not add_generation_prompt %}{{ 'answered: ' }}{% endif %}" + BARE
-    with pytest.raises(UserError, match="cannot be told apart"):
+    with pytest.raises(UserError, match="cannot be separated"):
         chat_templates.encode_response(make(moody), ASKED, ANSWER)
 
 

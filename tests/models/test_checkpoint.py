@@ -96,5 +96,5 @@ def test_of_several_kinds_of_weights_the_one_is_read_that_transformers_loads(tmp
     assert rewards(RewardModel(model=str(tmp_path)), groups()) == expected
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight')
-    with pytest.raises(UserError, match="no index of weights"):
+    with pytest.raises(UserError, match="not an index of weights"):
         load(tmp_path)

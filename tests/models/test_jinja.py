@@ -37,7 +37,7 @@ def test_what_a_template_refuses_is_of_the_row_and_what_it_is_not_is_of_the_temp
     with pytest.raises(RowError, match="half a character"):
         jinja.write("{{ '\ud800' }}", "it", {})
     for broken in ("{% for %}", "{{ a", "{% unknown %}"):
-        with pytest.raises(UserError, match=r"it is no template that can be read \(line 1") as caught:
+        with pytest.raises(UserError, match=r"it is not a readable template \(line 1") as caught:
             jinja.write(broken, "it", {})
         assert not isinstance(caught.value, RowError)
     for reach in ("{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{% include '/etc/passwd' %}"):

@@ -109,9 +109,9 @@ def test_arguments_that_are_json_in_a_text_are_read_and_a_bare_call_is_a_functio
     [
         ({"function": {"arguments": {}}}, "m[0].tool_calls[0] names no function"),
         ({"function": {"name": "f", "arguments": "{x"}},
-         "m[0].tool_calls[0]: the arguments of f are no mapping, nor the JSON of one"),
+         "m[0].tool_calls[0]: the arguments of f are neither a mapping nor the JSON of a mapping"),
         ({"function": {"name": "f", "arguments": [1]}},
-         "m[0].tool_calls[0]: the arguments of f are no mapping, nor the JSON of one"),
+         "m[0].tool_calls[0]: the arguments of f are neither a mapping nor the JSON of a mapping"),
         ({"function": {"name": "f", "arguments": {"x": float("nan")}}},
          "m[0].tool_calls cannot be written as JSON"),
     ],
@@ -127,7 +127,7 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak():
     assert answered([user("Hi"), answer], "m") == ([user("Hi")], "Ho")
     assert why([user("Hi")], answered) == "m does not end with a reply"
     calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    assert why([user("Hi"), calling], answered) == "m ends with a tool call, which is no text"
+    assert why([user("Hi"), calling], answered) == "m ends with a tool call, which is not text"
 
 
 def test_tools_are_a_list_or_its_json():

@@ -74,15 +74,15 @@ def test_the_command_that_a_refused_adapter_is_told_merges_it(tmp_path: Path, mo
 
 
 WRONG = {
-    "max_position_embeddings": ("many", "'many', no whole number"),
+    "max_position_embeddings": ("many", "'many', not a whole number"),
     "num_hidden_layers": (10**6, "1,000,000, but the weights are"),
     "vocab_size": (10**9, "no tensor has a side of more than"),
     "num_labels": (10**8, "no tensor has a side of more than"),
-    "hidden_size": ([32], "no whole number"),
+    "hidden_size": ([32], "not a whole number"),
     "architectures": (5, "no list of names"),
     "model_type": (["llama"], "no name"),
     "eos_token_id": ([[2]], "no token id or list of them"),
-    "id2label": ([1], "no mapping"),
+    "id2label": ([1], "not a mapping"),
     "attention_dropout": (2.0, "no share from 0 to 1"),
     "transformers_weights": ("../other.safetensors", "raft reads none but model.safetensors"),
 }
@@ -129,7 +129,7 @@ def test_an_index_names_nothing_but_shards_beside_it_which_the_digest_covers(tmp
     assert hub.identity(tmp_path) != before
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}))
     for read in (checkpoint.Checkpoint, loading.load_model, load):
-        with pytest.raises(UserError, match="raft reads shards"):
+        with pytest.raises(UserError, match="raft reads only shards"):
             read(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_tokenizer_that_is_not_whole_is_told_before_it_is_used(tmp_path: Path)
     described = tmp_path / "tokenizer_config.json"
     whole = json.loads(described.read_text())
     described.write_text(json.dumps({**whole, "model_max_length": "x"}))
-    with pytest.raises(UserError, match=r"tokenizer_config.json: model_max_length is 'x', no number"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: model_max_length is 'x', not a number"):
         load_tokenizer(str(tmp_path))
     described.write_text(json.dumps({**whole, "padding_side": "up"}))
     with pytest.raises(UserError, match=r"no tokenizer could be loaded \([^\n]*up\); a model folder needs one"):

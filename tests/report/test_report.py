@@ -232,7 +232,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path):
         report.write(run)
     assert (run / "report.html").read_bytes() == before
     assert not [file for file in run.iterdir() if file.name.endswith(".tmp")]
-    with pytest.raises(UserError, match="is no regular file, so nothing is written there; name a file"):
+    with pytest.raises(UserError, match="is not a regular file, so nothing is written there; name a file"):
         report.write(run, tmp_path)
     with pytest.raises(UserError, match="there is no such folder"):
         report.write(run, tmp_path / "none" / "x.html")

@@ -220,7 +220,7 @@ def test_a_tree_as_json_is_checked_too():
     with pytest.raises(UserError, match="no probability"):
         Tree(5, [-2], [0.0], [-1], [-1], [1.5])
     for feature, left in (([0, -2, -2], [1.0, -1, -1]), ([0.0, -2, -2], [1, -1, -1])):
-        with pytest.raises(UserError, match="no whole number"):
+        with pytest.raises(UserError, match="not a whole number"):
             Tree(5, feature, [0.0] * 3, left, [2, -1, -1], [0.5, 0.0, 1.0])
 
 

@@ -93,7 +93,7 @@ def test_ensembles_nest_and_keep_the_parts_of_the_inner_ones():
 
 
 def test_faults_name_the_option_and_what_is_allowed():
-    assert "is no member; did you mean a?" in faults_of(weights={"aa": 1})["reward.weights.aa"]
+    assert "is not a member; did you mean a?" in faults_of(weights={"aa": 1})["reward.weights.aa"]
     assert "expected a number" in faults_of(weights={"a": "much"})["reward.weights.a"]
     assert "combine: min weighs nothing" in faults_of(combine="min", weights={"a": 2})["reward.weights"]
     for weights in ({"a": 1, "b": -1}, {"a": -2}, {"a": 0.1, "b": -0.1000000000000001}):

@@ -13,7 +13,7 @@ from raft.rewards.judge.judge import Judge
 from raft.store.keys import describe
 
 WRONG = {
-    "url": ({"url": "host:1"}, "no address"),
+    "url": ({"url": "host:1"}, "not an address"),
     "engine_args": ({"url": "http://h/v1", "engine_args": {"dtype": "auto"}}, "serves itself"),
     "revision": ({"url": "http://h/v1", "revision": "main"}, "serves itself"),
     "engine_args.trust_remote_code": ({"engine_args": {"trust_remote_code": True}}, "decided by the run"),

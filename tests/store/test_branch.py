@@ -134,11 +134,11 @@ def test_a_branch_that_was_killed_while_it_was_set_up_is_set_up_by_the_same_comm
 def test_a_branch_that_is_there_goes_on_and_no_other_folder_is_taken_for_it(world):
     made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
     assert branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder == made
-    with pytest.raises(UserError, match="no branch of outputs/tiny from iteration 1"):
+    with pytest.raises(UserError, match="not a branch of outputs/tiny from iteration 1"):
         branch.off(Path("outputs/tiny"), 1, ["name=branch"])
     (world / "outputs" / "mine").mkdir()
     (world / "outputs" / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="no branch of outputs/tiny from iteration 2"):
+    with pytest.raises(UserError, match="not a branch of outputs/tiny from iteration 2"):
         branch.off(Path("outputs/tiny"), 2, ["name=mine"])
     with pytest.raises(UserError, match="nowhere"):
         branch.off(Path("outputs/tiny"), 2, ["name=bad", "evaluation.gold={kind: model, model: nowhere}"])

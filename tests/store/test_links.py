@@ -141,8 +141,8 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, name, monkeypatch,
         signal.signal(signal.SIGALRM, before)
     assert all(status in (0, 2) for status in statuses)
     told = capsys.readouterr().err
-    assert ("x/resolved.yaml is no regular file" in told) == (name == "resolved.yaml")
-    assert ("is no file" in told) == (name in ("run.json", "iterations/001/policy.stamp.json"))
+    assert ("x/resolved.yaml is not a regular file" in told) == (name == "resolved.yaml")
+    assert ("is not a file" in told) == (name in ("run.json", "iterations/001/policy.stamp.json"))
 
 
 @pytest.mark.parametrize(

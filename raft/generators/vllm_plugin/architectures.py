@@ -33,7 +33,7 @@ def register() -> None:
 def lacking(folder: Path) -> str | None:
     """The architecture of a model folder if the installed vLLM cannot run it, else None.
 
-    Only the names in config.json decide, never an attempt. Where they are missing, or somebody else's plug-in may
+    Only the names in config.json decide, never an attempt. Where they are missing, or another plug-in may
     have added them, vLLM is left to say itself what it cannot do.
     """
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []

@@ -1,8 +1,8 @@
 """vLLM's Transformers backend, kept from changing what transformers itself does in the same process.
 
 For an architecture without code of its own, GPT-NeoX (Pythia) for instance, vLLM builds transformers' model, and
-makes the class of its decoder one that can be compiled: in place, for everybody. After that a model of that class
-which is no part of an engine cannot be built ("Current vLLM config is not set") or called ("no attribute
+makes the class of its decoder compilable: in place, for the whole process. After that a model of that class
+which is not part of an engine cannot be built ("Current vLLM config is not set") or called ("no attribute
 do_not_compile"): the policy could generate but never be trained in the same process. Here the change reaches
 only models that an engine builds.
 """

@@ -25,7 +25,9 @@ def refuse(out: Path) -> None:
     table = out.with_suffix(".csv")
     refuse_output(table, is_table(table))
     if table.exists() and not is_table(table):
-        raise UserError(f"{table}, where the numbers of the figure go, is no table of raft plot; choose another name")
+        raise UserError(
+            f"{table}, where the numbers of the figure go, is not a table of raft plot; choose another name"
+        )
 
 
 def plot(name: str, folders: Sequence[Path], out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""kind: judge. A language model that reads responses and says in words which is better, or how good each one is.
+"""kind: judge. A language model that reads responses and says in words which is better, or how good each is.
 
     reward: {kind: judge, model: some/chat-model}                                    # served here, by vLLM
     reward: {kind: judge, url: "https://host/v1", model: its-name, api_key_env: HOST_KEY, mode: grade}
@@ -90,7 +90,7 @@ class Judge(Connection):
 
     @property
     def remote(self) -> bool:
-        """Whether somebody else's machine judges."""
+        """Whether another machine judges."""
         return self.url is not None
 
     def identify(self) -> dict[str, str]:
@@ -154,9 +154,9 @@ class Judge(Connection):
     async def _scored(self, block: list[Group]) -> AsyncGenerator[list[Score]]:
         if not block:
             return
-        one = self._graded if self.mode == "grade" else self._compared
+        method = self._graded if self.mode == "grade" else self._compared
         async with self._asked() as asked:
-            tasks = [asyncio.create_task(one(asked, group)) for group in block]
+            tasks = [asyncio.create_task(method(asked, group)) for group in block]
             try:
                 for task in tasks:
                     yield await task
@@ -168,10 +168,10 @@ class Judge(Connection):
     async def _graded(self, asked: Asked, group: Group) -> list[Score]:
         texts, places = _texts(group)
         bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
-        found = await together(
+        answers = await together(
             *(self._verdict(asked, group.prompt, (k,), {"response": text, **bounds}) for k, text in enumerate(texts))
         )
-        grades = [Score(None, error=reason) if value is None else Score(float(value)) for value, reason in found]
+        grades = [Score(None, error=reason) if value is None else Score(float(value)) for value, reason in answers]
         return [grades[place] for place in places]
 
     async def _compared(self, asked: Asked, group: Group) -> list[Score]:
@@ -185,26 +185,26 @@ class Judge(Connection):
     async def _challenged(
         self, asked: Asked, prompt: Prompt, texts: list[str]
     ) -> tuple[dict[tuple[int, int], Outcome], int]:
-        """The best text so far meets each of the others in turn, and gives way to one that wins."""
+        """The best text so far meets each of the others in turn, and is replaced by any that wins."""
         met, champion = {}, 0
         for challenger in range(1, len(texts)):
-            found = await self._met(asked, prompt, texts, challenger, champion)
-            met[challenger, champion] = found
-            champion = challenger if found.kind == "wins" else champion
+            result = await self._met(asked, prompt, texts, challenger, champion)
+            met[challenger, champion] = result
+            champion = challenger if result.kind == "wins" else champion
         return met, champion
 
-    async def _met(self, asked: Asked, prompt: Prompt, texts: list[str], one: int, other: int) -> Outcome:
+    async def _met(self, asked: Asked, prompt: Prompt, texts: list[str], first: int, other: int) -> Outcome:
         """How a text fares against another, in both orders."""
-        orders = ((one, other), (other, one))
-        found = await together(
+        orders = ((first, other), (other, first))
+        both = await together(
             *(self._verdict(asked, prompt, order, {"a": texts[order[0]], "b": texts[order[1]]}) for order in orders)
         )
-        return verdicts.outcome(*found)
+        return verdicts.outcome(*both)
 
     async def _verdict(self, asked: Asked, prompt: Prompt, places: tuple[int, ...], shown: dict[str, str]) -> Verdict:
         """What the judge says of the texts that it is shown; `places` are theirs in the group."""
         what, chat = f"prompt {prompt.id}", self.format == "chat"
-        turns = [{**one, "content": said(one)} for one in prompt.messages or []]
+        turns = [{**turn, "content": said(turn)} for turn in prompt.messages or []]
         question = prompts.write(self.question, what, prompt=prompt.content, messages=turns, **shown)
         body = self._body(asked, question, derive(self.seed, prompt.id, *places))
         try:
@@ -213,14 +213,14 @@ class Judge(Connection):
             if fault.status not in UNREADABLE and not fault.filtered:
                 raise
             return Verdict(None, str(fault))
-        found = completions.read(what, answer, chat, self.max_tokens)
-        if found.ended == "length":  # of what is cut nobody can say whether its last verdict was to be the last
+        completion = completions.read(what, answer, chat, self.max_tokens)
+        if completion.ended == "length":  # the last verdict of a cut answer need not be final
             return Verdict(
                 None, f"the judge's answer was cut at max_tokens: {self.max_tokens}; raise reward.max_tokens"
             )
-        if found.fault:
-            return Verdict(None, f"no verdict: {found.fault}")
-        return self._read(found.text)
+        if completion.fault:
+            return Verdict(None, f"no verdict: {completion.fault}")
+        return self._read(completion.text)
 
     def _read(self, text: str) -> Verdict:
         """The verdict in an answer, behind what the judge thought before it."""
@@ -254,7 +254,7 @@ class Judge(Connection):
         unread = list(faults_of_text("template", template))
         yield from unread
         if not unread:
-            yield from (("template", f"{template}: {one}") for one in prompts.faults(self.question, self.mode))
+            yield from (("template", f"{template}: {fault}") for fault in prompts.faults(self.question, self.mode))
 
     def _mode_faults(self) -> Iterator[tuple[str, str]]:
         if self.verdict is not None:
@@ -265,7 +265,7 @@ class Judge(Connection):
                     yield item.name, "is for mode: grade; remove it"
             return
         if self.ranking != "all-pairs":
-            yield "ranking", "is for mode: pairwise; each grade stands for itself"
+            yield "ranking", "is for mode: pairwise; grades are independent"
         if not -math.inf < self.lowest < self.highest < math.inf:
             yield "highest", f"{self.highest:g} is not above lowest: {self.lowest:g}"
 
@@ -278,6 +278,6 @@ def _pattern_faults(pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _texts(group: Group) -> tuple[list[str], list[int]]:
-    """The different texts of a group, and which of them each response is: equal ones need not be told apart."""
+    """The different texts of a group, and which of them each response is: equal texts are judged once."""
     texts = list(dict.fromkeys(response.text for response in group.responses))
     return texts, [texts.index(response.text) for response in group.responses]

@@ -1,7 +1,7 @@
 """What a judge's words come to: pure functions from texts to verdicts, and from verdicts to the scores of a group.
 
-Every pair is shown in both orders, and only a judge that says the same both times has a preference: one that prefers
-a place rather than a response is told by that (as in RLHFlow's collection of preferences of language models).
+Every pair is shown in both orders, and only a judge that says the same both times has a preference: this detects a
+judge that prefers a position rather than a response (as in RLHFlow's collection of preferences of language models).
 """
 
 import math
@@ -29,7 +29,7 @@ NUMBER = r"(-?\d+(?:\.\d+)?)"
 GRADE = rf"(?i){OPENS}{NUMBER}{CLOSES}|\"(?:verdict|grade|score|rating)\"\s*:\s*\"?{NUMBER}\"?\s*[,}}\n]"
 Kind = Literal["wins", "losses", "no_preference", "no_verdict", "biased"]
 KINDS: tuple[Kind, ...] = ("wins", "losses", "no_preference", "no_verdict", "biased")
-VALUE = {"wins": 1.0, "losses": 0.0}  # of the one against the other; without a preference 0.5
+VALUE = {"wins": 1.0, "losses": 0.0}  # of a response against another; without a preference 0.5
 
 
 class Verdict(NamedTuple):
@@ -76,11 +76,11 @@ def grade(text: str, pattern: str | None, lowest: float, highest: float) -> floa
 
 
 def _last(pattern: str, text: str) -> str | None:
-    """The group of the last match of a pattern; of several the one that took part."""
-    found = None
+    """The group of the last match of a pattern; of several groups the group that took part."""
+    last = None
     for match in re.finditer(pattern, text):
-        found = match
-    return None if found is None else next((part for part in found.groups() if part is not None), None)
+        last = match
+    return None if last is None else next((part for part in last.groups() if part is not None), None)
 
 
 def outcome(first: Verdict, second: Verdict) -> Outcome:
@@ -106,36 +106,37 @@ def scores(places: Sequence[int], met: Met, champion: int | None = None) -> list
     count = len(places)
     table = [[_between(places[i], places[j], met) if i != j else None for j in range(count)] for i in range(count)]
     parts: list[dict[str, float]] = [
-        {kind: float(sum(one is not None and one.kind == kind for one in row)) for kind in KINDS} for row in table
+        {kind: float(sum(result is not None and result.kind == kind for result in row)) for kind in KINDS}
+        for row in table
     ]
     faults = [_fault(row, places, index) for index, row in enumerate(table)]
     kept = [index for index, fault in enumerate(faults) if fault is None]
     wins = np.array([[_value(table[i][j]) for j in kept] for i in kept])
-    found = [Score(None, parts[index], error=fault) for index, fault in enumerate(faults)]
+    scored = [Score(None, parts[index], error=fault) for index, fault in enumerate(faults)]
     if kept:
         first = None if champion is None else [places[index] for index in kept].index(champion)
         order = ranking.ranked(wins) if first is None else _behind(first, wins)
         ranked = ranking.scores(wins, order, [parts[index] for index in kept])
         for index, score in zip(kept, ranked, strict=True):
-            found[index] = score
-    return found
+            scored[index] = score
+    return scored
 
 
-def _between(one: int, other: int, met: Met) -> Outcome | None:
+def _between(first: int, other: int, met: Met) -> Outcome | None:
     """How a text fared against another; None where they never met."""
-    if one == other:
+    if first == other:
         return Outcome("no_preference")
-    if (one, other) in met:
-        return met[one, other]
-    return met[other, one].turned if (other, one) in met else None
+    if (first, other) in met:
+        return met[first, other]
+    return met[other, first].turned if (other, first) in met else None
 
 
 def _fault(row: Sequence[Outcome | None], places: Sequence[int], index: int) -> str | None:
     """Why a response has no reward, None where it has one."""
     if len(row) == 1:
         return "one response alone has nothing to be compared with"
-    asked = [one for one, place in zip(row, places, strict=True) if one is not None and place != places[index]]
-    if not asked or any(one.kind != "no_verdict" for one in asked):
+    asked = [result for result, place in zip(row, places, strict=True) if result is not None and place != places[index]]
+    if not asked or any(result.kind != "no_verdict" for result in asked):
         return None
     return f"no verdict in any of its {len(asked)} comparisons; the first: {asked[0].reason}"
 
