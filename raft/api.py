@@ -26,6 +26,7 @@ from typing import Any, Literal
 from raft.core import atomic, given, logs, progress, records, signals, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.records import Example, Pair, Prompt, Response, Score
+from raft.core.run_paths import IterationPaths, RunPaths
 from raft.pipeline.observer import Observer as Callback
 from raft.store import branch, runs, stamps
 from raft.store.keys import Artifact
@@ -138,10 +139,7 @@ class Run:
     @property
     def iterations(self) -> int:
         """The last iteration that is complete; 0 is the first policy, and so is a run that has none."""
-        done = (
-            int(one.name) for one in stamps.iterations(self.folder) if stamps.stamp_path(one / "metrics.json").exists()
-        )
-        return max(done, default=0)
+        return max(stamps.complete(self.folder), default=0)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -152,7 +150,7 @@ class Run:
         if self.job == "align":
             return runs.metrics_rows(self.folder)
         if self.job == "evaluate-reward":
-            found = json.loads(Artifact.finished(self.folder / "accuracy.json").path.read_text(encoding="utf-8"))
+            found = json.loads(Artifact.finished(RunPaths(self.folder).accuracy).path.read_text(encoding="utf-8"))
             return [
                 {"set": name, "reward": reward, **figures}
                 for name, judged in found.items()
@@ -162,7 +160,8 @@ class Run:
 
     def prompts(self, iteration: int | None = None, *, held_out: bool = False) -> Iterator[Prompt]:
         """The prompts of an iteration, the last complete one if none is named; or those held out for evaluation."""
-        return (Prompt.of(row) for row in self._rows(iteration, "prompts", held_out))
+        file = RunPaths(self.folder).evaluation if held_out else self._place(iteration).prompts
+        return (Prompt.of(row) for row in Artifact.finished(file).read())
 
     def groups(self, iteration: int | None = None, *, held_out: bool = False) -> Iterator[ScoredGroup]:
         """Each prompt of an iteration with its responses and their scores.
@@ -171,12 +170,11 @@ class Run:
         prompts. Where the reward only compares responses of one prompt, held-out answers have the gold reward alone.
         """
         place = self._place(iteration)
-        answered = place / "evaluation" if held_out else place
-        prompts = self.folder / "evaluation.jsonl" if held_out else place / "prompts.jsonl"
-        scored = [name for name in ("scores", "gold") if stamps.stamp_path(answered / f"{name}.jsonl").exists()] or [
-            "scores"
-        ]
-        files = [prompts, *(answered / f"{name}.jsonl" for name in ("responses", *scored))]
+        groups = place.evaluation if held_out else place
+        prompts = RunPaths(self.folder).evaluation if held_out else place.prompts
+        kinds = {"scores": groups.scores, "gold": groups.gold}
+        scored = [name for name, file in kinds.items() if stamps.stamp_path(file).exists()] or ["scores"]
+        files = [prompts, groups.responses, *(kinds[name] for name in scored)]
         for rows in records.in_step(*(Artifact.finished(file).path for file in files)):
             scores = {name: [Score(**one) for one in row["scores"]] for name, row in zip(scored, rows[2:], strict=True)}
             responses = records.answers(rows[1])
@@ -185,7 +183,7 @@ class Run:
 
     def selected(self, iteration: int | None = None) -> Iterator[Example | Pair]:
         """The responses, or pairs of them, that policy `iteration` was trained on."""
-        for row in self._rows(iteration, "selected", held_out=False):
+        for row in Artifact.finished(self._place(iteration).selected).read():
             yield Pair.of(row) if "chosen" in row else Example.of(row)
 
     def policy(self, which: Which = "best") -> Path:
@@ -197,11 +195,11 @@ class Run:
         from raft.pipeline import evaluation, stages
 
         if self.job == "sft":
-            return Artifact.finished(self.folder / "policy").path
+            return Artifact.finished(RunPaths(self.folder).policy).path
         if which == "best" and (rows := self.metrics):
             which = evaluation.best_policy(runs.Run(self.folder, 0), rows)
         number = self.iterations if isinstance(which, str) else which
-        return stages.policy_of(Artifact.finished(self._place(number) / "policy")).path
+        return stages.policy_of(Artifact.finished(self._place(number).policy)).path
 
     def resume(self, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any) -> "Run":
         """Goes on with the run, as `raft resume` does; returns it when it is complete.
@@ -242,18 +240,14 @@ class Run:
         picture.plot(figure, folders, out)
         return out
 
-    def _place(self, iteration: int | None) -> Path:
-        """The folder of an iteration; a job without iterations has its files in the run's own."""
+    def _place(self, iteration: int | None) -> IterationPaths:
+        """The files of an iteration; a job without iterations has them in the run's own folder."""
         if self.job != "align":
-            return self.folder
+            return IterationPaths(self.folder)
         number = self.iterations if iteration is None else iteration
-        if not (place := runs.Run(self.folder, 0).iteration(number).folder).is_dir():
+        if not (place := RunPaths(self.folder).iteration(number)).folder.is_dir():
             raise UserError(f"{self.folder} has no iteration {number}; the last complete one is {self.iterations}")
         return place
-
-    def _rows(self, iteration: int | None, name: str, held_out: bool) -> Iterator[dict[str, Any]]:
-        file = self.folder / "evaluation.jsonl" if held_out else self._place(iteration) / f"{name}.jsonl"
-        return Artifact.finished(file).read()
 
 
 def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quiet: bool) -> Run:
@@ -268,7 +262,7 @@ def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quie
     except Stopped:
         raise KeyboardInterrupt("the run was stopped; nothing finished is lost, and the same call goes on") from None
     finally:
-        _withdraw(written, loaded.folder / "resolved.yaml")
+        _withdraw(written, RunPaths(loaded.folder).resolved)
     return Run(loaded.folder)
 
 
@@ -427,7 +421,7 @@ def _escaped(character: str) -> str:
 @contextmanager
 def _as_before(quiet: bool) -> Iterator[None]:
     """Inside the block raft works as on the command line; afterwards the process is as it was."""
-    from raft.launch import device
+    from raft.core import device
 
     environment, shown = dict(os.environ), progress.SHOWN.set(not quiet)
     loop = asyncio._get_running_loop()  # a notebook's: it waits for this call, in which requests have one of their own

@@ -3,11 +3,13 @@
 import ast
 from pathlib import Path
 
+from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
+
 RAFT = Path(__file__).parent.parent / "raft"
 FLOORS = [  # from the ground up; a room imports from floors below its own, and from itself
     {"core"},
-    {"launch", "metrics"},
-    {"models"},
+    {"models", "metrics"},
+    {"launch"},
     {"data"},
     {"config"},
     {"store"},
@@ -18,6 +20,8 @@ FLOORS = [  # from the ground up; a room imports from floors below its own, and 
     {"api"},
 ]
 BESIDE = {"__main__"}
+# where names of artifacts are the keys or values of a table
+TABLES = {"core.run_paths", "api", "config.jobs", "cli.forecast", "store.measuring"}
 
 
 def modules() -> dict[str, Path]:
@@ -73,6 +77,26 @@ def test_every_room_has_its_floor_and_says_what_belongs_in_it():
     files = [RAFT / room / "__init__.py" if (RAFT / room).is_dir() else RAFT / f"{room}.py" for room in rooms()]
     assert [file for file in files if not ast.get_docstring(ast.parse(file.read_text()))] == []
     assert len(list(RAFT.glob("[a-z]*"))) <= 15
+
+
+def test_only_what_makes_an_artifact_names_its_file_and_all_others_ask_run_paths():
+    """`RunPaths` has the names of a run's files; the pipeline names what it makes, and a run shows that they agree."""
+    names = {path.name for path in vars_of(IterationPaths(Path("x"))) | vars_of(RunPaths(Path("x"))) if path.suffix}
+    assert len(names) > 15
+    faults = []
+    for module, file in modules().items():
+        if module.startswith("pipeline.") or module in TABLES:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+                faults.append(f"{module}:{node.lineno} {node.value}")
+    assert not faults
+
+
+def vars_of(paths: GroupPaths) -> set[Path]:
+    """All paths of a class of paths."""
+    names = [name for kind in type(paths).__mro__ for name, one in vars(kind).items() if isinstance(one, property)]
+    return {path for name in names if name != "number" and isinstance(path := getattr(paths, name), Path)}
 
 
 def test_the_law_sees_imports():

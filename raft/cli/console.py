@@ -8,6 +8,7 @@ from typing import Any
 from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.core import logs, records
+from raft.core.run_paths import RunPaths
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Alert, Level, warnings, worse
 from raft.metrics.reward_metrics import NORMAL_95
@@ -44,7 +45,7 @@ class Console(Observer):
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         stopped = self.recipe.alerts.stop(alerts)
-        rows = list(records.read(self.run.folder / "metrics.jsonl"))
+        rows = list(records.read(RunPaths(self.run.folder).rows))
         draw(self.run.folder)
         say(summary(rows, it.number))
         for alert in worse(alerts, self.last):
@@ -68,7 +69,8 @@ class Console(Observer):
         """Says where everything is, shows one prompt before and after, and names the next command."""
         if loaded.recipe.job != "align":
             return
-        say(f"\ncurve:  {run.folder / 'reward_curve.png'}\nnumbers: {run.folder / 'metrics.jsonl'}\n")
+        paths = RunPaths(run.folder)
+        say(f"\ncurve:  {paths.curve}\nnumbers: {paths.rows}\n")
         say(before_and_after(run.folder))
         if (comparison := forecast.compare(run.folder)) is not None:
             say(f"\n{comparison}")
@@ -82,7 +84,7 @@ def draw(folder: Path) -> None:
     """reward_curve.png and the numbers behind it, each replaced whole."""
     from raft.report.figures import picture
 
-    picture.plot("reward", [folder], folder / "reward_curve.png")
+    picture.plot("reward", [folder], RunPaths(folder).curve)
 
 
 def compared(figures: Path) -> str:

@@ -20,13 +20,13 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, logs
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
+from raft.core.run_paths import IterationPaths, RunPaths
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
 from raft.store import runs
-from raft.store.stamps import iterations, read_stamp, stamp_path, stamped
+from raft.store.stamps import read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
-FILE = "forecast.json"
 STAGES = {  # artifact of an iteration -> what a person calls it
     "responses.jsonl": "generate", "scores.jsonl": "score", "reference.jsonl": "reference", "selected.jsonl": "select",
     "policy": "train", "evaluation/responses.jsonl": "evaluate", "evaluation/scores.jsonl": "evaluate",
@@ -84,8 +84,8 @@ def evaluated(whole: Align) -> float:
 def write(loaded: Loaded, result: dict[str, Any]) -> Path:
     """Keeps a forecast where its run will be."""
     loaded.folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(loaded.folder / FILE, result)
-    return loaded.folder / FILE
+    atomic.write_json(RunPaths(loaded.folder).forecast, result)
+    return RunPaths(loaded.folder).forecast
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
@@ -101,18 +101,14 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
 def compare(folder: Path) -> str | None:
     """How good the forecast of a finished run was, as a sentence, also kept in its file; None if it had none."""
-    file = folder / FILE
+    file = RunPaths(folder).forecast
     if not file.exists():
         return None
     content = read_object(file, f"delete {file}: it is a forecast, and the run is finished")
     if not isinstance(expected := content.get("iteration"), int | float):
         raise UserError(f"{file} is damaged: iteration is {expected!r}, and not seconds; delete it")
-    finished = [
-        iteration
-        for iteration in iterations(folder)
-        if int(iteration.name) and stamp_path(iteration / "policy").exists()
-    ]
-    actual = [sum(_seconds(iteration).values()) for iteration in finished]
+    trained = [it for it in RunPaths(folder).iterations() if it.number and stamp_path(it.policy).exists()]
+    actual = [sum(_seconds(it.folder).values()) for it in trained]
     content["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
     atomic.write_json(file, content)
     return (
@@ -141,12 +137,12 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
     loop.run(small, Quiet())
-    return small.folder / "iterations" / "001"
+    return RunPaths(small.folder).iteration(1).folder
 
 
 def _asked_at_start(folder: Path) -> float:
     """Seconds that the first policy's held-out answers took, without the start of the engine for them."""
-    stamps = (stamp for _, stamp in stamped(folder / "evaluation"))
+    stamps = (stamp for _, stamp in stamped(IterationPaths(folder).evaluation.folder))
     return sum(stamp["seconds"] - stamp["parts"].get("start", 0.0) for stamp in stamps)
 
 
@@ -158,9 +154,8 @@ def _seconds(iteration: Path) -> Seconds:
 
 def _rows(iteration: Path, name: str) -> float:
     """How many prompts an artifact of an iteration was made of."""
-    evaluated = name.startswith("evaluation/")
-    counted = iteration / ("evaluation/responses.jsonl" if evaluated else "responses.jsonl")
-    stamp = read_stamp(counted)
+    it = IterationPaths(iteration)
+    stamp = read_stamp(it.evaluation.responses if name.startswith("evaluation/") else it.responses)
     assert stamp is not None
     return stamp["rows"]
 
@@ -189,7 +184,7 @@ def _peak_gb() -> float:
 def _disk(whole: Align, iteration: Path, prompts: int) -> float:
     """Bytes of the whole run: rows in proportion to the prompts, and the policies that `keep_policies` keeps."""
     rows = sum(file.stat().st_size for file in iteration.rglob("*.jsonl")) * whole.prompts.per_iteration / prompts
-    policy = sum(file.stat().st_size for file in (iteration / "policy").iterdir())
+    policy = sum(file.stat().st_size for file in IterationPaths(iteration).policy.iterdir())
     kept = {"last": 2, "best": 3, "all": whole.iterations}[
         whole.keep_policies
     ]  # the current, and the one being written
@@ -198,7 +193,7 @@ def _disk(whole: Align, iteration: Path, prompts: int) -> float:
 
 def _truncated(iteration: Path) -> float:
     """The share of responses that the limit cut."""
-    metrics = json.loads((iteration / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(IterationPaths(iteration).metrics.read_text(encoding="utf-8"))
     return round(metrics["previous"]["response/truncated"], 4)
 
 

@@ -1,6 +1,6 @@
 """How much memory each turn of a recipe needs, as arithmetic: `raft check` prints it, and loads nothing for it.
 
-Generator, reward model and trainer take turns on a GPU (launch/device.py); on a CPU all are in memory together, and
+Generator, reward model and trainer take turns on a GPU (core/device.py); on a CPU all are in memory together, and
 only likelihoods and training end. Left out: what kernels work in, gaps of the allocator, CUDA itself, and attention
 that keeps a matrix of tokens x tokens.
 """

@@ -6,13 +6,14 @@ from typing import Any
 
 from raft.core import records
 from raft.core.errors import UserError
+from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.terminal import safe
 from raft.store import runs, stamps, timeline
 
 
-def iterations(folder: Path) -> list[Path]:
-    """The folders of the iterations that exist."""
-    if not (folders := stamps.iterations(folder)):
+def iterations(folder: Path) -> list[IterationPaths]:
+    """The iterations that exist. UserError: there are none."""
+    if not (folders := RunPaths(folder).iterations()):
         raise UserError(
             f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
         )
@@ -24,11 +25,13 @@ def before_and_after(folder: Path) -> str:
 
     By the gold reward where there is one: it is what the run is really for.
     """
-    name = "gold.jsonl" if list(folder.glob("iterations/*/evaluation/gold.jsonl")) else "scores.jsonl"
-    evaluated = [iteration for iteration in iterations(folder) if (iteration / "evaluation" / name).exists()]
+    made = iterations(folder)
+    gold = any(it.evaluation.gold.exists() for it in made)
+    scores = {it.number: it.evaluation.gold if gold else it.evaluation.scores for it in made}
+    evaluated = [it for it in made if scores[it.number].exists()]
     if len(evaluated) < 2:
         return "only one policy has been evaluated so far"
-    first, last = (dict(_first_rewards(iteration / "evaluation" / name)) for iteration in (evaluated[0], evaluated[-1]))
+    first, last = (dict(_first_rewards(scores[it.number])) for it in (evaluated[0], evaluated[-1]))
     known = [prompt_id for prompt_id in first if prompt_id in last]
     if not known:
         return "no held-out prompt has a reward before and after"
@@ -36,15 +39,15 @@ def before_and_after(folder: Path) -> str:
     return prompt(folder, chosen, [evaluated[0], evaluated[-1]], answers=1)
 
 
-def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answers: int | None = None) -> str:
+def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = None, answers: int | None = None) -> str:
     """A prompt and what each policy answered; of training responses the winner is marked."""
     lines: list[str] = []
-    for iteration in among or iterations(folder):
-        number = int(iteration.name)
+    held_out = RunPaths(folder).evaluation
+    for it in among or iterations(folder):
+        training = f"policy {it.number - 1} (training prompt of iteration {it.number})"
         for place, title, prompts in (
-            (iteration / "evaluation", f"policy {number} (held-out prompt)", folder / "evaluation.jsonl"),
-            (iteration, f"policy {number - 1} (training prompt of iteration {number})", iteration / "prompts.jsonl"),
-        ):
+            (it.evaluation, f"policy {it.number} (held-out prompt)", held_out), (it, training, it.prompts),
+        ):  # fmt: skip
             lines += _section(place, title, prompts, prompt_id, lines, answers)
     if not lines:
         raise UserError(
@@ -54,17 +57,16 @@ def prompt(folder: Path, prompt_id: str, among: list[Path] | None = None, answer
 
 
 def _section(
-    place: Path, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
+    place: GroupPaths, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
 ) -> list[str]:
-    responses, scores = place / "responses.jsonl", place / "scores.jsonl"
-    if not scores.exists():  # a reward that compares within a prompt does not score held-out prompts
-        scores = place / "gold.jsonl"
-    if not (responses.exists() and scores.exists()):
+    # a reward that compares within a prompt does not score held-out prompts
+    scores = place.scores if place.scores.exists() else place.gold
+    if not (place.responses.exists() and scores.exists()):
         return []
-    for row, answered, scored in records.in_step(prompts, responses, scores):
+    for row, answered, scored in records.in_step(prompts, place.responses, scores):
         if row["id"] == prompt_id:
             head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
-            winner = _winner(place, prompt_id)
+            winner = _winner(place.selected, prompt_id)
             listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))[:answers]
             return [
                 *([] if head in so_far else [head]),
@@ -82,8 +84,7 @@ def _line(index: int, winner: int | None, response: dict[str, Any], score: dict[
     return f" {'*' if index == winner else ' '}{reward}  {safe(response['text']).strip()}{cut}"
 
 
-def _winner(place: Path, prompt_id: str) -> int | None:
-    selected = place / "selected.jsonl"
+def _winner(selected: Path, prompt_id: str) -> int | None:
     rows = records.read(selected) if selected.exists() else iter(())
     return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
 

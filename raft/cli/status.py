@@ -6,6 +6,7 @@ from typing import Any
 
 from raft.cli import show
 from raft.core import progress, signals
+from raft.core.run_paths import RunPaths
 from raft.core.terminal import say
 from raft.store import runs
 
@@ -25,7 +26,7 @@ def status(folder: Path) -> str:
 
 def at_work(folder: Path) -> str:
     """The artifact that is being made, with its rate and the time that is left."""
-    state = progress.read(folder / runs.PROGRESS)
+    state = progress.read(RunPaths(folder).progress)
     if state is None:
         return ""
     done, total, seconds = state["done"], state["total"], state["seconds"]

@@ -19,6 +19,7 @@ from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build
+from raft.core.run_paths import RunPaths
 from raft.core.terminal import is_unicode
 
 OUTPUTS = Path("outputs")
@@ -149,18 +150,19 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | No
 
     from raft.core.user_code import importable_from
 
-    file = folder / "run.json"
+    run = RunPaths(folder)
+    file = run.about
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     origin = _origin(known, folder)
     with importable_from(origin):
         named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
-        loaded = load(folder / "resolved.yaml", [named, *overrides], given=given)
-    return replace(loaded, path=origin if origin.exists() else folder / "recipe.yaml", outputs=folder.parent)
+        loaded = load(run.resolved, [named, *overrides], given=given)
+    return replace(loaded, path=origin if origin.exists() else run.recipe, outputs=folder.parent)
 
 
 def _origin(known: dict[str, Any], folder: Path) -> Path:
     """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy."""
-    recipe, began = (Path(str(known.get(name, folder / "recipe.yaml"))) for name in ("recipe", "folder"))
+    recipe, began = (Path(str(known.get(name, RunPaths(folder).recipe))) for name in ("recipe", "folder"))
     here = recipe.relative_to(began) if recipe.is_relative_to(began) else recipe
     return here.absolute() if here.is_file() else recipe
 

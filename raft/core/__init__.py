@@ -1,3 +1,4 @@
-"""Shared by every package: errors, records, seeds, files, the terminal, signals, and how components are built.
+"""Shared by every package: errors, records, seeds, files, a run's paths, the terminal, signals,
+the device, and how components are built.
 
 Nothing here knows of models, runs or stages."""

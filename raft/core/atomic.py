@@ -88,20 +88,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def refuse_output(out: Path, ours: bool) -> None:
-    """UserError if a command may not write its file there; `ours` says that it may replace a file that it made.
-
-    Devices, links and folders are left alone, and so are all files of a run except raft's figures.
-    """
-    if out.is_symlink() or (out.exists() and not out.is_file()):
-        raise UserError(f"{out} is not a regular file, so nothing is written there; name a file")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no such folder")
-    inside = next((folder for folder in out.absolute().parents if (folder / "run.json").exists()), None)
-    if inside is not None and out.exists() and not ours:
-        raise UserError(f"{out} belongs to the run {inside}; choose another name")
-
-
 def read_object(file: Path, cure: str) -> dict[str, Any]:
     """A file that is one JSON object. UserError if it is anything else; `cure` says what to do."""
     try:

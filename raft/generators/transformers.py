@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from raft.core import device as devices
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range, speed
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
-from raft.launch import device as devices
 from raft.models.chat_templates import Tokenizer, check_rows, encode_prompt, load_tokenizer
 from raft.models.loading import load_model, positions
 

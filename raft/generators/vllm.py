@@ -18,13 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.core import logs
+from raft.core import device, logs
 from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.generators.sampling import Ends, Sampling
-from raft.launch import device, vllm_options
+from raft.launch import vllm_options
 from raft.models import chat_templates, model_folder, weight_check
 
 LOG = logging.getLogger(__name__)

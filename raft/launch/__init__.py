@@ -1,1 +1,1 @@
-"""Where things compute: the device, the engine's options, servers that raft starts, and clients of servers."""
+"""Where things compute: the engine's options, servers that raft starts, and clients of servers."""

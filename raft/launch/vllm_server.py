@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from raft.core import logs, signals
+from raft.core import device, logs, signals
 from raft.core.errors import UserError
 from raft.core.terminal import safe
-from raft.launch import device, supervise, vllm_options
+from raft.launch import supervise, vllm_options
 
 NAME = "served"  # the server's name for its one model
 OURS = (

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import signals
+from raft.core import device, signals
 from raft.core.records import Group
 from raft.core.timing import part
-from raft.launch import device
 from raft.models import chat_templates, loading, packed_attention, packing
 
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from raft.core import protocols, records, signals
+from raft.core import device, protocols, records, signals
 from raft.core.errors import UserError
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
 from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
-from raft.launch import device
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of

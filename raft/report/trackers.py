@@ -14,6 +14,7 @@ from typing import Any
 from raft.config.recipe import Loaded
 from raft.core import atomic, records
 from raft.core.atomic import read_object
+from raft.core.run_paths import IterationPaths, RunPaths
 from raft.core.terminal import safe, say
 from raft.pipeline.observer import Observer
 from raft.store import runs
@@ -102,12 +103,11 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _answers(it: runs.Folder) -> list[list[str]]:
     """The first answer of a policy to the first held-out prompts, with its reward."""
-    responses, prompts = it.folder / "evaluation" / "responses.jsonl", it.run.folder / "evaluation.jsonl"
-    kinds = (responses.with_name(f"{name}.jsonl") for name in ("scores", "gold"))
-    scores = next(filter(Path.exists, kinds), None)
+    answers, prompts = IterationPaths(it.folder).evaluation, RunPaths(it.run.folder).evaluation
+    scores = next(filter(Path.exists, (answers.scores, answers.gold)), None)
     if scores is None:
         return []
-    rows = records.in_step(prompts, responses, scores)
+    rows = records.in_step(prompts, answers.responses, scores)
     shown = []
     for _, (prompt, answered, scored) in zip(range(SHOWN), rows, strict=False):
         reward = scored["scores"][0].get("reward")

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raft.core import device
 from raft.core.errors import Stopped, UserError
 from raft.core.options import choice, faults_of_range, source
-from raft.launch import device
 from raft.models import chat_templates, loading, model_folder, packed_attention, packing
 from raft.models.checkpoint import Checkpoint
 from raft.models.loading import left_over, quiet

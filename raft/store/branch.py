@@ -14,10 +14,11 @@ from raft.config import preflight, recipe
 from raft.config.recipe import Loaded
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
+from raft.core.run_paths import RUN, RunPaths
+from raft.store import stamps
 from raft.store.runs import about
-from raft.store.stamps import differences, iterations, read_stamp, require_all, stamp_path
+from raft.store.stamps import differences, read_stamp, require_all, stamp_path
 
-FILES = ("evaluation.jsonl", "pool.jsonl", "references.jsonl")
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
 OWN = "prompts.per_iteration"  # each iteration draws its own
 
@@ -25,8 +26,8 @@ OWN = "prompts.per_iteration"  # each iteration draws its own
 def existing(folder: Path) -> Path:
     """The folder of a run, by its own name; UserError if it is not a run, or its run.json is damaged."""
     folder = folder.resolve() if folder.name in ("", "..") else folder
-    if not (folder / "run.json").exists():
-        near = sorted(str(file.parent) for file in folder.parent.glob("*/run.json"))[:5]
+    if not RunPaths(folder).about.exists():
+        near = sorted(str(file.parent) for file in folder.parent.glob(f"*/{RUN}"))[:5]
         raise UserError(
             f"{folder} is not a run (it has no run.json)" + (f"; runs beside it: {', '.join(near)}" if near else "")
         )
@@ -83,25 +84,24 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     new = loaded.folder.with_name(f".{loaded.folder.name}.tmp")
     if new.exists():
         shutil.rmtree(new)
-    (new / "iterations").mkdir(parents=True)
+    old, branch = RunPaths(folder), RunPaths(new)
+    iterations = branch.iteration(0).folder.parent
+    iterations.mkdir(parents=True)
     for earlier in range(number):
-        _link(folder / "iterations" / f"{earlier:03d}", new / "iterations")
-    for file in (folder / name for name in FILES):
+        _link(old.iteration(earlier).folder, iterations)
+    for file in (old.evaluation, old.pool, old.references):
         if file.exists():
             _link(file, new)
             _link(stamp_path(file), new)
-    shutil.copyfile(folder / "recipe.yaml", new / "recipe.yaml")
+    shutil.copyfile(old.recipe, branch.recipe)
     shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
-    write_json(new / "run.json", {**about(folder), "shared": shared})
-    (new / "resolved.yaml").write_text(loaded.resolved, encoding="utf-8")
+    write_json(branch.about, {**about(folder), "shared": shared})
+    branch.resolved.write_text(loaded.resolved, encoding="utf-8")
     commit(new, loaded.folder)
 
 
 def _refuse_number(folder: Path, number: int) -> None:
-    finished = (
-        int(iteration.name) for iteration in iterations(folder) if stamp_path(iteration / "metrics.json").exists()
-    )
-    last = max(finished, default=None)
+    last = max(stamps.complete(folder), default=None)
     if last is None:
         raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
     if not 1 <= number <= last + 1:
@@ -111,7 +111,7 @@ def _refuse_number(folder: Path, number: int) -> None:
 
 
 def _refuse_changes(old: Loaded, new: Loaded) -> None:
-    keys = [*KEYS, *(["evaluation.references"] if (old.folder / "references.jsonl").exists() else [])]
+    keys = [*KEYS, *(["evaluation.references"] if RunPaths(old.folder).references.exists() else [])]
     own = {OWN, *recipe.speed_keys(new.recipe)}
     changed = [
         change
@@ -135,7 +135,7 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 def _refuse_other(new: Path, folder: Path, number: int) -> None:
     shared = {link.name: link.resolve() for link in new.glob("iterations/*") if link.is_symlink()}
-    wanted = (folder / "iterations" / f"{earlier:03d}" for earlier in range(number))
+    wanted = (RunPaths(folder).iteration(earlier).folder for earlier in range(number))
     if shared != {iteration.name: iteration.resolve() for iteration in wanted}:
         raise UserError(
             f"{new} exists and is not a branch of {folder} from iteration {number}; choose another name=..."
@@ -143,7 +143,7 @@ def _refuse_other(new: Path, folder: Path, number: int) -> None:
 
 
 def _refuse_pruned(folder: Path, number: int) -> None:
-    stamp = read_stamp(folder / "iterations" / f"{number - 1:03d}" / "policy")
+    stamp = read_stamp(RunPaths(folder).iteration(number - 1).policy)
     if stamp is not None and stamp.get("pruned"):
         raise UserError(
             f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "

@@ -16,13 +16,13 @@ import numpy as np
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Response
+from raft.core.run_paths import RunPaths
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
 from raft.metrics.diagnostics import HeldOut, Responses, Training, figures
 from raft.store import stamps
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
-from raft.store.stamps import iterations
 
 HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
 SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # where the scores behind it are
@@ -100,10 +100,10 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     Of a run as far as it is scored, or of its policies up to `up_to`.
     """
     found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
-    for place in iterations(folder):
+    for it in RunPaths(folder).iterations():
         for name, file in SCORES.items():
-            if (up_to is None or int(place.name) <= up_to) and (state := stamps.state(place / file)) is not None:
-                found[HELD_OUT[name]][int(place.name)] = _prompt_means(place / file, state)
+            if (up_to is None or it.number <= up_to) and (state := stamps.state(it.folder / file)) is not None:
+                found[HELD_OUT[name]][it.number] = _prompt_means(it.folder / file, state)
     return found
 
 

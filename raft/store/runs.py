@@ -30,15 +30,15 @@ from raft.core.atomic import (
 )
 from raft.core.errors import UserError
 from raft.core.progress import Progress
+from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import stamps
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
-from raft.store.stamps import differences, iterations, partial_path, read_stamp, stamp_path
+from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
 
 FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
-PROGRESS = "progress.json"  # what is being made now, for `raft status`; no artifact
 
 
 class Folder:
@@ -113,7 +113,9 @@ class Folder:
             digest(key),
             self.run.seed,
             self.number,
-            Progress(label, "steps" if stage.__name__.startswith("train") else "prompts", self.run.folder / PROGRESS),
+            Progress(
+                label, "steps" if stage.__name__.startswith("train") else "prompts", RunPaths(self.run.folder).progress
+            ),
             stage=stage.__name__,
             key=key,
         )
@@ -153,7 +155,7 @@ class Folder:
 
     def _list_drops(self, output: ArtifactWriter) -> None:
         """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
-        listed = self.folder / "dropped.jsonl"
+        listed = RunPaths(self.folder).dropped
         others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
         if not others and not output.drops and not listed.exists():
             return
@@ -187,7 +189,7 @@ class Run(Folder):
 
     def iteration(self, number: int) -> Folder:
         """The folder of one iteration: policy `number` is made in it out of policy `number - 1`."""
-        return Folder(self.folder / "iterations" / f"{number:03d}", number, self)
+        return Folder(RunPaths(self.folder).iteration(number).folder, number, self)
 
     def subfolder(self, *names: str) -> Folder:
         """A folder inside the run that is not an iteration."""
@@ -224,15 +226,14 @@ class Run(Folder):
         rows = metrics_rows(self.folder)
         temporary = self.folder / ".metrics.jsonl.tmp"
         records.write(temporary, rows)
-        os.replace(temporary, self.folder / "metrics.jsonl")
+        os.replace(temporary, RunPaths(self.folder).rows)
         return rows
 
     def prune(self, keep: str, best: int) -> None:
         """Deletes policies that `keep` does not ask for; the first stays, and the last, which the next is made of."""
-        numbers = sorted(int(stamp.parent.name) for stamp in self.folder.glob("iterations/*/policy.stamp.json"))
-        stay = {0, *numbers[-1:], *([best] if keep == "best" else [])}
-        for place in map(self.iteration, numbers if keep != "all" else []):
-            path = place.folder / "policy"
+        trained = [it for it in RunPaths(self.folder).iterations() if stamp_path(it.policy).exists()]
+        stay = {0, *(it.number for it in trained[-1:]), *([best] if keep == "best" else [])}
+        for place, path in ((self.iteration(it.number), it.policy) for it in trained if keep != "all"):
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
                 write_json(stamp_path(path), {**place.existing("policy").stamp, "pruned": True})
                 remove(path)
@@ -240,8 +241,8 @@ class Run(Folder):
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
-    files = (iteration / "metrics.json" for iteration in iterations(folder))
-    return reward_metrics.merged({int(file.parent.name): read_metrics(file) for file in files if file.exists()})
+    made = (it for it in RunPaths(folder).iterations() if it.metrics.exists())
+    return reward_metrics.merged({it.number: read_metrics(it.metrics) for it in made})
 
 
 def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
@@ -261,7 +262,7 @@ def read_metrics(file: Path) -> dict[str, dict[str, Any]]:
 
 def about(folder: Path) -> dict[str, Any]:
     """What run.json says. UserError if it is damaged."""
-    file = folder / "run.json"
+    file = RunPaths(folder).about
     content = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
     kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
@@ -276,7 +277,7 @@ def read_resolved(folder: Path) -> dict[str, Any]:
     """The resolved recipe of a run, as data; nothing that it names is imported. UserError if it is damaged."""
     import yaml
 
-    file = folder / "resolved.yaml"
+    file = RunPaths(folder).resolved
     cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
     try:
         text = yaml_file.read(file)
@@ -294,7 +295,7 @@ def read_resolved(folder: Path) -> dict[str, Any]:
 
 def shared_names(folder: Path) -> list[str]:
     """The names of what a branch shares with its original run, each a link into that run."""
-    return about(folder).get("shared", []) if (folder / "run.json").exists() else []
+    return about(folder).get("shared", []) if RunPaths(folder).about.exists() else []
 
 
 def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -312,9 +313,15 @@ def refuse_foreign(folder: Path) -> None:
     """UserError if the folder is something else than a run, or than the rest of a run that was killed at its start."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but the run needs a folder of that name; choose another name=...")
-    begun = {".lock", "recipe.yaml", "resolved.yaml", ".resolved.yaml.tmp", ".run.json.tmp"}  # of a run killed at birth
-    begun |= {"forecast.json", given.ROWS}  # of a run that was only forecast, or given rows
-    if not folder.is_dir() or (folder / "run.json").exists() or next(stamps.stamped(folder), None) is not None:
+    run = RunPaths(folder)
+    begun = {
+        ".lock",
+        ".resolved.yaml.tmp",
+        ".run.json.tmp",
+        given.ROWS,
+    }  # of a run killed at birth, or forecast
+    begun |= {file.name for file in (run.recipe, run.resolved, run.forecast)}
+    if not folder.is_dir() or run.about.exists() or next(stamps.stamped(folder), None) is not None:
         return
     if {entry.name for entry in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
@@ -324,9 +331,9 @@ def _settle(folder: Path, loaded: Loaded) -> None:
     """Writes what the run is, or checks that it still is that; only FREE keys may differ."""
     import yaml
 
-    resolved = folder / "resolved.yaml"
+    run = RunPaths(folder)
     free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
-    if resolved.exists():
+    if run.resolved.exists():
         changed = [
             change
             for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
@@ -340,12 +347,12 @@ def _settle(folder: Path, loaded: Loaded) -> None:
                 f"or branch off with: raft resume {folder} --from-iteration N key=value"
             )
     else:
-        with create(folder / "recipe.yaml") as copy:
+        with create(run.recipe) as copy:
             copy.write(loaded.path.read_bytes() if loaded.text is None else loaded.text.encode())
-    write_text(resolved, loaded.resolved)
-    if not (folder / "run.json").exists():
+    write_text(run.resolved, loaded.resolved)
+    if not run.about.exists():
         write_json(
-            folder / "run.json",
+            run.about,
             {
                 "recipe": str(loaded.path.absolute()),
                 "folder": str(Path.cwd()),

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from raft.core import records
 from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
+from raft.core.run_paths import DEPTH, RunPaths, run_of
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
 GONE = "it is gone"
 SMALL = 8 * 2**20  # bytes of a file that is hashed even where its artifact is not read: a few milliseconds
 READERS = 4  # files that are hashed at once
-DEPTH = 3  # folders between a run and its deepest stamp: iterations/003/evaluation/
 WIDE = 12  # lines of a list in a message
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "hash": str, "key": dict, "rows": int, "dropped": int, "measured": dict, "began": (int, float),
@@ -67,18 +67,17 @@ def state(path: Path) -> tuple[int, ...] | None:
     )
 
 
-def iterations(folder: Path) -> list[Path]:
-    """The folders of the iterations that exist, in order."""
-    return sorted(path for path in folder.glob("iterations/[0-9]*") if path.name.isdecimal() and path.name.isascii())
+def complete(folder: Path) -> list[int]:
+    """The iterations of a run that are complete, in order: their metrics were made last."""
+    return [it.number for it in RunPaths(folder).iterations() if stamp_path(it.metrics).exists()]
 
 
 def stamped(folder: Path) -> Iterator[tuple[Path, Stamp]]:
     """Every finished artifact of a run with its stamp, also those in folders that are links."""
-    for depth in range(DEPTH + 1):
-        for file in sorted(folder.glob("*/" * depth + "*.stamp.json")):
-            path = file.with_name(file.name.removesuffix(".stamp.json"))
-            if (stamp := read_stamp(path)) is not None:  # a link into another run may lead nowhere
-                yield path, stamp
+    for file in RunPaths(folder).files("*.stamp.json"):
+        path = file.with_name(file.name.removesuffix(".stamp.json"))
+        if (stamp := read_stamp(path)) is not None:  # a link into another run may lead nowhere
+            yield path, stamp
 
 
 def content_of(path: Path) -> Content:
@@ -143,7 +142,8 @@ def require_all(folder: Path, rows: bool = False) -> None:
 
 def require_drops(folder: Path) -> None:
     """UserError if a dropped.jsonl of a run is damaged: a stage has other rows in it than it dropped."""
-    for file in (drops for depth in range(DEPTH) for drops in sorted(folder.glob("*/" * depth + "dropped.jsonl"))):
+    run = RunPaths(folder)
+    for file in run.files(run.dropped.name):
         listed: dict[str, list[dict[str, Any]]] = {}
         for place, row in records.placed(file):
             if not all(isinstance(row.get(name), str) for name in ("prompt_id", "stage", "reason")):
@@ -172,18 +172,13 @@ def _without(file: Path) -> str:
 
 def again(path: Path) -> str:
     """How a deleted artifact is made again: by its own run, which may be the original run of a branch."""
-    run = _run_of(path)
+    run = run_of(path)
     linked = any(part.is_symlink() for part in (path, *path.parents[:DEPTH]) if run is not None and run in part.parents)
-    if linked and (other := _run_of(path.resolve())) is not None:
+    if linked and (other := run_of(path.resolve())) is not None:
         run = other
     if run is None:
         return "give the same command again, which makes it again"
     return f"make it again with: raft resume {shlex.quote(str(run))}"
-
-
-def _run_of(path: Path) -> Path | None:
-    """The run that an artifact is in."""
-    return next((folder for folder in path.parents[: DEPTH + 1] if (folder / "run.json").exists()), None)
 
 
 def _damaged(path: Path, fault: str) -> UserError:

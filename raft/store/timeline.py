@@ -12,6 +12,7 @@ from typing import Any
 
 from raft.core import timing
 from raft.core.atomic import write_json
+from raft.core.run_paths import RunPaths
 from raft.store.runs import about
 from raft.store.stamps import stamped
 
@@ -26,7 +27,7 @@ def record(folder: Path) -> None:
     known["timeline"] = [
         {name: one[name] for name in ("artifact", "stage", "began", "seconds", "parts")} for one in artifacts(folder)
     ]
-    write_json(folder / "run.json", known)
+    write_json(RunPaths(folder).about, known)
 
 
 def processes(known: dict[str, Any]) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from raft.core import device as devices
 from raft.core import library_options
 from raft.core.atomic import make_readable
 from raft.core.errors import UserError
@@ -27,7 +28,6 @@ from raft.core.protocols import Advance, Dropped
 from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
-from raft.launch import device as devices
 from raft.models import checkpoint, loading, packed_attention, packing
 from raft.trainers.batches import Order
 

@@ -16,6 +16,7 @@ from raft.cli.forecast import Quiet
 from raft.config import jobs, recipe
 from raft.core import registry
 from raft.core.records import dump, read
+from raft.core.run_paths import RunPaths
 from raft.pipeline import loop
 
 PROMISED = """
@@ -42,6 +43,15 @@ def test_a_run_has_the_files_that_are_promised(finished):
     run = finished / "outputs" / "tiny"
     for name in PROMISED.split():
         assert (run / name).exists(), name
+    paths = RunPaths(run)
+    last = paths.iterations()[-1]
+    assert last == paths.iteration(2) and last.number == 2
+    there = [
+        paths.about, paths.recipe, paths.resolved, paths.rows, paths.curve, paths.evaluation, paths.pool, paths.doctor,
+        last.prompts, last.responses, last.scores, last.selected, last.policy, last.metrics,
+        last.evaluation.responses, last.evaluation.scores, last.evaluation.gold,
+    ]  # fmt: skip
+    assert [path for path in there if not path.exists()] == []
 
 
 def test_a_run_that_nobody_is_told_of_has_its_metrics_and_keeps_what_it_is_to_keep(tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ import worlds
 from raft.cli import main as cli
 from raft.core import atomic
 from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths
 from raft.store import stamps
 from raft.store.keys import Artifact
-from raft.store.stamps import iterations
 
 READING = (("status",), ("report",), ("plot",), ("show",), ("resume",))
 
@@ -233,6 +233,6 @@ def test_a_folder_of_another_name_is_no_iteration(run):
     (run / "iterations" / "0zz").mkdir()
     try:
         assert [told(*command, str(run)) for command in READING] == [(0, "")] * len(READING)
-        assert [one.name for one in iterations(run)] == ["000", "001", "002"]
+        assert [one.folder.name for one in RunPaths(run).iterations()] == ["000", "001", "002"]
     finally:
         (run / "iterations" / "0zz").rmdir()

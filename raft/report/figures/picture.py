@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from raft.core.atomic import refuse_output
 from raft.core.errors import UserError
 from raft.core.options import suggest
+from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import is_table, recipes, tabulate
 
@@ -16,7 +16,7 @@ FIGURES = {  # in the order in which the report shows them
 
 def file_name(name: str) -> str:
     """What the picture of a figure is called in a run."""
-    return "reward_curve.png" if name == "reward" else f"{name}.png"
+    return RunPaths(Path()).curve.name if name == "reward" else f"{name}.png"
 
 
 def refuse(out: Path) -> None:

@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
+from raft.core.run_paths import IterationPaths, RunPaths
 from raft.metrics import reward_metrics
 from raft.report.figures.table import Number
 from raft.store import stamps
 from raft.store.keys import Artifact
 from raft.store.measuring import ranks_of, rewards_of
-from raft.store.stamps import iterations
 
 OfPrompts = Callable[[np.ndarray], np.ndarray]
 
-TRAINING = "scores.jsonl"  # of the training responses: folder i + 1 holds those of policy i
-REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of each file of scores
+TRAINING = "scores"  # of the training responses: folder i + 1 holds those of policy i
+REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of each file of scores, by IterationPaths
     TRAINING: (("reward/best_of_k", reward_metrics.prompt_best), ("reward/mean", reward_metrics.prompt_means)),
-    "evaluation/scores.jsonl": (("reward/eval", reward_metrics.prompt_means),),
-    "evaluation/gold.jsonl": (("gold/eval", reward_metrics.prompt_means),),
+    "evaluation.scores": (("reward/eval", reward_metrics.prompt_means),),
+    "evaluation.gold": (("gold/eval", reward_metrics.prompt_means),),
 }
 NO_TRAINING_REWARDS = (
     "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
@@ -40,14 +41,14 @@ def winners(folder: Path) -> dict[int, np.ndarray]:
     """The rewards of what was selected out of each policy's responses, [M] by iteration; none for pairs."""
     found = {
         number - 1: np.array([row["reward"] for row in selected.read() if row.get("reward") is not None], dtype=float)
-        for number, selected in _finished(folder, "selected.jsonl")
+        for number, selected in _finished(folder, "selected")
     }
     return {iteration: rewards for iteration, rewards in found.items() if len(rewards)}
 
 
 def held_out(folder: Path, name: str) -> dict[int, np.ndarray]:
     """The rewards of each policy's held-out responses, [N, K] by iteration; `name` is "scores" or "gold"."""
-    return {iteration: _rewards(scores)[0] for iteration, scores in _finished(folder, f"evaluation/{name}.jsonl")}
+    return {iteration: _rewards(scores)[0] for iteration, scores in _finished(folder, f"evaluation.{name}")}
 
 
 def rewards(folder: Path) -> list[Number]:
@@ -114,6 +115,8 @@ def _files(folder: Path, name: str) -> Iterator[tuple[int, Path, tuple[int, ...]
 
     A run of job: label has the responses of a first iteration, in its own folder.
     """
-    for number, place in {int(one.name): one for one in iterations(folder)}.items() or [(1, folder)]:
-        if (state := stamps.state(place / name)) is not None:
-            yield number, place / name, state
+    run = RunPaths(folder)
+    for number, place in [(it.number, it) for it in run.iterations()] or [(1, IterationPaths(folder))]:
+        path = attrgetter(name)(place)
+        if (state := stamps.state(path)) is not None:
+            yield number, path, state

@@ -12,6 +12,7 @@ from raft import __version__
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.registry import build
+from raft.core.run_paths import RunPaths
 from raft.metrics import diagnostics, reward_metrics
 from raft.metrics.diagnostics import Alerts
 from raft.store import timeline
@@ -20,7 +21,6 @@ from raft.store.runs import about, is_running, metrics_rows, read_resolved
 from raft.store.stamps import stamp_path
 
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
-DEPTH = 3  # iterations/003/evaluation/
 STAMP = ("artifact", "iteration", "stage", "began", "seconds", "rows", "dropped", "pruned")
 
 
@@ -30,7 +30,8 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
     made = timeline.artifacts(folder)
     measured = metrics_rows(folder)
     rows = _finite(measured)
-    recipe = folder / "resolved.yaml"
+    paths = RunPaths(folder)
+    recipe = paths.resolved
     text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""  # a pipe would never end
     return {
         "name": folder.resolve().name,
@@ -52,20 +53,20 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
         "findings": findings(folder, measured),
-        "table": _text(folder / "accuracy.md"),
+        "table": _text(paths.accuracy.with_suffix(".md")),
         "recipe": text,
     }
 
 
 def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was found when the rewards were examined, and what the figures say now (raft/metrics/diagnostics.py)."""
-    file = folder / "doctor.jsonl"
-    examined = list(records.read(file)) if file.exists() else []
-    recipe = read_resolved(folder) if (folder / "resolved.yaml").exists() else {}
+    paths = RunPaths(folder)
+    examined = list(records.read(paths.doctor)) if paths.doctor.exists() else []
+    recipe = read_resolved(folder) if paths.resolved.exists() else {}
     faults: list[Any] = []
     options = build(Alerts, recipe.get("alerts") or {}, "alerts", faults)
     if faults:
-        raise UserError(f"{folder / 'resolved.yaml'} is damaged: {faults[0].key}: {faults[0].message}")
+        raise UserError(f"{paths.resolved} is damaged: {faults[0].key}: {faults[0].message}")
     rows = reward_metrics.on_common_prompts(rows, held_out_means(folder))
     alerts = options.judge(rows) if rows else []
     of_figures = [
@@ -101,7 +102,7 @@ def others(rows: list[dict[str, Any]]) -> list[str]:
 def dropped(folder: Path) -> list[dict[str, Any]]:
     """How many rows each stage dropped, by reason; reasons that differ only in their numbers are counted as one."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for file in _files(folder, "dropped.jsonl"):
+    for file in _files(folder, RunPaths(folder).dropped.name):
         where = str(file.parent.relative_to(folder))
         for row in records.read(file):
             kind = (where, row["stage"], re.sub(r"\d+", "0", row["reason"]))
@@ -140,8 +141,7 @@ def _half_made(folder: Path) -> list[dict[str, Any]]:
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     """The files of a run and of its parts, also of iterations that are links to those of another run."""
-    found = (file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + pattern))
-    return sorted(filter(Path.is_file, found))  # reading a pipe would wait for ever
+    return sorted(filter(Path.is_file, RunPaths(folder).files(pattern)))  # reading a pipe would wait for ever
 
 
 def _finite(content: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 from raft.core import records
 from raft.core.errors import UserError
-from raft.store.stamps import iterations
+from raft.core.run_paths import GroupPaths, RunPaths
 
 CHUNK = 256 * 1024  # bytes of rows in one block, before they are packed: what a reader unpacks to show one prompt
 EXCERPT = 160  # characters of a prompt in the index
@@ -34,7 +34,7 @@ class Batch:
     iteration: int | None
     policy: int | None
     prompts: Path
-    folder: Path
+    paths: GroupPaths
     shows_prompts: bool = True
 
     def row(self) -> dict[str, Any]:
@@ -44,17 +44,17 @@ class Batch:
 
 def batches(folder: Path) -> list[Batch]:
     """Every list of responses that a run holds so far."""
-    held_out = folder / "evaluation.jsonl"
+    run = RunPaths(folder)
     found: list[Batch] = []
-    for place in iterations(folder):
-        number = int(place.name)
-        if (place / "responses.jsonl").exists():
-            found.append(Batch(f"t{number}", "training", number, number - 1, place / "prompts.jsonl", place))
-        if (place / "evaluation" / "responses.jsonl").exists():
-            first = not any(one.kind == "held-out" for one in found)
-            found.append(Batch(f"e{number}", "held-out", number, number, held_out, place / "evaluation", first))
-    if (folder / "responses.jsonl").exists():
-        found.append(Batch("g", "labelled", None, None, folder / "prompts.jsonl", folder))
+    for it in run.iterations():
+        number = it.number
+        if it.responses.exists():
+            found.append(Batch(f"t{number}", "training", number, number - 1, it.prompts, it))
+        if it.evaluation.responses.exists():
+            first = not any(batch.kind == "held-out" for batch in found)
+            found.append(Batch(f"e{number}", "held-out", number, number, run.evaluation, it.evaluation, first))
+    if run.responses.exists():
+        found.append(Batch("g", "labelled", None, None, run.prompts, run))
     return found
 
 
@@ -147,13 +147,14 @@ def index_row(group: dict[str, Any]) -> list[Any]:
 
 def groups(batch: Batch) -> Iterator[dict[str, Any]]:
     """The groups of a batch with all that is known of each response. UserError if its files are out of step."""
-    names = ("responses.jsonl", "scores.jsonl", "gold.jsonl", "reference.jsonl")
-    rows = [records.read(file) if (file := batch.folder / name).exists() else None for name in names]
-    picks, reasons = _picks(batch.folder / "selected.jsonl"), _reasons(batch.folder / "dropped.jsonl")
+    paths = batch.paths
+    files = (paths.responses, paths.scores, paths.gold, paths.reference)
+    rows = [records.read(file) if file.exists() else None for file in files]
+    picks, reasons = _picks(paths.selected), _reasons(paths.dropped)
     for prompt in records.read(batch.prompts):
         others = [None if one is None else next(one, {}) for one in rows]
         if any(one is not None and one.get("prompt_id") != prompt["id"] for one in others):
-            raise UserError(f"{batch.folder}: {OUT_OF_STEP}")
+            raise UserError(f"{paths.folder}: {OUT_OF_STEP}")
         yield _group(batch, prompt, others, picks, reasons)
 
 

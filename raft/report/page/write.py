@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from raft.core.atomic import create, refuse_output
+from raft.core.atomic import create
+from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.page.facts import facts
 from raft.report.page.figures import figures
 from raft.report.page.groups import batches, encoded, pack
@@ -31,8 +32,8 @@ def write(folder: Path, out: Path | None = None) -> Path:
     Memory does not grow with the number of responses, but for their rewards as numbers.
     UserError if it cannot be written there, or if the files of the run are out of step.
     """
-    out = folder / "report.html" if out is None else out
-    refuse_output(out, out.name == "report.html")
+    out = RunPaths(folder).report if out is None else out
+    refuse_output(out, out.name == RunPaths(folder).report.name)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         with create(temporary) as page:

@@ -18,12 +18,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from raft.core import device
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range, faults_of_text, source, speed, text_of
 from raft.core.records import Group, Prompt, Score, said
 from raft.core.seeds import derive
 from raft.data.sources import pattern_faults
-from raft.launch import completions, device, vllm_options, vllm_server
+from raft.launch import completions, vllm_options, vllm_server
 from raft.launch.completions import excerpt
 from raft.launch.openai_client import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
 from raft.rewards.judge import prompts, verdicts

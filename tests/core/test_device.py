@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
+from raft.core import device
 from raft.core.errors import UserError
 from raft.core.registry import build
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
-from raft.launch import device
 from raft.rewards.model import RewardModel
 from raft.store import keys
 from raft.trainers import hf_trainer
