@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from raft.config.recipe import Loaded
 from raft.core.errors import UserError
-from raft.core.protocols import takes_pairs
+from raft.core.protocols import makes, takes_pairs
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
@@ -307,7 +307,8 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     if not isinstance(trainer, TrainerOptions):
         raise UserError("trainer.kind is one of your own")
     model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
-    mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=not pairs)
+    to_policy = makes(trainer) == "policy"
+    mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=to_policy)
     longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
     tokens = max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
     if trainer.lora is None:
@@ -318,7 +319,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     if mixed and not (trainer.lora is not None and trainer.gradient_checkpointing):
         terms |= _product("their copies in bfloat16", count, "parameters", 2)
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
-    terms |= {} if pairs else _product("logits", tokens, "tokens", model.logits())
+    terms |= {} if not to_policy else _product("logits", tokens, "tokens", model.logits())
     ways = {
         f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,

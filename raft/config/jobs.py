@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
-from raft.core.protocols import comparable
+from raft.core.protocols import comparable, makes, takes_pairs
 from raft.core.records import Response
 from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
@@ -116,13 +116,12 @@ class Align(Job):
                 "policy.config",
                 "a policy with random weights has nothing to say; make one with a job: sft recipe and name that",
             )
-        if getattr(self.selection, "makes_pairs", False) and not getattr(self.trainer, "takes_pairs", False):
-            yield (
-                "selection.kind",
-                "best-vs-worst makes preference pairs, but this trainer learns from single responses",
-            )
-        if getattr(self.trainer, "takes_pairs", False):
+        if makes(self.trainer) != "policy":
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
+        elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
+            yield "selection.kind", "makes preference pairs, but this trainer learns from single responses"
+        elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
+            yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
         if not comparable(self.reward):
             yield from self._faults_of_ranks()
 
@@ -156,7 +155,7 @@ class FineTune(Job):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        if getattr(self.trainer, "takes_pairs", False):
+        if takes_pairs(self.trainer):
             yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
         if getattr(self.examples, "pairs", None) is not None:
             yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
@@ -177,8 +176,8 @@ class TrainReward(Job):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        if not getattr(self.trainer, "takes_pairs", False):
-            yield "trainer.kind", "learns from single responses; a job: reward-model takes pairs; allowed: reward-model"
+        if makes(self.trainer) != "reward-model":
+            yield "trainer.kind", "makes a policy, and a job: reward-model a reward model; allowed: reward-model"
         if getattr(self.examples, "pairs", "columns") is None:
             yield (
                 "examples.pairs",

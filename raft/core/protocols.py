@@ -1,7 +1,7 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `remote`, `comparable`, `release`, `proof` and `takes_pairs` may be left out. What a user's own kind
-returns is validated before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+`batch_size`, `remote`, `comparable`, `release`, `proof`, `takes_pairs` and `makes` may be left out. What a user's own
+kind returns is validated before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
 """
 
 import math
@@ -75,8 +75,13 @@ def batch_size(component: Any) -> int:
 
 
 def takes_pairs(trainer: Any) -> bool:
-    """Whether a trainer learns from pairs, as those of reward models do."""
+    """Whether a trainer learns from pairs of responses, and not from single ones."""
     return getattr(trainer, "takes_pairs", False)
+
+
+def makes(trainer: Any) -> str:
+    """What a trainer makes: a policy or a reward-model."""
+    return getattr(trainer, "makes", "policy")
 
 
 def proof(generator: Any) -> dict[str, Any]:

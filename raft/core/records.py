@@ -176,7 +176,10 @@ class Example(Record):
 
 @dataclass(frozen=True, slots=True)
 class Pair(Record):
-    """Two responses to one prompt, the better one first; `subset` is the part of a benchmark that it belongs to."""
+    """Two responses to one prompt, the better one first; `subset` is the part of a benchmark that it belongs to.
+
+    Where a selection made it, `index` and `rejected_index` are the places of the two in their group.
+    """
 
     prompt_id: str
     chosen: Response
@@ -186,6 +189,8 @@ class Pair(Record):
     subset: str | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    index: int | None = None
+    rejected_index: int | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Pair":

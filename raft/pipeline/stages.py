@@ -410,7 +410,7 @@ def _look_at_trained(trainer: Any, output: ArtifactWriter) -> None:
     )
     if not numbers:
         raise UserError(f"{name_of(trainer)}: train returns a dict of finite numbers, not {repr(measured)[:200]}")
-    if not protocols.takes_pairs(trainer) and not (output.path / "probe.json").exists():
+    if protocols.makes(trainer) == "policy" and not (output.path / "probe.json").exists():
         weight_check.make(output.path, weight_check.first_texts(output.path), output.path / "probe.json")
 
 
@@ -506,7 +506,7 @@ def _row(picks: Any, pick: int, group: Group, rewards: np.ndarray) -> dict[str, 
     prompt, index = group.prompt, int(picks.responses[pick])
     best = group.responses[index]
     if picks.rejected is not None:
-        rejected = group.responses[int(picks.rejected[pick])]
-        return Pair(prompt.id, best, rejected, **prompt.asked).row()
+        worst = int(picks.rejected[pick])
+        return Pair(prompt.id, best, group.responses[worst], index=index, rejected_index=worst, **prompt.asked).row()
     weight = float(picks.weights[pick])
     return Example(prompt.id, best, index, float(rewards[index]), weight, **prompt.asked).row()

@@ -64,6 +64,7 @@ class TrainerOptions:
     """
 
     takes_pairs: ClassVar[bool] = False
+    makes: ClassVar[str] = "policy"
 
     learning_rate: float = 2.0e-5
     num_train_epochs: int = 2

@@ -36,6 +36,7 @@ class BradleyTerry(TrainerOptions):
     """Trains a classifier with one output, from a language model (with a fresh head) or from another reward model."""
 
     takes_pairs: ClassVar[bool] = True
+    makes: ClassVar[str] = "reward-model"
 
     learning_rate: float = 5.0e-6
     num_train_epochs: int = 1

@@ -72,3 +72,41 @@ def test_a_thread_that_a_rule_leaves_does_not_keep_the_process(tmp_path):
     worlds.make_recipe(tmp_path, iterations=1, reward={"kind": "rule", "function": "threads:f"})
     (tmp_path / "threads.py").write_text(THREAD)
     assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+
+
+PAIRS = """
+@dataclass(frozen=True)
+class Preferences(Trainer):
+    takes_pairs = True
+    def train(self, start, examples, out, seed, advance, dropped):
+        lengths = [len(pair.chosen.text) - len(pair.rejected.text) for pair in examples]
+        assert all(length > 0 for length in lengths)
+        return super().train(start, lengths, out, seed, advance, dropped)
+"""
+
+
+def test_a_trainer_that_learns_from_pairs_is_one_file_and_its_run_knows_which_responses_were_compared(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE + PAIRS)
+    own = {"generator": {"kind": "mine:Generator"}, "reward": {"kind": "mine:Reward"}}
+    prompts = {"kind": "mine:Source", "per_iteration": 4, "max_prompt_length": 64}
+    rest = {"iterations": 1, "prompts": prompts, "evaluation": {"count": 4, "k": 2}, **own}
+    worlds.make_recipe(
+        tmp_path, selection={"kind": "best-vs-worst"}, trainer={"kind": "mine:Preferences"}, **rest
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    it = tmp_path / "outputs/tiny/iterations/001"
+    rows = [json.loads(line) for line in open(it / "selected.jsonl")]
+    assert [(row["index"], row["rejected_index"]) for row in rows] == [(1, 0)] * 4
+    figures = json.loads((it / "metrics.json").read_text())["previous"]
+    assert figures["selection/tokens"] == 2 and figures["selection/tokens_random"] == 1.5  # of 1 and 2 tokens
+    assert (it / "policy" / "probe.json").exists()
+    assert worlds.raft(tmp_path, "report", "outputs/tiny").returncode == 0
+    for selection, trainer, why in (
+        ("best-of-k", "mine:Preferences", "picks single responses, but this trainer learns from pairs"),
+        ("best-vs-worst", "sft", "makes preference pairs, but this trainer learns from single responses"),
+        ("best-vs-worst", "reward-model", "this trainer makes a reward model, not a policy"),
+    ):
+        worlds.make_recipe(tmp_path, selection={"kind": selection}, trainer={"kind": trainer}, **rest)
+        refused = worlds.raft(tmp_path, "check", "recipe.yaml")
+        assert refused.returncode == 2 and why in refused.stderr
