@@ -199,10 +199,10 @@ def ends_as_if_undisturbed(folder: Path, wanted: Path) -> None:
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def test_a_run_stopped_at_several_moments_says_so_and_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+def test_a_run_stopped_twice_says_so_and_ends_as_if_it_had_not_been(undisturbed, tmp_path):
     wanted, took = undisturbed
     worlds.make_recipe(tmp_path, keep_policies="all")
-    for part, signum, status in [(0.2, TERM, 75), (0.5, USR1, 75), (0.7, INT, 130), (0.8, TERM, 75)]:
+    for part, signum, status in [(0.4, TERM, 75), (0.8, INT, 130)]:
         assert stopped(tmp_path, signum, part * took) in (status, 0)
     ends_as_if_undisturbed(tmp_path, wanted)
 

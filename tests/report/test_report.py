@@ -177,6 +177,7 @@ def test_the_same_files_give_the_same_page(run: Path, page: bytes, tmp_path: Pat
     assert report.write(run, tmp_path / "again.html").read_bytes() == page
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_texts(tmp_path: Path):
     words = np.array([f"{one}{other}" for one in worlds.WORDS for other in worlds.WORDS])
 
