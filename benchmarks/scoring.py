@@ -29,11 +29,11 @@ SIZES = {  # name -> width, layers, heads
 LENGTHS = ((64, 64), (150, 150), (20, 64))  # tokens of a prompt, mean tokens of a response
 TOKENS, K, ROUNDS = 40_000, 8, 5
 
-Family = list[tuple[int, ...]]
-Way = Callable[[Sequence[Family]], dict[tuple[int, ...], list[float]]]
+TextGroup = list[tuple[int, ...]]
+Way = Callable[[Sequence[TextGroup]], dict[tuple[int, ...], list[float]]]
 
 
-def families(prompt: int, response: int, vocabulary: int) -> list[Family]:
+def text_groups(prompt: int, response: int, vocabulary: int) -> list[TextGroup]:
     """Groups of K conversations; responses vary by 50 % around their mean."""
     random = np.random.default_rng(0)
     groups = []
@@ -47,7 +47,7 @@ def families(prompt: int, response: int, vocabulary: int) -> list[Family]:
 def by(runner: RewardModelRunner, packs: bool, max_tokens_per_batch: int) -> Way:
     """raft's runner, packed or padded."""
 
-    def read(groups: Sequence[Family]) -> dict[tuple[int, ...], list[float]]:
+    def read(groups: Sequence[TextGroup]) -> dict[tuple[int, ...], list[float]]:
         runner.packs, runner.max_tokens_per_batch = packs, max_tokens_per_batch
         return runner.outputs(groups)
 
@@ -67,7 +67,7 @@ def pooling(folder: Path) -> Way:
         pooler_config=PoolerConfig(use_activation=False), max_num_seqs=1024, max_num_batched_tokens=4096,
     )  # fmt: skip
 
-    def read(groups: Sequence[Family]) -> dict[tuple[int, ...], list[float]]:
+    def read(groups: Sequence[TextGroup]) -> dict[tuple[int, ...], list[float]]:
         texts = [text for group in groups for text in group]
         engine.llm_engine.reset_prefix_cache()  # of the round before
         found = engine.classify([{"prompt_token_ids": list(text)} for text in texts], use_tqdm=False)
@@ -95,13 +95,13 @@ def main() -> None:
                 **({"vLLM pooling": pooling(folder)} if "--pooling" in sys.argv else {}),
             }
             for prompt, response in LENGTHS:
-                groups = families(prompt, response, runner.config.vocab_size)
+                groups = text_groups(prompt, response, runner.config.vocab_size)
                 print(f"{name}  {prompt} + {response}: {padding(groups)}", flush=True)
                 for way, (speed, apart) in compared(ways, groups).items():
                     print(f"    {way:24s} {speed / 1000:6.1f}   {apart:.0e}", flush=True)
 
 
-def padding(groups: Sequence[Family]) -> str:
+def padding(groups: Sequence[TextGroup]) -> str:
     """What is not a token of a conversation: padding of batches, and what packed rows save."""
     texts = [text for group in groups for text in group]
     used = sum(map(len, texts))
@@ -111,7 +111,7 @@ def padding(groups: Sequence[Family]) -> str:
     return f"{used} tokens; padded batches read {area / used:.2f} times as many, packed rows {packed / used:.2f} times"
 
 
-def compared(ways: dict[str, Way], groups: Sequence[Family]) -> dict[str, tuple[float, float]]:
+def compared(ways: dict[str, Way], groups: Sequence[TextGroup]) -> dict[str, tuple[float, float]]:
     """Tokens a second by way, and the largest difference of rewards."""
     used = sum(len(text) for group in groups for text in group)
     expected: dict[tuple[int, ...], list[float]] | None = None

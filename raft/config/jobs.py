@@ -129,9 +129,9 @@ class Align(Job):
         for index, one in enumerate(self.report_to):
             name = one.get("name") if isinstance(one, dict) else one
             if name not in TRACKERS:
-                yield f"track[{index}]", f"{name!r} is no tracker; {suggest(str(name), list(TRACKERS))}"
+                yield f"report_to[{index}]", f"{name!r} is not a tracker; {suggest(str(name), list(TRACKERS))}"
             elif find_spec(str(name)) is None:
-                yield f"track[{index}]", f"{name} is not installed here: pip install {name}"
+                yield f"report_to[{index}]", f"{name} is not installed here: pip install {name}"
 
     def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
         """What does not go with a reward that compares only the responses of one prompt."""

@@ -23,7 +23,7 @@ from raft.models.chat_templates import Tokenizer, encode_response, require_varia
 from raft.models.messages import Malformed, Message, answered, turns, words
 
 # options that say where prompts and responses stand, which a layout knows by itself
-PLACES = (
+LAYOUT_OPTIONS = (
     "prompt_column", "messages", "until", "tools", "format", "prefix", "suffix", "extract", "id", "response", "chosen",
     "rejected", "text", "label",
 )  # fmt: skip
@@ -75,7 +75,7 @@ class Examples(Reading):
             yield "chat_template_kwargs", "has no effect on pairs, which no policy reads; leave it out"
         if self.layout is not None:
             for item in fields(self):
-                if item.name in PLACES and getattr(self, item.name) != item.default:
+                if item.name in LAYOUT_OPTIONS and getattr(self, item.name) != item.default:
                     yield item.name, f"has no effect, pairs: {self.pairs} knows where everything stands; leave it out"
         elif self.is_chat and (self.pairs == "from_labels" or (self.prompt_column is None and self.messages is None)):
             yield "format", "there is no prompt, so there can be no chat; use format: text"

@@ -43,7 +43,7 @@ PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
 IN_BRACES = re.compile(r"\{[^{}]+\}")
 INSTRUCTION, ABOUT = "instruction", ("input", "context")  # columns of Alpaca and Dolly that are one question together
 # What chat templates get from raft itself, or what is not a variable of theirs but an argument of apply_chat_template.
-DECIDED = frozenset(
+RESERVED = frozenset(
     ["conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
      "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
      "return_assistant_tokens_mask", "tokenizer_kwargs"]
@@ -89,7 +89,7 @@ class Reading(Source):
             yield "system", "is for a chat; give messages, or format: chat, or write it into prefix"
         if self.chat_template_kwargs and not self.is_chat:
             yield "chat_template_kwargs", "is for a chat; give messages, or format: chat"
-        for name in sorted(DECIDED.intersection(self.chat_template_kwargs or {})):
+        for name in sorted(RESERVED.intersection(self.chat_template_kwargs or {})):
             yield f"chat_template_kwargs.{name}", "is not for a recipe to say; leave it out"
         if self.messages is None and (self.until, self.tools) != ("end", "tools"):
             yield "until" if self.until != "end" else "tools", "is for messages; leave it out"

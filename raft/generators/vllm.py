@@ -29,7 +29,7 @@ from raft.models import chat_templates, model_folder, weight_check
 
 LOG = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}  # of the probe, root mean square in nats
-OURS = (
+RESERVED = (
     "model",
     "tokenizer",
     "seed",
@@ -86,7 +86,7 @@ class VLLM(Sampling):
                 "max_model_len",
                 f"{self.max_model_len} leaves no room for a prompt beside max_tokens: {self.max_tokens}",
             )
-        yield from vllm_options.faults(self.engine_args, OURS)
+        yield from vllm_options.faults(self.engine_args, RESERVED)
         for name, value in self.engine_args.items():
             if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
                 yield (

@@ -22,7 +22,7 @@ from raft.core.terminal import safe
 from raft.launch import supervise, vllm_options
 
 NAME = "served"  # the server's name for its one model
-OURS = (
+RESERVED = (
     "model",
     "model_weights",
     "tokenizer",
@@ -45,7 +45,7 @@ def faults(engine_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if find_spec("vllm") is None:
         yield "model", "vllm is not installed here; install raft[cpu] or raft[cuda], or give the url of a server"
         return
-    yield from vllm_options.faults(engine_args, OURS)
+    yield from vllm_options.faults(engine_args, RESERVED)
     if not isinstance(engine_args.get("max_model_len", 1), int):
         yield "engine_args.max_model_len", f"expected a whole number, found {engine_args['max_model_len']!r}"
 

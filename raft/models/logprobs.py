@@ -29,39 +29,39 @@ def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[fl
     iterator = iter(groups)
     while block := list(itertools.islice(iterator, BLOCK)):
         prompts = [chat_templates.encode_prompt(tokenizer, group.prompt) for group in block]
-        families = [
+        rows = [
             [prompt + response.token_ids for response in group.responses]
             for prompt, group in zip(prompts, block, strict=True)
         ]
-        sums = [[0.0] * len(family) for family in families]
+        sums = [[0.0] * len(texts) for texts in rows]
         signals.check()
-        for batch in packing.batches(families, packing.FORWARD[where], packed):
-            texts = [[families[number][at] for number, at in part] for part in batch]
+        for batch in packing.batches(rows, packing.FORWARD[where], packed):
+            texts = [[rows[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
-            laid = packing.pack(texts) if packed else packing.pad([text for part in texts for text in part])
+            layout = packing.pack(texts) if packed else packing.pad([text for part in texts for text in part])
             with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl_coef"):
-                totals = _likely(model, laid, [max(1, len(prompts[number])) for number, _ in places])
+                totals = _likely(model, layout, [max(1, len(prompts[number])) for number, _ in places])
             for (number, at), total in zip(places, totals, strict=True):
                 sums[number][at] = total
         yield from sums
 
 
-def _likely(model: Any, laid: packing.Layout, begins: list[int]) -> list[float]:
+def _likely(model: Any, layout: packing.Layout, begins: list[int]) -> list[float]:
     """For each text, the sum of the log-probabilities of its tokens from `begins` on."""
     import torch
 
     # Token t is predicted one place before its own.
-    asked = [places[begin - 1 : -1] for places, begin in zip(laid.places, begins, strict=True)]
+    asked = [places[begin - 1 : -1] for places, begin in zip(layout.places, begins, strict=True)]
     targets = np.concatenate(
         [
-            laid.inputs["input_ids"][row, places[begin:]]
-            for row, places, begin in zip(laid.row, laid.places, begins, strict=True)
+            layout.inputs["input_ids"][row, places[begin:]]
+            for row, places, begin in zip(layout.row, layout.places, begins, strict=True)
         ]
     )
     counts = [len(predicted) for predicted in asked]
-    rows, columns = np.repeat(laid.row, counts), np.concatenate(asked)
+    rows, columns = np.repeat(layout.row, counts), np.concatenate(asked)
     keep, at = np.unique(columns, return_inverse=True)
-    inputs = packed_attention.inputs(laid.inputs, model.device)
+    inputs = packed_attention.inputs(layout.inputs, model.device)
     with torch.inference_mode(), _products():
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             kept = torch.as_tensor(keep, device=model.device)

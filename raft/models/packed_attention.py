@@ -1,8 +1,8 @@
 """Attention over packed rows (`models.packing.pack`), for decoders of transformers whose attention can be replaced.
 
-Which spans a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
-is: int64 [1, 1, spans, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers
-makes a mask of tokens x tokens, of which most is unused; here each span is computed separately.
+Which segments a row has travels as the model's 4-D attention mask, which transformers hands down to the attention as it
+is: int64 [1, 1, segments, 4]. With any other mask the attention is that of `sdpa`. For its own packed rows transformers
+makes a mask of tokens x tokens, of which most is unused; here each segment is computed separately.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +21,11 @@ CANNOT = (NotImplementedError, AttributeError, KeyError, IndexError, TypeError, 
 Span = tuple[int, int, int, int]
 
 
-def inputs(laid: Mapping[str, Any], device: Any = None) -> dict[str, Any]:
-    """What the model's forward takes, on its device; but spans stay in host memory, for they are read in Python."""
+def inputs(layout: Mapping[str, Any], device: Any = None) -> dict[str, Any]:
+    """What the model's forward takes, on its device; but segments stay in host memory, for they are read in Python."""
     import torch
 
-    return {name: torch.as_tensor(array, device="cpu" if array.ndim == 4 else device) for name, array in laid.items()}
+    return {name: torch.as_tensor(array, device="cpu" if array.ndim == 4 else device) for name, array in layout.items()}
 
 
 def adopt(model: Any, see: Callable[..., Any]) -> bool:
@@ -54,20 +54,20 @@ def _agrees(model: Any, see: Callable[..., Any], vocabulary: int) -> bool:
     import torch
 
     random = np.random.default_rng(0)
-    pieces = [random.integers(vocabulary, size=length) for length in (packing.WORTH, 3, 6, 4)]
-    families = [[np.concatenate([pieces[0], rest]) for rest in pieces[1:3]], [pieces[3]]]
-    laid = packing.pack(families)
+    pieces = [random.integers(vocabulary, size=length) for length in (packing.MIN_SHARED_PREFIX, 3, 6, 4)]
+    groups = [[np.concatenate([pieces[0], rest]) for rest in pieces[1:3]], [pieces[3]]]
+    layout = packing.pack(groups)
     some = next(model.parameters())
     trains = model.training
     model.eval()
     with torch.no_grad():
-        together = see(model, **inputs(laid.inputs, some.device))[0].float()
-        texts = (torch.as_tensor(text, device=some.device)[None] for family in families for text in family)
+        together = see(model, **inputs(layout.inputs, some.device))[0].float()
+        texts = (torch.as_tensor(text, device=some.device)[None] for group in groups for text in group)
         alone = [see(model, input_ids=text)[0].float() for text in texts]
     model.train(trains)
     apart = max(
         float((together[places] - single).abs().max() / single.abs().max())
-        for places, single in zip(laid.places, alone, strict=True)
+        for places, single in zip(layout.places, alone, strict=True)
     )
     return apart < (1e-3 if some.dtype == torch.float32 else 0.05)
 
@@ -101,42 +101,42 @@ def attention(
             raise NotImplementedError(f"packed attention has no {option}")
     groups = getattr(module, "num_key_value_groups", 1)
     options = {"scale": scaling, "dropout_p": dropout}
-    spans = tuple(map(tuple, attention_mask[0, 0].tolist()))
-    families = _families(spans, query.device, sliding_window, query.device.type in TOGETHER)
+    segments = tuple(map(tuple, attention_mask[0, 0].tolist()))
+    bundles = _bundles(segments, query.device, sliding_window, query.device.type in TOGETHER)
     # Split at once: the gradient of a slice is as large as what it was cut out of.
-    apart = (states[0].transpose(0, 1).split([family.length for family in families]) for states in (query, key, value))
-    seen = (family.see(q, k, v, groups, options) for family, q, k, v in zip(families, *apart, strict=True))
+    apart = (states[0].transpose(0, 1).split([bundle.length for bundle in bundles]) for states in (query, key, value))
+    seen = (bundle.attend(q, k, v, groups, options) for bundle, q, k, v in zip(bundles, *apart, strict=True))
     return torch.cat([piece for pieces in seen for piece in pieces])[None], None
 
 
-class Family(NamedTuple):
-    """Adjacent spans that are attended to together: a span and those that continue it, or some of similar length."""
+class Bundle(NamedTuple):
+    """Adjacent segments that are attended to together: one and those that continue it, or some of similar length."""
 
-    length: int  # of all its spans
-    mask: Any = None  # of the span's queries and keys, where plain causality is not all
+    length: int  # of all its segments
+    mask: Any = None  # of the segment's queries and keys, where plain causality is not all
     rest: "Rest | None" = None
 
-    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Iterator[Any]:
-        """What the tokens of these spans take from those that they see. Shapes [tokens, heads, width]."""
+    def attend(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Iterator[Any]:
+        """What the tokens of these segments take from those that they see. Shapes [tokens, heads, width]."""
         shared = self.length if self.rest is None else self.rest.shared
         if shared:
             q, k, v = (states[None, :shared] for states in (query, key, value))
             yield _attend(q, k, v, self.mask, groups, options)
         if self.rest is not None:
-            yield self.rest.see(query, key, value, groups, options)
+            yield self.rest.attend(query, key, value, groups, options)
 
 
 class Rest(NamedTuple):
-    """Spans that continue a shared span, or no span, padded to the longest."""
+    """Spans that continue a shared segment, or no segment, padded to the longest."""
 
     shared: int
     mask: Any  # of queries and keys, where plain causality is not all
-    queries: Any  # [spans, longest]: which token of the family each query is
-    keys: Any  # [spans, shared + longest]
+    queries: Any  # [segments, longest]: which token of the bundle each query is
+    keys: Any  # [segments, shared + longest]
     kept: Any  # which of the queries, as one line, are tokens and not padding
 
-    def see(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
-        """As `Family.see`, for the tokens behind the shared ones."""
+    def attend(self, query: Any, key: Any, value: Any, groups: int, options: dict[str, Any]) -> Any:
+        """As `Bundle.see`, for the tokens behind the shared ones."""
 
         def chosen(states: Any, which: Any) -> Any:
             return states.index_select(0, which.view(-1)).view(*which.shape, *states.shape[1:])
@@ -160,28 +160,28 @@ def _attend(query: Any, key: Any, value: Any, mask: Any, groups: int, options: d
 
 
 @lru_cache(maxsize=16)
-def _families(spans: tuple[Span, ...], device: Any, window: int | None, together: bool) -> list[Family]:
+def _bundles(segments: tuple[Span, ...], device: Any, window: int | None, together: bool) -> list[Bundle]:
     import torch
 
     with torch.inference_mode(False):  # what is kept here may be used in training next
-        families = []
-        for lengths, rest in _grouped(spans, together):
+        bundles = []
+        for lengths, rest in _grouped(segments, together):
             shared, others = (lengths[0], rest) if len(lengths) == 1 else (0, lengths)
             padded = _rest(shared, others, window, device) if others else None
-            families.append(Family(shared + sum(others), _mask(0, shared, window, device), padded))
-        return families
+            bundles.append(Bundle(shared + sum(others), _mask(0, shared, window, device), padded))
+        return bundles
 
 
-def _grouped(spans: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """Lengths of a span and of those that go on from it; or, `together`, of some that are alone and of like length."""
+def _grouped(segments: Sequence[Span], together: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Lengths of a segment and of those that continue it; or, `together`, of some that are alone and of like length."""
     alone: list[int] = []
     at = 0
-    while at < len(spans):
-        start, length, *_ = spans[at]
+    while at < len(segments):
+        start, length, *_ = segments[at]
         at += 1
         rest = []
-        while at < len(spans) and spans[at][2:] == (start, length):
-            rest.append(spans[at][1])
+        while at < len(segments) and segments[at][2:] == (start, length):
+            rest.append(segments[at][1])
             at += 1
         if alone and (rest or not together or max(*alone, length) > 2 * min(*alone, length)):
             yield alone, []
@@ -200,7 +200,7 @@ def _rest(shared: int, lengths: Sequence[int], window: int | None, device: Any) 
     longest = max(lengths)
     steps, sizes = np.arange(longest), np.array(lengths)[:, None]
     starts = shared + np.cumsum([0, *lengths[:-1]])[:, None]
-    # What a short span lacks is filled with its last token again: no real query sees a key behind its own place.
+    # What a short segment lacks is filled with its last token again: no real query sees a key behind its own place.
     queries = starts + np.minimum(steps, sizes - 1)
     keys = np.concatenate([np.tile(np.arange(shared), (len(lengths), 1)), queries], 1)
     indices = (torch.as_tensor(index, device=device) for index in (queries, keys, np.flatnonzero(steps < sizes)))

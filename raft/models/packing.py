@@ -1,7 +1,7 @@
 """Texts as inputs of a model: side by side in one row without padding, or a padded row for each. Pure numpy.
 
 In a packed row, texts that begin alike can share their beginning: it is there once. What each token may see is told by
-spans; `raft.models.packed_attention` computes it.
+segments; `raft.models.packed_attention` computes it.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 FORWARD = {"cpu": 2048, "cuda": 8192}  # tokens of a forward pass: what a cache holds, and what fills a GPU
-WORTH = 16  # tokens saved, from which on a beginning is shared
+MIN_SHARED_PREFIX = 16  # tokens saved, from which on a beginning is shared
 
 Tokens = Sequence[int] | np.ndarray
 
@@ -24,16 +24,16 @@ class Layout(NamedTuple):
     places: list[np.ndarray]
 
 
-def pack(families: Sequence[Sequence[Tokens]]) -> Layout:
-    """One row [1, tokens] without padding: of each family what all its texts begin with, then the rest of each.
+def pack(groups: Sequence[Sequence[Tokens]]) -> Layout:
+    """One row [1, tokens] without padding: of each group what all its texts begin with, then the rest of each.
 
-    Every rest has at least one token; a family of one text is one span. Positions are those in the text. In place of an
-    attention mask stand the spans [1, 1, spans, 4]: start and length of each, start and length of the span that it goes
-    on from (0, 0 if from none). A token sees those before it in its span, and all of what its span goes on from.
+    Every rest has at least one token; a group of one text is one segment. Positions are those in the text. The segments
+    [1, 1, segments, 4] take the place of an attention mask: start and length of each, start and length of the segment
+    that it continues (0, 0 if none). A token sees those before it in its segment, and all that its segment continues.
     """
     pieces: list[Tokens] = []
     positions: list[np.ndarray] = []
-    spans: list[tuple[int, int, int, int]] = []
+    segments: list[tuple[int, int, int, int]] = []
     places: list[np.ndarray] = []
     end = 0
 
@@ -41,11 +41,11 @@ def pack(families: Sequence[Sequence[Tokens]]) -> Layout:
         nonlocal end
         pieces.append(piece)
         positions.append(np.arange(before, before + len(piece)))
-        spans.append((end, len(piece), *origin))
+        segments.append((end, len(piece), *origin))
         end += len(piece)
         return np.arange(end - len(piece), end)
 
-    for texts in families:
+    for texts in groups:
         shared = common(texts)
         origin = (end, shared) if shared else (0, 0)
         beginning = add(texts[0][:shared], 0, (0, 0)) if shared else np.arange(0)
@@ -55,7 +55,7 @@ def pack(families: Sequence[Sequence[Tokens]]) -> Layout:
     inputs = {
         "input_ids": tokens[None],
         "position_ids": np.concatenate(positions)[None],
-        "attention_mask": np.array(spans)[None, None],
+        "attention_mask": np.array(segments)[None, None],
     }
     return Layout(inputs, np.zeros(len(places), dtype=int), places)
 
@@ -75,10 +75,10 @@ def pad(texts: Sequence[Tokens], padding: int = 0) -> Layout:
 def common(texts: Sequence[Tokens]) -> int:
     """How many tokens the texts begin with together, but for the last of the shortest.
 
-    0 for a single text, and where sharing would save fewer than `WORTH` tokens: it costs a little, too.
+    0 for a single text, and where sharing would save fewer than `MIN_SHARED_PREFIX` tokens: it costs a little, too.
     """
     shared = _alike(texts) if len(texts) > 1 else 0
-    return shared if shared * (len(texts) - 1) >= WORTH else 0
+    return shared if shared * (len(texts) - 1) >= MIN_SHARED_PREFIX else 0
 
 
 def _alike(texts: Sequence[Tokens]) -> int:
@@ -89,29 +89,29 @@ def _alike(texts: Sequence[Tokens]) -> int:
 
 
 def size(texts: Sequence[Tokens]) -> int:
-    """How many tokens a family has in a packed row."""
+    """How many tokens a group has in a packed row."""
     return sum(map(len, texts)) - common(texts) * (len(texts) - 1)
 
 
-Place = tuple[int, int]  # a text by its family and its number there
+Place = tuple[int, int]  # a text by its group and its number there
 
 
-def batches(families: Sequence[Sequence[Tokens]], capacity: int, packed: bool) -> list[list[list[Place]]]:
-    """Forward passes of at most `capacity` tokens, but for a single longer text; each by families, whole or parted.
+def batches(groups: Sequence[Sequence[Tokens]], capacity: int, packed: bool) -> list[list[list[Place]]]:
+    """Forward passes of at most `capacity` tokens, but for a single longer text; each by groups, whole or parted.
 
-    Packed passes are evenly filled; padded ones hold texts of like length, each a family of its own.
+    Packed passes are evenly filled; padded ones hold texts of like length, each a group of its own.
     """
     if not packed:
-        single = [(number, at) for number, family in enumerate(families) for at in range(len(family))]
-        placed = rows([len(families[number][at]) for number, at in single], capacity)
+        single = [(number, at) for number, group in enumerate(groups) for at in range(len(group))]
+        placed = rows([len(groups[number][at]) for number, at in single], capacity)
         return [[[single[place]] for place in places] for places in placed]
     parts: list[list[Place]] = []
     sizes: list[int] = []
-    for number, family in enumerate(families):
+    for number, group in enumerate(groups):
         begin = 0
-        while begin < len(family):
-            end = len(family)
-            while (taken := size(family[begin:end])) > capacity and end - begin > 1:
+        while begin < len(group):
+            end = len(group)
+            while (taken := size(group[begin:end])) > capacity and end - begin > 1:
                 end = begin + (end - begin + 1) // 2
             parts.append([(number, at) for at in range(begin, end)])
             sizes.append(taken)

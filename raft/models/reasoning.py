@@ -12,7 +12,7 @@ from typing import Any
 
 from raft.core.records import Response
 
-MARKS = (  # what opens a thought, and what separates it from the answer
+MARKERS = (  # what opens a thought, and what separates it from the answer
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and many others
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
@@ -30,10 +30,10 @@ Spell = Callable[[Any, Sequence[int]], str]  # (tokenizer, tokens of a response)
 def answer_at(written: str, marks: Marks | None = None, opened: bool = False) -> int | None:
     """Where the answer begins in a text: 0 without a thought, None for a thought without an end.
 
-    `marks` are those of the model, None for all of `MARKS`; `opened`: the prompt has opened the thought already. As in
+    `marks` are those of the model, None for all of `MARKERS`; `opened`: the prompt opened the thought already. As in
     vLLM's parsers, the first end counts, and one without a beginning ends a thought that the prompt opened.
     """
-    known = [marks] if marks else MARKS
+    known = [marks] if marks else MARKERS
     ends = [(at, at + len(end)) for _, end in known if (at := written.find(end)) >= 0]
     if ends:
         return min(ends)[1]
@@ -52,7 +52,7 @@ def without_thought(response: Response, marks: Marks | None = None) -> Response:
 
 def opening(tokenizer: Any, prompt: Sequence[int], marks: Marks | None = None) -> int:
     """How many of the last tokens of a prompt open a thought, as some templates do; 0 if none does."""
-    starts = [marks[0]] if marks else [start for start, _ in MARKS]
+    starts = [marks[0]] if marks else [start for start, _ in MARKERS]
     for count in range(1, min(OPENING, len(prompt)) + 1):
         if _written(tokenizer, prompt[-count:]).strip() in starts:
             return count

@@ -328,7 +328,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def _settle(folder: Path, loaded: Loaded) -> None:
-    """Writes what the run is, or checks that it still is that; only FREE keys may differ."""
+    """Writes what the run is, or checks that it still is that; only MUTABLE_KEYS may differ."""
     import yaml
 
     run = RunPaths(folder)

@@ -43,7 +43,7 @@ WORKERS = 256
 HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
 
 # What the run itself decides, has an option of its own for, or would pass by our data path without effect.
-DECIDED = re.compile(
+RESERVED_ARGS = re.compile(
     r"output_dir|seed|data_seed|report_to|run_name|project|trackio_.*|num_train_epochs|max_steps|learning_rate"
     r"|lr_scheduler_type|warmup_.*|weight_decay|per_.*_batch_size|batch_.*|auto_find_batch_size"
     r"|gradient_accumulation_steps|gradient_checkpointing|bf16.*|fp16.*|use_cpu|use_cache|logging_.*|log_.*|save_.*"
@@ -118,8 +118,8 @@ class TrainerOptions:
             )
         if self.args:
             known = library_options.ask("transformers")["training"]
-            yield from _not_free("args", self.args, known, DECIDED)
-            free = {name: value for name, value in self.args.items() if not DECIDED.fullmatch(str(name))}
+            yield from _not_free("args", self.args, known, RESERVED_ARGS)
+            free = {name: value for name, value in self.args.items() if not RESERVED_ARGS.fullmatch(str(name))}
             yield from faults_of_types("args", free, known)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
             yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"

@@ -12,7 +12,7 @@ from raft.models.packing import Layout
 from raft.trainers import hf_trainer
 from raft.trainers.hf_trainer import TrainerOptions
 
-Families = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
+Groups = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
 
 
 def longest(options: TrainerOptions, model: Any) -> tuple[int, str]:
@@ -21,46 +21,46 @@ def longest(options: TrainerOptions, model: Any) -> tuple[int, str]:
     return min((options.max_length, "trainer.max_length"), (positions, "max_position_embeddings of the model"))
 
 
-def lay(options: TrainerOptions, model: Any, families: Families) -> Layout:
+def pack_or_pad(options: TrainerOptions, model: Any, groups: Groups) -> Layout:
     """Texts as one input of the model, in their order."""
     if options.packing and packed_attention.adopted(hf_trainer.plain(model)):
-        return packing.pack(families)
-    texts = list(itertools.chain.from_iterable(families))
+        return packing.pack(groups)
+    texts = list(itertools.chain.from_iterable(groups))
     if not options.packing:
         return packing.pad(texts)
-    laid = packing.pack([[text] for text in texts])
-    del laid.inputs["attention_mask"]  # attention that is not ours tells texts apart by their positions
-    return laid
+    layout = packing.pack([[text] for text in texts])
+    del layout.inputs["attention_mask"]  # attention that is not ours tells texts apart by their positions
+    return layout
 
 
-def split(options: TrainerOptions, model: Any, families: Families) -> list[list[int]]:
-    """The families of a step, by forward pass."""
+def split(options: TrainerOptions, model: Any, groups: Groups) -> list[list[int]]:
+    """The groups of a step, by forward pass."""
     capacity = options.max_tokens_per_microbatch or packing.FORWARD[hf_trainer.device().type]
     if not options.packing:
-        return packing.rows([len(family) * max(map(len, family)) for family in families], capacity)
+        return packing.rows([len(group) * max(map(len, group)) for group in groups], capacity)
     size = packing.size if packed_attention.adopted(hf_trainer.plain(model)) else _tokens
-    return packing.bins([size(family) for family in families], capacity)
+    return packing.bins([size(group) for group in groups], capacity)
 
 
-def _tokens(family: Sequence[np.ndarray]) -> int:
-    return sum(map(len, family))
+def _tokens(group: Sequence[np.ndarray]) -> int:
+    return sum(map(len, group))
 
 
-def prove(options: TrainerOptions, model: Any, families: Families, see: Callable[[Any, dict[str, Any]], Any]) -> None:
+def prove(options: TrainerOptions, model: Any, groups: Groups, forward: Callable[[Any, dict[str, Any]], Any]) -> None:
     """UserError if two texts in one packed row see each other: their outputs must be those that each has alone.
 
-    `see` gives the model's output [1, tokens, ...] for its inputs.
+    `forward` gives the model's output [1, tokens, ...] for its inputs.
     """
 
     def outputs(*chosen: Sequence[np.ndarray]) -> list[Any]:
-        laid = lay(options, model, chosen)
-        seen = see(model, packed_attention.inputs(laid.inputs, hf_trainer.device()))[0].float()
-        return [seen[places] for places in laid.places]
+        layout = pack_or_pad(options, model, chosen)
+        seen = forward(model, packed_attention.inputs(layout.inputs, hf_trainer.device()))[0].float()
+        return [seen[places] for places in layout.places]
 
     model.eval()
     with hf_trainer.looking(options):
-        together = outputs(*families)
-        alone = [outputs([text])[0] for family in families for text in family]
+        together = outputs(*groups)
+        alone = [outputs([text])[0] for group in groups for text in group]
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(together, alone, strict=True))
     if not difference <= (0.05 if hf_trainer.mixed(options) else 1e-3):
         raise UserError(

@@ -130,9 +130,9 @@ class BradleyTerry(TrainerOptions):
         return [self._batch(model, [pairs[place] for place in places], len(pairs)) for places in split]
 
     def _batch(self, model: Any, pairs: list[Sides], total: int) -> Batch:
-        laid = microbatches.lay(self, model, pairs)
-        last = np.array([places[-1] for places in laid.places])
-        return {"inputs": laid.inputs, "rows": laid.row, "last": last, "share": np.float32(1 / total)}
+        layout = microbatches.pack_or_pad(self, model, pairs)
+        last = np.array([places[-1] for places in layout.places])
+        return {"inputs": layout.inputs, "rows": layout.row, "last": last, "share": np.float32(1 / total)}
 
 
 def _pair(texts: Texts, number: int) -> Sides:

@@ -81,7 +81,9 @@ class SFT(TrainerOptions):
         total = corpus.weight(members)
         texts = [[text] for text in corpus.chosen(members)]
         return [
-            corpus.batch(members[places], microbatches.lay(self, model, [texts[place] for place in places]), total)
+            corpus.batch(
+                members[places], microbatches.pack_or_pad(self, model, [texts[place] for place in places]), total
+            )
             for places in microbatches.split(self, model, texts)
         ]
 

@@ -53,7 +53,7 @@ def test_padded_batches_cover_no_more_positions_than_the_capacity(capacity):
 @pytest.fixture
 def always(monkeypatch):
     """Beginnings are shared however short they are."""
-    monkeypatch.setattr(packing, "WORTH", 1)
+    monkeypatch.setattr(packing, "MIN_SHARED_PREFIX", 1)
 
 
 FAMILIES = [[(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 9)], [(7, 8)], [(4, 4), (4, 4, 4)], [(1, 2), (3, 4)]]
@@ -80,7 +80,7 @@ def test_what_the_texts_of_a_family_begin_with_stands_once(always):
 
 
 def test_the_size_of_a_family_is_what_it_takes_in_a_row(always):
-    assert [size(family) for family in FAMILIES] == [8, 2, 4, 4]
+    assert [size(group) for group in FAMILIES] == [8, 2, 4, 4]
     assert sum(map(size, FAMILIES)) == pack(FAMILIES).inputs["input_ids"].size
 
 
@@ -101,17 +101,17 @@ def test_every_text_is_in_one_pass_and_no_pass_is_too_large(packed, capacity):
     random = np.random.default_rng(0)
     prompts = [random.integers(9, size=length).tolist() for length in (1, 12, 20)]
     rests = random.integers(1, 20, size=(3, 8))
-    families = [
+    groups = [
         [[*prompt, *random.integers(9, size=rest).tolist()] for rest in row]
         for prompt, row in zip(prompts, rests, strict=True)
     ]
-    found = batches(families, capacity, packed)
+    found = batches(groups, capacity, packed)
     places = [place for batch in found for part in batch for place in part]
     assert sorted(places) == [(number, at) for number in range(3) for at in range(8)]
     for batch in found:
-        texts = [[families[number][at] for number, at in part] for part in batch]
-        laid = pack(texts) if packed else pad([text for part in texts for text in part])
-        assert laid.inputs["input_ids"].size <= capacity or sum(map(len, texts)) == 1
+        texts = [[groups[number][at] for number, at in part] for part in batch]
+        layout = pack(texts) if packed else pad([text for part in texts for text in part])
+        assert layout.inputs["input_ids"].size <= capacity or sum(map(len, texts)) == 1
 
 
 def test_padding_is_on_the_right_and_masked():

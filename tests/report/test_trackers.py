@@ -67,8 +67,10 @@ def test_nothing_is_sent_where_the_recipe_names_no_tracker(tmp_path: Path):
 def test_wrong_trackers_are_refused_with_what_there_is(tmp_path: Path):
     worlds.make_recipe(tmp_path, report_to=["tensorbord", "trackio"])
     done = worlds.raft(tmp_path, "check", "recipe.yaml")
-    assert done.returncode == 2 and "track[0]: 'tensorbord' is no tracker; did you mean tensorboard?" in done.stderr
-    assert "track[1]: trackio is not installed here: pip install trackio" in done.stderr
+    assert (
+        done.returncode == 2 and "report_to[0]: 'tensorbord' is not a tracker; did you mean tensorboard?" in done.stderr
+    )
+    assert "report_to[1]: trackio is not installed here: pip install trackio" in done.stderr
 
 
 def test_what_a_model_wrote_cannot_leave_its_cell():

@@ -53,9 +53,9 @@ def formula(model: Any, tokenizer: Any, examples: list[Example]) -> torch.Tensor
 def test_packed_texts_do_not_see_each_other(folders, name):
     model = hf_trainer.ready(SFT(), loading.load_model(folders[name]))
     texts = [np.random.default_rng(seed).integers(10, 260, size) for seed, size in enumerate([20, 1, 33])]
-    laid = microbatches.lay(SFT(), model, [[text] for text in texts])
+    layout = microbatches.pack_or_pad(SFT(), model, [[text] for text in texts])
     with torch.no_grad():
-        together = model(**packed_attention.inputs(laid.inputs), use_cache=False).logits[0]
+        together = model(**packed_attention.inputs(layout.inputs), use_cache=False).logits[0]
         alone = torch.cat([model(input_ids=torch.tensor(text)[None], use_cache=False).logits[0] for text in texts])
     assert float((together - alone).abs().max()) < 1e-4
 

@@ -13,7 +13,7 @@ from raft.core import library_options
 PLUGINS = "vllm.general_plugins"
 MODELS = {"GPTNeoForCausalLM": "raft.generators.vllm_plugin.gpt_neo:GPTNeoForCausalLM"}
 BACKEND = "vllm.model_executor.models.transformers"  # where vLLM has the classes that run transformers' models
-APART = {
+ISOLATED = {
     name: f"raft.generators.vllm_plugin.transformers_backend:{name}"
     for name in ("TransformersForCausalLM", "TransformersMoEForCausalLM")
 }
@@ -26,8 +26,8 @@ def register() -> None:
     for architecture, target in MODELS.items():
         ModelRegistry.register_model(architecture, target)
     for architecture, model in list(ModelRegistry.models.items()):
-        if isinstance(model, _LazyRegisteredModel) and model.module_name == BACKEND and model.class_name in APART:
-            ModelRegistry.register_model(architecture, APART[model.class_name])
+        if isinstance(model, _LazyRegisteredModel) and model.module_name == BACKEND and model.class_name in ISOLATED:
+            ModelRegistry.register_model(architecture, ISOLATED[model.class_name])
 
 
 def lacking(folder: Path) -> str | None:
