@@ -39,7 +39,6 @@ Which = int | Literal["best", "last"]
 NAMES = re.compile(r"[\w-]+(\.[\w-]+)*")  # of options that an override can name; others are given with their section
 READ = {"prompts": "raft.data.prompts", "examples": "raft.data.examples", "references": "raft.data.examples"}
 CLASSES = {"raft.data.prompts": "File", "raft.data.examples": "FileExamples"}
-RESULTS = {"sft": "policy", "reward-model": "metrics.json", "label": "pairs.jsonl"}  # whose stamp has the figures
 
 
 def run(
@@ -156,7 +155,9 @@ class Run:
                 for name, judged in found.items()
                 for reward, figures in judged.items()
             ]
-        return [Artifact.finished(self.folder / RESULTS[self.job]).stamp["measured"]]
+        from raft.config.jobs import JOB_RESULTS
+
+        return [Artifact.finished(self.folder / JOB_RESULTS[self.job]).stamp["measured"]]
 
     def prompts(self, iteration: int | None = None, *, held_out: bool = False) -> Iterator[Prompt]:
         """The prompts of an iteration, the last complete one if none is named; or those held out for evaluation."""

@@ -1,6 +1,8 @@
 """What a run tells while it works: a line for each iteration, the curve, and one prompt before and after."""
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from raft.core.run_paths import RunPaths
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Alert, Level, warnings, worse
 from raft.metrics.reward_metrics import NORMAL_95
+from raft.pipeline.evaluation import gains
 from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
-from raft.store.runs import Folder, Run
+from raft.store.runs import Folder, Run, last_artifact
+from raft.store.stamps import read_stamp
 
 
 class Console(Observer):
@@ -24,12 +28,18 @@ class Console(Observer):
         self.run: Run | None = None
         self.recipe: Any = None
         self.last: dict[str, Level] = {}
+        self.finished = False
 
     def on_run_begin(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
         self.run, self.recipe = run, loaded.recipe
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
+        stamp = read_stamp(last_artifact(run.folder, self.recipe))
+        self.finished = stamp is not None
+        if stamp is not None:
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
+            say(f"finished already, on {made}; nothing to do")
 
     def on_notice(self, message: str) -> None:
         """Prints it."""
@@ -38,12 +48,14 @@ class Console(Observer):
     def on_checks(self, artifact: Artifact) -> None:
         """Prints what the doctor warns of."""
         for row in artifact.read():
-            if row["level"] != "ok":
+            if not self.finished and row["level"] != "ok":
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
     def on_iteration_end(self, it: Folder, alerts: Sequence[Alert]) -> None:
         """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
+        if self.finished:
+            return
         stopped = self.recipe.alerts.stop(alerts)
         rows = list(records.read(RunPaths(self.run.folder).rows))
         draw(self.run.folder)
@@ -66,18 +78,42 @@ class Console(Observer):
         say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
 
     def on_run_end(self, run: Run, loaded: Any) -> None:
-        """Says where everything is, shows one prompt before and after, and names the next command."""
+        """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""
         if loaded.recipe.job != "align":
             return
-        paths = RunPaths(run.folder)
-        say(f"\ncurve:  {paths.curve}\nnumbers: {paths.rows}\n")
-        say(before_and_after(run.folder))
+        paths, rows = RunPaths(run.folder), list(records.read(RunPaths(run.folder).rows))
+        if not self.finished:
+            say(f"\n{before_and_after(run.folder)}")
+        say("\n" + "\n".join(verdict(run, rows)))
+        say(f"curve:       {paths.curve}\nnumbers:     {paths.rows}")
         if (comparison := forecast.compare(run.folder)) is not None:
             say(f"\n{comparison}")
-        say(
-            f"\nnext: raft show {run.folder}    (other prompts)\n      raft plot {run.folder} -o curve.pdf\n"
-            f"      raft report {run.folder}    (one page of HTML with everything)"
+        commands = {
+            f"raft show {run.folder}": "a prompt before and after",
+            f"raft plot {run.folder} -o curve.pdf": "",
+            f"raft report {run.folder}": "one page of HTML with everything",
+        }
+        if self.finished:
+            commands[f"raft run {loaded.path} iterations={loaded.recipe.iterations + 2}"] = "two more iterations"
+        listed = (f"{command}    ({what})" if what else command for command, what in commands.items())
+        say("\nnext: " + "\n      ".join(listed))
+
+
+def verdict(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+    """Whether the last evaluated policy is better than the first, by each held-out reward, and where the best lies."""
+    lines = []
+    last = max((row["iteration"] for row in rows if "reward/eval" in row or "gold/eval" in row), default=0)
+    for key, gain in gains(run, last).items() if last else ():
+        label = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}[key]
+        kind = "no clear gain" if not gain.clear else "a clear gain" if gain.difference > 0 else "a clear loss"
+        lines.append(
+            f"{label} {gain.before:.3f} -> {gain.after:.3f} from policy 0 to {last} "
+            f"({gain.difference:+.3f}{'' if math.isnan(gain.half_width) else f' ± {gain.half_width:.3f}'}): {kind}"
         )
+    best = RunPaths(run.folder).best
+    if best.is_symlink():
+        lines.append(f"best policy: {best} -> {best.readlink()}")
+    return lines
 
 
 def draw(folder: Path) -> None:

@@ -273,6 +273,10 @@ JOBS: dict[str, type] = {
 }
 # what a job leaves inside its run for other recipes, and the key of theirs that names it
 JOB_OUTPUTS = {"sft": ("model", "policy"), "reward-model": ("model", "reward-model"), "label": ("path", "pairs.jsonl")}
+# the artifact that a job without iterations makes last
+JOB_RESULTS = {
+    "sft": "policy", "reward-model": "metrics.json", "label": "pairs.jsonl", "evaluate-reward": "accuracy.md",
+}  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
     "align": {"selection": {"kind": "best-of-k"}, "trainer": {"kind": "sft"}, "generator": {"kind": "vllm"}},
     "label": {"selection": {"kind": "best-vs-worst"}},

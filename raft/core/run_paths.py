@@ -131,6 +131,11 @@ class RunPaths(GroupPaths):
         return self.folder / "accuracy.json"
 
     @property
+    def best(self) -> Path:
+        """A link to the best policy that is still there."""
+        return self.folder / "best"
+
+    @property
     def curve(self) -> Path:
         return self.folder / "reward_curve.png"
 

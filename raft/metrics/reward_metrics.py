@@ -6,6 +6,7 @@ left out, and so is a prompt that has nothing but NaN; a prompt counts once, how
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,38 @@ def standard_error(per_prompt: np.ndarray) -> float:
     """The standard error of the mean over prompts of values [N]; NaN if fewer than two of them are known."""
     known = per_prompt[~np.isnan(per_prompt)]
     return float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) >= 2 else math.nan
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean of a figure before and after, on the same prompts, and the half width of the 95 % interval of the
+    difference (NaN for fewer than two prompts)."""
+
+    before: float
+    after: float
+    half_width: float
+
+    @property
+    def difference(self) -> float:
+        """After less before."""
+        return self.after - self.before
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of the difference leaves 0 out."""
+        return abs(self.difference) > self.half_width
+
+
+def gain(before: np.ndarray, after: np.ndarray) -> Gain | None:
+    """How much the mean over prompts [N] changed, by the differences of the prompts known in both; None without any.
+
+    Prompts are compared with themselves, so how much they differ from each other does not widen the interval.
+    """
+    known = ~(np.isnan(before) | np.isnan(after))
+    if not known.any():
+        return None
+    error = standard_error(after[known] - before[known])
+    return Gain(float(before[known].mean()), float(after[known].mean()), NORMAL_95 * error)
 
 
 def bootstrap_band(

@@ -7,6 +7,7 @@ from typing import Any
 from raft.config.jobs import Align
 from raft.core.protocols import comparable
 from raft.metrics import reward_metrics
+from raft.metrics.reward_metrics import Gain
 from raft.pipeline import stages
 from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
@@ -61,7 +62,9 @@ class Evaluator:
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         alerts = self.recipe.alerts.judge(reward_metrics.on_common_prompts(rows, means))
-        self.run.prune(self.recipe.keep_policies, best_policy(self.run, self.run.rebuild_metrics()))
+        best = best_policy(self.run, self.run.rebuild_metrics())
+        self.run.prune(self.recipe.keep_policies, best)
+        self.run.link_best(best)
         self.observer.on_iteration_end(it, alerts)
         self.stopped = self.recipe.alerts.stop(alerts)
 
@@ -116,3 +119,14 @@ def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     means = measuring.held_out_means(run.folder)[key]
     own = reward_metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
     return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
+
+
+def gains(run: Run, policy: int) -> dict[str, Gain]:
+    """How a policy compares with the first one, by the figures of held-out rewards that both have."""
+    means = measuring.held_out_means(run.folder)
+    found = {
+        key: reward_metrics.gain(of[0], of[policy])
+        for key, of in means.items()
+        if {0, policy} <= of.keys() and len(of[0]) == len(of[policy])
+    }
+    return {key: gain for key, gain in found.items() if gain is not None}

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft.config.jobs import MUTABLE_KEYS
+from raft.config.jobs import JOB_RESULTS, MUTABLE_KEYS, Align
 from raft.config.recipe import Loaded, speed_keys
 from raft.core import given, logs, records, signals, timing, yaml_file
 from raft.core.atomic import (
@@ -237,6 +237,22 @@ class Run(Folder):
             if place.number not in stay and path.exists() and not place.folder.is_symlink():
                 write_json(stamp_path(path), {**place.existing("policy").stamp, "pruned": True})
                 remove(path)
+
+    def link_best(self, best: int) -> None:
+        """Points the link `best` to a policy, or takes it away where that policy has been deleted."""
+        link, policy = RunPaths(self.folder).best, self.iteration(best).folder / "policy"
+        if link.exists() and not link.is_symlink():
+            return  # of the user's own
+        link.unlink(missing_ok=True)
+        if policy.exists():
+            link.symlink_to(policy.relative_to(self.folder))
+
+
+def last_artifact(folder: Path, job: Any) -> Path:
+    """What a run of this recipe makes last: with its stamp the run is finished."""
+    if isinstance(job, Align):
+        return RunPaths(folder).iteration(job.iterations).metrics
+    return folder / JOB_RESULTS[job.job]
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:

@@ -199,6 +199,17 @@ def test_the_bootstrap_interval_holds_the_true_mean_about_as_often_as_it_says():
     assert 0.88 <= held / 200 <= 0.98
 
 
+def test_a_gain_is_of_the_same_prompts_whose_differences_say_how_sure_it_is():
+    before, after = np.array([0.0, 10.0, 20.0, NAN, 5.0]), np.array([1.0, 12.0, 21.0, 9.0, NAN])
+    gain = reward_metrics.gain(before, after)
+    assert (gain.before, gain.after) == (10.0, pytest.approx(34 / 3))
+    assert gain.half_width == pytest.approx(1.96 * math.sqrt(1 / 3) / math.sqrt(3))  # of the differences 1, 2, 1
+    assert gain.clear and gain.difference == pytest.approx(4 / 3)  # though the prompts differ by far more
+    assert not reward_metrics.gain(before, before + np.array([1.0, -1.0, 0.5, 0, 0])).clear
+    assert reward_metrics.gain(np.array([NAN]), np.array([1.0])) is None
+    assert not reward_metrics.gain(np.array([0.0]), np.array([9.0])).clear, "one prompt says nothing"
+
+
 def test_policies_are_compared_on_the_prompts_that_all_of_them_have_a_reward_for():
     """By the plain means policy 1 lost (5 to 3); on the two prompts that both have it gained 1."""
     rows = [{"iteration": at, "reward/eval": mean, "gold/eval": 7.0} for at, mean in ((0, 5.0), (1, 3.0))]

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import worlds
 
@@ -126,6 +127,8 @@ def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
     before = {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
     done = worlds.raft(finished, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
+    assert "finished already, on 20" in done.stdout and "nothing to do" in done.stdout
+    assert "iteration 1:" not in done.stdout and "iterations=4" in done.stdout
     assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
 
 
@@ -137,6 +140,25 @@ def test_only_the_policies_that_keep_asks_for_stay_and_the_others_leave_their_st
         place = run / "iterations" / f"{number:03d}"
         stamp = json.loads((place / "policy.stamp.json").read_text())
         assert (place / "policy").exists() == (number in {0, 2, best}) == (not stamp.get("pruned"))
+
+
+def test_the_end_says_whether_the_last_policy_is_better_than_the_first_and_where_the_best_lies(finished):
+    run = finished / "outputs" / "tiny"
+    told = (finished / "stdout").read_text()
+    means = {}
+    for number in (0, 2):
+        rows = read(run / "iterations" / f"{number:03d}" / "evaluation" / "scores.jsonl")
+        means[number] = np.array([np.mean([score["reward"] for score in row["scores"]]) for row in rows])
+    changes = means[2] - means[0]
+    half = 1.96 * changes.std(ddof=1) / np.sqrt(len(changes))
+    kind = "no clear gain" if abs(changes.mean()) <= half else "a clear"
+    assert (
+        f"held-out reward {means[0].mean():.3f} -> {means[2].mean():.3f} from policy 0 to 2 "
+        f"({changes.mean():+.3f} ± {half:.3f}): {kind}"
+    ) in told
+    best = max(read(run / "metrics.jsonl"), key=lambda row: row["reward/eval"])["iteration"]
+    assert (run / "best").resolve() == (run / "iterations" / f"{best:03d}" / "policy").resolve()
+    assert f"best policy: outputs/tiny/best -> iterations/{best:03d}/policy" in told
 
 
 def test_a_policy_loads_with_transformers(finished):
