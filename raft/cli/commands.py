@@ -8,10 +8,19 @@ from raft.core.errors import UserError
 
 
 def run(options: Namespace) -> None:
-    """Starts a recipe's run, or goes on with it."""
+    """Starts a recipe's run, or goes on with it; with --restart the run that is there is moved aside first."""
     from raft.config import recipe
 
-    _start(recipe.load(recipe.find(options.recipe), options.overrides))
+    loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+    if options.restart:
+        from raft.config import preflight
+        from raft.core.terminal import say
+        from raft.store import runs
+
+        preflight.check(loaded)  # a recipe with a fault moves nothing
+        if (aside := runs.set_aside(loaded.folder)) is not None:
+            say(f"{loaded.folder} was moved to {aside}")
+    _start(loaded)
 
 
 def resume(options: Namespace) -> None:

@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", commands.check, "find every fault of a recipe without loading a model")
     for one in (run, check):
         one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
+    run.add_argument(
+        "--restart", action="store_true", help="begin again; the run that is there is moved aside, nothing is deleted"
+    )
     check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(

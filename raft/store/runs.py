@@ -320,9 +320,23 @@ def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(
             f"{path} was made from something else; what changed:\n"
             + "".join(f"  {change}\n" for change in changed[:12])
-            + "nothing was overwritten. Go back to what it was, or start a new run (name=...), "
-            "or branch off with: raft resume RUN --from-iteration N"
+            + "nothing was overwritten. Go back to what it was, or start a new run (name=...), or begin it again with "
+            "raft run RECIPE --restart, which moves this run aside, or branch off with: raft resume RUN "
+            "--from-iteration N"
         )
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves the run of a folder to a name of its own beside it, and gives that; None where there is no run yet."""
+    refuse_foreign(folder)
+    if not folder.is_dir():
+        return None
+    with locked(folder / ".lock", f"{folder}", "give the new one a name of its own (name=...)"):
+        aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        if aside.exists():
+            raise UserError(f"{aside} exists already; wait a second, and give the same command again")
+        folder.rename(aside)
+    return aside
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -359,8 +373,9 @@ def _settle(folder: Path, loaded: Loaded) -> None:
             raise UserError(
                 f"{folder} is the run of another recipe; what differs:\n"
                 + "".join(f"  {change}\n" for change in changed[:12])
-                + "nothing was changed. Give the new recipe a name of its own (name=...), or put these keys back, "
-                f"or branch off with: raft resume {folder} --from-iteration N key=value"
+                + "nothing was changed. Put these keys back, or give the new recipe a name of its own (name=...), or "
+                "begin it again with raft run RECIPE --restart, which moves this run aside and deletes nothing, or "
+                f"branch off with: raft resume {folder} --from-iteration N key=value"
             )
     else:
         with create(run.recipe) as copy:
