@@ -20,13 +20,13 @@ test-all: test nightly faults
 
 # An engine uses all cores by itself, so those tests come one after the other.
 test-engine: $(READY)
-	.venv/bin/python -m pytest -m "engine and not nightly and not faults"
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults" --durations=12
 
 nightly: $(READY)
 	.venv/bin/python -m pytest -m nightly
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
 
 faults: $(READY)
 	.venv/bin/python -m pytest -m faults -s

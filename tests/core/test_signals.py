@@ -199,6 +199,7 @@ def ends_as_if_undisturbed(folder: Path, wanted: Path) -> None:
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
+@pytest.mark.nightly
 def test_a_run_stopped_twice_says_so_and_ends_as_if_it_had_not_been(undisturbed, tmp_path):
     wanted, took = undisturbed
     worlds.make_recipe(tmp_path, keep_policies="all")

@@ -224,9 +224,9 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"selection": {"kind": "top-fraction", "fraction": 0.25}},
-        {"selection": {"kind": "softmax", "temperature": 0.1}},
-        {"selection": {"kind": "random", "filters": ["empty", "duplicate"]}},
+        pytest.param({"selection": {"kind": "top-fraction", "fraction": 0.25}}, marks=pytest.mark.nightly),
+        pytest.param({"selection": {"kind": "softmax", "temperature": 0.1}}, marks=pytest.mark.nightly),
+        pytest.param({"selection": {"kind": "random", "filters": ["empty", "duplicate"]}}, marks=pytest.mark.nightly),
         {
             "iterations": 2, "train_from": "first", "trainer": {"lora": {"r": 4}},
             "selection": {"kind": "best-of-k", "kl_coef": 0.05},

@@ -171,6 +171,7 @@ def test_a_run_keeps_what_the_doctor_found_and_tells_its_warnings(llama: Path, t
     assert "warning: reward.judge: round trip: the tokenizer changes or loses characters" in done.stdout
 
 
+@pytest.mark.nightly
 def test_check_measure_examines_the_rewards_of_a_recipe_and_starts_nothing(llama: Path, tmp_path: Path):
     worlds.make_recipe(tmp_path, reward={"kind": "model", "model": str(llama), "template": "plain"})
     done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure")

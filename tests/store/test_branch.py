@@ -152,6 +152,7 @@ def test_a_branch_whose_origin_is_gone_says_so(world):
     assert done.returncode == 2 and "of the run that this one branched off, is gone" in done.stderr
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_renamed_moved_or_called_from_elsewhere_goes_on_in_its_own_folder(tmp_path):
     files = {"policy": {"model": str(tmp_path / "base")}, "generator": SMALL["generator"]}
     files["prompts"] = {**SMALL["prompts"], "path": str(tmp_path / "prompts.jsonl")}

@@ -38,6 +38,7 @@ for name, lora in {"full": None, "lora": {"r": 2, "lora_dropout": 0.1}}.items():
 """
 
 
+@pytest.mark.nightly
 def test_two_processes_make_the_same_bytes_whatever_the_state_of_the_global_generator(folders, tmp_path):
     given = [str(SUPPORT), str(folders["gpt2"]), str(tmp_path)]  # gpt2 has dropout
     running = [subprocess.Popen([sys.executable, "-c", SCRIPT, *given, noise]) for noise in ("1", "2")]
