@@ -141,6 +141,48 @@ def score(options: Namespace) -> None:
     say(score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
 
 
+def ls(options: Namespace) -> None:
+    """Lists the recipes that come with raft, and the runs in a folder of outputs."""
+    from raft.cli import catalog
+    from raft.core.terminal import say
+
+    say("recipes (raft cp NAME copies one):\n" + "\n".join(catalog.recipes()))
+    if made := catalog.made(options.outputs):
+        say("\nruns:\n" + "\n".join(made))
+
+
+def cp(options: Namespace) -> None:
+    """Copies a recipe with the files that it names."""
+    from raft.cli import catalog
+    from raft.core.terminal import say
+
+    copied = catalog.copy(options.recipe, options.to)
+    say("\n".join(map(str, copied)))
+
+
+def options(options: Namespace) -> None:
+    """Lists the options of a job or a section of recipes."""
+    from raft.cli import options as listed
+    from raft.core.terminal import say
+
+    say("\n".join(listed.listed(options.name)))
+
+
+def env(options: Namespace) -> None:
+    """Prints what a report of a fault needs: versions, the machine, the device."""
+    import platform
+
+    from raft import __version__
+    from raft.cli import memory_plan
+    from raft.core.terminal import say
+    from raft.store.keys import versions
+
+    lines = {"raft": __version__, **versions()}
+    lines |= {"system": platform.platform(), "processor": f"{platform.machine()}, {os.cpu_count()} cores"}
+    lines["device"] = memory_plan.device().kind
+    say("\n".join(f"{name:14s} {value}" for name, value in lines.items()))
+
+
 def start(loaded: Any, *observers: Any) -> None:
     """Runs a recipe and those it needs, checked first, and tells trackers of it after these observers."""
     from raft.config import preflight

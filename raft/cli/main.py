@@ -122,6 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     for one in (run, check, resume):
         one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
+    ls = verb("ls", commands.ls, "the recipes that come with raft, and the runs made so far")
+    ls.add_argument(
+        "outputs", type=Path, nargs="?", default=Path("outputs"), help="the folder of runs; default: outputs"
+    )
+    cp = verb("cp", commands.cp, "copy a recipe that comes with raft, with the files that it names")
+    cp.add_argument("recipe", help="its name, as raft ls lists it")
+    cp.add_argument("to", type=Path, nargs="?", default=Path(), help="a folder or a file; default: the current folder")
+    options = verb("options", commands.options, "what a recipe can say: jobs, sections, kinds and their options")
+    options.add_argument("name", nargs="?", metavar="JOB|SECTION[.KIND]")
+    verb("env", commands.env, "versions, machine and device, for a report of a fault")
     status = verb("status", commands.status, "which artifacts exist, what is running")
     status.add_argument("run", type=Path)
     status.add_argument("--watch", action="store_true", help="go on showing it while the run is at work")

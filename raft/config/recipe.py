@@ -80,19 +80,24 @@ class RecipeError(UserError):
         super().__init__("\n".join([f"{path}: {count}, nothing was started", *rows]))
 
 
+def shipped() -> dict[str, Path]:
+    """The recipes that come with raft, by name: installed with the package, or in its clone."""
+    own = Path(__file__).parent.parent / "recipes"
+    folder = own if own.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.yaml"))}
+
+
 def find(name: str) -> Path:
     """The file of a recipe: a path, or the name of a recipe that comes with raft."""
-    own = Path(__file__).parent.parent / "recipes"
-    folders = [own if own.is_dir() else Path(__file__).parents[2] / "recipes"]
-    shipped = {str(file.relative_to(folders[0]).with_suffix("")): file for file in sorted(folders[0].rglob("*.yaml"))}
+    known = shipped()
     if is_file(name):
         return Path(name)
-    if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in shipped:
-        return shipped[key]
+    if (key := name.removesuffix(".yaml").removeprefix("recipes/")) in known:
+        return known[key]
     if is_there(name):
         return Path(name)  # reading it says what else it is
     raise UserError(
-        f"no recipe at {Path(name).absolute()}, and none of that name comes with raft; {suggest(key, list(shipped))}"
+        f"no recipe at {Path(name).absolute()}, and none of that name comes with raft; {suggest(key, list(known))}"
     )
 
 

@@ -1,0 +1,78 @@
+"""What there is: the recipes that come with raft and the runs made so far (`raft ls`), copied recipes (`raft cp`)."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from raft.config import recipe
+from raft.core.errors import UserError
+from raft.core.run_paths import RUN, RunPaths
+from raft.core.terminal import safe
+from raft.store import runs, stamps
+
+WORD = re.compile(r"[\w./-]+")
+
+
+def recipes() -> list[str]:
+    """A line for each recipe that comes with raft: its name, and what its first comment says."""
+    files = recipe.shipped()
+    width = max(map(len, files))
+    return [f"  {name:{width}s}  {_title(file)}" for name, file in files.items()]
+
+
+def made(outputs: Path) -> list[str]:
+    """A line for each run in a folder of outputs: where it is, its job, how far it is, and its last held-out reward."""
+    return [_line(file.parent) for file in sorted(outputs.glob(f"*/{RUN}"))]
+
+
+def copy(name: str, to: Path) -> list[Path]:
+    """Copies a recipe, and the files beside it that it names, into a folder or to a file of another name.
+
+    UserError if one of them is there already: nothing is overwritten.
+    """
+    source = recipe.find(name)
+    folder, target = (to, to / source.name) if to.is_dir() else (to.parent, to)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; make it first")
+    files = {source: target} | {file: folder / file.name for file in _needed(source) if file != source}
+    taken = [str(file) for file in files.values() if file.exists()]
+    if taken:
+        raise UserError(f"{', '.join(taken)} exists already, and nothing is overwritten; name another folder or file")
+    for file, place in files.items():
+        shutil.copyfile(file, place)
+    return list(files.values())
+
+
+def _title(file: Path) -> str:
+    """The first sentence of the comment that a recipe begins with."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("# "), lines))
+    return comment.split(". ")[0].removesuffix(".")
+
+
+def _line(folder: Path) -> str:
+    try:
+        about, rows = runs.about(folder), runs.metrics_rows(folder)
+        complete = stamps.complete(folder)
+        state = "at work" if runs.is_running(folder) else f"iteration {complete[-1]}" if complete else ""
+        key = next((key for key in ("reward/eval", "gold/eval") if any(key in row for row in rows)), None)
+        last = "" if key is None else f"{key} {[row[key] for row in rows if key in row][-1]:.3f}"
+        best = RunPaths(folder).best
+        place = f"best: {best.readlink()}" if best.is_symlink() else ""
+        return "  " + "  ".join(filter(None, (f"{folder!s:40s}", f"{about['job']:15s}", state, last, place)))
+    except UserError as fault:
+        return f"  {folder!s:40s}  damaged: {safe(str(fault))}"
+
+
+def _needed(source: Path) -> Iterator[Path]:
+    """A recipe, and the files beside it that it names: recipes that it needs, Python, templates; each once."""
+    found, waiting = {source}, [source]
+    while waiting:
+        words = WORD.findall(waiting.pop().read_text(encoding="utf-8"))
+        beside = {source.parent / name for word in words for name in (word, f"{word}.py")}
+        new = {file for file in beside if file.is_file()} - found
+        found |= new
+        waiting += [file for file in new if file.suffix in (".yaml", ".py")]
+    yield from sorted(found)

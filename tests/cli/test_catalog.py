@@ -1,0 +1,79 @@
+"""raft ls, cp, options and env: what there is, without looking into the code."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import worlds
+
+from raft.cli import catalog, options
+from raft.config import recipe
+from raft.config.jobs import JOBS
+from raft.core import registry
+from raft.core.errors import UserError
+
+
+def test_ls_names_every_recipe_with_its_first_comment_and_every_run_with_its_state(tmp_path: Path):
+    worlds.make_recipe(tmp_path, iterations=1)
+    assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+    (tmp_path / "outputs" / "broken").mkdir()
+    (tmp_path / "outputs" / "broken" / "run.json").write_text("[")
+    done = worlds.raft(tmp_path, "ls")
+    assert done.returncode == 0, done.stderr
+    for name in recipe.shipped():
+        assert re.search(rf"^  {re.escape(name)} +\w", done.stdout, re.MULTILINE), name
+    assert "The whole loop on a toy task" in done.stdout
+    assert re.search(r"outputs/tiny +align +iteration 1  reward/eval -?[0-9.]+  best: iterations/00", done.stdout)
+    assert re.search(r"outputs/broken +damaged: ", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "arithmetic", "tinystories"])  # each with Python beside it
+def test_a_copied_recipe_is_whole_where_it_was_copied_to(name: str, tmp_path: Path):
+    copied = catalog.copy(name, tmp_path)
+    assert tmp_path / f"{name}.yaml" in copied and all(file.parent == tmp_path for file in copied)
+    script = f"from raft.config import recipe; from pathlib import Path; recipe.load(Path('{name}.yaml'))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == 0 or "variables.data" in done.stderr, done.stderr  # data that the user brings
+    with pytest.raises(UserError, match="exists already, and nothing is overwritten"):
+        catalog.copy(name, tmp_path)
+
+
+def test_every_recipe_can_be_copied(tmp_path: Path):
+    for name in recipe.shipped():
+        (tmp_path / name).mkdir()
+        assert catalog.copy(name, tmp_path / name)[0].exists()
+
+
+def test_a_recipe_is_copied_to_a_file_of_another_name_with_what_it_needs_beside_it(tmp_path: Path):
+    names = {file.name for file in catalog.copy("quickstart", tmp_path / "my.yaml")}
+    assert names == {"my.yaml", "quickstart-policy.yaml", "quickstart-reward.yaml", "acorn_cafe.py"}
+    with pytest.raises(UserError, match="there is no such folder"):
+        catalog.copy("quickstart", tmp_path / "nowhere" / "my.yaml")
+
+
+def test_options_lists_every_option_of_every_kind_and_job():
+    classes = dict(JOBS)
+    for section, kinds in registry.TABLE.items():
+        classes |= {f"{section}.{kind}": registry.find(section, kind) for kind in kinds}
+        assert [line.split(":")[0] for line in options.listed(section)] == [f"{section}.{kind}" for kind in kinds]
+    for name, cls in classes.items():
+        lines = list(options.listed(name))
+        for item in dataclasses.fields(cls):
+            assert any(line.startswith(f"  {item.name} ") for line in lines) == item.init, (name, item.name)
+    head = next(line for line in options.listed("reward.model") if line.startswith("  head "))
+    assert "auto, quantile" in head and "(default: auto)" in head
+    assert set(options.listed(None)) >= {"jobs: " + ", ".join(JOBS)}
+    with pytest.raises(UserError, match=r"did you mean reward\.judge\?"):
+        list(options.listed("reward.juge"))
+
+
+def test_env_names_what_a_report_of_a_fault_needs(tmp_path: Path):
+    done = worlds.raft(tmp_path, "env")
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert found["torch"] == version("torch") and found["raft"] and found["device"] in ("cpu", "cuda")
+    assert "cores" in found["processor"] and found["python"].startswith("3.")
