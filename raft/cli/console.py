@@ -75,7 +75,14 @@ class Console(Observer):
         if self.recipe.job == "evaluate-reward":
             say(compared(artifact.path))
             return
-        say("  " + "  ".join(f"{name} {value:.4g}" for name, value in artifact.stamp["measured"].items()))
+        measured = artifact.stamp["measured"]
+        say("  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+        if (low := measured.get("eval/accuracy_low")) is not None and low <= 0.5:
+            say(
+                f"warning: the interval of its accuracy on held-out pairs, {low:.3f} to "
+                f"{measured['eval/accuracy_high']:.3f}, holds 0.5: it may be no better than chance; train "
+                "it on more pairs, or hold more pairs out"
+            )
 
     def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""

@@ -6,10 +6,13 @@ a warning is printed and kept.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from raft.core.errors import RowError
 from raft.core.records import Group, Prompt, Response
+from raft.core.run_paths import RunPaths
+from raft.store.stamps import read_stamp
 
 PAIRS = [  # a question, a better and a worse answer; a model that does not distinguish them is read wrongly
     ("What is the capital of France?", "The capital of France is Paris.", "banana banana banana banana"),
@@ -178,11 +181,23 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     right = sum(better.reward > worse.reward for better, worse in scores)
     if right * 2 >= len(scores) and scores:
         return "ok", f"prefers the better answer in {right} of {len(scores)} plain pairs"
+    if (accuracy := _measured_accuracy(Path(reward.model))) is not None:
+        return "ok", (
+            f"prefers the better answer in {right} of {len(scores)} plain pairs, which it was not made for; on "
+            f"held-out pairs of its own kind its accuracy is {accuracy:.3f}"
+        )
     return "warning", (
         f"prefers the better answer in only {right} of {len(scores)} plain pairs; that is to be expected of a model "
         "trained on other matters (measure it on pairs of its own kind, job: evaluate-reward), else look at template, "
         "label and head"
     )
+
+
+def _measured_accuracy(model: Path) -> float | None:
+    """The accuracy on held-out pairs of a reward model that raft trained, None where it is not known."""
+    if read_stamp(model) is None or (stamp := read_stamp(RunPaths(model.parent).metrics)) is None:
+        return None
+    return stamp["measured"].get("eval/accuracy")
 
 
 def _room(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:

@@ -1,11 +1,13 @@
 """Laws of the doctor: a sound reward model passes, and each thing that can be wrong with one has its finding."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import worlds
+from folders import stamp
 from heads import LLAMA_GATE, gate, make, rand, speak_llama
 from reward_models import SIZE, edit, save
 
@@ -75,6 +77,22 @@ def test_a_reward_with_the_wrong_sign_is_warned_of(llama: Path):
     after = findings(reward)["tells_apart"]
     assert f" {6 - right} of 6" in after.message
     assert {before.level, after.level} == ({"ok"} if right == 3 else {"ok", "warning"})
+
+
+def test_a_reward_model_that_raft_trained_is_known_by_its_accuracy_and_not_by_plain_pairs(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(doctor, "PAIRS", doctor.PAIRS[:1])
+    model = tmp_path / "run" / "reward-model"
+    shutil.copytree(llama, model)
+    reward = RewardModel(model=str(model))
+    if findings(reward)["tells_apart"].level == "ok":
+        reward.runner.head.weights["score.weight"].neg_()
+    stamp(model)
+    assert findings(reward)["tells_apart"].level == "warning", "nothing is known of its accuracy"
+    stamp(model.with_name("metrics.json"), measured={"eval/accuracy": 0.8125})
+    found = findings(reward)["tells_apart"]
+    assert found.level == "ok" and "on held-out pairs of its own kind its accuracy is 0.812" in found.message
 
 
 def test_prompts_that_leave_no_room_are_counted(llama: Path):
