@@ -15,6 +15,6 @@ def test_a_reward_model_that_may_be_no_better_than_chance_is_warned_of(low: floa
     console.recipe = SimpleNamespace(job="reward-model")
     measured = {"eval/accuracy": 0.6, "eval/accuracy_low": low, "eval/accuracy_high": 0.781}
     console.on_result(Artifact(Path("metrics.json"), {"measured": measured}))
-    told = capsys.readouterr().out + capsys.readouterr().err
+    told = capsys.readouterr().out
     assert "eval/accuracy 0.6" in told
     assert ("no better than chance" in told and f"{low:.3f} to 0.781" in told) == warned
