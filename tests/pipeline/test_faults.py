@@ -103,6 +103,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(kind, undisturbed, 
     assert_same(tmp_path / "outputs" / "tiny", undisturbed(kind))
 
 
+@pytest.mark.nightly
 @pytest.mark.engine
 def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undisturbed, tmp_path):
     worlds.make_recipe(tmp_path, **recipe("vllm"))
