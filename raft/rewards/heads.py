@@ -90,14 +90,25 @@ class Head:
 
 
 class Layers(Head):
-    """Linear maps with a ReLU between each two of them. `layers` are the names of each one's weight and bias."""
+    """Linear maps with a ReLU between each two of them."""
 
-    layers: Sequence[tuple[str, str | None]]
+    prefixes: ClassVar[tuple[str, ...]]  # of the names of each map's weight and bias
+    bias: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False  # whether config.json names the outputs, and counts them
 
-    def use_layers(self, *prefixes: str, bias: bool = True) -> None:
-        """Sets the layers, and with them the width: `prefix.weight` and `prefix.bias` for each prefix."""
-        self.layers = [(self.use(f"{one}.weight"), self.use(f"{one}.bias") if bias else None) for one in prefixes]
+    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
+        super().__init__(weights, config, tokenizer)
+        self.layers = [
+            (self.use(f"{prefix}.weight"), self.use(f"{prefix}.bias") if self.bias else None)
+            for prefix in self.maps(config)
+        ]
         self.width = len(self.weights[self.layers[-1][0]])
+        if self.labelled:
+            self.names = labels(config, self.width)
+
+    def maps(self, config: Any) -> Sequence[str]:
+        """The prefixes of the linear maps, in order."""
+        return self.prefixes
 
     def read(self, last: "Tensor") -> "Tensor":
         for number, (weight, bias) in enumerate(self.layers):
@@ -115,12 +126,8 @@ class Classifier(Layers):
     architectures: ClassVar[tuple[str, ...]] = ("*ForSequenceClassification",)
     signature = r"score\.weight|classifier\.|classification_head\."
     tensors = r"score\.weight"
-    bias: ClassVar[bool] = False
-
-    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
-        super().__init__(weights, config, tokenizer)
-        self.use_layers("score", bias=self.bias)
-        self.names = labels(config, self.width)
+    prefixes = ("score",)
+    labelled = True
 
 
 class Attributes(Classifier):
@@ -139,10 +146,7 @@ class Regression(Layers):
     name = "regression"
     architectures = ("LlamaRewardModel",)
     signature = tensors = r"regression_head\.weight"
-
-    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
-        super().__init__(weights, config, tokenizer)
-        self.use_layers("regression_head", bias=False)
+    prefixes = ("regression_head",)
 
 
 class MLP(Layers):
@@ -152,11 +156,8 @@ class MLP(Layers):
     architectures = ("INFORMForSequenceClassification",)
     signature = r"score\.0\.weight"
     tensors = r"score\.\d+\.(weight|bias)"
-
-    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
-        super().__init__(weights, config, tokenizer)
-        self.use_layers("score.0", "score.2")
-        self.names = labels(config, self.width)
+    prefixes = ("score.0", "score.2")
+    bias = labelled = True
 
 
 class Value(Layers):
@@ -165,12 +166,13 @@ class Value(Layers):
     name = "value"
     signature = r"v_head\.summary"
     tensors = r"v_head\.summary\..*"
+    bias = True
 
-    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
-        super().__init__(weights, config, tokenizer)
+    def maps(self, config: Any) -> Sequence[str]:
+        if "v_head.summary.weight" in self.weights:
+            return ["v_head.summary"]
         inner = int(getattr(config, "vhead_num_layers", 1))
-        several = [f"v_head.summary.{place}" for place in range(0, 2 * (1 + inner), 2)]
-        self.use_layers(*(["v_head.summary"] if "v_head.summary.weight" in weights else several))
+        return [f"v_head.summary.{place}" for place in range(0, 2 * (1 + inner), 2)]
 
 
 class Token(Layers):
@@ -179,10 +181,7 @@ class Token(Layers):
     name = "token"
     signature = r"(?!)"  # every language model has an lm_head; only the recipe can say that it is a reward
     tensors = r"lm_head\.weight"
-
-    def __init__(self, weights: "dict[str, Tensor]", config: Any, tokenizer: Any):
-        super().__init__(weights, config, tokenizer)
-        self.use_layers("token", bias=False)
+    prefixes = ("token",)
 
     @classmethod
     def load(cls, config: Any, checkpoint: Checkpoint, tokenizer: Any, label: Any) -> Self:
