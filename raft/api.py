@@ -11,6 +11,7 @@ environment, current folder, logging and random states are after each call what 
 
 import asyncio
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -424,7 +425,7 @@ def _as_before(quiet: bool) -> Iterator[None]:
     """Inside the block raft works as on the command line; afterwards the process is as it was."""
     from raft.core import device
 
-    environment, shown = dict(os.environ), progress.SHOWN.set(not quiet)
+    environment, shown, frozen = dict(os.environ), progress.SHOWN.set(not quiet), gc.get_freeze_count()
     loop = asyncio._get_running_loop()  # a notebook's: it waits for this call, in which requests have one of their own
     asyncio._set_running_loop(None)
     user_code.forget()
@@ -433,6 +434,8 @@ def _as_before(quiet: bool) -> Iterator[None]:
             yield
     finally:
         device.take(None)
+        if not frozen:
+            gc.unfreeze()  # loading a model took all that was there out of the collections, a notebook's objects too
         user_code.forget()
         asyncio._set_running_loop(loop)
         progress.SHOWN.reset(shown)

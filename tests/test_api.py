@@ -1,6 +1,7 @@
 """raft from Python: the same artifacts as the command line, and a process that is left as it was."""
 
 import asyncio
+import gc
 import importlib
 import json
 import linecache
@@ -393,8 +394,10 @@ def test_the_process_is_left_as_it_was(world):
             random.getstate(),
             np.random.get_state()[1].tolist(),
             given._lent,
+            gc.get_freeze_count(),
         ]
 
+    gc.unfreeze()  # as in a process of its own
     before = state()
     raft.run("recipe.yaml", **SMALL)
     after = state()

@@ -10,6 +10,7 @@ from raft.config import recipe
 from raft.core.errors import UserError
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import safe
+from raft.metrics import reward_metrics
 from raft.store import runs, stamps
 
 WORD = re.compile(r"[\w./-]+")
@@ -57,8 +58,9 @@ def _line(folder: Path) -> str:
         about, rows = runs.about(folder), runs.metrics_rows(folder)
         complete = stamps.complete(folder)
         state = "at work" if runs.is_running(folder) else f"iteration {complete[-1]}" if complete else ""
-        key = next((key for key in ("reward/eval", "gold/eval") if any(key in row for row in rows)), None)
-        last = "" if key is None else f"{key} {[row[key] for row in rows if key in row][-1]:.3f}"
+        key = reward_metrics.held_out_key(rows)
+        measured = [row[key] for row in rows if key in row]
+        last = f"{key} {measured[-1]:.3f}" if measured else ""
         best = RunPaths(folder).best
         place = f"best: {best.readlink()}" if best.is_symlink() else ""
         return "  " + "  ".join(filter(None, (f"{folder!s:40s}", f"{about['job']:15s}", state, last, place)))
@@ -68,11 +70,11 @@ def _line(folder: Path) -> str:
 
 def _needed(source: Path) -> Iterator[Path]:
     """A recipe, and the files beside it that it names: recipes that it needs, Python, templates; each once."""
+    beside = {file for file in source.parent.iterdir() if file.is_file()}
     found, waiting = {source}, [source]
     while waiting:
-        words = WORD.findall(waiting.pop().read_text(encoding="utf-8"))
-        beside = {source.parent / name for word in words for name in (word, f"{word}.py")}
-        new = {file for file in beside if file.is_file()} - found
+        words = set(WORD.findall(waiting.pop().read_text(encoding="utf-8")))
+        new = {file for file in beside - found if file.name in words or (file.suffix == ".py" and file.stem in words)}
         found |= new
         waiting += [file for file in new if file.suffix in (".yaml", ".py")]
     yield from sorted(found)

@@ -36,8 +36,8 @@ class Console(Observer):
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
         stamp = read_stamp(last_artifact(run.folder, self.recipe))
-        self.finished = stamp is not None
-        if stamp is not None:
+        self.finished = stamp is not None and not run.lost
+        if stamp is not None and self.finished:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
             say(f"finished already, on {made}; nothing to do")
 
@@ -88,10 +88,10 @@ class Console(Observer):
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""
         if loaded.recipe.job != "align":
             return
-        paths, rows = RunPaths(run.folder), list(records.read(RunPaths(run.folder).rows))
+        paths = RunPaths(run.folder)
         if not self.finished:
             say(f"\n{before_and_after(run.folder)}")
-        say("\n" + "\n".join(verdict(run, rows)))
+        say("\n" + "\n".join(verdict(run)))
         say(f"curve:       {paths.curve}\nnumbers:     {paths.rows}")
         if (comparison := forecast.compare(run.folder)) is not None:
             say(f"\n{comparison}")
@@ -106,11 +106,10 @@ class Console(Observer):
         say("\nnext: " + "\n      ".join(listed))
 
 
-def verdict(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+def verdict(run: Run) -> list[str]:
     """Whether the last evaluated policy is better than the first, by each held-out reward, and where the best lies."""
     lines = []
-    last = max((row["iteration"] for row in rows if "reward/eval" in row or "gold/eval" in row), default=0)
-    for key, gain in gains(run, last).items() if last else ():
+    for key, (last, gain) in gains(run).items():
         label = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}[key]
         kind = "no clear gain" if not gain.clear else "a clear gain" if gain.difference > 0 else "a clear loss"
         lines.append(

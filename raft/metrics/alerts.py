@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raft.metrics.reward_metrics import NORMAL_95
+from raft.metrics.reward_metrics import NORMAL_95, held_out_key
 
 Rows = Sequence[dict[str, Any]]  # of metrics.jsonl, as far as the run has come
 Level = Literal["ok", "watch", "warning"]
@@ -105,7 +105,7 @@ def times_first(key: str, message: str) -> Look:
 
 def gain(rows: Rows, patience: int) -> tuple[Level, str] | None:
     """No gain of held-out reward in `patience` evaluations, beyond a standard error (the RAFT paper stops there)."""
-    key = "reward/eval" if _series(rows, "reward/eval") else "gold/eval"
+    key = held_out_key(rows)
     series = _series(rows, key)
     if len(series) <= patience:
         return None

@@ -224,6 +224,11 @@ def on_common_prompts(
     return found
 
 
+def held_out_key(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figure by which policies are compared: gold/eval where no row has a held-out reward."""
+    return "reward/eval" if any("reward/eval" in row for row in rows) else "gold/eval"
+
+
 def merged(contents: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl out of the metrics.json of each iteration: row i holds what is known of policy i.
 

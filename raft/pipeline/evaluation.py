@@ -113,7 +113,7 @@ def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     had perhaps another reward, and are not this run's to delete. `rows` are those of metrics.jsonl.
     """
     own = [row for row in rows if not run.iteration(row["iteration"]).shared]
-    key = "reward/eval" if any("reward/eval" in row for row in own) else "gold/eval"
+    key = reward_metrics.held_out_key(own)
     own = [row for row in own if key in row]
     numbers = {row["iteration"] for row in own}
     means = measuring.held_out_means(run.folder)[key]
@@ -121,12 +121,12 @@ def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
 
 
-def gains(run: Run, policy: int) -> dict[str, Gain]:
-    """How a policy compares with the first one, by the figures of held-out rewards that both have."""
-    means = measuring.held_out_means(run.folder)
-    found = {
-        key: reward_metrics.gain(of[0], of[policy])
-        for key, of in means.items()
-        if {0, policy} <= of.keys() and len(of[0]) == len(of[policy])
-    }
-    return {key: gain for key, gain in found.items() if gain is not None}
+def gains(run: Run) -> dict[str, tuple[int, Gain]]:
+    """The last policy that is evaluated, and how it compares with the first, by each figure that both have."""
+    found: dict[str, tuple[int, Gain]] = {}
+    for key, means in measuring.held_out_means(run.folder).items():
+        last = max(means, default=0)
+        same = last > 0 and 0 in means and len(means[0]) == len(means[last])
+        if same and (gain := reward_metrics.gain(means[0], means[last])) is not None:
+            found[key] = last, gain
+    return found

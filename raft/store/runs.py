@@ -168,7 +168,7 @@ class Run(Folder):
     """A run's folder, locked while it works."""
 
     def __init__(self, folder: Path, seed: int):
-        self.seed = seed
+        self.seed, self.lost = seed, False  # whether artifacts that were finished are gone, and are made again
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -219,6 +219,7 @@ class Run(Folder):
             own = not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
             if own and not path.exists() and not stamp.get("pruned"):
                 stamp_path(path).unlink()
+                self.lost = True
         stamps.require_all(self.folder)
 
     def rebuild_metrics(self) -> list[dict[str, Any]]:
@@ -240,12 +241,12 @@ class Run(Folder):
 
     def link_best(self, best: int) -> None:
         """Points the link `best` to a policy, or takes it away where that policy has been deleted."""
-        link, policy = RunPaths(self.folder).best, self.iteration(best).folder / "policy"
-        if link.exists() and not link.is_symlink():
-            return  # of the user's own
-        link.unlink(missing_ok=True)
-        if policy.exists():
-            link.symlink_to(policy.relative_to(self.folder))
+        link, policy = RunPaths(self.folder).best, RunPaths(self.folder).iteration(best).policy
+        target = policy.relative_to(self.folder) if policy.exists() else None
+        if link.is_symlink() and link.readlink() != target:
+            link.unlink()
+        if target is not None and not os.path.lexists(link):  # what is there without being a link is the user's own
+            link.symlink_to(target)
 
 
 def last_artifact(folder: Path, job: Any) -> Path:

@@ -42,6 +42,19 @@ def test_a_copied_recipe_is_whole_where_it_was_copied_to(name: str, tmp_path: Pa
         catalog.copy(name, tmp_path)
 
 
+def test_only_files_beside_a_recipe_are_copied_with_it(tmp_path: Path):
+    (tmp_path / "data.jsonl").write_text("{}")
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "here" / "below" / "b.py").write_text("")
+    words = f"{tmp_path}/data.jsonl ../data.jsonl below/b.py rules:f page.jinja"
+    (tmp_path / "here" / "r.yaml").write_text(f"# {words}\nname: r\n")
+    for name in ("rules.py", "page.jinja", "other.py"):
+        (tmp_path / "here" / name).write_text("")
+    (tmp_path / "to").mkdir()
+    copied = catalog.copy(str(tmp_path / "here" / "r.yaml"), tmp_path / "to")
+    assert {file.name for file in copied} == {"r.yaml", "rules.py", "page.jinja"}
+
+
 def test_every_recipe_can_be_copied(tmp_path: Path):
     for name in recipe.shipped():
         (tmp_path / name).mkdir()

@@ -132,6 +132,14 @@ def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
     assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
 
 
+def test_a_run_of_which_something_is_gone_is_not_called_finished(finished):
+    prompts = finished / "outputs" / "tiny" / "iterations" / "001" / "prompts.jsonl"
+    before = prompts.read_bytes()
+    prompts.unlink()
+    done = worlds.raft(finished, "run", "recipe.yaml")
+    assert done.returncode == 0 and "finished already" not in done.stdout and prompts.read_bytes() == before
+
+
 def test_only_the_policies_that_keep_asks_for_stay_and_the_others_leave_their_stamps(finished):
     run = finished / "outputs" / "tiny"
     rows = list(read(run / "metrics.jsonl"))

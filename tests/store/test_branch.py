@@ -221,6 +221,20 @@ def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     assert best_policy(run, rows) == 2 and best_policy(run, rows[:1]) == 0
 
 
+def test_the_link_to_the_best_policy_leads_to_one_that_is_there_and_replaces_nothing_else(tmp_path):
+    run = Run(tmp_path / "run", 0)
+    for number in (1, 2):
+        (run.iteration(number).folder / "policy").mkdir(parents=True)
+    for best, target in ((1, "iterations/001/policy"), (2, "iterations/002/policy"), (2, "iterations/002/policy")):
+        run.link_best(best)
+        assert str((run.folder / "best").readlink()) == target
+    run.link_best(3)
+    assert not (run.folder / "best").is_symlink(), "that policy was deleted"
+    (run.folder / "best").write_text("mine")
+    run.link_best(1)
+    assert (run.folder / "best").read_text() == "mine"
+
+
 def test_best_keeps_the_last_policy_too_so_that_a_finished_run_can_be_extended(tmp_path):
     kept = {}
     for keep in ("last", "best", "all"):
