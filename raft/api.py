@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.core import atomic, given, logs, progress, records, signals, user_code
+from raft.core import atomic, garbage, given, logs, progress, records, signals, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.records import Example, Pair, Prompt, Response, Score
 from raft.core.run_paths import IterationPaths, RunPaths
@@ -435,7 +435,7 @@ def _as_before(quiet: bool) -> Iterator[None]:
     finally:
         device.take(None)
         if not frozen:
-            gc.unfreeze()  # loading a model took all that was there out of the collections, a notebook's objects too
+            garbage.restore()  # loading a model took all that was there out of the collections, a notebook's too
         user_code.forget()
         asyncio._set_running_loop(loop)
         progress.SHOWN.reset(shown)

@@ -22,6 +22,6 @@ def test_the_blocks_of_the_page_run_from_top_to_bottom_as_they_stand(tmp_path):
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"print\(.*\)  # (<raft\.Run.*>)$", "\n".join(blocks), re.MULTILINE)
     assert len(promised) == 2 and all(f"{line}\n" in done.stdout for line in promised), done.stdout
-    assert "section.reward.function.code: was " in done.stdout and "argument: generator.k: 0 is out" in done.stdout
+    assert "section.function.code: was " in done.stdout and "argument: generator.k: 0 is out" in done.stdout
     assert [raft.open_run(tmp_path / "outputs" / name).iterations for name in ("red", "blue", "watched")] == [2, 1, 1]
     assert (tmp_path / "length.svg").exists() and (tmp_path / "outputs/red/report.html").exists()

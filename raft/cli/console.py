@@ -36,7 +36,7 @@ class Console(Observer):
         logs.begin(run.folder)
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
         stamp = read_stamp(last_artifact(run.folder, self.recipe))
-        self.finished = stamp is not None and not run.lost
+        self.finished = stamp is not None and not run.incomplete
         if stamp is not None and self.finished:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
             say(f"finished already, on {made}; nothing to do")

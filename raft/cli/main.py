@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
     signals.begin(_again())
     status = execute(parse(arguments))
-    if status or "vllm" in sys.modules or any(thread.is_alive() for thread in user_code.LEFT):
+    if status or "torch" in sys.modules or any(thread.is_alive() for thread in user_code.LEFT):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # whoever read it may be gone
                 stream.flush()
-        os._exit(status)  # threads of an engine would keep the process alive, and one asleep frees memory that it lacks
+        os._exit(status)  # Python's shutdown looks through the libraries for seconds, and waits for an engine's threads
     signals.end()
 
 

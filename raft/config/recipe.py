@@ -41,6 +41,8 @@ class Loaded:
     lines: dict[str, str]  # the place of each of its keys
     outputs: Path = OUTPUTS
     text: str | None = None  # of a recipe without a file
+    overrides: tuple[str, ...] = ()
+    python: bool = False  # whether Python asked for it, and perhaps gave objects that no command line has
 
     @property
     def folder(self) -> Path:
@@ -132,7 +134,9 @@ def load(
         recipe = build(JOBS[job], config, "", faults)
     if faults:
         raise RecipeError(path, faults, lines)
-    return Loaded(recipe, config, path, needs, lines, outputs, given.text if given else None)
+    return Loaded(
+        recipe, config, path, needs, lines, outputs, given.text if given else None, tuple(overrides), given is not None
+    )
 
 
 def read_one(
@@ -162,7 +166,8 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | No
     with importable_from(origin):
         named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
         loaded = load(run.resolved, [named, *overrides], given=given)
-    return replace(loaded, path=origin if origin.exists() else run.recipe, outputs=folder.parent)
+    words = (*known.get("overrides", ()), *overrides)
+    return replace(loaded, path=origin if origin.exists() else run.recipe, outputs=folder.parent, overrides=words)
 
 
 def _origin(known: dict[str, Any], folder: Path) -> Path:

@@ -4,6 +4,7 @@ A component is a frozen dataclass: its fields are its options. Fields carry mark
 `keys.describe`):
 
 - `speed()`: the option changes how fast, never what; it is in no key.
+- `only(stage)`: the option matters to one stage alone; it is in the keys of no other.
 - `choice(NAMES)`: the option is one of the names of a registry.
 - `source("file" | "model" | "code" | "template" | "served")`: the option names something outside; its content is in the
   key, its name is not. A template is one of raft's own by its short name, or a file; what is served is a model, or the
@@ -33,6 +34,11 @@ class Fault:
 def speed(default: Any = MISSING, **options: Any) -> Any:
     """A field that changes only how fast the same result is made."""
     return field(default=default, metadata={"speed": True}, **options)
+
+
+def only(stage: str, default: Any = MISSING, **options: Any) -> Any:
+    """A field that only one stage reads: what other stages make does not depend on it."""
+    return field(default=default, metadata={"only": stage}, **options)
 
 
 def source(kind: str, default: Any = MISSING, **options: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 
 from raft.core import protocols, records
 from raft.core.errors import RowError, UserError
-from raft.core.options import faults_of_range, section
+from raft.core.options import faults_of_range, only, section
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -251,9 +251,9 @@ class Prompts(Reading):
 
     prompt_column: str = "prompt"
     meta: list[str] | None = None
-    per_iteration: int = 2048
+    per_iteration: int = only("draw", 2048)
     max_prompt_length: int = 256
-    weight: float = 1.0
+    weight: float = only("draw", 1.0)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Values out of range."""
@@ -306,7 +306,7 @@ class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
     sources: list[Any] = section("prompts")
-    per_iteration: int = 2048
+    per_iteration: int = only("draw", 2048)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is not a list of parts."""

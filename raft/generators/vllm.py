@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.core import device, logs
+from raft.core import device, garbage, logs
 from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.seeds import derive
@@ -153,7 +153,7 @@ def close() -> None:
     for engine in _engines.values():
         engine.llm.engine_core.shutdown()
     _engines.clear()
-    gc.unfreeze()
+    garbage.restore()
     gc.collect()
 
 
@@ -213,7 +213,8 @@ class Engine:
         self.most = self.llm.vllm_config.scheduler_config.max_num_seqs
         self.prove(policy)
         gc.collect()
-        gc.freeze()  # a million objects that stay need not be looked through after each training and while generating
+        garbage.restore()
+        garbage.spare()  # the engine's objects too
 
     def hold(self, policy: Policy) -> None:
         """Makes the engine hold this policy, awake and proved."""

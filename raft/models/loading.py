@@ -1,7 +1,5 @@
 """Loading a model with transformers: whole, without code from elsewhere, and without words on the screen."""
 
-import atexit
-import gc
 import pickle
 import re
 from collections.abc import Collection, Iterator
@@ -9,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raft.core import garbage
 from raft.core.errors import UserError
 from raft.models import model_folder
 from raft.models.checkpoint import Checkpoint, unreadable
@@ -29,7 +28,7 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
     import torch
     import transformers
 
-    _spare_libraries()
+    garbage.spare()
     model_folder.check(model_folder.whole(folder))
     options.setdefault("dtype", torch.float32)
     try:
@@ -114,14 +113,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
-
-
-def _spare_libraries() -> None:
-    """Takes what lives now, the libraries for the most part, out of the collections of garbage, once.
-
-    Every stage collects what its model leaves behind. Looking through a million objects that stay takes 0.3 to 1 s
-    each time.
-    """
-    if not gc.get_freeze_count():
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # nanobind takes what is frozen at the end for a leak, and prints pages about it

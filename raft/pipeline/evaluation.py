@@ -81,10 +81,12 @@ class Evaluator:
             )  # fmt: skip
         made = {"answers": answers}
         for name, (file, reward) in scored.items():
-            made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers)
-            if not it.is_done("metrics.json"):  # what was measured stays measured, whatever the limit has become since
-                limit = self.recipe.selection.max_failed_fraction
-                measuring.refuse_failed(made[name], limit, f"held-out answers of policy {it.number}", REWARDS[name])
+            limit = measuring.MaxFailed(
+                fraction=self.recipe.selection.max_failed_fraction,
+                of=f"held-out answers of policy {it.number}",
+                reward=REWARDS[name],
+            )
+            made[name] = it.once(file, stages.score, reward, prompts=prompts, responses=answers, limit=limit)
         if options.kl and policy is not self.first:
             made["likelihoods"] = it.once(
                 "evaluation/likelihoods.jsonl", stages.logprobs, self.first, policy=policy, prompts=prompts,

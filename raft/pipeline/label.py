@@ -16,6 +16,7 @@ from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
+from raft.store.measuring import MaxFailed
 from raft.store.runs import Run
 
 
@@ -32,7 +33,8 @@ def label(recipe: Label, run: Run, observer: Observer) -> None:
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         with streamed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)
-    scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
+    limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
+    scores = run.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses, limit=limit)
     selected = run.once(
         "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
     )

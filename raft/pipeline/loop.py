@@ -6,6 +6,7 @@ made it already. That is why a killed run goes on by the same command: everythin
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from raft.config.jobs import JOB_OUTPUTS, Align, FineTune, TrainReward
 from raft.config.recipe import Loaded
@@ -20,6 +21,8 @@ from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store import timeline
 from raft.store.keys import Artifact
+from raft.store.measuring import MaxFailed
+from raft.store.replay import continued
 from raft.store.runs import Folder, Run
 from raft.store.stamps import require
 
@@ -30,6 +33,7 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     first = policy = start.once("policy", stages.link_model, recipe.policy, probed=True)
     recipe = replace(recipe, generator=supported_or_transformers(recipe.generator, first, observer.on_notice))
     evaluation = Evaluator(recipe, run, first, observer)
+    limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
     evaluation.evaluate(start, policy)
@@ -39,10 +43,12 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         with streamed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
-        scores = it.once("scores.jsonl", stages.score, recipe.reward, prompts=prompts, responses=responses)
-        made = {"prompts": prompts, "responses": responses, "scores": scores}
+        made = {"prompts": prompts, "responses": responses}
+        scores = it.once("scores.jsonl", stages.score, recipe.reward, **made, limit=limit)
         reference = likelihoods(recipe, it, first, policy, prompts, responses)
-        selected = it.once("selected.jsonl", stages.select, recipe.selection, **made, reference=reference)
+        selected = it.once(
+            "selected.jsonl", stages.select, recipe.selection, **made, scores=scores, reference=reference
+        )
         origin = policy if recipe.train_from == "previous" else first
         policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
         evaluation.evaluate(it, policy, scores=scores, responses=responses, selected=selected)
@@ -115,10 +121,11 @@ JOBS: dict[str, Callable[..., None]] = {
 def run(loaded: Loaded, observer: Observer) -> None:
     """Runs a recipe and those it needs first, each from where it was left."""
     for one in [*loaded.needs, loaded]:
-        with importable_from(one.path), Run.opened(one) as opened:
+        job = JOBS[one.recipe.job]
+        with importable_from(one.path), continued(one, partial(job, one.recipe, observer=Observer())) as opened:
             observer.on_run_begin(opened, one)
             try:
-                JOBS[one.recipe.job](one.recipe, opened, observer)
+                job(one.recipe, opened, observer)
             finally:
                 timeline.record(opened.folder)
             if one is not loaded:

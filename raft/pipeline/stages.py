@@ -22,7 +22,7 @@ from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
-from raft.store.measuring import ranks_of, refuse_failed, refuse_other_prompts, rewards_of
+from raft.store.measuring import MaxFailed, ranks_of, refuse_other_prompts, rewards_of
 
 HELD_OUT = "held out for evaluation"
 
@@ -271,9 +271,13 @@ def _stream_seed(output: ArtifactWriter, stream: str | None) -> int:
     return derive(output.seed, stream if stream is not None else f"iteration {output.iteration}")
 
 
-def score(reward: Any, output: ArtifactWriter, prompts: Artifact, responses: Artifact) -> None:
-    """One score for each response."""
+def score(
+    reward: Any, output: ArtifactWriter, prompts: Artifact, responses: Artifact, limit: MaxFailed | None = None
+) -> None:
+    """One score for each response. UserError if more than `limit` have none; those that have one are kept for later."""
     score_groups(reward, output, records.groups(prompts.path, responses.path), [row["id"] for row in prompts.read()])
+    if limit is not None:
+        limit.require(output.path)
 
 
 def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], ids: Sequence[str]) -> None:
@@ -346,7 +350,6 @@ def select(
     from raft.pipeline import selection as selections
 
     refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
-    refuse_failed(scores, selection.max_failed_fraction)
     rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()

@@ -33,7 +33,7 @@ def streamed(place: Folder, responses: str, scores: Mapping[str, Any], prompts: 
     followers = [
         StreamingScorer(place, responses, name, reward, prompts)
         for name, reward in scores.items()
-        if protocols.remote(reward) and not place.shared and not place.is_done(responses)
+        if protocols.remote(reward) and place.run.makes and not place.shared and not place.is_done(responses)
     ]
     for one in followers:
         one.start()

@@ -12,6 +12,7 @@ from raft.core import records, signals
 from raft.core.atomic import create
 from raft.core.errors import UserError
 from raft.core.progress import Progress
+from raft.core.terminal import complain
 from raft.models import jinja
 from raft.store.stamps import differences
 
@@ -54,10 +55,12 @@ class ArtifactWriter:
     def resume(self) -> dict[str, int]:
         """Opens the partial file where an earlier attempt left it: ids that are done, and where they stand.
 
-        A record that was cut off in the middle is cut away. UserError if the file is of other inputs, or damaged.
+        A record that was cut off in the middle is cut away. UserError if the file is damaged. What was half-made from
+        other inputs waits beside it under the name of its key, and goes on when they come back.
         """
         if self.partial.is_symlink():
             raise UserError(f"{self.partial} is a link, and raft writes through none inside a run; delete it")
+        self._change_places()
         if self.partial.exists():
             self._recover()
         self._file = open(self.partial, "ab")  # noqa: SIM115 - `close` closes it, or the end of the process
@@ -98,12 +101,12 @@ class ArtifactWriter:
                 if not line.endswith(b"\n"):
                     break
                 row = self._row(number, line)
-                if number == 1:
-                    self._require_same(row)
-                elif not isinstance(name := row.get("prompt_id"), str) or name in self.offsets:
-                    said = f"a second row of prompt {name!r}" if isinstance(name, str) else "a row without a prompt_id"
-                    raise self._damaged(number, said)
-                else:
+                if number > 1:
+                    name = row.get("prompt_id")
+                    if not isinstance(name, str):
+                        raise self._damaged(number, "a row without a prompt_id")
+                    if name in self.offsets:
+                        raise self._damaged(number, f"a second row of prompt {name!r}")
                     self.offsets[name] = end
                 end += len(line)
         os.truncate(self.partial, end)
@@ -120,13 +123,31 @@ class ArtifactWriter:
     def _damaged(self, number: int, said: str) -> UserError:
         return UserError(f"{self.partial}:{number}: damaged: {said}; delete that file to make all of it again")
 
-    def _require_same(self, head: dict[str, Any]) -> None:
-        """UserError if the rows were made of something else; it names what, as far as the head says."""
-        if head.get("hash") != self.hash:
-            changed = differences(head["key"], self.key) if isinstance(head.get("key"), dict) and self.key else ()
-            listed = "".join(f"  {change}\n" for change in itertools.islice(changed, 12))
-            raise UserError(
-                f"{self.partial}: half-made from other inputs than those of now"
-                + (f"; what changed:\n{listed}" if listed else "; ")
-                + "delete that file to make it again, or go back to the inputs that it was made from"
-            )
+    def _change_places(self) -> None:
+        """Moves a partial file of other inputs aside, and one of these inputs, that was moved aside, back."""
+        if (head := self._head()) is not None and head.get("hash") != self.hash:
+            aside = _aside(self.partial, str(head.get("hash")))
+            os.replace(self.partial, aside)
+            complain(f"{self.partial.name}: half-made from other inputs{_listed(head, self.key)}; kept as {aside}")
+        if not self.partial.exists() and (back := _aside(self.partial, self.hash)).is_file() and not back.is_symlink():
+            os.replace(back, self.partial)
+
+    def _head(self) -> dict[str, Any] | None:
+        """The first record of the partial file, which says what it is made from; None where there is no whole one."""
+        if not self.partial.exists():
+            return None
+        with open(self.partial, "rb") as lines:
+            line = lines.readline()
+        return self._row(1, line) if line.endswith(b"\n") else None
+
+
+def _aside(partial: Path, key: str) -> Path:
+    """Where the rows of another key wait."""
+    return partial.with_name(f"{partial.name}.{key[:12]}")
+
+
+def _listed(head: dict[str, Any], key: dict[str, Any]) -> str:
+    """What is different now, as far as the head of a partial file says."""
+    changed = differences(head["key"], key) if isinstance(head.get("key"), dict) and key else ()
+    shown = "; ".join(itertools.islice(changed, 3))
+    return f" ({shown})" if shown else ""

@@ -100,6 +100,17 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     commit(new, loaded.folder)
 
 
+def may_branch(folder: Path, number: int, loaded: Loaded) -> bool:
+    """Whether `off` would make a run of this recipe that repeats iteration `number` of a run, as far as is known."""
+    try:
+        _refuse_number(folder, number)
+        _refuse_changes(recipe.load_run(folder), loaded)
+        _refuse_pruned(folder, number)
+    except UserError:
+        return False
+    return True
+
+
 def _refuse_number(folder: Path, number: int) -> None:
     last = max(stamps.complete(folder), default=None)
     if last is None:

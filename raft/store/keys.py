@@ -61,22 +61,22 @@ class Artifact:
         return records.read(self.path)
 
 
-def describe(value: Any) -> Any:
-    """What of an input belongs to a key: options that change the result, and the content of what they name."""
+def describe(value: Any, stage: str = "") -> Any:
+    """What of a stage's input belongs to a key: options that change its result, and the content of what they name."""
     if isinstance(value, Artifact):
         return value.key
     if isinstance(value, list | tuple):
-        return [describe(one) for one in value]
+        return [describe(one, stage) for one in value]
     if isinstance(value, dict):
-        return {name: describe(one) for name, one in value.items()}
+        return {name: describe(one, stage) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     described: dict[str, Any] = {"is": registry.stable_name(type(value))}
     if is_own(value):
         described["code"] = code_hash(type(value))
     for item in dataclasses.fields(value):
-        if not item.metadata.get("speed"):
-            described[item.name] = _described(value, item)
+        if not item.metadata.get("speed") and item.metadata.get("only", stage) == stage:
+            described[item.name] = _described(value, item, stage)
     if hasattr(value, "resolved"):  # what is left open follows the device, and floats with it
         described |= value.resolved()
     if hasattr(value, "identify"):
@@ -84,13 +84,13 @@ def describe(value: Any) -> Any:
     return described
 
 
-def _described(owner: Any, item: dataclasses.Field) -> Any:
+def _described(owner: Any, item: dataclasses.Field, stage: str) -> Any:
     from raft.models import hub
 
     value, kind = getattr(owner, item.name), item.metadata.get("source")
     if value is None or kind is None:
         speed_keys = item.metadata.get("speed_keys", ())
-        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value)
+        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value, stage)
     if kind == "template" and not Path(value).suffix:
         return value
     if kind in ("file", "template"):

@@ -6,10 +6,11 @@ are in `raft.metrics.diagnostics`.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -85,13 +86,7 @@ def rewards_of(scores: Artifact) -> tuple[np.ndarray, list[str]]:
 
     Given groups may differ in size; the places behind the last response of a smaller one are NaN too.
     """
-    errors = [
-        f"prompt {row['prompt_id']}: {one.get('error')}"
-        for row in scores.read()
-        for one in row["scores"]
-        if one.get("reward") is None
-    ]
-    return _table(scores, "reward"), errors
+    return _table(scores, "reward"), _errors(scores.read())
 
 
 def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int, np.ndarray]]:
@@ -112,16 +107,36 @@ def _prompt_means(scores: Path, state: tuple[int, ...]) -> np.ndarray:
     return reward_metrics.prompt_means(rewards_of(Artifact.finished(scores))[0])
 
 
-def refuse_failed(scores: Artifact, max_failed: float, of: str = "responses", reward: str = "reward") -> None:
-    """UserError, with the first reason, if more than the share `max_failed_fraction` of the responses has no reward."""
-    failures = rewards_of(scores)[1]
-    total = sum(len(row["scores"]) for row in scores.read())
-    if len(failures) > max_failed * total:
-        raise UserError(
-            f"{len(failures)} of {total} {of} have no {reward}, more than selection.max_failed_fraction: {max_failed:g}"
-            f" allows; the first: {failures[0]}. Change the reward or the lengths so that they can be scored, or raise "
-            "selection.max_failed_fraction, and run the same command again"
-        )
+@dataclass(frozen=True, kw_only=True)
+class MaxFailed:
+    """The share of responses without a reward that a run tolerates. It changes no result, so it is in no key."""
+
+    fraction: float
+    of: str = "responses"
+    reward: str = "reward"
+    in_no_key: ClassVar[bool] = True
+
+    def require(self, scores: Path) -> None:
+        """UserError, with the first reason, if more of the responses in a file of scores have no reward."""
+        rows = list(records.read(scores))
+        failures = _errors(rows)
+        total = sum(len(row["scores"]) for row in rows)
+        if len(failures) > self.fraction * total:
+            raise UserError(
+                f"{len(failures)} of {total} {self.of} have no {self.reward}, more than selection.max_failed_fraction: "
+                f"{self.fraction:g} allows; the first: {failures[0]}. Change the reward or the lengths so that they "
+                "can be scored, or raise selection.max_failed_fraction, and run the same command again"
+            )
+
+
+def _errors(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Why responses have no reward, each behind its prompt."""
+    return [
+        f"prompt {row['prompt_id']}: {one.get('error')}"
+        for row in rows
+        for one in row["scores"]
+        if one.get("reward") is None
+    ]
 
 
 def ranks_of(scores: Artifact) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""A run on disk, and the one verb that carries it: `once`. The only file that knows directory names.
+"""A run on disk, and the one verb that carries it: `once`.
 
 `once(name, stage, section, **inputs)` returns an artifact, making it only if the same section and the
 same inputs have not already made it. An artifact is written under a temporary name, synced and renamed;
@@ -8,25 +8,22 @@ What was changed or cut since is refused before it is read (`raft.store.stamps`)
 
 import fcntl
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from raft.config.jobs import JOB_RESULTS, MUTABLE_KEYS, Align
-from raft.config.recipe import Loaded, speed_keys
+from raft.config.jobs import JOB_RESULTS, Align
+from raft.config.recipe import Loaded
 from raft.core import given, logs, records, signals, timing, yaml_file
 from raft.core.atomic import (
     commit,
-    create,
     disk_faults,
     fsync,
     read_object,
     remove,
     write_json,
-    write_text,
 )
 from raft.core.errors import UserError
 from raft.core.progress import Progress
@@ -38,7 +35,20 @@ from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
 
-FORMAT = 5  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 6  # of artifacts and keys: raised when an older run could no longer be continued
+DESCRIBING = ("diagnose", "measure")  # stages that only describe what others made: repeated when that changes
+
+
+class Conflict(UserError):
+    """A finished artifact at `path` that was made from something else; `changes` are the keys, with both values."""
+
+    def __init__(self, path: Path, changes: list[str]):
+        self.path, self.changes = path, changes
+        super().__init__(
+            f"{path} was made from something else; what changed:\n"
+            + "".join(f"  {change}\n" for change in changes[:12])
+            + "nothing was overwritten. Go back to what it was, or write to another place"
+        )
 
 
 class Folder:
@@ -50,20 +60,25 @@ class Folder:
     def once(self, name: str, stage: Callable[..., None], section: Any = None, **inputs: Any) -> Artifact:
         """The artifact `name`, made by `stage(section, output, **inputs)` unless that has been done already.
 
-        What is shared with the original run of a branch is used as it is, whatever made it. UserError if the
-        artifact was made from something else: the message names what changed; nothing is overwritten.
+        What is shared with the original run of a branch is used as it is, whatever made it. Conflict if the
+        artifact was made from something else: the message names what changed; nothing is overwritten. Only what
+        describes other artifacts is then made again.
         """
         path = self.folder / name
         if self.run.shares(path):
             return self.existing(name)
         key = self.key(stage, section, inputs)
-        if (stamp := read_stamp(path)) is not None:
-            _refuse_other(path, stamp["key"], key)
-            partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
-            if path.exists() or stamp.get("pruned"):
-                stamps.require(path, stamp, whole=False)
-                return Artifact(path, stamp)
-        return self._make(path, stage, section, inputs, key)
+        stamp = read_stamp(path)
+        if stamp is not None and not (path.exists() or stamp.get("pruned")):
+            stamp = None
+        changes = [] if stamp is None else list(differences(stamp["key"], key))
+        if changes and stage.__name__ not in DESCRIBING:
+            raise Conflict(path, changes)
+        if stamp is None or changes:
+            return self.run.foresee(path, key) or self._make(path, stage, section, inputs, key)
+        partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
+        stamps.require(path, stamp, whole=False)
+        return Artifact(path, stamp)
 
     def key(self, stage: Callable[..., None], section: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """What an artifact of this folder is made from."""
@@ -73,8 +88,12 @@ class Folder:
                 "stage": stage.__name__,
                 "seed": self.run.seed,
                 "iteration": self.number,
-                "section": describe(section),
-                "inputs": {name: describe(value) for name, value in inputs.items()},
+                "section": describe(section, stage.__name__),
+                "inputs": {
+                    name: describe(value, stage.__name__)
+                    for name, value in inputs.items()
+                    if not getattr(value, "in_no_key", False)
+                },
             }
         )
 
@@ -167,8 +186,10 @@ class Folder:
 class Run(Folder):
     """A run's folder, locked while it works."""
 
+    makes: ClassVar[bool] = True  # whether what is missing is made
+
     def __init__(self, folder: Path, seed: int):
-        self.seed, self.lost = seed, False  # whether artifacts that were finished are gone, and are made again
+        self.seed, self.incomplete = seed, False  # whether there is something to make in it though it was finished
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -209,9 +230,13 @@ class Run(Folder):
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             run = cls(folder, loaded.recipe.seed)
             run.look_over()
-            _settle(folder, loaded)
-            with jinja.dated(loaded.recipe.date or about(folder).get("date") or jinja.today()):
+            begun = about(folder).get("date") if RunPaths(folder).about.exists() else None
+            with jinja.dated(loaded.recipe.date or begun or jinja.today()):
                 yield run
+
+    def foresee(self, path: Path, key: dict[str, Any]) -> Artifact | None:
+        """What stands for an artifact that is to be made, in a run that makes nothing."""
+        return None
 
     def look_over(self) -> None:
         """Takes away the stamps of what was deleted, which is made again. UserError if an artifact is damaged."""
@@ -219,7 +244,7 @@ class Run(Folder):
             own = not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
             if own and not path.exists() and not stamp.get("pruned"):
                 stamp_path(path).unlink()
-                self.lost = True
+                self.incomplete = True
         stamps.require_all(self.folder)
 
     def rebuild_metrics(self) -> list[dict[str, Any]]:
@@ -282,7 +307,9 @@ def about(folder: Path) -> dict[str, Any]:
     file = RunPaths(folder).about
     content = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
-    kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(("processes", "shared", "timeline"), list)
+    kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(
+        ("overrides", "processes", "shared", "timeline"), list
+    )
     wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name, kind()), kind)]
     if wrong or "job" not in content:
         reason = f"{wrong[0]} is {content[wrong[0]]!r}" if wrong else "it names no job"
@@ -315,18 +342,6 @@ def shared_names(folder: Path) -> list[str]:
     return about(folder).get("shared", []) if RunPaths(folder).about.exists() else []
 
 
-def _refuse_other(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = list(differences(old, new))
-    if changed:
-        raise UserError(
-            f"{path} was made from something else; what changed:\n"
-            + "".join(f"  {change}\n" for change in changed[:12])
-            + "nothing was overwritten. Go back to what it was, or start a new run (name=...), or begin it again with "
-            "raft run RECIPE --restart, which moves this run aside, or branch off with: raft resume RUN "
-            "--from-iteration N"
-        )
-
-
 def set_aside(folder: Path) -> Path | None:
     """Moves the run of a folder to a name of its own beside it, and gives that; None where there is no run yet."""
     refuse_foreign(folder)
@@ -356,46 +371,6 @@ def refuse_foreign(folder: Path) -> None:
         return
     if {entry.name for entry in folder.iterdir()} - begun:
         raise UserError(f"{folder} exists and is not a run; choose another name=..., or move that folder away")
-
-
-def _settle(folder: Path, loaded: Loaded) -> None:
-    """Writes what the run is, or checks that it still is that; only MUTABLE_KEYS may differ."""
-    import yaml
-
-    run = RunPaths(folder)
-    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
-    if run.resolved.exists():
-        changed = [
-            change
-            for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
-            if change.split(":", 1)[0] not in free
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} is the run of another recipe; what differs:\n"
-                + "".join(f"  {change}\n" for change in changed[:12])
-                + "nothing was changed. Put these keys back, or give the new recipe a name of its own (name=...), or "
-                "begin it again with raft run RECIPE --restart, which moves this run aside and deletes nothing, or "
-                f"branch off with: raft resume {folder} --from-iteration N key=value"
-            )
-    else:
-        with create(run.recipe) as copy:
-            copy.write(loaded.path.read_bytes() if loaded.text is None else loaded.text.encode())
-    write_text(run.resolved, loaded.resolved)
-    if not run.about.exists():
-        write_json(
-            run.about,
-            {
-                "recipe": str(loaded.path.absolute()),
-                "folder": str(Path.cwd()),
-                "outputs": os.path.relpath(folder.parent.absolute()),
-                "job": loaded.recipe.job,
-                "seed": loaded.recipe.seed,
-                "date": loaded.recipe.date or jinja.today(),
-                "versions": versions(),
-                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-            },
-        )
 
 
 @contextmanager

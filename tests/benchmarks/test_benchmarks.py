@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 @pytest.mark.engine
 def test_the_gpu_benchmark_runs_whole_counts_every_token_and_starts_one_engine(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", str(tmp_path)]

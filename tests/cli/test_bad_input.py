@@ -84,11 +84,14 @@ def test_rewards_that_cannot_be_given_stop_the_run_and_are_never_zero(world):
     (world / "moods.py").write_text("def moody(prompt, response):\n    raise ValueError('not today')\n")
     done = worlds.raft(world, "run", "recipe.yaml", "name=moody", "reward.function=moods:moody")
     assert done.returncode == 2 and "selection.max_failed_fraction" in done.stderr and "not today" in done.stderr
-    scores = world / "outputs" / "moody" / "iterations" / "000" / "evaluation" / "scores.jsonl"
-    rows = [json.loads(line) for line in open(scores)]
-    assert all(one.get("reward") is None and "not today" in one["error"] for row in rows for one in row["scores"])
+    scores = world / "outputs" / "moody" / "iterations" / "000" / "evaluation" / "scores.jsonl.partial"
+    rows = [json.loads(line) for line in open(scores)][1:]
+    assert rows and all(
+        one.get("reward") is None and "not today" in one["error"] for row in rows for one in row["scores"]
+    )
 
 
+@pytest.mark.nightly
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path):
     """The disk is told to be full when the first policy is brought to it, which happens beside the rest."""
     script = (

@@ -82,11 +82,11 @@ def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
     assert "not running" in watched.stdout and "held-out reward" in watched.stdout
 
 
-def test_a_command_after_an_engine_ends_in_order_though_nobody_reads_what_it_says(tmp_path: Path):
+def test_a_command_that_loaded_libraries_ends_in_order_though_nobody_reads_what_it_says(tmp_path: Path):
     """Then the process is ended without Python's own way out, which would have looked after the stream."""
     run = folders.write_run(tmp_path / "run", 2, 2, 1, lambda *_: "text", lambda *_: 1.0)
     code = (
-        "import sys, types\nsys.modules['vllm'] = types.ModuleType('vllm')\n"
+        "import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n"
         f"from raft.cli.main import main\nmain(['status', {str(run)!r}])\n"
     )
     reader, writer = os.pipe()

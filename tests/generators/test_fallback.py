@@ -39,6 +39,7 @@ def test_an_architecture_that_another_plug_in_may_have_added_is_left_to_vllm(tmp
     assert architectures.lacking(folder_of(tmp_path, "Nonsense")) is None
 
 
+@pytest.mark.nightly
 def test_a_run_names_the_generator_that_answered_and_is_the_run_that_asked_for_it(tmp_path):
     sampling = {"k": 4, "max_tokens": 12, "temperature": 0.8}
     asked = make_recipe(

@@ -11,7 +11,7 @@ from raft.config import recipe
 from raft.core.errors import UserError
 from raft.models import jinja
 from raft.pipeline import score_file
-from raft.store.runs import Run
+from raft.store.replay import continued
 
 RULE = ["reward.function=length"]  # one of raft's own: a module of a recipe can have its name only once in a process
 
@@ -37,6 +37,11 @@ def file(tmp_path: Path) -> Path:
     return worlds.make_recipe(tmp_path)
 
 
+def opened(loaded: recipe.Loaded):
+    """The run of a recipe, in which nothing is made."""
+    return continued(loaded, lambda run: None)
+
+
 def written() -> str:
     return jinja.write("{{ strftime_now('%d %b %Y') }}", "it", {})
 
@@ -45,10 +50,10 @@ def test_a_run_that_goes_on_after_midnight_writes_the_day_on_which_it_began(tmp_
     monkeypatch.chdir(tmp_path)
     loaded = recipe.load(file, RULE)
     clock("2024-02-29")
-    with Run.opened(loaded) as run:
+    with opened(loaded) as run:
         assert written() == "29 Feb 2024"
     clock("2024-03-01")
-    with Run.opened(loaded):
+    with opened(loaded):
         assert written() == "29 Feb 2024"
     assert written() == "01 Mar 2024"
     assert json.loads((run.folder / "run.json").read_text())["date"] == "2024-02-29"
@@ -57,7 +62,7 @@ def test_a_run_that_goes_on_after_midnight_writes_the_day_on_which_it_began(tmp_
 def test_a_recipe_can_give_the_day(tmp_path: Path, file, monkeypatch, clock):
     monkeypatch.chdir(tmp_path)
     clock("2024-03-01")
-    with Run.opened(recipe.load(file, [*RULE, "date=2020-01-02"])):
+    with opened(recipe.load(file, [*RULE, "date=2020-01-02"])):
         assert written() == "02 Jan 2020"
     with pytest.raises(UserError, match=r"date: .* is no day; write it as 2026-01-31"):
         recipe.load(file, [*RULE, "date=yesterday"])

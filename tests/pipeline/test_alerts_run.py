@@ -127,6 +127,7 @@ def test_the_perplexity_of_a_real_run_is_what_transformers_says(clean):
     assert rows[-1]["perplexity/references"] == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_real_run_that_learns_a_symbol_stops_in_order_says_why_and_keeps_the_best(world, clean):
     told_to_stop = {"on_warning": "stop", "ignore": ["ties", "length", "length-reward"]}
     unmeasured = {"count": 48, "k": 2, "kl": False}

@@ -65,6 +65,16 @@ def test_a_run_that_nobody_is_told_of_has_its_metrics_and_keeps_what_it_is_to_ke
     assert kept == [0, 2] and not (run / "reward_curve.png").exists()
 
 
+def test_a_warning_ends_a_run_in_order_where_its_recipe_says_so_and_again_at_the_same_place(tmp_path):
+    worlds.make_recipe(tmp_path, alerts={"on_warning": "stop"})  # all its answers are cut off, which is worth a warning
+    for _ in range(2):
+        done = worlds.raft(tmp_path, "run", "recipe.yaml")
+        assert done.returncode == 0, done.stderr
+        assert "truncated" in done.stdout
+    assert [row["iteration"] for row in read(tmp_path / "outputs/tiny/metrics.jsonl")] == [0]
+    assert not (tmp_path / "outputs/tiny/iterations/001").exists()
+
+
 def test_keys_name_kinds_and_no_module_of_raft_so_that_modules_can_move(finished):
     stamps = list((finished / "outputs" / "tiny").rglob("*.stamp.json"))
     keys = [json.loads(stamp.read_text())["key"] for stamp in stamps]
@@ -178,6 +188,7 @@ def test_a_policy_loads_with_transformers(finished):
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"
 
 
+@pytest.mark.nightly
 def test_a_finished_run_can_be_extended_and_equals_a_longer_one(finished, tmp_path):
     worlds.make_recipe(tmp_path)
     assert worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=1").returncode == 0

@@ -140,12 +140,14 @@ def test_scores_of_another_reward_or_of_other_responses_are_refused_and_stay(
     assert "groups scored" in score(folder)
 
 
-def test_half_made_scores_of_another_reward_are_refused(folder: Path):
+def test_half_made_scores_of_another_reward_wait_beside_the_new_ones(folder: Path, capsys):
     (folder / "kill").write_text("9")
     assert command(folder) == 9
     reward(folder, times=2)
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial: half-made from other inputs"):
-        score(folder)
+    (folder / "kill").unlink(missing_ok=True)
+    assert "groups scored" in score(folder)
+    assert "out.jsonl.partial: half-made from other inputs" in capsys.readouterr().err
+    assert len(list(folder.glob("out.jsonl.partial.*"))) == 1
 
 
 def test_a_file_that_raft_score_did_not_make_is_never_touched(folder: Path):

@@ -245,6 +245,7 @@ class Blocks:
     """A reward that says nothing of blocks."""
 
 
+@pytest.mark.nightly
 def test_a_run_with_a_remote_reward_and_a_remote_gold_equals_one_without(tmp_path):
     (tmp_path / "elsewhere.py").write_text(
         "from dataclasses import dataclass\n"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import worlds
 
 from raft.core.records import read
@@ -22,6 +23,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], list[float]]:
     return found
 
 
+@pytest.mark.nightly
 def test_tensorboard_gets_every_figure_once_also_when_the_run_goes_on(tmp_path: Path):
     worlds.make_recipe(tmp_path, report_to=["tensorboard"], iterations=1)
     assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0

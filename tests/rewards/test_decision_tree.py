@@ -224,6 +224,7 @@ def test_a_tree_as_json_is_checked_too():
             Tree(5, feature, [0.0] * 3, left, [2, -1, -1], [0.5, 0.0, 1.0])
 
 
+@pytest.mark.nightly
 def test_an_alignment_selects_by_rank_and_shows_no_reward_between_prompts(folder: Path, tmp_path: Path):
     reward = {"kind": "decision-tree", "model": str(folder), "template": "plain"}
     worlds.make_recipe(tmp_path, reward=reward, iterations=1)

@@ -105,6 +105,7 @@ def test_a_wrong_key_a_wrong_name_and_a_server_that_is_not_there_stop_the_run(ru
         list(run.judge(url="http://127.0.0.1:1/v1", max_retries=0).score(pair))
 
 
+@pytest.mark.nightly
 def test_a_server_that_ends_by_itself_is_an_error_with_its_last_words_and_starts_again(run):
     threading.Timer(0.5, os.killpg, (session(run.first["guard"]), signal.SIGKILL)).start()
     ended = run.ask({str(n): WORDS for n in range(400)})

@@ -46,6 +46,7 @@ def world(parent, tmp_path, monkeypatch) -> Path:
     return tmp_path / "world"
 
 
+@pytest.mark.nightly
 def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     before = everything(world / "outputs" / "tiny")
     (world / "references.jsonl").write_text('{"prompt": "the red fox ", "response": "runs"}\n')
@@ -187,6 +188,7 @@ def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
     assert not list((world.parent / "elsewhere").iterdir())
 
 
+@pytest.mark.nightly
 def test_a_measured_policy_stays_evaluated_or_not_whatever_iterations_becomes(tmp_path):
     evaluation = {"count": 4, "every": 2, "gold": None, "kl": False}
     worlds.make_recipe(tmp_path, evaluation=evaluation, keep_policies="all", **SMALL)

@@ -18,6 +18,7 @@ from raft.core.errors import UserError
 from raft.core.options import source, speed
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import describe
+from raft.store.replay import continued
 from raft.store.runs import Run, metrics_rows, stamp_path
 
 
@@ -99,16 +100,31 @@ def test_a_half_made_artifact_goes_on_at_its_last_whole_record(tmp_path, fail_at
     assert not partial.exists()
 
 
-def test_a_half_made_artifact_of_other_inputs_is_refused(tmp_path):
-    def stage(section, output, value):
-        output.resume()
-        output.append({"prompt_id": "0"})
-        raise RuntimeError("killed here")
+def test_what_is_half_made_from_other_inputs_waits_under_its_own_name_and_goes_on_when_they_come_back(tmp_path, capsys):
+    made = []
 
-    with pytest.raises(RuntimeError):
-        run(tmp_path).once("g.jsonl", stage, value=1)
-    with pytest.raises(UserError, match=r"half-made from other inputs .*\n  inputs\.value: was 1, is 2"):
-        run(tmp_path).once("g.jsonl", stage, value=2)
+    def stage(section, output, value):
+        done = output.resume()
+        for name in "012":
+            if name not in done:
+                made.append((value, name))
+                output.append({"prompt_id": name, "value": value})
+            if stop == (value, name):
+                raise RuntimeError("killed here")
+        output.gather("012")
+
+    for stop in ((1, "1"), (2, "0")):
+        with pytest.raises(RuntimeError):
+            run(tmp_path).once("g.jsonl", stage, value=stop[0])
+    said = capsys.readouterr().err
+    assert "g.jsonl.partial: half-made from other inputs (inputs.value: was 1, is 2); kept as" in said
+    assert len(list(tmp_path.glob("g.jsonl.partial.*"))) == 1
+    stop = None
+    assert run(tmp_path).once("g.jsonl", stage, value=1).rows == 3
+    assert made == [(1, "0"), (1, "1"), (2, "0"), (1, "2")]
+    assert [json.loads(line)["value"] for line in open(tmp_path / "g.jsonl")] == [1, 1, 1]
+    (kept,) = tmp_path.glob("g.jsonl.partial.*")
+    assert json.loads(kept.read_text().splitlines()[1]) == {"prompt_id": "0", "value": 2}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +279,7 @@ def test_what_looks_like_a_number_or_an_interpolation_comes_back_as_the_text_tha
     loaded = recipe.load(tmp_path / "recipe.yaml")
     assert loaded.config["variables"] == {"number": "1e5", "year": "007", "text": "${HOME}: #1", "none": None}
     for _ in range(2):
-        with Run.opened(loaded):
+        with continued(loaded, lambda run: None):
             pass
         assert recipe.load_run(loaded.folder).config == loaded.config
         loaded = recipe.load_run(loaded.folder)

@@ -1,0 +1,183 @@
+"""A run that goes on with a changed recipe: what is finished is compared with what the recipe would make now.
+
+A key may change as long as no finished artifact depends on it. So the loop is walked through once with a run that
+makes nothing (`Replay`); where it meets an artifact that was made from something else, the run is refused before
+anything is done, and the message names the keys, the artifact, and the commands that lead on.
+"""
+
+import os
+import platform
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from raft.config.jobs import MUTABLE_KEYS
+from raft.config.recipe import Loaded, speed_keys
+from raft.core.atomic import create, write_json, write_text
+from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths
+from raft.models import jinja
+from raft.store import branch, stamps
+from raft.store.keys import Artifact, digest, versions
+from raft.store.runs import Conflict, Run, about, metrics_rows, read_resolved
+from raft.store.stamps import differences
+
+WHOLE_RUN = ("job", "date")  # what all of a run has in common, though no key of an artifact holds it
+MOST = 12  # changes that a message lists
+
+Walk = Callable[[Run], None]  # the job of a recipe, on a run
+
+
+class Unmade(Exception):
+    """Raised where the content of an artifact is needed that is not finished."""
+
+
+class Foreseen(Artifact):
+    """An artifact that is not finished: its key is known, its content is not."""
+
+    @property
+    def path(self) -> Path:
+        raise Unmade
+
+
+class Replay(Run):
+    """A run in which nothing is made and nothing is deleted; Conflict where a finished artifact is another one."""
+
+    makes = False
+
+    def foresee(self, path: Path, key: dict[str, Any]) -> Artifact:
+        """The artifact that would be made."""
+        known = stamps.read_stamp(path)
+        if known is not None and path.exists():  # it only describes others, and what it says is still of use
+            return Artifact(path, {**known, "hash": digest(key)})
+        empty: dict[str, Any] = {"rows": 0, "rows_in": None, "dropped": 0, "measured": {}}
+        return Foreseen(path, {"hash": digest(key), "key": key, **empty})
+
+    def rebuild_metrics(self) -> list[dict[str, Any]]:
+        return metrics_rows(self.folder)
+
+    def prune(self, keep: str, best: int) -> None:
+        pass
+
+    def link_best(self, best: int) -> None:
+        pass
+
+
+@contextmanager
+def continued(loaded: Loaded, walk: Walk) -> Iterator[Run]:
+    """The run of a recipe, new or as it was left; UserError if something finished in it was made by another recipe."""
+    with Run.opened(loaded) as run:
+        try:
+            run.incomplete |= _settle(run.folder, loaded, walk)
+            yield run
+        except Conflict as conflict:
+            raise UserError(_refusal(conflict, loaded)) from conflict
+
+
+def _settle(folder: Path, loaded: Loaded, walk: Walk) -> bool:
+    """Writes what the run is, once it is known that it may be that; returns whether its recipe has changed."""
+    run = RunPaths(folder)
+    changes = recipe_changes(folder, loaded) if run.resolved.exists() else []
+    if changes:
+        if whole := [change for change in changes if change.split(":", 1)[0] in WHOLE_RUN]:
+            _refuse_if_begun(folder, whole)
+        with suppress(Unmade):
+            walk(Replay(folder, loaded.recipe.seed))
+    if changes or not run.resolved.exists():
+        run.recipe.unlink(missing_ok=True)
+        with create(run.recipe) as copy:
+            copy.write(loaded.path.read_bytes() if loaded.text is None else loaded.text.encode())
+    write_text(run.resolved, loaded.resolved)
+    if changes and run.about.exists():
+        write_json(run.about, {**about(folder), "overrides": list(loaded.overrides)})
+    if not run.about.exists():
+        write_json(
+            run.about,
+            {
+                "recipe": str(loaded.path.absolute()),
+                "overrides": list(loaded.overrides),
+                "folder": str(Path.cwd()),
+                "outputs": os.path.relpath(folder.parent.absolute()),
+                "job": loaded.recipe.job,
+                "seed": loaded.recipe.seed,
+                "date": loaded.recipe.date or jinja.today(),
+                "versions": versions(),
+                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+            },
+        )
+    return bool(changes)
+
+
+def recipe_changes(folder: Path, loaded: Loaded) -> list[str]:
+    """The keys in which a recipe differs from the one that a run was last run by, but for those in no key."""
+    import yaml
+
+    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
+    changes = differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
+    return [change for change in changes if change.split(":", 1)[0] not in free]
+
+
+def _refuse_if_begun(folder: Path, changes: list[str]) -> None:
+    for path, _ in stamps.stamped(folder):
+        raise Conflict(path, changes)
+
+
+def _refusal(conflict: Conflict, loaded: Loaded) -> str:
+    """What was changed, what depends on it, and the commands that lead on."""
+    folder, path = loaded.folder, conflict.path
+    changed = recipe_changes(folder, loaded)
+    listed = "".join(f"  {change}\n" for change in (changed or conflict.changes)[:MOST])
+    of = f"{path} was made from something else"
+    if changed:
+        depends = ", ".join(change.split(":", 1)[0] for change in conflict.changes[:3])
+        of = f"{folder} is the run of another recipe, and {path.relative_to(folder)} depends on it ({depends})"
+    lines = [f"{of}; what changed:\n{listed}nothing was made. Put it back, or go on with one of these:"]
+    lines += [f"  {command}\n      {what}" for command, what in _ways(conflict, loaded)]
+    return "\n".join(lines)
+
+
+def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
+    """Commands that lead on, each with what it does."""
+    folder, words = loaded.folder, [word for word in loaded.overrides if not word.startswith("name=")]
+    number = _first_to_repeat(conflict.path, folder)
+    if number is not None and branch.may_branch(folder, number, loaded):
+        again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
+        yield shlex.join(again), f"a new run that shares what comes before iteration {number} with this one"
+    if loaded.python:
+        yield f"raft.run(..., name={_free_name(folder)!r})", "a new run; this one stays"
+        return
+    start = ["raft", "run", str(loaded.path), *words]
+    yield shlex.join([*start, f"name={_free_name(folder)}"]), "a new run; this one stays"
+    named = [word for word in loaded.overrides if word.startswith("name=")]
+    yield shlex.join([*start, *named, "--restart"]), "this run from its beginning; what is there is moved aside"
+
+
+def _first_to_repeat(path: Path, folder: Path) -> int | None:
+    """The first iteration that a branch would make again, None for what belongs to the whole run."""
+    parts = path.relative_to(folder).parts
+    if parts[0] != "iterations" or not parts[1].isdecimal():
+        return None
+    return max(1, int(parts[1]))
+
+
+def _changed(folder: Path, loaded: Loaded) -> list[str]:
+    """The overrides that make the run's recipe this one; none where the recipe is the same and a file changed."""
+    import json
+
+    keys = [change.split(":", 1)[0] for change in recipe_changes(folder, loaded)]
+    return [f"{key}={json.dumps(_at(loaded.config, key), ensure_ascii=False)}" for key in keys]
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def _free_name(folder: Path) -> str:
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return f"{folder.name}-{number}"

@@ -1,0 +1,107 @@
+"""A recipe that changes: what no finished artifact depends on may change, and a refusal names commands that work."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import worlds
+
+from raft.core.records import read
+
+ONE = {"iterations": 1, "prompts": {"per_iteration": 8}, "evaluation": {"count": 4, "gold": None}}
+
+
+def stamp(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"outputs/tiny/{name}.stamp.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A finished run of one iteration."""
+    folder = tmp_path_factory.mktemp("world")
+    worlds.make_recipe(folder, **ONE)
+    done = worlds.raft(folder, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def ways(stderr: str) -> list[list[str]]:
+    """The commands that a refusal names."""
+    return [shlex.split(line) for line in stderr.splitlines() if line.startswith("  raft ")]
+
+
+def test_a_refusal_names_the_key_and_the_artifact_and_every_command_that_it_gives_leads_on(world):
+    before = worlds.fingerprint(world / "outputs/tiny")
+    refused = worlds.raft(world, "run", "recipe.yaml", "trainer.learning_rate=0.002")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "trainer.learning_rate: was 0.001, is 0.002" in refused.stderr
+    assert "iterations/001/policy depends on it" in refused.stderr
+    assert worlds.fingerprint(world / "outputs/tiny") == before
+    branch, other, again = ways(refused.stderr)
+    assert branch[1] == "resume" and "--restart" in again and other[-1] == "name=tiny-2"
+    for command in (branch, other, again):
+        done = worlds.raft(world, *command[1:])
+        assert done.returncode == 0, done.stderr
+    (aside,) = (world / "outputs").glob("tiny.before-*")
+    assert f"outputs/tiny was moved to outputs/{aside.name}" in done.stdout
+    assert worlds.fingerprint(aside) == before
+    made = [worlds.fingerprint(world / "outputs" / name) for name in ("tiny-from-1", "tiny-2", "tiny")]
+    weights = [run["iterations/001/policy/model.safetensors"] for run in made]
+    assert weights[0] == weights[1] == weights[2] != before["iterations/001/policy/model.safetensors"]
+    assert made[1] == made[2]
+
+
+def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_there_from_the_first(tmp_path):
+    worlds.make_recipe(tmp_path, **ONE)
+    for command in (
+        ["run", "recipe.yaml"],
+        ["resume", "outputs/tiny", "evaluation.gold={kind: rule, function: length}"],
+        ["run", "recipe.yaml", "evaluation.gold={kind: rule, function: length}", "name=whole"],
+    ):
+        done = worlds.raft(tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+        assert "finished already" not in done.stdout
+    later, whole = (worlds.fingerprint(tmp_path / "outputs" / name) for name in ("tiny", "whole"))
+    assert later == whole and "iterations/001/evaluation/gold.jsonl" in whole
+    assert all("gold/eval" in row for row in read(tmp_path / "outputs/tiny/metrics.jsonl"))
+
+
+def test_a_reward_that_failed_is_corrected_and_the_same_command_goes_on_with_the_same_responses(tmp_path):
+    worlds.make_recipe(tmp_path, **ONE)
+    rule = (tmp_path / "letters.py").read_text()
+    (tmp_path / "letters.py").write_text(rule.replace("'letter'", "'letters'"))
+    failed = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert failed.returncode == 2 and "KeyError: 'letters' (letters.py, line 3)" in failed.stderr
+    made = stamp(tmp_path, "iterations/000/evaluation/responses.jsonl")
+    (tmp_path / "letters.py").write_text(rule)
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert stamp(tmp_path, "iterations/000/evaluation/responses.jsonl") == made
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "name=whole").returncode == 0
+    assert worlds.fingerprint(tmp_path / "outputs/tiny") == worlds.fingerprint(tmp_path / "outputs/whole")
+
+
+def test_numbers_of_prompts_that_are_too_large_are_lowered_as_the_message_says(tmp_path):
+    worlds.make_recipe(tmp_path, **{**ONE, "prompts": {"per_iteration": 100}})
+    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=400")
+    assert refused.returncode == 2 and "evaluation.count is 400" in refused.stderr
+    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=4")
+    assert refused.returncode == 2 and "prompts.per_iteration: 100 takes 100" in refused.stderr
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=4", "prompts.per_iteration=8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_all_of_a_run_has_in_common_cannot_change(world):
+    refused = worlds.raft(world, "run", "recipe.yaml", "date=2020-01-02")
+    assert refused.returncode == 2 and "date: was None, is '2020-01-02'" in refused.stderr
+
+
+def test_a_folder_that_is_no_run_and_a_recipe_with_a_fault_move_nothing(tmp_path):
+    worlds.make_recipe(tmp_path)
+    (tmp_path / "outputs" / "tiny").mkdir(parents=True)
+    (tmp_path / "outputs" / "tiny" / "thesis.tex").write_text("mine")
+    for overrides in ([], ["generator.k=0"]):
+        refused = worlds.raft(tmp_path, "run", "recipe.yaml", "--restart", *overrides)
+        assert refused.returncode == 2 and (tmp_path / "outputs" / "tiny" / "thesis.tex").exists()
+        assert len(list((tmp_path / "outputs").iterdir())) == 1
