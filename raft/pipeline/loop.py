@@ -45,10 +45,9 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
             responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
         made = {"prompts": prompts, "responses": responses}
         scores = it.once("scores.jsonl", stages.score, recipe.reward, **made, limit=limit)
-        reference = likelihoods(recipe, it, first, policy, prompts, responses)
-        selected = it.once(
-            "selected.jsonl", stages.select, recipe.selection, **made, scores=scores, reference=reference
-        )
+        reference = likelihoods(recipe, it, first, policy, **made)
+        rated = {**made, "scores": scores, "reference": reference}
+        selected = it.once("selected.jsonl", stages.select, recipe.selection, **rated)
         origin = policy if recipe.train_from == "previous" else first
         policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
         evaluation.evaluate(it, policy, scores=scores, responses=responses, selected=selected)
