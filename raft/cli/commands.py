@@ -9,11 +9,11 @@ from raft.core.errors import UserError
 
 def run(options: Namespace) -> None:
     """Starts a recipe's run, or goes on with it; with --restart the run that is there is moved aside first."""
-    from raft.config import recipe
+    from raft.config import preflight, recipe
 
-    loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+    with preflight.all_faults():
+        loaded = recipe.load(recipe.find(options.recipe), options.overrides)
     if options.restart:
-        from raft.config import preflight
         from raft.core.terminal import say
         from raft.store import runs
 
@@ -43,12 +43,12 @@ def resume(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
-    from raft.config import recipe
+    from raft.config import preflight, recipe
 
-    loaded = recipe.load(recipe.find(options.recipe), options.overrides)
+    with preflight.all_faults():
+        loaded = recipe.load(recipe.find(options.recipe), options.overrides)
 
     from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
-    from raft.config import preflight
     from raft.core.terminal import say
 
     where = memory_plan.device()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raft.config import recipe
+from raft.config import preflight, recipe
 from raft.config.jobs import Align
 from raft.config.recipe import Loaded
 from raft.core import atomic, logs
@@ -46,6 +46,7 @@ class Quiet(Observer):
 
 def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     """What the run of a recipe of job: align will need. Its policy and rewards have to exist."""
+    loaded = replace(loaded, recipe=preflight.sized(loaded.recipe))
     whole = loaded.recipe
     large = min(LARGE, whole.prompts.per_iteration)
     small = max(1, min(SMALL, large // 4))
@@ -160,7 +161,7 @@ def _rows(iteration: Path, name: str) -> float:
     return stamp["rows"]
 
 
-def _wanted(whole: Align, name: str) -> float:
+def _wanted(whole: Any, name: str) -> float:
     return whole.evaluation.count if name.startswith("evaluation/") else whole.prompts.per_iteration
 
 

@@ -14,6 +14,7 @@ from raft.models import reasoning
 from raft.models.jinja import is_day
 
 FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
+HELD_OUT = 256  # prompts that are held out, where a recipe does not say
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -47,12 +48,13 @@ class Start:
 class Evaluation:
     """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`.
 
+    `count` is HELD_OUT where it is left out, or a quarter of the prompts if that is less (all prompts of `prompts`).
     `kl` measures how far each policy has come from the first one. `references` are responses that somebody wrote, and
     whose perplexity each policy is asked for.
     """
 
     prompts: Any = section("prompts", None)
-    count: int = 256
+    count: int | None = None
     k: int = 4
     every: int = 1
     gold: Any = section("reward", None)

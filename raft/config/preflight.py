@@ -5,30 +5,54 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raft.config.jobs import HELD_OUT
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there
-from raft.data.sources import FileRows, InlineRows
-from raft.models import hub, model_folder, reward_templates
+from raft.core.records import Prompt
+from raft.core.run_paths import RunPaths
+from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
+from raft.data.sources import FileRows, HubRows, InlineRows
+from raft.models import hub, jinja, model_folder, reward_templates
+from raft.models.reward_templates import TEXT_TEMPLATES
 
+TRIED = 2  # prompts that a rule is called on
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
 
-def check(loaded: Loaded, fetch: bool = False) -> None:
-    """Raises RecipeError with every fault; with `fetch` hub models are brought here first."""
+def check(loaded: Loaded, fetch: bool = False) -> list[str]:
+    """Raises RecipeError with every fault, and returns warnings; with `fetch` hub models are brought here first."""
     made = {str(needed.folder) for needed in loaded.needs}
-    faults = [*_named(loaded.recipe, "", made, fetch)]
-    if not faults:
-        faults += _trained(loaded.recipe, made)
-    if not faults and loaded.recipe.job == "align":
-        faults += _fits(loaded.recipe, made)
+    faults = [*_named(loaded.recipe, "", made, fetch), *_trained(loaded.recipe, made)]
+    if loaded.recipe.job == "align":
+        faults += [*_fits(loaded.recipe, made), *_written(loaded.recipe, made)]
+    warnings = []
+    if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
+        faults += _enough(loaded.recipe)
+        for key, message, bug in _trials(loaded):
+            faults += [Fault(key, message)] if bug else []
+            warnings += [] if bug else [f"{key}: {message}"]
     if faults:
         raise RecipeError(loaded.path, faults, loaded.lines)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
+    return warnings
+
+
+@contextmanager
+def all_faults() -> Iterator[None]:
+    """Adds to the faults of a recipe that is loaded in the block those of files and models in its sound sections."""
+    try:
+        yield
+    except RecipeError as error:
+        made = {str(needed.folder) for needed in error.needs}
+        parts = {name: part for name, part in error.sound.items() if dataclasses.is_dataclass(part)}
+        more = [fault for name, part in parts.items() for fault in _named(part, name, made, fetch=False)]
+        raise RecipeError(error.path, [*error.faults, *more], error.lines) from None
 
 
 def foreseen(loaded: Loaded) -> Iterator[str]:
@@ -38,6 +62,8 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
     measures with the run's own prompts.
     """
     recipe = loaded.recipe
+    if recipe.job == "align" and getattr(recipe.generator, "k", 2) == 1:
+        yield "generator.k: 1: the best of one response is that response, so nothing is selected; raise it, as to 8"
     limit = getattr(getattr(recipe, "generator", None), "max_tokens", None)
     own = _tokenizer(getattr(recipe, "policy", None))
     if not isinstance(limit, int) or own is None:
@@ -60,12 +86,94 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
             )
 
 
+def sized(recipe: Any) -> Any:
+    """A recipe of job: align with the numbers of prompts that it leaves open, as far as its rows are here."""
+    options, source = recipe.evaluation, recipe.prompts
+    count = options.count
+    if count is None:
+        rows = _rows(options.prompts or source, 4 * HELD_OUT)
+        fitting = HELD_OUT if rows is None else sum(rows) // (1 if options.prompts else 4)
+        count = max(1, min(HELD_OUT, fitting))
+    drawn = source.per_iteration
+    if drawn is None:
+        rows = _rows(source, PER_ITERATION + count)
+        parts = [(weight, PER_ITERATION) for weight, _ in source.parts()]
+        if rows is not None:
+            aside = 0 if options.prompts else count
+            parts = [(weight, max(1, number - aside)) for (weight, _), number in zip(parts, rows, strict=True)]
+        drawn = drawn_at_once(parts, None)
+    return dataclasses.replace(
+        recipe,
+        prompts=dataclasses.replace(source, per_iteration=drawn),
+        evaluation=dataclasses.replace(options, count=count),
+    )
+
+
+def _rows(source: Any, most: int) -> list[int] | None:
+    """The rows of each part of a source, counted up to `most`; None if some are not on this machine."""
+    counts = [count_rows(part, most) for _, part in source.parts()]
+    return None if None in counts else [count for count in counts if count is not None]
+
+
+def _enough(recipe: Any) -> Iterator[Fault]:
+    """Numbers of prompts that are larger than what there is: rows that cannot be used make it only worse."""
+    source = getattr(recipe, "prompts", None)
+    if source is None or not hasattr(source, "parts"):
+        return
+    options = getattr(recipe, "evaluation", None)
+    held_out = 0 if options is None or options.count is None else options.count
+    own = None if options is None else options.prompts
+    rows = _rows(own or source, held_out) if held_out else None
+    if rows is not None and sum(rows) < held_out:
+        yield Fault(
+            "evaluation.count",
+            f"{held_out} prompts are to be held out of {sum(rows)}; lower it, or leave it out: a quarter of the "
+            "prompts is held out then",
+        )
+        return
+    asked = getattr(source, "per_iteration", None)
+    rows = _rows(source, asked + held_out) if isinstance(asked, int) else None
+    if rows is None or asked is None:
+        return
+    aside = held_out if len(rows) == 1 and own is None else 0
+    try:
+        sizes = [(weight, rows[at] - aside) for at, (weight, _) in enumerate(source.parts())]
+        draw(sizes, asked, 0, 1)
+    except UserError as fault:
+        yield Fault("prompts.per_iteration", str(fault).removeprefix("prompts.per_iteration: "))
+
+
+def _trials(loaded: Loaded) -> Iterator[tuple[str, str, bool]]:
+    """What calls of the recipe's rules raise, each with its key, and whether that is an error of programming.
+
+    A run that has been measured once has had its rules called already.
+    """
+    recipe = loaded.recipe
+    if RunPaths(loaded.folder).iteration(0).metrics.exists():
+        return
+    source = getattr(recipe, "prompts", None)
+    rewards = {"reward": getattr(recipe, "reward", None)}
+    rewards["evaluation.gold"] = getattr(getattr(recipe, "evaluation", None), "gold", None)
+    if source is None or not hasattr(source, "parts"):
+        return
+    rules = list(_parts_of(rewards, "trial"))
+    prompts = first_prompts(source, TRIED) if rules else []
+    for key, rule in rules if prompts else ():
+        if (found := rule.trial(prompts[:TRIED], loaded.path)) is not None:
+            yield f"{key}.function", *found
+
+
+def _parts_of(rewards: dict[str, Any], has: str) -> Iterator[tuple[str, Any]]:
+    """The rewards, and the members of ensembles, that have an attribute, by their keys."""
+    for key, reward in rewards.items():
+        yield from _parts_of({f"{key}.members.{at}": one for at, one in getattr(reward, "members", {}).items()}, has)
+        if hasattr(reward, has):
+            yield key, reward
+
+
 def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
-    for key, reward in rewards.items():
-        yield from _models({f"{key}.members.{name}": member for name, member in getattr(reward, "members", {}).items()})
-        if hasattr(reward, "model") and hasattr(reward, "truncation"):
-            yield key, reward
+    return ((key, reward) for key, reward in _parts_of(rewards, "truncation") if hasattr(reward, "model"))
 
 
 def _folder(part: Any) -> Path:
@@ -93,6 +201,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         here = path is None or (str(Path(path).parent) not in made and fault_of_file(path) is None)
         if here and (fault := first_fault()) is not None:
             yield Fault(key, fault)
+    if isinstance(part, HubRows) and (refused := hub.fault_of_name(part.dataset, part.revision, "dataset")) is not None:
+        yield Fault(f"{key}.dataset", refused)
     for item in dataclasses.fields(part):
         value, below = getattr(part, item.name), f"{key}.{item.name}" if key else item.name
         kind = item.metadata.get("source")
@@ -124,6 +234,8 @@ def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[F
             model_folder.check(hub.locate_model(name, revision))
         except UserError as fault:
             yield Fault(key, str(fault))
+    elif (refused := hub.fault_of_name(name, revision, "model")) is not None:
+        yield Fault(key, refused)
 
 
 def _layout(part: Any, key: str) -> Iterator[Fault]:
@@ -131,7 +243,7 @@ def _layout(part: Any, key: str) -> Iterator[Fault]:
     folder = _here(part)
     if getattr(part, "template", None) == "chat" and folder is not None and (folder / "config.json").is_file():
         try:
-            lacks = not _has_template(folder)
+            lacks = model_folder.chat_template(folder) is None
         except UserError as fault:
             yield Fault(f"{key}.model", str(fault))
             return
@@ -168,7 +280,7 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
     if folder is None or str(folder.parent) in made:
         return
     try:
-        context, has_template = model_folder.positions(folder), _has_template(folder)
+        context, has_template = model_folder.positions(folder), model_folder.chat_template(folder) is not None
     except UserError as fault:
         yield Fault("policy.model", str(fault))
         return
@@ -187,12 +299,38 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
         )
 
 
+def _written(recipe: Any, made: set[str]) -> Iterator[Fault]:
+    """Templates that cannot write the prompts: chats as texts, texts as chats, or a conversation that is refused."""
+    if not hasattr(recipe.prompts, "parts"):
+        return
+    kinds = {part.is_chat for _, part in recipe.prompts.parts() if hasattr(part, "is_chat")}
+    for key, reward in _models({"reward": recipe.reward, "evaluation.gold": recipe.evaluation.gold}):
+        if True in kinds and reward.template == "plain":
+            yield Fault(f"{key}.template", "the prompts are chats, which plain does not write; use template: chat")
+        if False in kinds and reward.template not in TEXT_TEMPLATES:
+            yield Fault(
+                f"{key}.template",
+                f"the prompts are plain text, and {reward.template} writes chat messages; use template: plain",
+            )
+    folder = _here(recipe.policy)
+    if folder is None or str(folder.parent) in made or (template := model_folder.chat_template(folder)) is None:
+        return
+    for prompt in first_prompts(recipe.prompts, 1):
+        if prompt.messages is not None and (fault := _refused(template, folder, prompt)) is not None:
+            yield Fault("prompts", fault)
+
+
+def _refused(template: str, folder: Path, prompt: Prompt) -> str | None:
+    """Why a chat template does not write a prompt."""
+    values = {"messages": prompt.messages, "tools": prompt.tools, "documents": None, "add_generation_prompt": True}
+    values |= model_folder.special_tokens(folder) | (prompt.chat_template_kwargs or {})
+    try:
+        jinja.write(template, f"the chat template of {folder}", values)
+    except UserError as fault:
+        roles = ", ".join(str(message.get("role")) for message in prompt.messages or [])
+        return f"prompt {prompt.id}, a conversation of {roles}, is refused by the chat template of {folder}: {fault}"
+    return None
+
+
 def _is_chat(prompts: Any) -> bool:
     return getattr(prompts, "messages", None) is not None or getattr(prompts, "format", "text") == "chat"
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").exists():
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.exists() and bool(model_folder.read(config).get("chat_template"))

@@ -18,7 +18,7 @@ from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, is_file, is_there, suggest
-from raft.core.registry import build
+from raft.core.registry import build, sound
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import is_unicode
 
@@ -73,10 +73,18 @@ class FromPython:
 
 
 class RecipeError(UserError):
-    """Everything that is wrong with a recipe, one line each."""
+    """Everything that is wrong with a recipe, one line each; `sound` are its sections that have no fault."""
 
-    def __init__(self, path: Path, faults: Sequence[Fault], lines: dict[str, str]):
-        self.faults = list(faults)
+    def __init__(
+        self,
+        path: Path,
+        faults: Sequence[Fault],
+        lines: dict[str, str],
+        sound: Mapping[str, Any] | None = None,
+        needs: Sequence["Loaded"] = (),
+    ):
+        self.path, self.faults, self.lines = path, list(faults), lines
+        self.sound, self.needs = sound or {}, needs
         rows = [f"  {_place(fault.key, lines, path)}: {fault.key}: {fault.message}" for fault in faults]
         count = "1 fault" if len(rows) == 1 else f"{len(rows)} faults"
         super().__init__("\n".join([f"{path}: {count}, nothing was started", *rows]))
@@ -132,8 +140,8 @@ def load(
             config[name] = {**default, **config.get(name, default)}
     with importable_from(path):
         recipe = build(JOBS[job], config, "", faults)
-    if faults:
-        raise RecipeError(path, faults, lines)
+        if faults:
+            raise RecipeError(path, faults, lines, sound(JOBS[job], config), needs)
     return Loaded(
         recipe, config, path, needs, lines, outputs, given.text if given else None, tuple(overrides), given is not None
     )

@@ -161,6 +161,19 @@ def build(cls: type, options: Any, where: str, faults: list[Fault], chosen: bool
     return instance if len(faults) == before else None
 
 
+def sound(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a class that have no fault, each built by itself."""
+    found, hints = {}, typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if options.get(item.name) is None or item.metadata.get("named"):
+            continue
+        faults: list[Fault] = []
+        value = _value(hints[item.name], options[item.name], item.name, item.metadata.get("section"), faults)
+        if not faults:
+            found[item.name] = value
+    return found
+
+
 def component(section: str, options: Any, where: str, faults: list[Fault]) -> Any:
     """The component that a section of a recipe describes, or None with its faults appended."""
     if not isinstance(options, Mapping):

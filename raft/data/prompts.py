@@ -10,6 +10,7 @@ import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -21,7 +22,7 @@ import numpy as np
 
 from raft.core import protocols, records
 from raft.core.errors import RowError, UserError
-from raft.core.options import faults_of_range, only, section
+from raft.core.options import fault_of_file, faults_of_range, only, section
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -37,6 +38,7 @@ from raft.models.messages import Malformed, Message, messages, require_json, req
 
 PLACE = re.compile(r"(\S.*?(?::\d+|\[\d+\])): ")  # at the start of a reason with the place of its row
 MOST_REASONS = 5
+PER_ITERATION = 2048  # prompts of an iteration, where a recipe does not say
 FIRST = 100  # rows that are looked at before a run starts
 ADVICE = "correct the rows, or the options that say how they are read (docs/recipes.md)"
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[^{}]+")  # of a template over columns
@@ -245,13 +247,14 @@ class Prompts(Reading):
     """The options of every kind.
 
     `meta` names the columns that a rule reads from `prompt.meta`; without it they are all the others that can be
-    written as JSON, and what a column `meta` holds. `max_prompt_length` bounds a prompt as the policy reads it,
+    written as JSON, and what a column `meta` holds. `per_iteration` is PER_ITERATION where it is left out, or as many
+    as there are. `max_prompt_length` bounds a prompt as the policy reads it,
     template included. `weight` is that of a part of a mixture.
     """
 
     prompt_column: str = "prompt"
     meta: list[str] | None = None
-    per_iteration: int = only("draw", 2048)
+    per_iteration: int | None = only("draw", None)
     max_prompt_length: int = 256
     weight: float = only("draw", 1.0)
 
@@ -306,7 +309,7 @@ class Mixture:
     """kind: mixture. Parts are drawn from in the proportion of their weights; each says how its own rows are read."""
 
     sources: list[Any] = section("prompts")
-    per_iteration: int = only("draw", 2048)
+    per_iteration: int | None = only("draw", None)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is not a list of parts."""
@@ -461,6 +464,37 @@ def draw(parts: Sequence[tuple[float, int]], per_iteration: int, seed: int, iter
         drawn += [(part, index) for index in _drawn(count, totals, seed, part).tolist()]
     order = np.random.default_rng(derive(seed, "order", iteration)).permutation(len(drawn))
     return [drawn[place] for place in order]
+
+
+def drawn_at_once(parts: Sequence[tuple[float, int]], asked: int | None) -> int:
+    """How many prompts an iteration draws: those asked for, or else PER_ITERATION, or as many as the parts hold."""
+    if asked is not None:
+        return asked
+    weights = [Fraction(weight) for weight, _ in parts]
+    most = (math.floor(count * sum(weights) / weight) for weight, (_, count) in zip(weights, parts, strict=True))
+    return max(1, min(PER_ITERATION, *most))
+
+
+def count_rows(part: Any, most: int) -> int | None:
+    """How many rows a part has, counted up to `most`; None if it has to be fetched first, or says no rows."""
+    if isinstance(part, FileRows) and fault_of_file(part.path) is not None:
+        return None
+    return sum(1 for _ in islice(part.rows(), most)) if isinstance(part, FileRows | InlineRows) else None
+
+
+def first_prompts(source: Any, most: int) -> list[Prompt]:
+    """The first usable prompts of each part that is on this machine."""
+    found: list[Prompt] = []
+    for _, part in source.parts():
+        if count_rows(part, 1):
+            kept = 0
+            for _, prompt_id, row in part.first_rows():
+                with suppress(Malformed):
+                    found.append(part.prompt(row, prompt_id))
+                    kept += 1
+                if kept == most:
+                    break
+    return found
 
 
 def allotted(shares: Sequence[Fraction], per_iteration: int, iterations: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where ther
 NESTED = "*/*"  # exports for other programs, original weights once more
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+PATIENCE = 5.0  # seconds in which the hub answers whether it has a name
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -141,29 +142,60 @@ def identity(path: Path) -> str:
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:
     """The folder of one commit, which is its name. The hub's own words are not passed on: they quote addresses."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    wanted = f"{kind} {name}" + (f" at revision {revision}" if revision else "")
-    local = f"give a {'model folder' if kind == 'model' else 'file or folder'} instead"
     try:
         options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": [NESTED]}
         return Path(snapshot_download(name, repo_type=kind, revision=revision, **options))
-    except errors.GatedRepoError:
-        raise UserError(f"{wanted} is gated: accept its terms on its page and set HF_TOKEN, or {local}") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{wanted}: the hub has no such revision; give a branch, tag or commit that it has") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{wanted}: no such folder here, and the hub shows none of that name; "
-            f"check the spelling, set HF_TOKEN if it is private, or {local}"
-        ) from None
     except Exception as fault:
         if _is_full(fault):
             raise
+        if (refusal := _refusal(fault, name, revision, kind)) is not None:
+            raise UserError(refusal) from None
         raise UserError(
-            f"{wanted}: no such folder here, not whole in the local cache, and the hub could not be reached "
-            f"({_why(fault)}); fetch it where there is a network (hf download {name} --repo-type {kind}), or {local}"
+            f"{_wanted(name, revision, kind)}: no such folder here, not whole in the local cache, and the hub could "
+            f"not be reached ({_why(fault)}); fetch it where there is a network (hf download {name} --repo-type "
+            f"{kind}), or {_instead(kind)}"
         ) from None
+
+
+def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
+    """Why the hub does not give a model or data set; None if it does, if it is here, or if the hub does not answer."""
+    from huggingface_hub import HfApi, constants
+
+    here = Path(name).exists() if kind == "dataset" else fetched(name, revision) is not None
+    if constants.HF_HUB_OFFLINE or here or not NAME.fullmatch(name):
+        return None
+    try:
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
+    except Exception as fault:
+        return _refusal(fault, name, revision, kind)
+    return None
+
+
+def _refusal(fault: Exception, name: str, revision: str | None, kind: str) -> str | None:
+    """What the hub refuses, None for any other fault."""
+    from huggingface_hub import errors
+
+    wanted, local = _wanted(name, revision, kind), _instead(kind)
+    if isinstance(fault, errors.GatedRepoError):
+        return f"{wanted} is gated: accept its terms on its page and set HF_TOKEN, or {local}"
+    if isinstance(fault, errors.RevisionNotFoundError):
+        return f"{wanted}: the hub has no such revision; give a branch, tag or commit that it has"
+    if isinstance(fault, errors.RepositoryNotFoundError):
+        return (
+            f"{wanted}: no such folder here, and the hub shows none of that name; "
+            f"check the spelling, set HF_TOKEN if it is private, or {local}"
+        )
+    return None
+
+
+def _wanted(name: str, revision: str | None, kind: str) -> str:
+    return f"{kind} {name}" + (f" at revision {revision}" if revision else "")
+
+
+def _instead(kind: str) -> str:
+    return f"give a {'model folder' if kind == 'model' else 'file or folder'} instead"
 
 
 def _is_full(fault: Exception) -> bool:

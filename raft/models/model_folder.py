@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.core.errors import UserError
+from raft.core.options import text_of
 from raft.models import checkpoint
 
 MOST = 10_000_000  # bytes of a config.json that is read
@@ -200,3 +201,26 @@ def carries_state(folder: Path) -> bool:
     files = (models / name / f"modeling_{name}.py" for name in folders if name)
     source = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
     return re.search(r"^ *_is_stateful = True$", source, re.MULTILINE) is not None
+
+
+def chat_template(folder: Path) -> str | None:
+    """The text of a model's chat template, the one called default where it has several; None if it has none."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return text_of(str(file))
+    found = _tokenizer_config(folder).get("chat_template")
+    if isinstance(found, list):  # of {name, template}
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default") or next(iter(named.values()), None)
+    return found if isinstance(found, str) and found else None
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that chat templates write by name, such as bos_token."""
+    found = {name: value for name, value in _tokenizer_config(folder).items() if name.endswith("_token")}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return read(file) if file.is_file() else {}

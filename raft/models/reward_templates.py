@@ -27,6 +27,7 @@ from raft.models.messages import TOOLS, Message
 Bos = Literal["auto", "one", "none"]
 Messages = list[Message]
 
+TEXT_TEMPLATES = ("plain", "hh")  # those that write text prompts
 TEMPLATES = ("chat", "plain", "hh", "ultrarm", "pair")
 FILE = ".jinja"
 HH_MARKS = {"\n\nHuman:": "###Human:", "\n\nAssistant:": "###Assistant:"}  # of the data set, of the reward model
@@ -135,7 +136,7 @@ def _continued(prompt: Prompt, template: str) -> str:
     assert prompt.text is not None
     if template == "plain":
         return prompt.text
-    if template != "hh":
+    if template not in TEXT_TEMPLATES:
         raise UserError(f"prompt {prompt.id} is plain text, but the template is {template}; use template: plain")
     text = prompt.text
     for theirs, ours in HH_MARKS.items():

@@ -36,6 +36,7 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
+    stages.tell_sizes(observer, recipe.prompts, pool, evaluation.prompts, recipe.evaluation.count)
     evaluation.evaluate(start, policy)
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:

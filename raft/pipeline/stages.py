@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.core import device, protocols, records, signals
 from raft.core.errors import UserError
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
@@ -90,8 +91,10 @@ def evaluate_reward_model(trainer: Any, output: ArtifactWriter, made: Artifact, 
     output.path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
-def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, count: int, own: bool = False) -> None:
-    """The evaluation prompts: a seeded choice of `count` different ones.
+def sample_eval_prompts(
+    source: Any, output: ArtifactWriter, policy: Artifact, count: int | None, own: bool = False
+) -> None:
+    """The evaluation prompts: a seeded choice of `count` different ones, or of as many as fit (jobs.Evaluation).
 
     `own`: the source is not that of the pool, so that its drops are listed here and not there.
     """
@@ -104,18 +107,19 @@ def sample_eval_prompts(source: Any, output: ArtifactWriter, policy: Artifact, c
             drops.append(read)
         else:
             chosen.setdefault(prompt_sources.held_out_key(read), read)
-    if len(chosen) < count:
+    if not chosen or (count is not None and len(chosen) < count):
         raise UserError(_too_few_eval_prompts(count, len(chosen), rows, drops))
     order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     kept = list(chosen.values())
-    output.write(kept[index].row() for index in sorted(order[:count]))
+    fitting = min(HELD_OUT_COUNT, len(chosen) if own else max(1, len(chosen) // 4))
+    output.write(kept[index].row() for index in sorted(order[: count or fitting]))
     for drop in drops if own else ():
         output.drop(drop.prompt_id, None, drop.reason)
 
 
-def _too_few_eval_prompts(count: int, usable: int, rows: int, drops: Sequence[Drop]) -> str:
+def _too_few_eval_prompts(count: int | None, usable: int, rows: int, drops: Sequence[Drop]) -> str:
     if not usable:
-        return f"evaluation.count is {count}, but {_none_left(rows, drops)}"
+        return f"no prompt can be held out: {_none_left(rows, drops)}"
     same = rows - len(drops) - usable
     parts = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
     dropped = f"; {len(drops)} rows were dropped, {prompt_sources.reasons(drops)}" if drops else ""
@@ -213,16 +217,14 @@ def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:
 
     A job without iterations draws those of a first one.
     """
-    weights = [weight for weight, _ in source.parts()]
-    counts = [pool.stamp["measured"].get(str(part), 0) for part in range(len(weights))]
+    parts = _sizes(source, pool)
+    count = prompt_sources.drawn_at_once(parts, source.per_iteration)
     try:
-        drawn = prompt_sources.draw(
-            list(zip(weights, counts, strict=True)), source.per_iteration, output.seed, output.iteration or 1
-        )
+        drawn = prompt_sources.draw(parts, count, output.seed, output.iteration or 1)
     except UserError as fault:
         dropped = prompt_sources.reasons(drops_of(pool, "collect"))
         raise UserError(f"{fault}{dropped and f'. Rows were dropped, {dropped}'}") from None
-    starts: list[list[int]] = [[] for _ in weights]
+    starts: list[list[int]] = [[] for _ in parts]
     with open(pool.path, "rb") as lines:
         offset = 0
         for line in lines:
@@ -236,6 +238,30 @@ def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:
                 yield records.parse(lines.readline())
 
         output.write(chosen())
+
+
+def _sizes(source: Any, pool: Artifact) -> list[tuple[float, int]]:
+    """The weight of each part of the prompts, and how many of them are in the pool."""
+    counts = pool.stamp["measured"]
+    return [(weight, counts.get(str(part), 0)) for part, (weight, _) in enumerate(source.parts())]
+
+
+def tell_sizes(observer: Any, source: Any, pool: Artifact, held_out: Artifact | None, count: int | None) -> None:
+    """Notices numbers of prompts that a recipe leaves open and that are smaller than usual.
+
+    UserError if the pool cannot fill an iteration, before anything is generated.
+    """
+    drawn = prompt_sources.drawn_at_once(_sizes(source, pool), source.per_iteration)
+    prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
+    if held_out is not None and count is None and held_out.rows < HELD_OUT_COUNT:
+        observer.on_notice(
+            f"evaluation.count is left out: {held_out.rows} prompts are held out (of more prompts, {HELD_OUT_COUNT})"
+        )
+    if source.per_iteration is None and drawn < prompt_sources.PER_ITERATION:
+        observer.on_notice(
+            f"prompts.per_iteration is left out: an iteration draws {drawn} prompts (of more, "
+            f"{prompt_sources.PER_ITERATION})"
+        )
 
 
 def generate(

@@ -9,15 +9,19 @@
 """
 
 import inspect
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
-from raft.core import registry, signals
+from raft.core import given, registry, signals
 from raft.core.errors import Stopped, UserError
 from raft.core.options import short, source, suggest
 from raft.core.protocols import LARGEST
@@ -27,6 +31,16 @@ from raft.core.user_code import tell, unchanged
 from raft.rewards import rules
 
 MESSAGE = 200  # characters of an error that are kept
+SECONDS = 60  # that a trial of a rule may take; it may import a library
+BUGS = (
+    "AttributeError",
+    "ImportError",
+    "KeyError",
+    "ModuleNotFoundError",
+    "NameError",
+    "FileNotFoundError",
+    "TypeError",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +81,25 @@ class Rule:
             prompt, args = deepcopy((prompt, args))
         return _score(function, prompt, response, args)
 
+    def trial(self, prompts: Sequence[Prompt], recipe: Path) -> tuple[str, bool] | None:
+        """What the rule raises on these prompts whatever the response, and whether that is an error of programming.
+
+        It is called in a process of its own, where it finds modules beside `recipe`. None if it scores any of them,
+        is built in, or lives in this process alone.
+        """
+        if ":" not in self.function or self.function.startswith(f"{given.MODULE}:"):
+            return None
+        rows = [prompt.row() for prompt in prompts]
+        asked = {"function": self.function, "args": self.args, "recipe": str(recipe), "prompts": rows}
+        command = [sys.executable, "-m", "raft.rewards.rule_trial"]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"{self.function} took more than {SECONDS} s for {len(prompts)} prompts", False
+        return None if done.returncode else _raised(json.loads(done.stdout), len(prompts))
+
     def release(self) -> None:
         """A rule holds no accelerator."""
 
@@ -79,6 +112,17 @@ class Rule:
         if missing := rules.missing(self.function):
             raise ValueError(f"{self.function} {missing}")
         return getattr(rules, self.function)
+
+
+def _raised(errors: list[list[str]], prompts: int) -> tuple[str, bool] | None:
+    """What a trial says, if every call raised; `errors` has the kind and the words of each, empty where it did not."""
+    if not errors or not all(errors):
+        return None
+    kind, words = errors[0]
+    bug = kind in BUGS
+    message = f"raises {words} on each of the first {prompts} prompts, for every response that was tried"
+    hint = "correct it" if bug else "such responses have no reward; return a number for those that are merely bad"
+    return f"{message}; {hint}", bug
 
 
 def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

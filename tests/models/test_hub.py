@@ -265,3 +265,20 @@ def test_a_folder_of_a_run_whose_files_are_links_is_known_by_what_they_hold(tmp_
 def test_what_is_not_there_has_no_identity(tmp_path: Path):
     with pytest.raises(UserError, match=f"no file or folder at {tmp_path}/none"):
         hub.identity(tmp_path / "none")
+
+
+def test_a_check_asks_the_hub_only_whether_it_has_a_name_and_fetches_nothing(server: Server):
+    assert hub.fault_of_name("owner/name", None, "model") is None
+    assert hub.fault_of_name("owner/name", None, "dataset") is None
+    assert "the hub shows none of that name" in (hub.fault_of_name("owner/nam", None, "model") or "")
+    assert "dataset owner/nam: no such folder" in (hub.fault_of_name("owner/nam", None, "dataset") or "")
+    assert "no such revision" in (hub.fault_of_name("owner/name", "v9", "model") or "")
+    assert "is gated" in (hub.fault_of_name("owner/gated", None, "model") or "")
+    assert server.fetched == []
+
+
+def test_a_hub_that_is_out_of_reach_has_no_fault_to_tell(cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    assert hub.fault_of_name("owner/nam", None, "model") is None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    assert hub.fault_of_name("owner/nam", None, "model") is None

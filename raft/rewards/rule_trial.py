@@ -1,0 +1,37 @@
+"""Calls a rule on a few prompts in a process of its own: `python -m raft.rewards.rule_trial`, asked by `Rule.trial`.
+
+Standard input is {"function", "args", "recipe", "prompts"}; standard output is a list with an entry for each call: the
+kind and the words of what it raised, or nothing. What the rule prints goes to standard error.
+"""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+
+from raft.core import registry
+from raft.core.records import Prompt
+from raft.core.user_code import importable_from, tell
+
+RESPONSES = ("", "Yes.", "The answer is 42.")
+
+
+def main() -> None:
+    """Reads what is asked, calls the rule, and writes what it raised."""
+    asked = json.load(sys.stdin)
+    raised: list[list[str]] = []
+    with redirect_stdout(sys.stderr), importable_from(Path(asked["recipe"])):
+        function = registry.load(asked["function"])
+        for row in asked["prompts"]:
+            for response in (*RESPONSES, Prompt.of(row).content):
+                try:
+                    function(Prompt.of(row), response, **deepcopy(asked["args"]))
+                    raised.append([])
+                except Exception as fault:
+                    raised.append([type(fault).__name__, tell(fault)])
+    json.dump(raised, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What `raft check` sees of a run's data before anything is loaded: rows, rules, templates, all faults at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import worlds
+
+from raft.config import preflight, recipe
+from raft.config.recipe import RecipeError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A recipe with 60 prompts."""
+    folder = tmp_path_factory.mktemp("made")
+    worlds.make_recipe(folder)
+    (folder / "rules.py").write_text(
+        "import json, time\n"
+        "def lacks(prompt, response):\n    return float(prompt.meta['answer'] in response)\n"
+        "def parses(prompt, response):\n    return float(json.loads(response)['grade'])\n"
+        "def noisy(prompt, response):\n    print('loud')\n    return 1.0 if response else 1 / 0\n"
+        "def ends(prompt, response):\n    raise SystemExit(3)\n"
+    )
+    return folder
+
+
+def faults(folder: Path, monkeypatch, *overrides: str) -> list[str]:
+    """The faults of the recipe with overrides, as key and message."""
+    monkeypatch.chdir(folder)
+    try:
+        with preflight.all_faults():
+            preflight.check(recipe.load(folder / "recipe.yaml", overrides))
+    except RecipeError as error:
+        return [f"{fault.key}: {fault.message}" for fault in error.faults]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["evaluation.count=61"], "evaluation.count: 61 prompts are to be held out of 60"),
+        (
+            ["prompts.per_iteration=53"],
+            "prompts.per_iteration: 53 takes 53 different prompts in one iteration",
+        ),
+        (
+            ["reward.function=rules:lacks"],
+            "reward.function: raises KeyError: 'answer' (rules.py, line 3)",
+        ),
+        (["evaluation.gold.function=rules:lacks"], "evaluation.gold.function: raises KeyError: 'answer'"),
+    ],
+)
+def test_what_the_data_say_against_a_recipe_is_a_fault_before_anything_runs(made, monkeypatch, overrides, said):
+    found = faults(made, monkeypatch, *overrides)
+    assert len(found) == 1 and said in found[0], found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["evaluation.count=44"],  # 44 + 16 are all 60
+        ["prompts.per_iteration=52"],
+        ["evaluation.count=null", "prompts.per_iteration=null"],
+        ["reward.function=rules:noisy"],
+        ["reward.function=rules:ends"],  # what a rule raises for these responses it may not raise for others
+    ],
+)
+def test_what_may_be_right_is_no_fault(made, monkeypatch, overrides):
+    assert faults(made, monkeypatch, *overrides) == []
+
+
+def test_a_rule_that_refuses_every_tried_response_is_a_warning_for_it_may_like_others(made, monkeypatch):
+    monkeypatch.chdir(made)
+    (warning,) = preflight.check(recipe.load(made / "recipe.yaml", ["reward.function=rules:parses"]))
+    assert warning.startswith("reward.function: raises JSONDecodeError") and "return a number" in warning
+
+
+def test_best_of_one_warns(made, monkeypatch):
+    monkeypatch.chdir(made)
+    (warning,) = preflight.foreseen(recipe.load(made / "recipe.yaml", ["generator.k=1"]))
+    assert warning.startswith("generator.k: 1: the best of one")
+
+
+def test_faults_of_options_and_of_files_come_in_one_message(made, monkeypatch):
+    found = faults(made, monkeypatch, "generator.kk=2", "policy.model=nosuch", "prompts.prompt_column=promt")
+    assert [line.split(":")[0] for line in found] == ["generator.kk", "policy.model", "prompts"]
+
+
+def test_a_conversation_that_the_policys_template_refuses_is_named_with_its_reason(made, monkeypatch, tmp_path):
+    worlds.make_recipe(tmp_path)
+    template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('say first who you are') }}{% endif %}x"
+    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+    (found,) = faults(tmp_path, monkeypatch, "prompts.format=chat")
+    assert found.startswith("prompts: prompt p000, a conversation of user,") and "say first who you are" in found
+    assert faults(tmp_path, monkeypatch, "prompts.format=chat", "prompts.system=You are a fox.") == []
+
+
+def test_a_reward_model_whose_template_writes_other_prompts_is_a_fault(made, monkeypatch, tmp_path):
+    folder = worlds.make_recipe(tmp_path).parent
+    model = "reward={kind: model, model: base, template: %s}"
+    recipe_file = folder / "recipe.yaml"
+    recipe_file.write_text(recipe_file.read_text().replace("  function: letters:share\n", ""))
+    (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    (found,) = faults(folder, monkeypatch, model % "chat")
+    assert found == "reward.template: the prompts are plain text, and chat writes chat messages; use template: plain"
+    (found,) = faults(folder, monkeypatch, model % "plain", "prompts.format=chat")
+    assert found == "reward.template: the prompts are chats, which plain does not write; use template: chat"
+
+
+def test_numbers_that_are_left_out_fit_the_prompts_and_the_run_says_so(tmp_path):
+    worlds.make_recipe(tmp_path, iterations=1, generator={"k": 2}, evaluation={"gold": None, "kl": False})
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=null", "prompts.per_iteration=null")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/tiny"
+    rows = [len((run / name).read_text().splitlines()) for name in ("evaluation.jsonl", "iterations/001/prompts.jsonl")]
+    assert rows == [60 // 4, 60 - 60 // 4]
+    assert "15 prompts are held out" in done.stdout + done.stderr
+    assert "draws 45 prompts" in done.stdout + done.stderr
+    ids = [json.loads(line)["id"] for line in (run / "iterations/001/prompts.jsonl").read_text().splitlines()]
+    assert len(set(ids)) == 45
+
+
+def test_a_mixture_that_leaves_its_number_out_draws_as_many_as_the_scarcest_part_allows():
+    from raft.data.prompts import draw, drawn_at_once
+
+    parts = [(3.0, 30), (1.0, 5)]
+    assert drawn_at_once(parts, None) == 20 and drawn_at_once(parts, 7) == 7
+    drawn = draw(parts, 20, seed=0, iteration=1)
+    assert [sum(part == at for part, _ in drawn) for at in (0, 1)] == [15, 5]
+    assert drawn_at_once([(1.0, 10**6)], None) == 2048
