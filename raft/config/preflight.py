@@ -20,16 +20,20 @@ from raft.data.sources import FileRows, HubRows, InlineRows
 from raft.models import hub, jinja, model_folder, reward_templates
 from raft.models.reward_templates import TEXT_TEMPLATES
 
-TRIED = 2  # prompts that a rule is called on
+TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
 
 def check(loaded: Loaded, fetch: bool = False) -> list[str]:
     """Raises RecipeError with every fault, and returns warnings; with `fetch` hub models are brought here first."""
     made = {str(needed.folder) for needed in loaded.needs}
-    faults = [*_named(loaded.recipe, "", made, fetch), *_trained(loaded.recipe, made)]
+    faults = [*_named(loaded.recipe, "", made, fetch)]
+    if not any(fault.key == "policy.model" for fault in faults):
+        faults += _trained(loaded.recipe, made)
+        faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
     if loaded.recipe.job == "align":
-        faults += [*_fits(loaded.recipe, made), *_written(loaded.recipe, made)]
+        known = {fault.key for fault in faults}
+        faults += [fault for fault in _written(loaded.recipe, made) if fault.key not in known]
     warnings = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         faults += _enough(loaded.recipe)
@@ -159,7 +163,7 @@ def _trials(loaded: Loaded) -> Iterator[tuple[str, str, bool]]:
     rules = list(_parts_of(rewards, "trial"))
     prompts = first_prompts(source, TRIED) if rules else []
     for key, rule in rules if prompts else ():
-        if (found := rule.trial(prompts[:TRIED], loaded.path)) is not None:
+        if (found := rule.trial(prompts, loaded.path)) is not None:
             yield f"{key}.function", *found
 
 
@@ -313,17 +317,21 @@ def _written(recipe: Any, made: set[str]) -> Iterator[Fault]:
                 f"the prompts are plain text, and {reward.template} writes chat messages; use template: plain",
             )
     folder = _here(recipe.policy)
-    if folder is None or str(folder.parent) in made or (template := model_folder.chat_template(folder)) is None:
-        return
-    for prompt in first_prompts(recipe.prompts, 1):
-        if prompt.messages is not None and (fault := _refused(template, folder, prompt)) is not None:
-            yield Fault("prompts", fault)
+    if folder is not None and str(folder.parent) not in made:
+        refusals = (_refused(folder, prompt) for prompt in first_prompts(recipe.prompts, 1))
+        yield from (Fault("prompts", refusal) for refusal in refusals if refusal is not None)
 
 
-def _refused(template: str, folder: Path, prompt: Prompt) -> str | None:
-    """Why a chat template does not write a prompt."""
+def _refused(folder: Path, prompt: Prompt) -> str | None:
+    """Why the chat template of a model does not write a prompt."""
     values = {"messages": prompt.messages, "tools": prompt.tools, "documents": None, "add_generation_prompt": True}
-    values |= model_folder.special_tokens(folder) | (prompt.chat_template_kwargs or {})
+    try:
+        template, tokens = model_folder.chat_template(folder), model_folder.special_tokens(folder)
+    except UserError:  # a damaged folder, which other checks name
+        return None
+    if prompt.messages is None or template is None:
+        return None
+    values |= tokens | (prompt.chat_template_kwargs or {})
     try:
         jinja.write(template, f"the chat template of {folder}", values)
     except UserError as fault:

@@ -22,7 +22,7 @@ import numpy as np
 
 from raft.core import protocols, records
 from raft.core.errors import RowError, UserError
-from raft.core.options import fault_of_file, faults_of_range, only, section
+from raft.core.options import faults_of_range, only, section
 from raft.core.records import Drop, Prompt
 from raft.core.seeds import derive
 from raft.data.sources import FileRows, HubRows, InlineRows, Row, Source, pattern_faults
@@ -476,17 +476,20 @@ def drawn_at_once(parts: Sequence[tuple[float, int]], asked: int | None) -> int:
 
 
 def count_rows(part: Any, most: int) -> int | None:
-    """How many rows a part has, counted up to `most`; None if it has to be fetched first, or says no rows."""
-    if isinstance(part, FileRows) and fault_of_file(part.path) is not None:
+    """How many rows a part has, counted up to `most`; None if they have to be fetched first, or cannot be read."""
+    if not isinstance(part, FileRows | InlineRows):
         return None
-    return sum(1 for _ in islice(part.rows(), most)) if isinstance(part, FileRows | InlineRows) else None
+    try:
+        return sum(1 for _ in islice(part.rows(), most))
+    except UserError:  # whoever reads the rows to use them says which, and why
+        return None
 
 
 def first_prompts(source: Any, most: int) -> list[Prompt]:
     """The first usable prompts of each part that is on this machine."""
     found: list[Prompt] = []
     for _, part in source.parts():
-        if count_rows(part, 1):
+        if count_rows(part, FIRST):
             kept = 0
             for _, prompt_id, row in part.first_rows():
                 with suppress(Malformed):

@@ -56,7 +56,7 @@ class Evaluator:
         if training:
             more = {"policy": policy, "first_answers": self.first_answers, "before": self.scores_before, **training}
         else:
-            self.first_answers = it.existing("evaluation/responses.jsonl")
+            self.first_answers = made.get("answers") or it.existing("evaluation/responses.jsonl")
         self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
         self.scores_before = training.get("scores")
         rows = measuring.rows_of(self.figures)

@@ -120,7 +120,8 @@ def _raised(errors: list[list[str]], prompts: int) -> tuple[str, bool] | None:
         return None
     kind, words = errors[0]
     bug = kind in BUGS
-    message = f"raises {words} on each of the first {prompts} prompts, for every response that was tried"
+    first = f"each of the first {prompts} prompts" if prompts > 1 else "the first prompt"
+    message = f"raises {words} on {first}, for every response that was tried"
     hint = "correct it" if bug else "such responses have no reward; return a number for those that are merely bad"
     return f"{message}; {hint}", bug
 

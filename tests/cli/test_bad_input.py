@@ -26,7 +26,7 @@ def world(tmp_path_factory) -> Path:
             (bare / name).write_text(json.dumps(content))
     (folder / "empty.jsonl").write_text("")
     (folder / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
-    (folder / "long.jsonl").write_text(json.dumps({"prompt": "word " * 400}) + "\n")
+    (folder / "long.jsonl").write_text((json.dumps({"prompt": "word " * 400, "letter": "w"}) + "\n") * 20)
     (folder / "some").mkdir()
     (folder / "some" / "file").write_text("mine")
     return folder

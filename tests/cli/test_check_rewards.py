@@ -16,6 +16,7 @@ from raft.core.errors import UserError
 
 RULE = {"kind": "rule", "function": "length"}
 TRAINER = {"kind": "reward-model"}
+JUDGE = {"kind": "model", "recipe": "judge.yaml", "template": "plain"}
 GIVEN = {"path": "responses.jsonl"}
 
 
@@ -66,10 +67,18 @@ NEEDING = {
         {"prompts": {"kind": "file", "recipe": "pairs.yaml", "per_iteration": 1, "max_prompt_length": 9}},
         "pairs",
     ),
-    "a reward model, which needs pairs itself": ({"reward": {"kind": "model", "recipe": "judge.yaml"}}, "pairs"),
-    "gold": ({"evaluation": {"gold": {"kind": "model", "recipe": "judge.yaml"}}}, "pairs"),
+    "a reward model, which needs pairs itself": (
+        {"reward": JUDGE},
+        "pairs",
+    ),
+    "gold": ({"evaluation": {"gold": JUDGE}}, "pairs"),
     "a member": (
-        {"reward": {"kind": "ensemble", "members": {"m": {"kind": "model", "recipe": "judge.yaml"}}}},
+        {
+            "reward": {
+                "kind": "ensemble",
+                "members": {"m": JUDGE},
+            }
+        },
         "pairs",
     ),
 }
@@ -84,7 +93,7 @@ def test_whatever_section_names_the_recipe_it_is_asked_for(world: Path, case: st
 
 
 def test_of_the_recipes_that_are_needed_those_that_were_run_are_not_asked_for(world: Path):
-    aligned(world, reward={"kind": "model", "recipe": "judge.yaml"})
+    aligned(world, reward=JUDGE)
     made = world / "outputs" / "pairs" / "pairs.jsonl"
     made.parent.mkdir(parents=True)
     made.write_text("")

@@ -12,6 +12,7 @@ from raft.config.recipe import RecipeError, find, load
 from raft.core.errors import UserError
 from raft.core.options import Fault
 from raft.core.registry import component
+from raft.data.prompts import drawn_at_once
 from raft.store.stamps import differences
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,8 @@ def faults(folder: Path, text: str, *overrides: str) -> dict[str, str]:
 
 def test_the_defaults_are_those_of_the_reference_experiment(tmp_path):
     recipe = load(write(tmp_path, GOOD.replace(", per_iteration: 2", "").replace(", k: 2", ""))).recipe
-    assert (recipe.prompts.per_iteration, recipe.generator.k, recipe.train_from) == (2048, 8, "previous")
+    assert (drawn_at_once([(1.0, 10**6)], recipe.prompts.per_iteration), recipe.generator.k) == (2048, 8)
+    assert recipe.train_from == "previous"
     assert (recipe.trainer.learning_rate, recipe.trainer.num_train_epochs, recipe.trainer.batch_size) == (2e-5, 2, 32)
     assert type(recipe.selection).__name__ == "BestOfK"
 

@@ -70,9 +70,9 @@ def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_
 def test_a_reward_that_failed_is_corrected_and_the_same_command_goes_on_with_the_same_responses(tmp_path):
     worlds.make_recipe(tmp_path, **ONE)
     rule = (tmp_path / "letters.py").read_text()
-    (tmp_path / "letters.py").write_text(rule.replace("'letter'", "'letters'"))
+    (tmp_path / "letters.py").write_text(rule.replace("    return", "    raise ValueError('not yet')\n    return"))
     failed = worlds.raft(tmp_path, "run", "recipe.yaml")
-    assert failed.returncode == 2 and "KeyError: 'letters' (letters.py, line 3)" in failed.stderr
+    assert failed.returncode == 2 and "ValueError: not yet (letters.py, line 3)" in failed.stderr
     made = stamp(tmp_path, "iterations/000/evaluation/responses.jsonl")
     (tmp_path / "letters.py").write_text(rule)
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
@@ -82,13 +82,15 @@ def test_a_reward_that_failed_is_corrected_and_the_same_command_goes_on_with_the
     assert worlds.fingerprint(tmp_path / "outputs/tiny") == worlds.fingerprint(tmp_path / "outputs/whole")
 
 
-def test_numbers_of_prompts_that_are_too_large_are_lowered_as_the_message_says(tmp_path):
-    worlds.make_recipe(tmp_path, **{**ONE, "prompts": {"per_iteration": 100}})
-    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=400")
-    assert refused.returncode == 2 and "evaluation.count is 400" in refused.stderr
-    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=4")
-    assert refused.returncode == 2 and "prompts.per_iteration: 100 takes 100" in refused.stderr
-    done = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=4", "prompts.per_iteration=8")
+def test_a_pool_that_turns_out_too_small_is_said_before_anything_is_generated_and_the_lower_number_goes_on(tmp_path):
+    worlds.make_recipe(tmp_path, **ONE)
+    rows = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    empty = [json.dumps({**json.loads(row), "prompt": " "}) for row in rows[20:]]
+    (tmp_path / "prompts.jsonl").write_text("\n".join([*rows[:20], *empty]) + "\n")
+    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "prompts.per_iteration=30")
+    assert refused.returncode == 2 and "prompts.per_iteration: 30 takes 30" in refused.stderr
+    assert "there are only 16" in refused.stderr and not list(tmp_path.rglob("responses.jsonl*"))
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "prompts.per_iteration=16")
     assert done.returncode == 0, done.stderr
 
 
