@@ -83,9 +83,8 @@ def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **o
         with _as_before(quiet=True), objects.lent():
             loaded = objects.load(recipe, overrides, Path(outputs))
             objects.write(Path(folder))
-            for one in [*loaded.needs, loaded]:
-                preflight.check(one)
-            return [warning for one in [*loaded.needs, loaded] for warning in preflight.foreseen(one)]
+            needed = [*loaded.needs, loaded]
+            return [warning for one in needed for warning in [*preflight.check(one), *preflight.foreseen(one)]]
 
 
 def open_run(folder: str | os.PathLike[str]) -> "Run":

@@ -53,11 +53,13 @@ def check(options: Namespace) -> None:
 
     where = memory_plan.device()
     for needed in [*loaded.needs, loaded]:
-        preflight.check(needed)
+        warnings = preflight.check(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
         for line in memory_plan.lines(memory_plan.plan(needed, where), where):
             say(line)
-        for warning in preflight.foreseen(needed):
+        for asked in preflight.requests(needed.recipe):
+            say(f"  {asked}")
+        for warning in [*warnings, *preflight.foreseen(needed)]:
             say(f"  warning: {warning}")
     if options.measure:
         _measure(loaded, options.overrides)

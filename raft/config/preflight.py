@@ -6,6 +6,7 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from raft.config.jobs import HELD_OUT
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there
+from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.run_paths import RunPaths
 from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
@@ -37,6 +39,7 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
     warnings = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         faults += _enough(loaded.recipe)
+        faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]
         for key, message, bug in _trials(loaded):
             faults += [Fault(key, message)] if bug else []
             warnings += [] if bug else [f"{key}: {message}"]
@@ -88,6 +91,55 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
                 f"selection.max_failed_fraction stop the run: lower generator.max_tokens, or raise {key}.max_length if "
                 "the model reads more"
             )
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The most requests that a run sends to the judge at `key`, retries aside."""
+
+    key: str
+    judge: Any
+    training: int
+    held_out: int
+
+    @property
+    def total(self) -> int:
+        return self.training + self.held_out
+
+    @property
+    def excess(self) -> str:
+        """What is wrong with a total above the recipe's own limit; empty where there is none."""
+        if self.judge.max_requests is None or self.total <= self.judge.max_requests:
+            return ""
+        return (
+            f"{self.judge.max_requests:,} requests are allowed, and the run would send up to {self.total:,}; raise it, "
+            f"or lower prompts.per_iteration, generator.k or iterations, or take ranking: challenger"
+        )
+
+    def __str__(self) -> str:
+        parts = f"{self.training:,} for training, {self.held_out:,} for held-out prompts" if self.held_out else ""
+        return (
+            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{f' ({parts})' if parts else ''}, each "
+            f"answered with up to {self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} at most"
+        )
+
+
+def requests(recipe: Any) -> Iterator[Requests]:
+    """What a job that generates asks of its judges, for the whole run."""
+    if recipe.job == "label" and recipe.responses is None:
+        drawn = recipe.prompts.per_iteration or PER_ITERATION
+        for key, judge in _parts_of({"reward": recipe.reward}, "requests"):
+            yield Requests(key, judge, drawn * judge.requests(recipe.generator.k), 0)
+    if recipe.job != "align" or not hasattr(recipe.prompts, "per_iteration"):
+        return
+    whole, options = sized(recipe), recipe.evaluation
+    policies = 1 + -(-recipe.iterations // options.every)  # the first, every so many, and the last
+    for name, reward in {"reward": recipe.reward, "evaluation.gold": options.gold}.items():
+        for key, judge in _parts_of({name: reward}, "requests"):
+            trains = recipe.iterations * whole.prompts.per_iteration * judge.requests(recipe.generator.k)
+            looks = policies * whole.evaluation.count * judge.requests(options.k)
+            own = name == "reward"
+            yield Requests(key, judge, trains if own else 0, looks if not own or comparable(recipe.reward) else 0)
 
 
 def sized(recipe: Any) -> Any:

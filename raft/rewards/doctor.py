@@ -24,6 +24,7 @@ PAIRS = [  # a question, a better and a worse answer; a model that does not dist
 ]  # fmt: skip
 ROUND_TRIP = ["The quick brown fox, 12.5 % of it!", "吾輩は猫である。名前はまだ無い。"]
 ANSWERS = ["Yes.", "That depends on what you mean, but I will gladly try to help you with it, step by step."]
+REFUSED = "status 4"  # in what is said of a request that the server does not take
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}  # of an output, alone or in a batch
 
 Level = Literal["ok", "warning", "fault"]
@@ -60,12 +61,14 @@ class Answers:
 def examine(
     reward: Any, prompts: Sequence[Prompt], name: str = "reward", answers: Answers | None = None
 ) -> Iterator[Finding]:
-    """The findings on a reward and its members, with a few prompts of the run. Rules and judges have none.
+    """The findings on a reward and its members, with a few prompts of the run. Rules have none.
 
     With `answers` also whether the longest answers of the policy fit what the reward model reads.
     """
     for member, inner in getattr(reward, "members", {}).items():
         yield from examine(inner, prompts, f"{name}.{member}", answers)
+    if hasattr(reward, "requests") and getattr(reward, "remote", False) and prompts:
+        yield Finding(name, "server", *_server(reward, prompts[0]))
     if hasattr(reward, "runner"):
         prompts, refused = _readable(reward, prompts)
         if refused:
@@ -77,6 +80,16 @@ def examine(
             yield Finding(name, check.__name__.strip("_"), level, message)
         if answers is not None and prompts:
             yield Finding(name, "longest_answer", *_longest_answer(reward, prompts, answers))
+
+
+def _server(reward: Any, prompt: Prompt) -> tuple[Level, str]:
+    """Whether a judge behind a url answers at all: one group of two short responses, before anything is generated."""
+    (scores,) = reward.score([Group(prompt, [Response(text, [], None, "stop") for text in ANSWERS])])
+    errors = [score.error or "" for score in scores if score.reward is None]
+    if len(errors) < len(scores):
+        return "ok", f"{reward.model} answers"
+    refused = any(REFUSED in error for error in errors)
+    return "fault" if refused else "warning", f"{reward.model} rated neither of two short responses: {errors[0]}"
 
 
 def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str | None]:

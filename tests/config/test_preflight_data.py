@@ -129,3 +129,26 @@ def test_a_mixture_that_leaves_its_number_out_draws_as_many_as_the_scarcest_part
     drawn = draw(parts, 20, seed=0, iteration=1)
     assert [sum(part == at for part, _ in drawn) for at in (0, 1)] == [15, 5]
     assert drawn_at_once([(1.0, 10**6)], None) == 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "training", "held_out"),
+    [
+        ({"mode": "pairwise"}, 2 * 16 * (4 * 3), 0),  # every pair in both orders; it says nothing between prompts
+        ({"ranking": "challenger"}, 2 * 16 * 2 * 3, 0),
+        ({"mode": "grade"}, 2 * 16 * 4, 3 * 8 * 2),  # policies 0, 1 and 2
+    ],
+)
+def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_more(
+    tmp_path, monkeypatch, options, training, held_out
+):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", **options}
+    gold = {"kind": "rule", "function": "length"}
+    worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": gold})
+    monkeypatch.chdir(tmp_path)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
+    assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
+    total = training + held_out
+    assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
+    (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
+    assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total};" in found

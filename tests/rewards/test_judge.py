@@ -18,8 +18,9 @@ from judges import BIASED, FAIR, GRADE, GRADES, MIXED, MUTE, SCORES, TEXT, WORDS
 from tiny_server import TinyServer
 
 from raft.core.errors import UserError
-from raft.core.records import Group, Policy
+from raft.core.records import Group, Policy, Prompt
 from raft.core.seeds import derive
+from raft.rewards import doctor
 from raft.rewards.judge.judge import Judge
 
 
@@ -305,3 +306,14 @@ def test_the_judge_reads_raft_s_own_words(ask, proxy):
     proxy.spoil = spoil
     (found,) = scores(replace(ask(), template=None), group("zz2", "zz1"))
     assert [score.rank for score in found] == [1, 0]
+
+
+def test_a_judge_that_refuses_every_request_is_a_fault_before_anything_is_generated(ask, proxy):
+    prompt = Prompt("p", text="which is it?")
+    proxy.spoil = lambda asked, content: (400, b'{"error": {"message": "unknown parameter"}}')
+    (refused,) = doctor.examine(ask(), [prompt])
+    assert (refused.check, refused.level) == ("server", "fault") and "unknown parameter" in refused.message
+    assert len(proxy.requests) == 2  # one pair, in both orders
+    proxy.spoil = None
+    (mumbled,) = doctor.examine(ask(), [prompt])
+    assert mumbled.level != "fault"

@@ -49,7 +49,8 @@ class Judge(Connection):
     With `url`, `model` is the name that the server there has for it; without, it is a folder or a hub id, which raft
     serves itself by vLLM with `engine_args`. `template` is a Jinja file that writes the question, a message of
     the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
-    `ranking: challenger` compares each response only with the best one before it. The group of the regular expression
+    `ranking: challenger` compares each response only with the best one before it. A run that would send more than
+    `max_requests` is refused before it starts. The group of the regular expression
     `verdict` is the verdict, where it matches last behind the judge's thoughts; without one, see `judge/verdicts.py`.
     """
 
@@ -68,13 +69,14 @@ class Judge(Connection):
     max_tokens: int = 1024
     stop: list[str] = field(default_factory=list)
     seed: int = 0
+    max_requests: int | None = speed(None)
     engine_args: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
 
     batch_size: ClassVar[int] = 1  # no group's verdicts depend on another group's
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        yield from faults_of_range(self, temperature=(0, 100), max_tokens=(1, math.inf))
+        yield from faults_of_range(self, temperature=(0, 100), max_tokens=(1, math.inf), max_requests=(1, math.inf))
         yield from self._host_faults()
         yield from self._mode_faults()
         if "" in self.stop:
@@ -93,6 +95,12 @@ class Judge(Connection):
     def remote(self) -> bool:
         """Whether another machine judges."""
         return self.url is not None
+
+    def requests(self, k: int) -> int:
+        """The most requests that a group of k responses takes, retries aside; equal responses are sent once."""
+        if self.mode == "grade":
+            return k
+        return 2 * (k - 1) if self.ranking == "challenger" else k * (k - 1)
 
     def identify(self) -> dict[str, str]:
         """What the judge is and is asked, by content; of a model on a server no more than its name is known."""
