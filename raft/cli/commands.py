@@ -11,6 +11,9 @@ def run(options: Namespace) -> None:
     """Starts a recipe's run, or goes on with it; with --restart the run that is there is moved aside first."""
     from raft.config import preflight, recipe
 
+    if options.seeds is not None:
+        _run_seeds(options)
+        return
     with preflight.all_faults():
         loaded = recipe.load(recipe.find(options.recipe), options.overrides)
     if options.restart:
@@ -21,6 +24,28 @@ def run(options: Namespace) -> None:
         if (aside := runs.set_aside(loaded.folder)) is not None:
             say(f"{loaded.folder} was moved to {aside}")
     _start(loaded)
+
+
+def _run_seeds(options: Namespace) -> None:
+    """A run of the recipe for each seed, one after the other, and what they gained."""
+    from raft.cli import compare as comparison
+    from raft.config import preflight, recipe
+    from raft.core.terminal import say
+
+    if options.restart:
+        raise UserError("--seeds resumes the runs that are there; leave --restart out, or restart one of them alone")
+    numbers = [word.strip() for word in options.seeds.split(",")]
+    if not all(word.isdecimal() for word in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError(f"--seeds {options.seeds}: give different whole numbers, such as 0,1,2")
+    file = recipe.find(options.recipe)
+    with preflight.all_faults():
+        name = recipe.load(file, options.overrides).recipe.name
+        overrides = [word for word in options.overrides if not word.startswith(("name=", "seed="))]
+        each = [recipe.load(file, [*overrides, f"name={name}-seed-{word}", f"seed={word}"]) for word in numbers]
+    for loaded in each:
+        _start(loaded)
+    if lines := comparison.seeds([loaded.folder for loaded in each]):
+        say("\n" + "\n".join(lines))
 
 
 def resume(options: Namespace) -> None:
@@ -123,6 +148,16 @@ def show(options: Namespace) -> None:
 
     folder = branch.whole(options.run)
     say(shown.prompt(folder, options.prompt_id) if options.prompt_id else shown.before_and_after(folder))
+
+
+def compare(options: Namespace) -> None:
+    """Says how two runs differ."""
+    from raft.cli import compare as comparison
+    from raft.core.terminal import say
+    from raft.store import branch
+
+    first, second = (branch.whole(folder) for folder in options.runs)
+    say("\n".join(comparison.compared(first, second)))
 
 
 def report(options: Namespace) -> None:

@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; overrides may also follow an option, which argparse does not support."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    overrides = [word for word in rest if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -115,13 +115,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--restart", action="store_true", help="begin again; the run that is there is moved aside, nothing is deleted"
     )
+    run.add_argument(
+        "--seeds", metavar="0,1,2", help="a run for each seed, named NAME-seed-0 ..., and what they gained"
+    )
     check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(
         "--from-iteration", type=int, metavar="N", help="a new run that repeats iteration N and those after it"
     )
     for one in (run, check, resume):
-        one.add_argument("overrides", nargs="*", metavar="key=value", help="for instance generator.k=4")
+        one.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="for instance generator.k=4; ~key leaves a key out"
+        )
     ls = verb("ls", commands.ls, "the recipes that come with raft, and the runs made so far")
     ls.add_argument(
         "outputs", type=Path, nargs="?", default=Path("outputs"), help="the folder of runs; default: outputs"
@@ -146,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
     show.add_argument("run", type=Path)
     show.add_argument("prompt_id", nargs="?", help="default: the held-out prompt that gained most")
+    compare = verb("compare", commands.compare, "two runs: their last policies on the same prompts, and what differs")
+    compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")
     report.add_argument("run", type=Path)
     report.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run")

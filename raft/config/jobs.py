@@ -107,7 +107,12 @@ class Align(Job):
     evaluation: Evaluation = field(default_factory=Evaluation)
     alerts: Alerts = field(default_factory=Alerts)
     keep_policies: Literal["last", "best", "all"] = "best"
-    report_to: list[Any] = field(default_factory=list)
+    report_to: str | list[Any] = field(default_factory=list)
+
+    @property
+    def trackers(self) -> list[Any]:
+        """The trackers, each by its name or with its options."""
+        return [self.report_to] if isinstance(self.report_to, str) else self.report_to
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -128,7 +133,7 @@ class Align(Job):
             yield from self._faults_of_ranks()
 
     def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
-        for index, one in enumerate(self.report_to):
+        for index, one in enumerate(self.trackers):
             name = one.get("name") if isinstance(one, dict) else one
             if name not in TRACKERS:
                 yield f"report_to[{index}]", f"{name!r} is not a tracker; {suggest(str(name), list(TRACKERS))}"

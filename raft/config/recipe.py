@@ -205,6 +205,8 @@ def _merged(
     from omegaconf import DictConfig, OmegaConf
 
     origin = "command line" if given is None else "argument"
+    removed = [override[1:] for override in overrides if override.startswith("~")]
+    overrides = [override for override in overrides if not override.startswith("~")]
     for override in overrides:
         lines[_check_override(override)] = origin
     lines.update(dict.fromkeys(given.sections if given else (), origin))
@@ -221,6 +223,8 @@ def _merged(
     for override in overrides:
         with _understood(f"override {override!r}", lines):
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+    for key in removed:
+        _remove(merged, key)
     with _understood(path, lines):
         assert isinstance(merged, DictConfig)
         for key, build in given.sections.items() if given else ():
@@ -236,11 +240,25 @@ def _merged(
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
+def _remove(config: Any, key: str) -> None:
+    """Takes a key out of a recipe, which then has its default. UserError: the recipe does not say it."""
+    from omegaconf import OmegaConf
+
+    section, _, name = key.rpartition(".")
+    inner = OmegaConf.select(config, section) if section else config
+    if not OmegaConf.is_dict(inner) or name not in inner:
+        known = [str(one) for one in inner] if OmegaConf.is_dict(inner) else []
+        raise UserError(f"~{key}: the recipe has no such key, so it cannot be left out; {suggest(name, known)}")
+    del inner[name]
+
+
 def _check_override(override: str) -> str:
     """The key of an override. UserError: it is not of the form key=value, or its value is not YAML on one line."""
     match = OVERRIDE.fullmatch(override)
     if match is None:
-        raise UserError(f"{override!r} is not an override; write key=value, for instance generator.k=4")
+        raise UserError(
+            f"{override!r} is not an override; write key=value, for instance generator.k=4, or ~key to leave a key out"
+        )
     try:
         override.encode()
     except UnicodeEncodeError:

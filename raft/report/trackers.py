@@ -34,7 +34,7 @@ class Tracked(Observer):
         """Starts the trackers."""
         self.run = run
         self.state = _state(run.folder)
-        for one in getattr(loaded.recipe, "report_to", []):
+        for one in getattr(loaded.recipe, "trackers", []):
             name, options = (one, {}) if isinstance(one, str) else (one["name"], dict(one))
             self._try(name, lambda name=name, options=options: self._start(name, options, loaded))
 

@@ -1,0 +1,124 @@
+"""`raft compare A B`: how the last policies of two runs differ, on the same prompts, and where the runs part ways."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft.core import records
+from raft.core.run_paths import RunPaths
+from raft.metrics import reward_metrics
+from raft.metrics.reward_metrics import NORMAL_95, Gain
+from raft.store import measuring, runs, stamps
+from raft.store.stamps import Stamp, differences
+
+MOST = 12  # keys that are listed
+NAMES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
+
+
+def compared(first: Path, second: Path) -> list[str]:
+    """Lines on two runs: keys of their recipes that differ, their last policies, and their first unlike artifact."""
+    changed = [
+        change
+        for change in differences(runs.read_resolved(first), runs.read_resolved(second))
+        if not change.startswith("name:")
+    ]
+    lines = [
+        f"A {first}, B {second}",
+        "recipes: " + (f"what differs (was: A, is: B), {len(changed)}" if changed else "alike"),
+    ]
+    lines += [f"  {change}" for change in changed[:MOST]]
+    lines += [f"  and {len(changed) - MOST} more"] if len(changed) > MOST else []
+    return [*lines, *_figures(first, second), _parting(first, second)]
+
+
+def seeds(folders: list[Path]) -> list[str]:
+    """Lines on runs that differ in their seed alone: what each gained, and the mean with its spread over seeds."""
+    lines = []
+    for figure, name in NAMES.items():
+        gained = {}
+        for folder in folders:
+            means = measuring.held_out_means(folder)[figure]
+            if 0 in means and (gain := reward_metrics.gain(means[0], means[max(means)])) is not None:
+                gained[folder] = gain
+        if len(gained) < 2:
+            continue
+        found = np.array([gain.difference for gain in gained.values()])
+        lines += [f"{name}, from the first policy to the last:"]
+        lines += [f"  {folder}  {_sum(gain)}" for folder, gain in gained.items()]
+        lines += [f"  mean of {len(found)} seeds {found.mean():+.3f}, standard deviation {found.std(ddof=1):.3f}"]
+    return lines
+
+
+def _figures(first: Path, second: Path) -> Iterator[str]:
+    """A line for each held-out figure that both runs have."""
+    for figure, name in NAMES.items():
+        one, other = (measuring.held_out_means(folder)[figure] for folder in (first, second))
+        if not one or not other:
+            continue
+        at, to = max(one), max(other)
+        if not _same_reward(first, second, figure, at, to):
+            yield f"{name}: not compared, for the two runs were scored by different rewards"
+            continue
+        gain, how = _gain(first, second, one[at], other[to])
+        kind = "no clear difference" if not gain.clear else f"{'B' if gain.difference > 0 else 'A'} is better"
+        yield f"{name}: A, policy {at}: {gain.before:.3f}; B, policy {to}: {gain.after:.3f}; {_sum(gain)} {how}: {kind}"
+
+
+def _sum(gain: Gain) -> str:
+    return f"{gain.difference:+.3f}" + ("" if math.isnan(gain.half_width) else f" ± {gain.half_width:.3f}")
+
+
+def _same_reward(first: Path, second: Path, figure: str, at: int, to: int) -> bool:
+    file = next(file for name, file in measuring.SCORES.items() if measuring.HELD_OUT[name] == figure)
+    places = RunPaths(first).iteration(at).folder / file, RunPaths(second).iteration(to).folder / file
+    one, other = (stamps.read_stamp(place) for place in places)
+    return one is not None and other is not None and one["key"]["section"] == other["key"]["section"]
+
+
+def _gain(first: Path, second: Path, one: np.ndarray, other: np.ndarray) -> tuple[Gain, str]:
+    """The difference on the same prompts where there are any, else between two samples of prompts."""
+    ids = [[row["id"] for row in records.read(RunPaths(folder).evaluation)] for folder in (first, second)]
+    places = {name: at for at, name in enumerate(ids[1])}
+    both = [(at, places[name]) for at, name in enumerate(ids[0]) if name in places]
+    if both and (gain := reward_metrics.gain(*_paired(one, other, both))) is not None:
+        return gain, f"on {len(both)} prompts that both have"
+    known = [values[~np.isnan(values)] for values in (one, other)]
+    error = math.hypot(*(reward_metrics.standard_error(values) for values in known))
+    before, after = (float(values.mean()) for values in known)
+    return Gain(before, after, NORMAL_95 * error), "on different prompts"
+
+
+def _paired(one: np.ndarray, other: np.ndarray, both: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    at, to = np.array(both).T
+    return one[at], other[to]
+
+
+def _parting(first: Path, second: Path) -> str:
+    """The first artifact that is not the same in both runs, and why."""
+    one, other = _by_name(first), _by_name(second)
+    for name in (name for name in one if name in other):
+        here, there = one[name], other[name]
+        if here["hash"] != there["hash"]:
+            changed = [change for change in differences(here["key"], there["key"]) if not change.startswith("inputs.")]
+            why = "\n".join(f"  {change}" for change in changed[:MOST]) or "  what it was made from"
+            return f"first artifact that differs: {name}, made from something else:\n{why}"
+        if here.get("content") != there.get("content"):
+            versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"]))
+            return (
+                f"first artifact that differs: {name}, made from the same inputs"
+                + (versions and f", by other versions:{versions}")
+                + ("" if versions else "; the machines or their numerics differ (docs/exactness.md)")
+            )
+    alone = [name for name in {**one, **other} if (name in one) != (name in other)]
+    more = f"; {len(alone)} more are in one of them alone" if alone else ""
+    return f"every artifact that both have is the same{more}"
+
+
+def _by_name(folder: Path) -> dict[str, Stamp]:
+    """The stamps of a run by the names of their artifacts, in the order in which they were made."""
+    made = ((path, stamp) for path, stamp in stamps.stamped(folder) if stamp["key"]["stage"] not in runs.DESCRIBING)
+    found: list[tuple[str, Any]] = [(str(path.relative_to(folder)), stamp) for path, stamp in made]
+    return dict(sorted(found, key=lambda one: one[1]["began"]))

@@ -1,0 +1,78 @@
+"""`raft compare`, `raft run --seeds`, and keys that are left out, on small real runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import worlds
+
+from raft.config.recipe import read_one
+from raft.core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Runs of seeds 0 and 1, and one with a hundred times the learning rate of seed 0."""
+    folder = tmp_path_factory.mktemp("world")
+    worlds.make_recipe(
+        folder, iterations=1, prompts={"per_iteration": 8}, evaluation={"count": 6, "gold": None, "kl": False}
+    )
+    done = worlds.raft(folder, "run", "recipe.yaml", "--seeds", "0,1")
+    assert done.returncode == 0, done.stderr
+    (folder / "seeds.txt").write_text(done.stdout)
+    done = worlds.raft(folder, "run", "recipe.yaml", "name=fast", "trainer.learning_rate=0.1")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def means(run: Path, policy: int) -> dict[str, float]:
+    """The mean reward of each held-out prompt, from the file of scores."""
+    rows = map(json.loads, open(run / f"iterations/{policy:03d}/evaluation/scores.jsonl"))
+    return {row["prompt_id"]: float(np.mean([one["reward"] for one in row["scores"]])) for row in rows}
+
+
+def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_where_their_keys_do(world):
+    done = worlds.raft(world, "compare", "outputs/tiny-seed-0", "outputs/fast")
+    assert done.returncode == 0, done.stderr
+    one, other = (means(world / "outputs" / name, 1) for name in ("tiny-seed-0", "fast"))
+    differences = np.array([other[name] - one[name] for name in one])
+    half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
+    assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
+    assert "trainer.learning_rate: was 0.001, is 0.1" in done.stdout
+    first = done.stdout.index("first artifact that differs: iterations/001/policy")
+    assert "section.learning_rate: was 0.001, is 0.1" in done.stdout[first:]
+
+
+def test_a_run_and_itself_are_the_same(world):
+    done = worlds.raft(world, "compare", "outputs/fast", "outputs/fast")
+    assert "recipes: alike" in done.stdout and "every artifact that both have is the same" in done.stdout
+    assert "+0.000 ± 0.000 on 6 prompts that both have: no clear difference" in done.stdout
+
+
+def test_seeds_are_runs_of_their_own_whose_gains_are_told_with_their_spread(world):
+    gained = []
+    for seed in (0, 1):
+        before, after = (means(world / f"outputs/tiny-seed-{seed}", policy) for policy in (0, 1))
+        gained.append(np.mean([after[name] - before[name] for name in before]))
+    said = (world / "seeds.txt").read_text()
+    assert f"mean of 2 seeds {np.mean(gained):+.3f}, standard deviation {np.std(gained, ddof=1):.3f}" in said
+    alone = worlds.raft(world, "run", "recipe.yaml", "name=alone", "seed=1")
+    assert alone.returncode == 0, alone.stderr
+    assert worlds.fingerprint(world / "outputs/alone") == worlds.fingerprint(world / "outputs/tiny-seed-1")
+
+
+@pytest.mark.parametrize("seeds", ["a", "0,0", "", "1.5", "-1"])
+def test_seeds_that_are_no_different_whole_numbers_are_refused(world, seeds):
+    done = worlds.raft(world, "run", "recipe.yaml", f"--seeds={seeds}")
+    assert done.returncode == 2 and "give different whole numbers" in done.stderr
+
+
+def test_a_key_that_is_left_out_has_its_default_again(world, monkeypatch):
+    monkeypatch.chdir(world)
+    config, _ = read_one(world / "recipe.yaml", ["~generator.max_tokens", "~evaluation", "generator.k=2"])
+    assert config["generator"] == {"kind": "transformers", "k": 2, "batch_size": 8} and "evaluation" not in config
+    with pytest.raises(UserError, match=r"~generator\.max_token: the recipe has no such key.*did you mean max_tokens"):
+        read_one(world / "recipe.yaml", ["~generator.max_token"])
+    done = worlds.raft(world, "check", "recipe.yaml", "~generator.max_tokens", "report_to=wand")
+    assert done.returncode == 2 and "'wand' is not a tracker; did you mean wandb?" in done.stderr
