@@ -41,7 +41,7 @@ def _run_seeds(options: Namespace) -> None:
     with preflight.all_faults():
         name = recipe.load(file, options.overrides).recipe.name
         overrides = [word for word in options.overrides if not word.startswith(("name=", "seed="))]
-        each = [recipe.load(file, [*overrides, f"name={name}-seed-{word}", f"seed={word}"]) for word in numbers]
+        each = [recipe.load(file, [*overrides, f"name={name}-seed{word}", f"seed={word}"]) for word in numbers]
     for loaded in each:
         _start(loaded)
     if lines := comparison.seeds([loaded.folder for loaded in each]):

@@ -115,9 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--restart", action="store_true", help="begin again; the run that is there is moved aside, nothing is deleted"
     )
-    run.add_argument(
-        "--seeds", metavar="0,1,2", help="a run for each seed, named NAME-seed-0 ..., and what they gained"
-    )
+    run.add_argument("--seeds", metavar="0,1,2", help="a run for each seed, named NAME-seed0 ..., and what they gained")
     check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
     resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
     resume.add_argument(

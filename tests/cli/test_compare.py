@@ -33,9 +33,9 @@ def means(run: Path, policy: int) -> dict[str, float]:
 
 
 def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_where_their_keys_do(world):
-    done = worlds.raft(world, "compare", "outputs/tiny-seed-0", "outputs/fast")
+    done = worlds.raft(world, "compare", "outputs/tiny-seed0", "outputs/fast")
     assert done.returncode == 0, done.stderr
-    one, other = (means(world / "outputs" / name, 1) for name in ("tiny-seed-0", "fast"))
+    one, other = (means(world / "outputs" / name, 1) for name in ("tiny-seed0", "fast"))
     differences = np.array([other[name] - one[name] for name in one])
     half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
     assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
@@ -53,13 +53,13 @@ def test_a_run_and_itself_are_the_same(world):
 def test_seeds_are_runs_of_their_own_whose_gains_are_told_with_their_spread(world):
     gained = []
     for seed in (0, 1):
-        before, after = (means(world / f"outputs/tiny-seed-{seed}", policy) for policy in (0, 1))
+        before, after = (means(world / f"outputs/tiny-seed{seed}", policy) for policy in (0, 1))
         gained.append(np.mean([after[name] - before[name] for name in before]))
     said = (world / "seeds.txt").read_text()
     assert f"mean of 2 seeds {np.mean(gained):+.3f}, standard deviation {np.std(gained, ddof=1):.3f}" in said
     alone = worlds.raft(world, "run", "recipe.yaml", "name=alone", "seed=1")
     assert alone.returncode == 0, alone.stderr
-    assert worlds.fingerprint(world / "outputs/alone") == worlds.fingerprint(world / "outputs/tiny-seed-1")
+    assert worlds.fingerprint(world / "outputs/alone") == worlds.fingerprint(world / "outputs/tiny-seed1")
 
 
 @pytest.mark.parametrize("seeds", ["a", "0,0", "", "1.5", "-1"])

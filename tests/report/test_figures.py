@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import folders
 import numpy as np
 import pytest
 from folders import stamp
@@ -370,3 +371,13 @@ def test_the_command_writes_the_picture_and_its_numbers_into_the_first_run(tmp_p
     assert raft(tmp_path, "plot", "a").stdout.split() == ["a/reward_curve.png", "a/reward_curve.csv"]
     refused = raft(tmp_path, "plot", "a", "--figure", "golden")
     assert refused.returncode == 2 and "did you mean gold?" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_figure_of_runs_with_different_rewards_says_so_and_one_of_the_same_reward_does_not(tmp_path: Path):
+    runs = [folders.write_run(tmp_path / name, 2, 2, 2, lambda *_: "text", lambda *_: 1.0) for name in ("a", "b")]
+    (runs[0] / "resolved.yaml").write_text("reward: {kind: rule, function: length}\n")
+    for other, said in (("length", ""), ("repetition", "different rewards")):
+        (runs[1] / "resolved.yaml").write_text(f"reward: {{kind: rule, function: {other}}}\n")
+        assert (said in picture.different_rewards(runs)) and bool(picture.different_rewards(runs)) == bool(said)
+        picture.plot("reward", runs, tmp_path / "both.svg")
+        assert ("compare shapes" in (tmp_path / "both.svg").read_text()) == bool(said)

@@ -1,5 +1,6 @@
 """`raft plot`: a figure by its name, and the numbers behind it as CSV beside the picture."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from raft.core.options import suggest
 from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import is_table, recipes, tabulate
+from raft.store.runs import read_resolved
 
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, lines.LENGTH, paths.DISTANCE, paths.GOLD)
@@ -30,6 +32,13 @@ def refuse(out: Path) -> None:
         )
 
 
+def different_rewards(folders: Sequence[Path]) -> str:
+    """A warning where runs were scored by different rewards, whose units are not the same; empty where not."""
+    resolved = [read_resolved(folder) if RunPaths(folder).resolved.exists() else {} for folder in folders]
+    sections = {json.dumps(recipe.get("reward"), sort_keys=True) for recipe in resolved}
+    return "these runs have different rewards: compare shapes, not heights" if len(sections) > 1 else ""
+
+
 def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     """Draws a figure of runs into a png, svg or pdf file, and returns the CSV file beside it.
 
@@ -40,7 +49,8 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     style.writable(out)
     figure = FIGURES[name]
     found = recipes([figure.measure(folder) for folder in folders], figure.missing)
-    style.save(lambda: figure.draw(found), out)
+    note = "" if name == "length" else different_rewards(folders)
+    style.save(lambda: style.noted(figure.draw(found), note), out)
     table = out.with_suffix(".csv")
     tabulate(found, table)
     return table

@@ -77,6 +77,13 @@ def save(draw: Callable[[], "Figure"], out: Path) -> None:
     write_bytes(out, content.getvalue())
 
 
+def noted(figure: "Figure", note: str) -> "Figure":
+    """The figure with a note below it, if there is one to make."""
+    if note:
+        figure.supxlabel(note, fontsize="medium", fontweight="bold")
+    return figure
+
+
 def panels(
     count: int, columns: int, width: float, heights: list[float], **shared: Any
 ) -> tuple["Figure", list["Axes"]]:
