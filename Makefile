@@ -9,7 +9,7 @@ READY = .venv/ready-$(DEVICE)
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
 
-.PHONY: demo test test-fast test-engine test-all nightly check format faults setup clean
+.PHONY: demo test test-fast test-engine test-all test-wheel nightly check format faults setup clean
 
 demo: $(READY)
 	.venv/bin/raft run quickstart
@@ -27,6 +27,15 @@ nightly: $(READY)
 
 test-fast: $(READY)
 	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
+
+# The wheel in an empty environment: PYTHON=python3.13 tests another version.
+test-wheel: $(READY)
+	rm -rf build/wheel
+	.venv/bin/uv build --quiet --wheel --out-dir build/wheel
+	.venv/bin/uv venv --quiet --python $(PYTHON) build/wheel/env
+	printf 'torchvision\ntorchaudio\ntorchcodec\n' > build/wheel/excludes.txt
+	UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python build/wheel/env/bin/python --excludes build/wheel/excludes.txt build/wheel/*.whl
+	cd build/wheel && env/bin/raft env && env/bin/raft cp quickstart && env/bin/raft check quickstart.yaml generator.kind=transformers
 
 faults: $(READY)
 	.venv/bin/python -m pytest -m faults -s

@@ -79,7 +79,7 @@ class VLLM(Sampling):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
         if find_spec("vllm") is None:
-            yield "kind", "vllm is not installed here; install raft[cpu] or raft[cuda], or use kind: transformers"
+            yield "kind", "vllm is not installed here; install raft-align[cpu] or [cuda], or use kind: transformers"
             return
         if self.max_model_len is not None and self.max_model_len <= self.max_tokens:
             yield (

@@ -89,7 +89,7 @@ def faults(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def missing(function: str) -> str | None:
     """What a built-in rule needs and this installation lacks, as the end of a message."""
     if function == "math_verify" and find_spec("math_verify") is None:
-        return "needs the package math-verify; install raft[math] (pip install math-verify), or use exact_answer"
+        return "needs the package math-verify; install raft-align[math] (pip install math-verify), or use exact_answer"
     return None
 
 
