@@ -111,8 +111,10 @@ def as_yaml(recipe: dict[str, Any]) -> str:
 
 
 def local_name(path: str) -> str:
-    """What a model folder of this machine is called: the run that made it, else its own name."""
+    """What a model folder of this machine is called: the run that made it, its name on the hub, or its own name."""
     match PurePosixPath(path).parts:
+        case [*_, repository, "snapshots", _] if repository.startswith("models--"):  # in the local cache of the hub
+            return repository.removeprefix("models--").replace("--", "/")
         case [*_, run, "iterations", number, "policy"] if number.isdecimal():
             return f"{run}, policy {int(number)}"
         case [*_, run, "policy" | "reward-model" | "best"]:

@@ -140,6 +140,7 @@ def test_a_model_and_data_of_the_hub_are_named_with_their_commit(world, tmp_path
 @pytest.mark.parametrize("path, name", [
     ("/a/b/model", "model"), ("outputs/first/policy", "first"), ("x/rm/reward-model/", "rm"),
     ("outputs/run/iterations/003/policy", "run, policy 3"), ("/x/run/best", "run"),
+    ("/x/hub/models--owner--name/snapshots/0123", "owner/name"),
 ])  # fmt: skip
 def test_a_local_model_is_named_by_its_run_or_folder(path: str, name: str):
     assert model_card.local_name(path) == name
