@@ -193,14 +193,30 @@ class Run:
         The best is that of the highest held-out reward, or gold reward where the reward says nothing between prompts.
         UserError if it was deleted to save room (`keep_policies`), or is damaged. job: sft has one policy.
         """
-        from raft.pipeline import evaluation, stages
+        from raft.pipeline import policies
 
-        if self.job == "sft":
-            return Artifact.finished(RunPaths(self.folder).policy).path
-        if which == "best" and (rows := self.metrics):
-            which = evaluation.best_policy(runs.Run(self.folder, 0), rows)
-        number = self.iterations if isinstance(which, str) else which
-        return stages.policy_of(Artifact.finished(self._place(number).policy)).path
+        return policies.find(self.folder, which).path
+
+    def export(
+        self,
+        to: str | os.PathLike[str] | None = None,
+        *,
+        policy: Which = "best",
+        push: str | None = None,
+    ) -> Path:
+        """Writes a policy, or the model of job: sft or reward-model, as a folder for others; returns where it stands.
+
+        The folder (`<run>-export` beside the run, if `to` is not given) has no links, nothing of the run but its
+        recipe and curve, and a model card. `push` is the OWNER/NAME on the model hub that it is uploaded to then, as a
+        private model; the token is that of the environment or of `hf auth login`. UserError if the folder exists and is
+        not empty, or if the policy was deleted.
+        """
+        from raft.report import export
+
+        out = None if to is None else Path(to)
+        if push is not None:
+            return export.push(self.folder, push, out, policy)[0]
+        return export.write(self.folder, out, policy)[0]
 
     def resume(self, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any) -> "Run":
         """Goes on with the run, as `raft resume` does; returns it when it is complete.

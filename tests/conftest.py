@@ -25,6 +25,7 @@ SLOW = (  # whole runs, the longest first
     "test_alerts_run", "test_loop", "test_api", "test_branch", "test_signals", "test_trackers", "test_doctor",
     "test_forecast", "test_status", "test_label", "test_evaluate_reward", "test_fallback", "test_streaming_scores",
     "test_trainer_sft_written", "test_missing_rewards", "test_bad_input", "test_damage", "test_own_kinds",
+    "test_export", "test_chat",
 )  # fmt: skip
 
 

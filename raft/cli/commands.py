@@ -169,6 +169,28 @@ def report(options: Namespace) -> None:
     say(str(page.write(branch.whole(options.run), options.output)))
 
 
+def export(options: Namespace) -> None:
+    """Writes a policy as a folder for others, and uploads it if asked to."""
+    from raft.core.terminal import say
+    from raft.report import export as exported
+
+    if options.push is None:
+        (folder, found), address = exported.write(options.run, options.to, options.policy), None
+    else:
+        folder, found, address = exported.push(options.run, options.push, options.to, options.policy)
+    what = "the model" if found.number is None else f"policy {found.number}"
+    say(f"{folder}  {what} of {options.run}, with a model card and the recipe")
+    if address is not None:
+        say(f"uploaded to {address}")
+
+
+def chat(options: Namespace) -> None:
+    """Answers a prompt, or those that are typed, with the first and another policy."""
+    from raft.cli import chat as talk
+
+    talk.chat(options.run, options.prompt, options.policy, options.seed)
+
+
 def score(options: Namespace) -> None:
     """Scores existing responses; resumes where it was stopped."""
     from raft.core.terminal import say

@@ -154,6 +154,16 @@ def _parser() -> argparse.ArgumentParser:
     report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")
     report.add_argument("run", type=Path)
     report.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run")
+    export = verb("export", commands.export, "write a policy as a folder that stands alone, with a model card")
+    export.add_argument("run", type=Path, help="a run of job: align, sft or reward-model")
+    export.add_argument("--to", type=Path, metavar="DIR", help="default: RUN-export, beside the run")
+    export.add_argument("--push", metavar="OWNER/NAME", help="then upload it to the hub; a new repository is private")
+    chat = verb("chat", commands.chat, "answer prompts with policy 0 and the best policy, one after the other")
+    chat.add_argument("run", type=Path, help="a run of job: align or sft")
+    chat.add_argument("prompt", nargs="?", help="answered once; default: the lines that are typed, until Ctrl-D")
+    chat.add_argument("--seed", type=int, help="of the answers; default: the seed of the run")
+    for one in (export, chat):
+        one.add_argument("--policy", type=_which, default="best", metavar="N|best|last", help="default: best")
     score = verb("score", commands.score, "score existing responses with any reward")
     score.add_argument("reward", help="a recipe, or a YAML file that is just a reward section")
     score.add_argument("responses", type=Path, metavar="IN.jsonl")
@@ -162,6 +172,15 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--reasoning", default="split", choices=["split", "keep"], help="whether thoughts are taken off")
     score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="the texts around a thought")
     return parser
+
+
+def _which(text: str) -> int | str:
+    """A policy by its number, or `best` or `last`."""
+    if text in ("best", "last"):
+        return text
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a policy; give its number, best or last")
 
 
 def _again() -> str:

@@ -92,6 +92,16 @@ class RunPaths(GroupPaths):
         return self.folder / "policy"
 
     @property
+    def start(self) -> Path:
+        """The model that a job without iterations begins with."""
+        return self.folder / "start"
+
+    @property
+    def examples(self) -> Path:
+        """What a job without iterations learns from."""
+        return self.folder / "examples.jsonl"
+
+    @property
     def pairs(self) -> Path:
         return self.folder / "pairs.jsonl"
 
@@ -142,6 +152,11 @@ class RunPaths(GroupPaths):
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
+
+    @property
+    def exported(self) -> Path:
+        """Where `raft export` writes a policy: beside the run, because it is no part of it."""
+        return self.folder.with_name(f"{self.folder.name}-export")
 
     @property
     def forecast(self) -> Path:

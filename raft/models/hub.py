@@ -7,6 +7,7 @@ Only weights, tokenizers and configurations are fetched: never Python files, nev
 import errno
 import hashlib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ NESTED = "*/*"  # exports for other programs, original weights once more
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 PATIENCE = 5.0  # seconds in which the hub answers whether it has a name
 COMMIT = re.compile(r"[0-9a-f]{40}")
+REFUSALS = {
+    401: "the hub does not know the token",
+    403: "the token may not write there",
+    404: "the hub shows the token no such repository or owner",
+}
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
@@ -196,6 +202,39 @@ def _wanted(name: str, revision: str | None, kind: str) -> str:
 
 def _instead(kind: str) -> str:
     return f"give a {'model folder' if kind == 'model' else 'file or folder'} instead"
+
+
+def require_upload(name: str) -> None:
+    """UserError if nothing can be uploaded under a name: it is none of a repository, or nobody is logged in."""
+    from huggingface_hub import constants, get_token
+
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not a name of the hub; write it as OWNER/NAME")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{name} cannot be uploaded while HF_HUB_OFFLINE is set; unset it")
+    if get_token() is None:
+        raise UserError(f"{name}: nobody is logged in to the hub; give: hf auth login, or set HF_TOKEN")
+
+
+def upload(folder: Path, name: str) -> str:
+    """Uploads a model folder as one commit, into a private repository unless there is one already; returns its address.
+
+    The token is that of the environment or of the login. The hub's own words are not passed on.
+    """
+    from huggingface_hub import HfApi, errors
+
+    again = f"{folder} is whole here; correct that, then: hf upload {name} {shlex.quote(str(folder))} ."
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a policy trained with raft")
+        return str(address)
+    except errors.HfHubHTTPError as fault:
+        status = fault.response.status_code
+        reason = REFUSALS.get(status, "the hub refused it")
+        raise UserError(f"{name} was not uploaded: {reason} (status {status}). {again}") from None
+    except Exception as fault:
+        raise UserError(f"{name} was not uploaded: the hub could not be reached ({_why(fault)}). {again}") from None
 
 
 def _is_full(fault: Exception) -> bool:

@@ -123,12 +123,12 @@ def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
     return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
 
 
-def gains(run: Run) -> dict[str, tuple[int, Gain]]:
-    """The last policy that is evaluated, and how it compares with the first, by each figure that both have."""
+def gains(run: Run, policy: int | None = None) -> dict[str, tuple[int, Gain]]:
+    """A policy, else the last one that is evaluated, and how it compares with the first, by each figure of both."""
     found: dict[str, tuple[int, Gain]] = {}
     for key, means in measuring.held_out_means(run.folder).items():
-        last = max(means, default=0)
-        same = last > 0 and 0 in means and len(means[0]) == len(means[last])
+        last = max(means, default=0) if policy is None else policy
+        same = last > 0 and {0, last} <= means.keys() and len(means[0]) == len(means[last])
         if same and (gain := reward_metrics.gain(means[0], means[last])) is not None:
             found[key] = last, gain
     return found

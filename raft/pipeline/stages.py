@@ -422,7 +422,7 @@ def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artif
         output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
     if is_own(trainer):
         _look_at_trained(trainer, output)
-    write_card(output, f"iteration {output.iteration} of reward-ranked fine-tuning", before.name, selected.rows)
+    write_card(output, before, selected.rows)
     device.take(None)
 
 
@@ -453,12 +453,15 @@ def policy_of(artifact: Artifact) -> Policy:
     return Policy(artifact.path, artifact.path / "probe.json")
 
 
-def write_card(output: ArtifactWriter, what: str, start: str, examples: int) -> None:
-    """The model card."""
-    measured = "".join(f"| {name} | {value:g} |\n" for name, value in output.measured.items())
+def write_card(output: ArtifactWriter, start: Path, examples: int) -> None:
+    """The model card of a policy inside a run, which `raft export` replaces by a full one."""
+    origin = f"policy {int(start.parent.name)}" if output.iteration else "the model that the run began with"
+    made = f"Policy {output.iteration} of reward-ranked fine-tuning" if output.iteration else "Trained"
+    known = ((name, value) for name, value in output.measured.items() if value or name != "train/padding")
+    measured = "".join(f"| {name} | {value:g} |\n" for name, value in known)
     (output.path / "README.md").write_text(
-        f"---\nlibrary_name: transformers\ntags: [raft, best-of-n]\n---\n\n"
-        f"Made by raft: {what}, from `{start}`, on {examples} rows.\n\n"
+        f"---\nlibrary_name: transformers\ntags: [raft]\n---\n\n"
+        f"{made} with raft, from {origin}, on {examples} rows. `raft export` writes this folder with a full card.\n\n"
         f"| measured | |\n|---|---|\n{measured}",
         encoding="utf-8",
     )
