@@ -2,10 +2,14 @@
 
 import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 HARMLESS = "\n\t"
 DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"}
+
+aside: Callable[[], AbstractContextManager[object]] = nullcontext  # clears what is drawn at the cursor for a message
 
 
 def safe(text: str) -> str:
@@ -33,7 +37,8 @@ def _write(text: str, stream: TextIO | None) -> None:
     if stream is None:  # closed before the process began
         return
     encoding, text = stream.encoding or "utf-8", safe(text)
-    print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+    with aside():
+        print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
 
 
 def is_unicode(text: str) -> bool:
