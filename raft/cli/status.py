@@ -1,7 +1,6 @@
 """`raft status`: the state of a run in a screenful, or as JSON, from its files alone; `--watch` goes on showing it."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from raft.core import progress, signals
 from raft.core.errors import UserError
 from raft.core.progress import State
 from raft.core.run_paths import RUN, RunPaths
-from raft.core.terminal import safe, say
+from raft.core.terminal import draws, safe, say, size
 from raft.core.timing import words
 from raft.store import branch, runs, stamps
 
@@ -24,16 +23,18 @@ EVERY = 1.0  # seconds between two looks
 PLAIN_EVERY = 15.0  # the same where there is no terminal to redraw
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = {"reward/eval": "held-out reward", "gold/eval": "gold reward", "reward/mean": "training reward"}
-FEW = 3  # warnings that are named
+BETWEEN = 20.0  # seconds that may pass between a run and the one that needs it
+FEW = 3  # names that stand in a line
 WIDE = 40  # blocks of a curve
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What `--json` prints; docs/recipes.md lists the keys. UserError if a file that it needs is damaged."""
+    """What `--json` prints; docs/report.md lists the keys. UserError if a file that it needs is damaged."""
     paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
     warnings, on_warning = _warnings(folder, rows)
     complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
-    running, finished = runs.is_running(folder), _finished(folder, known["job"], wanted)
+    gone, running = _gone(folder), runs.is_running(folder)
+    finished = None if gone else _finished(folder, known["job"], wanted)
     now = _now(folder) if running else None
     stopped_by = [one["check"] for one in warnings or [] if one["reward"] == "figures"]
     if now is not None and known["job"] == "align":
@@ -51,6 +52,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "stopped_by": stopped_by if on_warning == "stop" and not running and not finished else [],
         "now": None if now is None else asdict(now),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
+        "gone": gone,
         "warnings": None if warnings is None else [f"{one['check']}: {one['message']}" for one in warnings],
         "best": str(paths.best.readlink()) if paths.best.is_symlink() else None,
         "log": str(paths.log) if paths.log.exists() else None,
@@ -62,12 +64,13 @@ def lines(found: dict[str, Any]) -> list[str]:
     """A summary in words."""
     said = [f"{found['run']}  job: {found['job']}", _state(found)]
     if found["now"] and (left := found["now"]["run_left"]) is not None:
-        said.append(f"the whole run: about {words(left)} left")
+        said.append(f"the whole run: about {words(round(left))} left")
     said += curves(found["curves"])
+    if found["gone"]:
+        said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
     if found["warnings"] is not None:
         names = [one.split(":", 1)[0].replace("_", " ") for one in found["warnings"]]
-        more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-        said.append(f"warnings: {len(names)}" + (f" ({', '.join(names[:FEW])}{more})" if names else ""))
+        said.append(f"warnings: {len(names)}" + (f" ({_few(names)})" if names else ""))
     if found["best"]:
         said.append(f"best policy: {RunPaths(Path(found['run'])).best} -> {found['best']}")
     if found["log"]:
@@ -75,6 +78,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["state"] != "at work":
         said.append(f"report: {found['report'] or 'raft report ' + found['run'] + ' writes it'}")
     return [safe(line) for line in said]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def _state(found: dict[str, Any]) -> str:
@@ -86,15 +93,15 @@ def _state(found: dict[str, Any]) -> str:
         if found["now"] is None:
             return "at work: starting"
         now = State(**found["now"])
-        left = [] if now.left is None else [f"about {words(now.left)} left"]
+        left = [] if now.left is None else [f"about {words(round(now.left))} left"]
         return f"at work: {', '.join(filter(None, (now.where, now.stage, now.share, *left)))}"
     again = f"go on with: raft resume {found['run']}"
+    if found["gone"]:
+        return f"stopped: something that was finished is gone; {again}, which makes it again or says what is missing"
     if found["job"] != "align":
         return f"stopped before its end; {again}"
     if iteration is None:
         return f"stopped before policy 0 was evaluated; {again}"
-    if wanted is not None and iteration >= wanted:
-        return f"stopped: something that was finished is gone; {again} makes it again"
     if found["stopped_by"]:
         names = ", ".join(found["stopped_by"])
         return (
@@ -139,12 +146,17 @@ def _wanted(folder: Path, job: str) -> int | None:
 
 
 def _finished(folder: Path, job: str, wanted: int | None) -> str | None:
-    """When its last artifact was made, if all that was made is still there; None for a run that has something to do."""
+    """When its last artifact was made; None if it is not."""
     if wanted is None or (stamp := stamps.read_stamp(runs.result(folder, job, wanted))) is None:
         return None
-    if any(not path.exists() and not one.get("pruned") for path, one in stamps.stamped(folder)):
-        return None
     return time.strftime("%Y-%m-%dT%H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
+
+
+def _gone(folder: Path) -> list[str]:
+    """What was finished, or is shared with the run that this one branched off, and is not there."""
+    made = [path for path, stamp in stamps.stamped(folder) if not path.exists() and not stamp.get("pruned")]
+    shared = [folder / name for name in runs.shared_names(folder) if not (folder / name).exists()]
+    return sorted({str(path.relative_to(folder)) for path in (*made, *shared)})
 
 
 def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, str]:
@@ -177,8 +189,7 @@ def tell(folder: Path, listed: bool, as_json: bool) -> None:
 
 def watch(folder: Path, listed: bool) -> Path:
     """Shows the status until the run ends, and then its last one; waits for a run that is to come. The run's folder."""
-    drawn = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    (_draw if drawn else _tell)(folder)
+    (_draw if sys.stdout is not None and draws(sys.stdout) else _tell)(folder)
     folder = branch.existing(folder)
     tell(folder, listed, False)
     return folder
@@ -186,13 +197,19 @@ def watch(folder: Path, listed: bool) -> Path:
 
 def _states(folder: Path) -> Iterator[list[str]]:
     """The status in lines, again and again while there is something to wait for."""
+    waited = None  # until when it is waited for a run that is to come
     while True:
-        if RunPaths(folder).about.exists():
-            if not runs.is_running(folder):
-                return
+        there, running = RunPaths(folder).about.exists(), runs.is_running(folder)
+        if (before := None if there or running else _before(folder)) is not None:
+            waited = time.monotonic() + BETWEEN
+        if there and not running:
+            return
+        if there:
             yield lines(summary(folder))
-        elif (before := _before(folder)) is not None:
+        elif before is not None:
             yield [f"{folder} is not there yet; {before} is at work: {at_work(before)}", f"waiting for {folder}"]
+        elif running or (waited is not None and time.monotonic() < waited):
+            yield [f"{folder} is starting"]
         else:
             return
 
@@ -221,7 +238,7 @@ def _draw(folder: Path) -> None:
         console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as live:
         for state in _states(folder):
-            width, height = os.get_terminal_size(sys.stdout.fileno())
+            width, height = size(sys.stdout)
             shown = Text("\n".join(state[: max(1, height - 1)]), no_wrap=True, overflow="ellipsis")
             console.size = ConsoleDimensions(width, height)
             live.update(shown, refresh=True)

@@ -69,8 +69,8 @@ class State:
     @property
     def remaining(self) -> list[str]:
         """How long the stage and the run will still take, as far as that is known."""
-        left = [] if self.left is None else [f"about {words(self.left)} left"]
-        return left if self.run_left is None else [*left, f"about {words(self.run_left)} for the whole run"]
+        left = [] if self.left is None else [f"about {words(round(self.left))} left"]
+        return left if self.run_left is None else [*left, f"about {words(round(self.run_left))} for the whole run"]
 
     def sentence(self) -> str:
         """All of it in a line."""
@@ -267,7 +267,7 @@ class Line(Screen):
         from rich.console import ConsoleDimensions
 
         with suppress(OSError):
-            width, height = os.get_terminal_size(self.stream.fileno())
+            width, height = terminal.size(self.stream)
             self.console.size = ConsoleDimensions(width, height)
             with self.console.capture() as frame:
                 self.console.print(self.line(width - 1, now), end="", no_wrap=True, overflow="crop", crop=False)
@@ -313,8 +313,8 @@ def _tail(state: State) -> list[tuple[int, str]]:
     """What follows the bar, in order, each with a number: the highest goes first where there is no room."""
     counted = [(4, f"{state.done} of {state.total} {state.unit}")] if state.total else []
     rate = [] if state.rate is None else [(3, f"{state.rate:.3g} a second")]
-    left = [] if state.left is None else [(1, f"{words(state.left)} left")]
-    run = [] if state.run_left is None else [(2, f"whole run: {words(state.run_left)}")]
+    left = [] if state.left is None else [(1, f"{words(round(state.left))} left")]
+    run = [] if state.run_left is None else [(2, f"whole run: {words(round(state.run_left))}")]
     return [*counted, *rate, *left, *run]
 
 
@@ -359,8 +359,7 @@ def screen(words: str) -> Iterator[None]:
         return
     own = sys.stderr is sys.__stderr__  # libraries' words may later be sent elsewhere
     stream = open(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace") if own else sys.stderr  # noqa: SIM115
-    drawn = stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    shown = (Line if drawn else Screen)(stream, words)
+    shown = (Line if terminal.draws(stream) else Screen)(stream, words)
     _screen, terminal.aside = shown, shown.aside
     shown.thread.start()
     try:

@@ -29,7 +29,7 @@ def taken() -> dict[str, float]:
 def words(seconds: float) -> str:
     """A duration as a person says it: 1.2 s, 45 s, 2 min 30 s, 26 min, 1 h 40 min, 3 days 4 h."""
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{round(seconds, 1):g} s"
     if seconds < 119.5:
         return f"{seconds:.0f} s"
     if seconds < 595:

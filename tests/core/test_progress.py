@@ -42,7 +42,7 @@ def at_work(clock: Clock, file: Path | None = None, rest: float | None = None, a
 
 
 def test_durations_are_told_as_a_person_says_them():
-    spoken = {0.44: "0.4 s", 9.97: "10 s", 45.2: "45 s", 119.8: "2 min", 150: "2 min 30 s", 1581: "26 min"}
+    spoken = {0.44: "0.4 s", 3: "3 s", 9.97: "10 s", 45.2: "45 s", 119.8: "2 min", 150: "2 min 30 s", 1581: "26 min"}
     spoken |= {3599: "1 h", 6000: "1 h 40 min", 36000: "10 h"}
     spoken |= {200_000: "2 days 8 h", 172_800: "2 days"}
     assert {seconds: words(seconds) for seconds in spoken} == spoken
