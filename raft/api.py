@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -440,12 +440,13 @@ def _as_before(quiet: bool) -> Iterator[None]:
     """Inside the block raft works as on the command line; afterwards the process is as it was."""
     from raft.core import device
 
-    environment, shown, frozen = dict(os.environ), progress.SHOWN.set(not quiet), gc.get_freeze_count()
+    environment, frozen = dict(os.environ), gc.get_freeze_count()
+    shown = nullcontext() if quiet else progress.screen("starting")
     loop = asyncio._get_running_loop()  # a notebook's: it waits for this call, in which requests have one of their own
     asyncio._set_running_loop(None)
     user_code.forget()
     try:
-        with logs.kept(), _random_kept(), user_code.unchanged(), signals.interruptible():
+        with shown, logs.kept(), _random_kept(), user_code.unchanged(), signals.interruptible():
             yield
     finally:
         device.take(None)
@@ -453,7 +454,6 @@ def _as_before(quiet: bool) -> Iterator[None]:
             garbage.restore()  # loading a model took all that was there out of the collections, a notebook's too
         user_code.forget()
         asyncio._set_running_loop(loop)
-        progress.SHOWN.reset(shown)
         os.environ.clear()
         os.environ.update(environment)
 

@@ -113,17 +113,16 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
 
 
 def status(options: Namespace) -> None:
-    """Lists what a run has made, and what it is at; with --watch again and again."""
+    """Says how a run is doing; with --watch again and again, until it ends."""
     from raft.cli import status
-    from raft.core.terminal import say
     from raft.store import branch
     from raft.store.stamps import require_all
 
-    folder = branch.existing(options.run)
     if options.watch:
-        status.watch(folder)
+        folder = status.watch(options.run, options.files)
     else:
-        say(status.status(folder))
+        folder = branch.existing(options.run)
+        status.tell(folder, options.files, options.json)
     require_all(folder)
 
 
@@ -193,11 +192,15 @@ def chat(options: Namespace) -> None:
 
 def score(options: Namespace) -> None:
     """Scores existing responses; resumes where it was stopped."""
+    from raft.core import progress
     from raft.core.terminal import say
-    from raft.pipeline import score_file
 
     thoughts = {"reasoning": options.reasoning, "reasoning_marks": options.reasoning_marks}
-    say(score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts))
+    with progress.screen("starting"):
+        from raft.pipeline import score_file  # imports what takes seconds
+
+        said = score_file.score_file(options.reward, options.responses, options.scores, options.prompts, **thoughts)
+    say(said)
 
 
 def ls(options: Namespace) -> None:
@@ -256,7 +259,10 @@ def start(loaded: Any, *observers: Any) -> None:
 
 
 def _start(loaded: Any) -> None:
-    from raft.cli.console import Console
+    from raft.core import progress
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    start(loaded, Console())
+    with progress.screen("starting"):
+        from raft.cli.console import Console  # imports what takes seconds
+
+        start(loaded, Console())

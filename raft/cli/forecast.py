@@ -17,7 +17,7 @@ from typing import Any
 from raft.config import preflight, recipe
 from raft.config.jobs import Align
 from raft.config.recipe import Loaded
-from raft.core import atomic, logs
+from raft.core import atomic, logs, progress, timing
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.run_paths import IterationPaths, RunPaths
@@ -91,11 +91,11 @@ def write(loaded: Loaded, result: dict[str, Any]) -> Path:
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """A forecast in words."""
-    stages = ", ".join(f"{name} {_time(seconds)}" for name, seconds in result["seconds"].items())
+    stages = ", ".join(f"{name} {timing.words(seconds)}" for name, seconds in result["seconds"].items())
     small, large = result["measured_with"]
     yield f"forecast, from iterations of {small} and {large} prompts:"
-    yield f"  an iteration: {_time(result['iteration'])} ({stages})"
-    yield f"  the run: {_time(result['run'])}, of which {_time(result['start_up'])} to start"
+    yield f"  an iteration: {timing.words(result['iteration'])} ({stages})"
+    yield f"  the run: {timing.words(result['run'])}, of which {timing.words(result['start_up'])} to start"
     yield f"  memory: at least {result['memory_gb']:.3g} GB; disk: about {result['disk_gb']:.3g} GB"
     yield f"  responses cut by the limit: {result['truncated']:.0%} (generator.max_tokens)"
 
@@ -113,8 +113,8 @@ def compare(folder: Path) -> str | None:
     content["actual"] = {"iteration": round(sum(actual) / max(1, len(actual)), 1)}
     atomic.write_json(file, content)
     return (
-        f"forecast: an iteration was to take {_time(expected)}, "
-        f"and took {_time(content['actual']['iteration'])} on average"
+        f"forecast: an iteration was to take {timing.words(expected)}, "
+        f"and took {timing.words(content['actual']['iteration'])} on average"
     )
 
 
@@ -137,7 +137,8 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
         "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
-    loop.run(small, Quiet())
+    with progress.screen(f"forecast: an iteration of {prompts} prompts"):
+        loop.run(small, Quiet())
     return RunPaths(small.folder).iteration(1).folder
 
 
@@ -196,9 +197,3 @@ def _truncated(iteration: Path) -> float:
     """The share of responses that the limit cut."""
     metrics = json.loads(IterationPaths(iteration).metrics.read_text(encoding="utf-8"))
     return round(metrics["previous"]["response/truncated"], 4)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

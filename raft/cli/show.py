@@ -96,9 +96,9 @@ def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
             yield row["prompt_id"], row["scores"][0]["reward"]
 
 
-def status(folder: Path, running: bool) -> str:
+def files(folder: Path) -> str:
     """Which artifacts exist, what each took, and what is half-made."""
-    lines = [f"{folder}  {'at work' if running else 'not running'}"]
+    lines = []
     for artifact in timeline.artifacts(folder):
         dropped = f", {artifact['dropped']} dropped" if artifact["dropped"] else ""
         rows = f"{artifact['rows']} rows{dropped}" if artifact["rows"] else ""

@@ -1,50 +1,125 @@
-"""`raft status`: what a run has made, what it is at, and its curve, in a terminal, from its files alone."""
+"""`raft status`: the state of a run in a screenful, or as JSON, from its files alone; `--watch` goes on showing it."""
 
+import json
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raft.cli import show
+from raft.config.jobs import Align
 from raft.core import progress, signals
-from raft.core.run_paths import RunPaths
-from raft.core.terminal import say
-from raft.store import runs
+from raft.core.errors import UserError
+from raft.core.progress import State
+from raft.core.run_paths import RUN, RunPaths
+from raft.core.terminal import draws, safe, say, size
+from raft.core.timing import words
+from raft.store import branch, runs, stamps
 
-EVERY = 2.0  # seconds between two looks
+EVERY = 1.0  # seconds between two looks
 PLAIN_EVERY = 15.0  # the same where there is no terminal to redraw
 BLOCKS = "▁▂▃▄▅▆▇█"
-CLEAR = "\x1b[H\x1b[2J"
 CURVES = {"reward/eval": "held-out reward", "gold/eval": "gold reward", "reward/mean": "training reward"}
+BETWEEN = 20.0  # seconds that may pass between a run and the one that needs it
+FEW = 3  # names that stand in a line
+WIDE = 40  # blocks of a curve
 
 
-def status(folder: Path) -> str:
-    """All of it, as text."""
-    running = runs.is_running(folder)
-    parts = [show.status(folder, running), *([at_work(folder)] if running else []), *curves(runs.metrics_rows(folder))]
-    return "\n".join(filter(None, parts))
+def summary(folder: Path) -> dict[str, Any]:
+    """What `--json` prints; docs/report.md lists the keys. UserError if a file that it needs is damaged."""
+    paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
+    warnings, on_warning = _warnings(folder, rows)
+    complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
+    gone, running = _gone(folder), runs.is_running(folder)
+    finished = None if gone else _finished(folder, known["job"], wanted)
+    now = _now(folder) if running else None
+    stopped_by = [one["check"] for one in warnings or [] if one["reward"] == "figures"]
+    if now is not None and known["job"] == "align":
+        iteration: int | None = now.iteration
+    else:
+        iteration = max(complete, default=None)
+    return {
+        "run": str(folder),
+        "name": folder.absolute().name,
+        "job": known["job"],
+        "state": "at work" if running else "finished" if finished else "stopped",
+        "finished": finished,
+        "iteration": iteration,
+        "iterations": wanted,
+        "stopped_by": stopped_by if on_warning == "stop" and not running and not finished else [],
+        "now": None if now is None else asdict(now),
+        "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
+        "gone": gone,
+        "warnings": None if warnings is None else [f"{one['check']}: {one['message']}" for one in warnings],
+        "best": str(paths.best.readlink()) if paths.best.is_symlink() else None,
+        "log": str(paths.log) if paths.log.exists() else None,
+        "report": str(paths.report) if paths.report.exists() else None,
+    }
 
 
-def at_work(folder: Path) -> str:
-    """The artifact that is being made, with its rate and the time that is left."""
-    state = progress.read(RunPaths(folder).progress)
-    if state is None:
-        return ""
-    done, total, seconds = state["done"], state["total"], state["seconds"]
-    if not total:
-        return f"now: {state['artifact']}"
-    now = done - state["before"]
-    rate, left = now / seconds if seconds else 0.0, progress.left(now, total - state["before"], seconds)
-    return f"now: {state['artifact']}: {done} of {total} {state['unit']}, {rate:.3g} a second{left}"
+def lines(found: dict[str, Any]) -> list[str]:
+    """A summary in words."""
+    said = [f"{found['run']}  job: {found['job']}", _state(found)]
+    if found["now"] and (left := found["now"]["run_left"]) is not None:
+        said.append(f"the whole run: about {words(round(left))} left")
+    said += curves(found["curves"])
+    if found["gone"]:
+        said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
+    if found["warnings"] is not None:
+        names = [one.split(":", 1)[0].replace("_", " ") for one in found["warnings"]]
+        said.append(f"warnings: {len(names)}" + (f" ({_few(names)})" if names else ""))
+    if found["best"]:
+        said.append(f"best policy: {RunPaths(Path(found['run'])).best} -> {found['best']}")
+    if found["log"]:
+        said.append(f"log: {found['log']}")
+    if found["state"] != "at work":
+        said.append(f"report: {found['report'] or 'raft report ' + found['run'] + ' writes it'}")
+    return [safe(line) for line in said]
 
 
-def curves(rows: list[dict[str, Any]]) -> list[str]:
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+
+
+def _state(found: dict[str, Any]) -> str:
+    iteration, wanted = found["iteration"], found["iterations"]
+    if found["state"] == "finished":
+        of = f", {wanted} iterations" if wanted else ""
+        return f"finished on {found['finished'].replace('T', ' ')}{of}"
+    if found["state"] == "at work":
+        if found["now"] is None:
+            return "at work: starting"
+        now = State(**found["now"])
+        left = [] if now.left is None else [f"about {words(round(now.left))} left"]
+        return f"at work: {', '.join(filter(None, (now.where, now.stage, now.share, *left)))}"
+    again = f"go on with: raft resume {found['run']}"
+    if found["gone"]:
+        return f"stopped: something that was finished is gone; {again}, which makes it again or says what is missing"
+    if found["job"] != "align":
+        return f"stopped before its end; {again}"
+    if iteration is None:
+        return f"stopped before policy 0 was evaluated; {again}"
+    if found["stopped_by"]:
+        names = ", ".join(found["stopped_by"])
+        return (
+            f"stopped after iteration {iteration} of {wanted} (alerts.on_warning: stop) because of {names}; "
+            f"{again} alerts.on_warning=warn"
+        )
+    return f"stopped in iteration {iteration + 1}{f' of {wanted}' if wanted else ''}; {again}"
+
+
+def curves(values: dict[str, list[float]]) -> list[str]:
     """A line for each curve: its name, its shape, its first and its last value."""
-    lines = []
+    made = []
     for key, name in CURVES.items():
-        values = [row[key] for row in rows if row.get(key) is not None]
-        if values:
-            lines.append(f"{name:16s} {shape(values)}  {values[0]:.3f} to {values[-1]:.3f} ({len(values)} policies)")
-    return lines
+        if curve := values.get(key):
+            policies = "policy" if len(curve) == 1 else "policies"
+            ends = f"{curve[0]:.3f} -> {curve[-1]:.3f}" if len(curve) > 1 else f"{curve[0]:.3f}"
+            made.append(f"{name:16s} {shape(curve[-WIDE:])}  {ends} ({len(curve)} {policies})")
+    return made
 
 
 def shape(values: list[float]) -> str:
@@ -54,14 +129,117 @@ def shape(values: list[float]) -> str:
     return "".join(BLOCKS[round((value - low) / (high - low) * steps) if high > low else 0] for value in values)
 
 
-def watch(folder: Path) -> None:
-    """Shows the status repeatedly until the run ends."""
-    on_terminal = sys.stdout.isatty()
+def _now(folder: Path) -> State | None:
+    """What the run is at."""
+    state = progress.read(RunPaths(folder).progress)
+    return None if state is None else state.aged(time.time())
+
+
+def _wanted(folder: Path, job: str) -> int | None:
+    """How many iterations the run is to have, None if its resolved recipe cannot be read; 0 for a job without any."""
+    if job != "align":
+        return 0
+    with suppress(UserError):
+        wanted = runs.read_resolved(folder).get("iterations", Align.__dataclass_fields__["iterations"].default)
+        return wanted if isinstance(wanted, int) else None
+    return None
+
+
+def _finished(folder: Path, job: str, wanted: int | None) -> str | None:
+    """When its last artifact was made; None if it is not."""
+    if wanted is None or (stamp := stamps.read_stamp(runs.result(folder, job, wanted))) is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
+
+
+def _gone(folder: Path) -> list[str]:
+    """What was finished, or is shared with the run that this one branched off, and is not there."""
+    made = [path for path, stamp in stamps.stamped(folder) if not path.exists() and not stamp.get("pruned")]
+    shared = [folder / name for name in runs.shared_names(folder) if not (folder / name).exists()]
+    return sorted({str(path.relative_to(folder)) for path in (*made, *shared)})
+
+
+def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, str]:
+    """What the checks and the figures warn of, None if that cannot be read, and what the recipe does then."""
+    from raft.report.page.facts import findings
+
+    with suppress(UserError):  # of a damaged file: the command says which at its end
+        found = [one for one in findings(folder, rows) if one["level"] == "warning"]
+        alerts = runs.read_resolved(folder).get("alerts") or {}
+        return found, str(alerts.get("on_warning", "warn"))
+    return None, "warn"
+
+
+def at_work(folder: Path) -> str:
+    """What the run is at, in a line."""
+    state = _now(folder)
+    return "starting" if state is None else state.sentence()
+
+
+def tell(folder: Path, listed: bool, as_json: bool) -> None:
+    """Prints the status once."""
+    found = summary(folder)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=True))  # numbers and escaped text: nothing in it can act
+        return
+    say("\n".join(lines(found)))
+    if listed:
+        say(show.files(folder))
+
+
+def watch(folder: Path, listed: bool) -> Path:
+    """Shows the status until the run ends, and then its last one; waits for a run that is to come. The run's folder."""
+    (_draw if sys.stdout is not None and draws(sys.stdout) else _tell)(folder)
+    folder = branch.existing(folder)
+    tell(folder, listed, False)
+    return folder
+
+
+def _states(folder: Path) -> Iterator[list[str]]:
+    """The status in lines, again and again while there is something to wait for."""
+    waited = None  # until when it is waited for a run that is to come
     while True:
-        running = runs.is_running(folder)
-        if on_terminal:
-            print(CLEAR, end="")
-        say(status(folder) if on_terminal or not running else at_work(folder))
-        if not running:
+        there, running = RunPaths(folder).about.exists(), runs.is_running(folder)
+        if (before := None if there or running else _before(folder)) is not None:
+            waited = time.monotonic() + BETWEEN
+        if there and not running:
             return
-        signals.sleep(EVERY if on_terminal else PLAIN_EVERY)
+        if there:
+            yield lines(summary(folder))
+        elif before is not None:
+            yield [f"{folder} is not there yet; {before} is at work: {at_work(before)}", f"waiting for {folder}"]
+        elif running or (waited is not None and time.monotonic() < waited):
+            yield [f"{folder} is starting"]
+        else:
+            return
+
+
+def _before(folder: Path) -> Path | None:
+    """A run beside it that is at work: perhaps of a recipe that comes first."""
+    beside = (file.parent for file in sorted(folder.parent.glob(f"*/{RUN}")) if file.parent.name != folder.name)
+    return next((one for one in beside if runs.is_running(one)), None)
+
+
+def _tell(folder: Path) -> None:
+    """A line now and then."""
+    for state in _states(folder):
+        say(at_work(folder) if RunPaths(folder).about.exists() else state[0])
+        signals.sleep(PLAIN_EVERY)
+
+
+def _draw(folder: Path) -> None:
+    """The status redrawn in place, no higher than the terminal; in the end it is taken away."""
+    from rich.console import Console, ConsoleDimensions
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
+    with Live(
+        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as live:
+        for state in _states(folder):
+            width, height = size(sys.stdout)
+            shown = Text("\n".join(state[: max(1, height - 1)]), no_wrap=True, overflow="ellipsis")
+            console.size = ConsoleDimensions(width, height)
+            live.update(shown, refresh=True)
+            signals.sleep(EVERY)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths
 
 
 class Log(logging.FileHandler):
@@ -28,7 +29,7 @@ def begin(folder: Path) -> Path:
     file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
     if file.is_symlink():
         file.unlink()
-    latest = folder / "logs" / "latest.log"
+    latest = RunPaths(folder).log
     latest.unlink(missing_ok=True)
     latest.symlink_to(file.name)
     handler = Log(file, encoding="utf-8", delay=True)

@@ -168,6 +168,11 @@ class RunPaths(GroupPaths):
         """What is being made now."""
         return self.folder / "progress.json"
 
+    @property
+    def log(self) -> Path:
+        """A link to the log of the newest launch."""
+        return self.folder / "logs" / "latest.log"
+
     def iteration(self, number: int) -> IterationPaths:
         """The files of an iteration; 0 is the policy that nothing was trained on."""
         return IterationPaths(self.folder / "iterations" / f"{number:03d}")

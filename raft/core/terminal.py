@@ -1,11 +1,16 @@
 """What may reach a terminal. Model output is hostile text: an escape sequence in it must not act."""
 
+import os
 import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 HARMLESS = "\n\t"
 DIRECTIONS = {"\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"}
+
+aside: Callable[[], AbstractContextManager[object]] = nullcontext  # clears what is drawn at the cursor for a message
 
 
 def safe(text: str) -> str:
@@ -33,7 +38,19 @@ def _write(text: str, stream: TextIO | None) -> None:
     if stream is None:  # closed before the process began
         return
     encoding, text = stream.encoding or "utf-8", safe(text)
-    print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+    with aside():
+        print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+
+
+def draws(stream: TextIO) -> bool:
+    """Whether it is a terminal on which something can be drawn again in its place."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def size(stream: TextIO) -> os.terminal_size:
+    """The columns and rows of a terminal; 80 and 24 for one that does not say."""
+    columns, rows = os.get_terminal_size(stream.fileno())
+    return os.terminal_size((columns or 80, rows or 24))
 
 
 def is_unicode(text: str) -> bool:

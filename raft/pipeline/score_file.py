@@ -126,14 +126,11 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
     ids = [group.prompt.id for group in groups()]
     stamp_path(scores).unlink(missing_ok=True)  # of scores that were deleted
     temporary = scores.with_name(f".{scores.name}.tmp")
-    progress, began = Progress(scores.name, "prompts"), time.time()
+    progress, began = Progress(scores.name, "prompts", stage="scoring responses"), time.time()
     output = ArtifactWriter(temporary, partial_path(scores), digest(key), 0, 0, progress, key=key)
     timing.taken()
-    try:
-        with disk_faults():
-            stages.score_groups(reward, output, groups(), ids)
-    finally:
-        output.progress.close()
+    with progress, disk_faults():
+        stages.score_groups(reward, output, groups(), ids)
     failed = sum(one.get("reward") is None for row in records.read(temporary) for one in row["scores"])
     commit(temporary, scores)
     stamp = {

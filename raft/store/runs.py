@@ -30,7 +30,7 @@ from raft.core.progress import Progress
 from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
 from raft.models import jinja
-from raft.store import stamps
+from raft.store import expected, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
@@ -125,7 +125,7 @@ class Folder:
             fsync(path.parent)
         remove(path)  # without a stamp it may be torn, and its room is needed
         remove(temporary)
-        label = f"{path.relative_to(self.run.folder)}"
+        rest, after = expected.rest(self.run.folder, self.number, self.run.wanted)
         output = ArtifactWriter(
             temporary,
             partial_path(path),
@@ -133,19 +133,17 @@ class Folder:
             self.run.seed,
             self.number,
             Progress(
-                label, "steps" if stage.__name__.startswith("train") else "prompts", RunPaths(self.run.folder).progress
+                f"{path.relative_to(self.run.folder)}", words.unit(stage.__name__), RunPaths(self.run.folder).progress,
+                words.of(stage.__name__, path), self.number, self.run.wanted, rest, after,
             ),
             stage=stage.__name__,
             key=key,
-        )
+        )  # fmt: skip
         began = time.time()
         timing.taken()
         logs.silence_libraries()
-        try:
-            with disk_faults():
-                stage(section, output, **inputs)
-        finally:
-            output.progress.close()
+        with output.progress, disk_faults():
+            stage(section, output, **inputs)
         whole = sum(drop.index is None for drop in output.drops)
         assert output.rows_in is None or output.rows_in == output.rows + whole, f"{stage.__name__} lost rows"
         with timing.part("sync"):
@@ -190,6 +188,7 @@ class Run(Folder):
 
     def __init__(self, folder: Path, seed: int):
         self.seed, self.incomplete = seed, False  # whether there is something to make in it though it was finished
+        self.wanted = 0  # the number of its last iteration, as far as it has any
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -229,6 +228,8 @@ class Run(Folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             run = cls(folder, loaded.recipe.seed)
+            run.wanted = loaded.recipe.iterations if isinstance(loaded.recipe, Align) else 0
+            RunPaths(folder).progress.unlink(missing_ok=True)  # of an earlier process
             run.look_over()
             begun = about(folder).get("date") if RunPaths(folder).about.exists() else None
             with jinja.dated(loaded.recipe.date or begun or jinja.today()):
@@ -276,9 +277,12 @@ class Run(Folder):
 
 def last_artifact(folder: Path, job: Any) -> Path:
     """What a run of this recipe makes last: with its stamp the run is finished."""
-    if isinstance(job, Align):
-        return RunPaths(folder).iteration(job.iterations).metrics
-    return folder / JOB_RESULTS[job.job]
+    return result(folder, job.job, job.iterations if isinstance(job, Align) else 0)
+
+
+def result(folder: Path, job: str, iterations: int) -> Path:
+    """What a job makes last; `iterations` are those of job: align."""
+    return RunPaths(folder).iteration(iterations).metrics if job == "align" else folder / JOB_RESULTS[job]
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,68 +1,145 @@
 """raft status, from the files of a run alone, also while it works."""
 
+import fcntl
+import io
+import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 import folders
 import worlds
 
+from raft.cli import main as cli
 from raft.cli import status
-from raft.core import progress
-from raft.store.artifact_writer import ArtifactWriter
+from raft.core import progress, records
+from raft.store import runs
+from raft.store.words import HELD_OUT, STAGES
 
 
-def test_the_state_of_a_stage_can_be_read_by_others(tmp_path: Path):
-    file = tmp_path / "progress.json"
-    told = progress.Progress("iterations/001/responses.jsonl", "prompts", file)
-    assert progress.read(file)["done"] == 0
-    told.written = 0.0
-    told.advance(3, 12)
-    state = progress.read(file)
-    assert (state["artifact"], state["done"], state["total"]) == ("iterations/001/responses.jsonl", 3, 12)
-    size = file.stat().st_size
-    told.written = 0.0
-    told.advance(12, 12)
-    assert file.stat().st_size == size and progress.read(file)["done"] == 12
-    assert progress.read(tmp_path / "none.json") is None
-
-
-def test_time_left_is_that_of_the_rate_so_far(tmp_path: Path):
-    (tmp_path / "progress.json").write_text(
-        '{"artifact": "a", "unit": "prompts", "before": 40, "done": 70, "total": 130, "seconds": 10.0}'
+def write_run(folder: Path, iterations: int = 2, wanted: int | None = None) -> Path:
+    """A run that has made `iterations` of the `wanted`."""
+    run = folders.write_run(folder, 2, 2, iterations, lambda *_: "text", lambda *_: 1.0)
+    for number in range(1, iterations + 1):
+        (run / "iterations" / f"{number:03d}" / "policy").mkdir()
+    recipe = (run / "resolved.yaml").read_text()
+    (run / "resolved.yaml").write_text(
+        recipe.replace(f"iterations: {iterations}", f"iterations: {wanted or iterations}")
     )
-    assert progress.left(30, 90, 10.0) == ", about 20 s left"
-    assert status.at_work(tmp_path) == "now: a: 70 of 130 prompts, 3 a second, about 20 s left"
+    return run
 
 
-def test_no_time_is_told_of_the_first_group_alone(tmp_path: Path):
-    assert [progress.left(done, 256, 17.0) for done in (0, 1, 12)] == ["", "", ""] and progress.left(0, 0, 1.0) == ""
-    assert progress.left(13, 256, 17.0) == ", about 318 s left"
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Inside the block the run is at work, for all that look at it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with runs.locked(run / ".lock", f"{run}", ""):
+        yield
 
 
-def test_a_run_that_goes_on_counts_its_rate_from_where_it_goes_on(tmp_path: Path):
-    file, partial = tmp_path / "progress.json", tmp_path / "partial"
-    for done in (2, 3):
-        told = progress.Progress("a", "prompts", file)
-        output = ArtifactWriter(tmp_path / "a", partial, "h", 0, 0, told)
-        output.resume()
-        output.append({"prompt_id": f"{done}"})
-        told.written = 0.0
-        output.advance(len(output.offsets), 9)
-        output.close()
-    state = progress.read(file)
-    assert (state["before"], state["done"]) == (1, 2)
+def told(*arguments: object) -> tuple[int, str]:
+    """The exit status of raft status, and what it says."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        return cli.execute(cli.parse(["status", *map(str, arguments)])), said.getvalue()
+
+
+def write_progress(run: Path, done: int, left: float | None = None, run_left: float | None = None) -> None:
+    stage, artifact = "generating responses", "iterations/002/responses.jsonl"
+    times = (30.0, 1.5, left, run_left, time.time())
+    state = progress.State(artifact, stage, "prompts", 2, 5, 0, done, 100, *times)
+    (run / "progress.json").write_text(json.dumps(asdict(state)))
+
+
+def test_a_finished_run_says_so_first_in_about_ten_lines(tmp_path: Path):
+    status, said = told(write_run(tmp_path / "run"))
+    lines = said.splitlines()
+    assert status == 0 and len(lines) <= 12 and "not running" not in said
+    assert lines[0].startswith(f"{tmp_path / 'run'}  job: align")
+    assert re.fullmatch(r"finished on \d{4}-\d\d-\d\d \d\d:\d\d, 2 iterations", lines[1])
+    assert "held-out reward  ▁▅█  0.000 -> 2.000 (3 policies)" in lines
+    assert any(re.match(r"warnings: \d", line) for line in lines)
+
+
+def test_files_are_listed_only_when_asked_for(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    assert "iterations/002/policy " not in told(run)[1] and "iterations/002/policy " in told(run, "--files")[1]
+
+
+def test_a_run_that_stopped_says_where_and_how_it_goes_on(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    assert told(run)[1].splitlines()[1] == f"stopped in iteration 2 of 5; go on with: raft resume {run}"
+
+
+def test_a_run_that_lost_something_is_not_called_finished(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    (run / "iterations" / "001" / "scores.jsonl").unlink()
+    assert told(run)[1].splitlines()[1].startswith("stopped: something that was finished is gone")
+
+
+def test_a_run_stopped_by_an_alert_says_which(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    with open(run / "resolved.yaml", "a") as recipe:
+        recipe.write("alerts: {on_warning: stop}\n")
+    found = status.summary(run)
+    found["stopped_by"] = ["truncated"]
+    assert status.lines(found)[1] == (
+        "stopped after iteration 1 of 5 (alerts.on_warning: stop) because of truncated; "
+        f"go on with: raft resume {run} alerts.on_warning=warn"
+    )
+
+
+def test_a_run_at_work_says_iteration_stage_share_and_time_left(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    with held(run):
+        assert told(run)[1].splitlines()[1] == "at work: starting"
+        write_progress(run, 43, left=240.0, run_left=6000.0)
+        lines = told(run)[1].splitlines()
+    assert lines[1] == "at work: iteration 2 of 5, generating responses, 43 %, about 4 min left"
+    assert lines[2] == "the whole run: about 1 h 40 min left"
+
+
+def test_a_damaged_progress_file_stands_in_nobodys_way(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    (run / "progress.json").write_bytes(b"\0" * 600)
+    with held(run):
+        assert told(run)[0] == 0
+
+
+def test_json_is_one_object_that_agrees_with_the_files(tmp_path: Path):
+    run = write_run(tmp_path / "run", 3)
+    records.write(run / "metrics.jsonl", runs.metrics_rows(run))
+    status, said = told(run, "--json")
+    found = json.loads(said)
+    rows = list(records.read(run / "metrics.jsonl"))
+    assert status == 0 and said.count("\n") == 1
+    assert found["curves"]["reward/eval"] == [row["reward/eval"] for row in rows]
+    assert found["curves"]["reward/mean"] == [row["reward/mean"] for row in rows if "reward/mean" in row]
+    assert (found["state"], found["job"], found["iteration"], found["iterations"]) == ("finished", "align", 3, 3)
+
+
+def test_the_keys_of_json_are_those_that_are_documented(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    table = page[page.index("`raft status RUN --json`") :]
+    for key in [*status.summary(write_run(tmp_path / "run")), *progress.KINDS]:
+        assert f"`{key}`" in table, key
 
 
 def test_a_curve_is_drawn_between_its_least_and_its_greatest_value():
     assert status.shape([0.0, 1.0, 0.5]) == "▁█▅"
     assert status.shape([2.0, 2.0]) == "▁▁"
-    rows = [{"reward/eval": 0.0}, {"reward/eval": 1.0, "gold/eval": 3.0}, {"reward/eval": 7.0}]
-    assert status.curves(rows) == [
-        "held-out reward  ▁▂█  0.000 to 7.000 (3 policies)",
-        "gold reward      ▁  3.000 to 3.000 (1 policies)",
+    assert status.curves({"reward/eval": [0.0, 1.0, 7.0], "gold/eval": [3.0]}) == [
+        "held-out reward  ▁▂█  0.000 -> 7.000 (3 policies)",
+        "gold reward      ▁  3.000 (1 policy)",
     ]
 
 
@@ -77,9 +154,65 @@ def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
     watched = worlds.raft(tmp_path, "status", "outputs/tiny", "--watch")
     assert run.wait() == 0
     assert watched.returncode == 0, watched.stderr
-    assert "now: " in watched.stdout and "at work" not in watched.stdout
-    assert watched.stdout.rstrip().splitlines()[-1].startswith("training reward")
-    assert "not running" in watched.stdout and "held-out reward" in watched.stdout
+    first, *rest = watched.stdout.splitlines()
+    assert any(words in first for words in ("starting", *STAGES.values(), *HELD_OUT.values()))
+    assert any(line.startswith("finished on") for line in rest)
+    assert any(line.startswith("held-out reward") for line in rest)
+
+
+def watched_on_terminal(run: Path, rows: int, columns: int, then: Callable[[], None]) -> tuple[int, bytes]:
+    """What raft status --watch writes to a pseudo-terminal, and its exit status; `then` ends what it watches."""
+    child, master = pty.fork()
+    if child == 0:
+        os.environ.update(TERM="xterm-256color", PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        os.execv(sys.executable, [sys.executable, "-m", "raft", "status", str(run), "--watch"])
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    written, ended, began = b"", False, time.monotonic()
+    while True:
+        if not ended and written.count(b"at work") >= 3:
+            then()
+            ended = True
+        assert time.monotonic() - began < 60
+        try:
+            part = os.read(master, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        written += part
+    os.close(master)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), written
+
+
+def test_the_live_view_never_has_more_lines_than_the_terminal_and_leaves_the_last_status(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    with ExitStack() as working:
+        working.enter_context(held(run))
+        write_progress(run, 43, left=240.0)
+        status, written = watched_on_terminal(run, 5, 60, working.close)
+    frames = re.split(rb"\x1b\[2K", written)
+    live, last = frames[:-1], frames[-1].decode()
+    assert status == 0 and len([frame for frame in live if b"at work" in frame]) >= 3
+    assert max(frame.count(b"\n") for frame in live) <= 5
+    assert "stopped in iteration 2 of 5" in last and "held-out reward" in last
+
+
+def test_watching_waits_for_a_run_while_another_beside_it_is_at_work(tmp_path: Path):
+    before = write_run(tmp_path / "needed", 1, wanted=5)
+    with ExitStack() as working:
+        working.enter_context(held(before))
+        write_progress(before, 43)
+
+        def go_on() -> None:
+            write_run(tmp_path / "run")
+            working.close()
+
+        status, written = watched_on_terminal(tmp_path / "run", 24, 200, go_on)
+    text = written.decode()
+    assert status == 0 and f"{before} is at work: iteration 2 of 5" in text
+    assert "finished on" in text and text.index("is not there yet") < text.index("finished on")
+    status, said = told(tmp_path / "other", "--watch")
+    assert status == 2 and "is not a run" in said
 
 
 def test_a_command_that_loaded_libraries_ends_in_order_though_nobody_reads_what_it_says(tmp_path: Path):

@@ -270,8 +270,8 @@ def test_show_status_and_plot_read_a_run(finished):
     assert worlds.raft(finished, "show", "outputs/tiny").returncode == 0  # before and after
     unknown = worlds.raft(finished, "show", "outputs/tiny", "nobody")
     assert unknown.returncode == 2 and "no prompt 'nobody'" in unknown.stderr
-    status = worlds.raft(finished, "status", "outputs/tiny")
-    assert "iterations/002/policy" in status.stdout and "not running" in status.stdout
+    status = worlds.raft(finished, "status", "outputs/tiny", "--files")
+    assert "iterations/002/policy" in status.stdout and "finished on" in status.stdout
     for ending in ("png", "svg", "pdf"):
         assert worlds.raft(finished, "plot", "outputs/tiny", "outputs/tiny", "-o", f"curve.{ending}").returncode == 0
         assert (finished / f"curve.{ending}").stat().st_size > 1000

@@ -9,7 +9,7 @@ import pytest
 import worlds
 from folders import stamp, write_run
 
-from raft.cli import status
+from raft.cli import show
 from raft.core.errors import UserError
 from raft.core.protocols import BATCH_SIZE
 from raft.core.records import read
@@ -204,7 +204,7 @@ def test_two_processes_do_not_score_into_the_same_file(folder):
 def test_scores_made_inside_a_run_stand_in_none_of_its_commands_way(folder):
     run = write_run(folder / "run", 2, 2, 1, text=lambda *place: "words", reward=lambda *place: 1.0)
     score(folder, "run/rescored.jsonl")
-    assert "rescored.jsonl" in status.status(run)
+    assert "rescored.jsonl" in show.files(run)
     timeline.record(run)
     assert report.write(run).exists() and "score_file" in {one["stage"] for one in timeline.artifacts(run)}
 

@@ -10,7 +10,7 @@ import pytest
 from folders import stamp, write_run
 
 from raft.cli import main as cli
-from raft.cli import status
+from raft.cli import show, status
 from raft.cli.console import draw
 from raft.core import logs, progress
 from raft.core.atomic import create, disk_faults, write_text
@@ -212,7 +212,7 @@ def test_the_status_of_a_branch_whose_parent_is_gone_says_so(run, tmp_path):
     shutil.rmtree(made / "iterations" / "001")
     (made / "iterations" / "001").symlink_to(tmp_path / "outputs" / "gone" / "001")
     (made / "run.json").write_text('{"job": "align", "shared": ["iterations/001"]}')
-    assert "iterations/001" in status.status(made) and "gone with the run that this one branched off" in status.status(
-        made
-    )
+    assert "gone: iterations/001" in "\n".join(status.lines(status.summary(made)))
+    listed = show.files(made)
+    assert "iterations/001" in listed and "gone with the run that this one branched off" in listed
     assert branch.whole(made) == made
