@@ -140,13 +140,18 @@ def plot(options: Namespace) -> None:
 
 
 def show(options: Namespace) -> None:
-    """Prints one prompt over all iterations."""
+    """Prints one prompt over all iterations, prompts before and after, or the list of them."""
     from raft.cli import show as shown
     from raft.core.terminal import say
     from raft.store import branch
 
     folder = branch.whole(options.run)
-    say(shown.prompt(folder, options.prompt_id) if options.prompt_id else shown.before_and_after(folder))
+    if options.list:
+        say("\n".join(shown.listed(folder)))
+    elif options.prompt_id:
+        say(shown.prompt(folder, options.prompt_id))
+    else:
+        say(shown.before_and_after(folder, *([options.which] if options.which else ["typical", "best"])))
 
 
 def compare(options: Namespace) -> None:

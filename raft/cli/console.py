@@ -90,7 +90,7 @@ class Console(Observer):
             return
         paths = RunPaths(run.folder)
         if not self.finished:
-            say(f"\n{before_and_after(run.folder)}")
+            say(f"\n{before_and_after(run.folder, 'typical', 'best')}")
         say("\n" + "\n".join(verdict(run)))
         say(f"curve:       {paths.curve}\nnumbers:     {paths.rows}")
         if (comparison := forecast.compare(run.folder)) is not None:

@@ -151,7 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
     show.add_argument("run", type=Path)
-    show.add_argument("prompt_id", nargs="?", help="default: the held-out prompt that gained most")
+    show.add_argument("prompt_id", nargs="?", help="default: a typical held-out prompt, and the one that gained most")
+    which = show.add_mutually_exclusive_group()
+    for name, text in {"best": "gained most", "worst": "lost most", "random": "is drawn at random"}.items():
+        text = f"the held-out prompt that {text}"
+        which.add_argument(f"--{name}", dest="which", action="store_const", const=name, help=text)
+    which.add_argument("--list", action="store_true", help="all held-out prompts with their rewards before and after")
     compare = verb("compare", commands.compare, "two runs: their last policies on the same prompts, and what differs")
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")

@@ -1,6 +1,8 @@
 """One prompt over the iterations, as text, only from the files of a run."""
 
+import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from raft.core.errors import UserError
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.terminal import safe
 from raft.store import runs, stamps, timeline
+
+LINE = 60  # characters of a prompt in a list
 
 
 def iterations(folder: Path) -> list[IterationPaths]:
@@ -20,8 +24,32 @@ def iterations(folder: Path) -> list[IterationPaths]:
     return folders
 
 
-def before_and_after(folder: Path) -> str:
-    """The held-out prompt that gained most from the first to the last evaluated policy, with both answers.
+WHICH = {  # the place of a prompt among those of a run, ordered by how much they gained
+    "typical": (lambda count: count // 2, "a typical prompt"),
+    "best": (lambda count: count - 1, "the prompt that gained most"),
+    "worst": (lambda count: 0, "the prompt that lost most, or gained least"),
+    "random": (random.randrange, "a prompt at random"),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """The first and the last policy that are evaluated, and the reward of a held-out prompt's first answer by each."""
+
+    first: IterationPaths
+    last: IterationPaths
+    prompt_id: str
+    before: float
+    after: float
+    figure: str
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+
+def changes(folder: Path) -> list[Change]:
+    """How the held-out prompts of a run changed, the one that gained least first; none before two are evaluated.
 
     By the gold reward where there is one: it is what the run is really for.
     """
@@ -30,13 +58,38 @@ def before_and_after(folder: Path) -> str:
     scores = {it.number: it.evaluation.gold if gold else it.evaluation.scores for it in made}
     evaluated = [it for it in made if scores[it.number].exists()]
     if len(evaluated) < 2:
-        return "only one policy has been evaluated so far"
-    first, last = (dict(_first_rewards(scores[it.number])) for it in (evaluated[0], evaluated[-1]))
-    known = [prompt_id for prompt_id in first if prompt_id in last]
-    if not known:
-        return "no held-out prompt has a reward before and after"
-    chosen = max(known, key=lambda prompt_id: last[prompt_id] - first[prompt_id])
-    return prompt(folder, chosen, [evaluated[0], evaluated[-1]], answers=1)
+        return []
+    first, last = evaluated[0], evaluated[-1]
+    before, after = (dict(_first_rewards(scores[it.number])) for it in (first, last))
+    figure = "gold reward" if gold else "reward"
+    found = [Change(first, last, name, before[name], after[name], figure) for name in before if name in after]
+    return sorted(found, key=lambda one: one.gain)
+
+
+def before_and_after(folder: Path, *which: str) -> str:
+    """Held-out prompts with the answers of the first and the last evaluated policy; `which` are names of WHICH."""
+    found = changes(folder)
+    if not found:
+        return "no held-out prompt has a reward before and after yet"
+    parts = []
+    for name in which:
+        place, title = WHICH[name]
+        one = found[place(len(found))]
+        shown = prompt(folder, one.prompt_id, [one.first, one.last], answers=1)
+        parts.append(f"{title} ({one.figure} {one.gain:+.3f}):\n{shown}")
+    return "\n\n".join(parts)
+
+
+def listed(folder: Path) -> list[str]:
+    """A line for each held-out prompt: its id, its reward before and after, how much it gained, and how it begins."""
+    said = {row["id"]: records.Prompt.of(row).content for row in records.read(RunPaths(folder).evaluation)}
+    found = changes(folder)
+    wide = max((len(one.prompt_id) for one in found), default=0)
+    return [
+        f"{safe(one.prompt_id):{wide}s}  {one.before:8.3f} -> {one.after:8.3f}  {one.gain:+8.3f}  "
+        + safe(" ".join(said.get(one.prompt_id, "").split()))[:LINE]
+        for one in reversed(found)
+    ]
 
 
 def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = None, answers: int | None = None) -> str:

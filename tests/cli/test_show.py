@@ -1,0 +1,47 @@
+"""`raft show`: which prompts it picks, and the list of all."""
+
+from pathlib import Path
+
+import folders
+import pytest
+
+from raft.cli import show
+
+GAINS = [0.5, -1.0, 0.0, 2.0, 0.25]  # of the held-out prompts h0 to h4, from policy 0 to 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run whose held-out prompts gain what GAINS says; the gold reward is ten times the reward."""
+
+    def reward(policy: int, prompt: int, response: int) -> float:
+        return 1.0 + policy * GAINS[prompt % 5] / 2
+
+    return folders.write_run(
+        tmp_path_factory.mktemp("show") / "run", 5, 2, 2, lambda *at: f"answer {at}", reward, held_out=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "prompt", "said"),
+    [
+        ("best", "h3", "the prompt that gained most (gold reward +20.000)"),
+        ("worst", "h1", "the prompt that lost most, or gained least (gold reward -10.000)"),
+        ("typical", "h4", "a typical prompt (gold reward +2.500)"),
+    ],
+)
+def test_prompts_are_picked_by_how_much_they_gained_and_typical_is_the_median(run, which, prompt, said):
+    shown = show.before_and_after(run, which)
+    assert shown.splitlines()[:2] == [f"{said}:", f"prompt {prompt}: prompt {prompt[1:]}"]
+    assert "policy 0 (held-out prompt)" in shown and "policy 2 (held-out prompt)" in shown
+
+
+def test_a_prompt_at_random_is_one_of_the_held_out_ones_and_not_always_the_same(run):
+    found = {show.before_and_after(run, "random").splitlines()[1].split()[1].rstrip(":") for _ in range(60)}
+    assert found <= {f"h{n}" for n in range(5)} and len(found) > 1
+
+
+def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
+    lines = show.listed(run)
+    assert [line.split()[0] for line in lines] == ["h3", "h0", "h4", "h2", "h1"]
+    assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")
