@@ -232,7 +232,12 @@ def options(options: Namespace) -> None:
     from raft.cli import options as listed
     from raft.core.terminal import say
 
-    say("\n".join(listed.listed(options.name)))
+    if options.schema:
+        import json
+
+        say(json.dumps(listed.schema(), indent=1))
+    else:
+        say("\n".join(listed.tables() if options.markdown else listed.listed(options.name)))
 
 
 def env(options: Namespace) -> None:

@@ -4,14 +4,16 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raft.config.jobs import JOBS
+from raft.config.jobs import DEFAULTS, JOBS
 from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.options import suggest
 
+INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
+JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 PLAIN: dict[Any, str] = {
     int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "any",
 }  # fmt: skip
@@ -25,7 +27,7 @@ def listed(name: str | None) -> Iterator[str]:
             yield f"{section}: {', '.join(kinds)}"
         yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options"
     elif name in JOBS:
-        yield from of_class(JOBS[name])
+        yield from of_class(JOBS[name], DEFAULTS.get(name, {}))
     elif name in registry.TABLE:
         for kind in registry.TABLE[name]:
             yield f"{name}.{kind}: {_summary(registry.find(name, kind))}"
@@ -37,15 +39,106 @@ def listed(name: str | None) -> Iterator[str]:
         yield from of_class(registry.find(section, kind))
 
 
-def of_class(cls: type) -> Iterator[str]:
-    """What the class says of itself, and a line for each option: its name, what it takes, and its default."""
+def of_class(cls: type, given: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """What the class says of itself, and a line for each option: its name, what it takes, and its default.
+
+    `given` are sections that a job has where a recipe leaves them out.
+    """
     yield inspect.getdoc(cls) or ""
     yield ""
     hints = typing.get_type_hints(cls)
-    items = [item for item in dataclasses.fields(cls) if item.init]
+    items = _items(cls)
     width = max((len(item.name) for item in items), default=0)
     for item in items:
-        yield f"  {item.name:{width}s}  {_type(item, hints[item.name])}{_default(item)}"
+        yield f"  {item.name:{width}s}  {_type(item, hints[item.name])}{_default(item, given or {})}"
+
+
+def tables() -> Iterator[str]:
+    """docs/options.md: every job and kind with its options, in Markdown."""
+    yield "# Options"
+    yield ""
+    yield "Every job, section and kind with its options. `raft options --markdown` writes this page out of the classes"
+    yield "that check a recipe; [recipes.md](recipes.md) explains."
+    for name, cls in _classes():
+        yield f"\n## {name}\n"
+        yield from (line.rstrip() for line in (inspect.getdoc(cls) or "").splitlines())
+        yield "\n| key | takes | default |\n|---|---|---|"
+        hints = typing.get_type_hints(cls)
+        given = DEFAULTS.get(name.removeprefix("job: "), {})
+        for item in _items(cls):
+            takes = _type(item, hints[item.name]).replace("|", "\\|")
+            default = _default(item, given).strip().removeprefix("(").removesuffix(")").removeprefix("default: ")
+            yield f"| `{item.name}` | {takes} | {default} |"
+
+
+def schema() -> dict[str, Any]:
+    """A JSON Schema of recipes for editors. It knows keys, kinds and types; `raft check` knows the rest."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "raft recipe",
+        "type": "object",
+        "properties": {"job": {"enum": list(JOBS)}, "base": {"type": "string"}},
+        "allOf": [_of_job(name, cls) for name, cls in JOBS.items()],
+        "$defs": {section: _of_section(section) for section in registry.TABLE},
+    }
+
+
+def _of_job(name: str, cls: type) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"properties": {"job": {"const": name}}, "required": ["job"]}
+    if name == "align":  # which is meant without a word
+        chosen = {"anyOf": [chosen, {"not": {"required": ["job"]}}]}
+    return {"if": chosen, "then": _of_fields(cls, {"job": {}, "base": {"type": "string"}})}
+
+
+def _of_section(section: str) -> dict[str, Any]:
+    kinds = registry.TABLE[section]
+    own = {"properties": {"kind": {"type": "string", "pattern": ":"}}}  # module:Class, of which nothing is known
+    each = [_of_fields(registry.find(section, kind), {"kind": {"const": kind}}) for kind in kinds]
+    return {"type": "object", "anyOf": [*each, own]}
+
+
+def _of_fields(cls: type, more: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    described = {item.name: _schema_of(item, hints[item.name]) for item in _items(cls)}
+    if {"model", "path"} & described.keys():
+        more = {"recipe": {"type": "string"}, **more}  # another recipe may stand for either
+    return {"type": "object", "properties": {**described, **more}, "additionalProperties": False}
+
+
+def _schema_of(item: Any, hint: Any) -> dict[str, Any]:
+    if section := item.metadata.get("section"):
+        one: dict[str, Any] = {"$ref": f"#/$defs/{section}"}
+        many = {"type": "object", "additionalProperties": one} if item.metadata.get("named") else one
+        listed = {"type": "array", "items": one}
+        return {"anyOf": [many, listed, {"type": "null"}]}
+    return _typed(hint)
+
+
+def _typed(hint: Any) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_typed(one) for one in arguments]}
+    if list in (origin, hint) or dict in (origin, hint):
+        return {"anyOf": [{"type": "array" if list in (origin, hint) else "object"}, INTERPOLATED]}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _of_fields(hint, {})
+    if hint not in JSON:
+        return {}
+    own = {"type": JSON[hint]}
+    return own if hint in (str, type(None)) else {"anyOf": [own, INTERPOLATED]}
+
+
+def _classes() -> Iterator[tuple[str, type]]:
+    """Every job and kind by the name that `raft options` takes."""
+    yield from ((f"job: {name}", cls) for name, cls in JOBS.items())
+    for section, kinds in registry.TABLE.items():
+        yield from ((f"{section}.{kind}", registry.find(section, kind)) for kind in kinds)
+
+
+def _items(cls: type) -> list[Any]:
+    return [item for item in dataclasses.fields(cls) if item.init]
 
 
 def _summary(cls: type) -> str:
@@ -77,8 +170,10 @@ def _written(hint: Any) -> str:
     return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _default(item: Any) -> str:
+def _default(item: Any, given: Mapping[str, Any]) -> str:
     value = item.default
+    if item.name in given:
+        return f"  (default: kind: {given[item.name]['kind']})"
     if value is dataclasses.MISSING:
         return "" if item.default_factory is not dataclasses.MISSING else "  (must be given)"
     words = {None: "null", True: "true", False: "false"}

@@ -7,8 +7,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jsonschema
 import pytest
 import worlds
+import yaml
 
 from raft.cli import catalog, options
 from raft.config import recipe
@@ -90,3 +92,25 @@ def test_env_names_what_a_report_of_a_fault_needs(tmp_path: Path):
     found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert found["torch"] == version("torch") and found["raft"] and found["device"] in ("cpu", "cuda")
     assert "cores" in found["processor"] and found["python"].startswith("3.")
+
+
+def test_the_page_of_options_is_what_the_classes_say():
+    """`raft options --markdown > docs/options.md` writes it."""
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
+    assert page == "\n".join(options.tables()) + "\n"
+
+
+def test_the_schema_takes_every_recipe_that_comes_with_raft_and_refuses_unknown_keys_and_kinds():
+    validator = jsonschema.Draft202012Validator(options.schema())
+    recipes = {name: yaml.safe_load(file.read_text()) for name, file in recipe.shipped().items()}
+    assert {name: next(validator.iter_errors(one), None) for name, one in recipes.items()} == dict.fromkeys(recipes)
+    good = {"name": "a", "policy": {"model": "m"}, "generator": {"kind": "vllm", "k": 8}}
+    assert validator.is_valid(good)
+    for bad in (
+        {"temprature": 1},
+        {"kind": "vlm"},
+        {"kind": "vllm", "k": "eight"},
+        {"kind": "transformers", "engine_args": {}},  # an option of another kind
+    ):
+        assert not validator.is_valid({**good, "generator": bad}), bad
+    assert not validator.is_valid({**good, "iteratons": 3}) and not validator.is_valid({**good, "job": "aline"})
