@@ -92,12 +92,10 @@ def _of_job(name: str, cls: type) -> dict[str, Any]:
 
 def _of_section(section: str) -> dict[str, Any]:
     kinds = registry.TABLE[section]
-    own = {
-        "properties": {"kind": {"type": "string", "pattern": ":"}},
-        "required": ["kind"],
-    }  # module:Class, of which nothing is known
+    own = {"properties": {"kind": {"type": "string", "pattern": ":"}}, "required": ["kind"]}  # module:Class
+    based = {"not": {"required": ["kind"]}}  # the recipe beneath says it
     each = [_of_fields(registry.find(section, kind), {"kind": {"const": kind}}) for kind in kinds]
-    return {"type": "object", "anyOf": [*each, own]}
+    return {"type": "object", "anyOf": [*each, own, based]}
 
 
 def _of_fields(cls: type, more: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_the_schema_takes_every_recipe_that_comes_with_raft_and_refuses_unknown_
     good = {"name": "a", "policy": {"model": "m"}, "generator": {"kind": "vllm", "k": 8}}
     assert validator.is_valid(good)
     for bad in (
-        {"temprature": 1},
+        {"kind": "vllm", "temprature": 1},
         {"kind": "vlm"},
         {"kind": "vllm", "k": "eight"},
         {"kind": "transformers", "engine_args": {}},  # an option of another kind
