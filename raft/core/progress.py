@@ -203,7 +203,8 @@ class Screen:
         now = self.clock()
         if not self.busy and now - self.began > SLOW and (load := other_work()) is not None:
             self.busy = True
-            terminal.complain(load)
+            with suppress(OSError):  # whoever read it may be gone
+                terminal.complain(load)
         self.show(now)
 
     def show(self, now: float) -> None:
