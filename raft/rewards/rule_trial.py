@@ -5,6 +5,7 @@ kind and the words of what it raised, or nothing. What the rule prints goes to s
 """
 
 import json
+import os
 import sys
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -31,6 +32,8 @@ def main() -> None:
                 except Exception as fault:
                     raised.append([type(fault).__name__, tell(fault)])
     json.dump(raised, sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # a thread that the rule began may never end
 
 
 if __name__ == "__main__":

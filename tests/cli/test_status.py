@@ -207,7 +207,7 @@ def test_watching_waits_for_a_run_while_another_beside_it_is_at_work(tmp_path: P
             write_run(tmp_path / "run")
             working.close()
 
-        status, written = watched_on_terminal(tmp_path / "run", 24, 200, go_on)
+        status, written = watched_on_terminal(tmp_path / "run", 24, 600, go_on)
     text = written.decode()
     assert status == 0 and f"{before} is at work: iteration 2 of 5" in text
     assert "finished on" in text and text.index("is not there yet") < text.index("finished on")

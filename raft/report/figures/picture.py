@@ -49,7 +49,7 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     style.writable(out)
     figure = FIGURES[name]
     found = recipes([figure.measure(folder) for folder in folders], figure.missing)
-    note = "" if name == "length" else different_rewards(folders)
+    note = different_rewards(folders) if len(folders) > 1 and name != "length" else ""
     style.save(lambda: style.noted(figure.draw(found), note), out)
     table = out.with_suffix(".csv")
     tabulate(found, table)
