@@ -134,7 +134,7 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
     """A plan in words; nothing where no turn needs memory."""
     if turns:
         place = "the GPU" if where.kind == "cuda" else "this machine"
-        yield f"  memory by turns, as arithmetic, in GB (1e9 bytes), of which {place} has {_gb(where.memory)}:"
+        yield f"  estimated memory per stage, in GB (1e9 bytes), of which {place} has {_gb(where.memory)}:"
         if where.note:
             yield f"    {where.note}"
     known = [turn for turn in turns if turn.terms]

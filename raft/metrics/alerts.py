@@ -158,7 +158,7 @@ def phrase_rises(rows: Rows, patience: int) -> tuple[float | Level, str] | None:
         return "ok", "no word, phrase or symbol has become much more frequent"
     others = [repr(rise["text"]) for rise in rises if rise is not most][:2]
     return most["now"] - most["before"], (
-        f"{most['text']!r} stands in {most['now']:.0%} of the held-out answers, at first in {most['before']:.0%}"
+        f"{most['text']!r} is in {most['now']:.0%} of the held-out answers ({most['before']:.0%} at the start)"
         + (f" (also {', '.join(others)})" if others else "")
     )
 

@@ -353,8 +353,7 @@ DIAGNOSTICS = [
             name="diversity", limits=(0.8, 0.6), style=True,
             look=alerts.value_of(
                 "diversity/distinct_2_kept",
-                "held-out answers have {now:.2f} times the different pairs of words of the first policy, among equally "
-                "many",
+                "held-out answers have {now:.2f} times as many distinct bigrams as at the start (same sample size)",
             ),
             then="answers become alike: look for a phrase that all have, raise the temperature, or stop earlier",
         ),
@@ -363,7 +362,7 @@ DIAGNOSTICS = [
         "ngrams/rising", HeldOut, _rising,
         rule=Rule(
             name="n-grams", limits=(0.25, 0.5), style=True, look=alerts.phrase_rises,
-            then="the reward may like it for itself: read some of them, and drop or penalise it",
+            then="the reward may favour the phrase itself: read some of them, and drop or penalise it",
         ),
     ),
     Diagnostic(
@@ -452,7 +451,7 @@ class Alerts:
     """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
 
     `on_warning: stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may
-    pass without a gain of held-out reward. `ignore` names rules that are not asked.
+    pass without a gain of held-out reward. `ignore` names rules to skip.
     """
 
     on_warning: Literal["warn", "stop"] = "warn"

@@ -259,7 +259,7 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
     policy = model_sizes.read(tmp_path / "base").parameters()
     first, head, *said = done.stdout.splitlines()
     assert first == "recipe.yaml: no fault found (job: align, run: outputs/tiny)"
-    assert head.startswith("  memory by turns, as arithmetic, in GB (1e9 bytes), of which ")
+    assert head.startswith("  estimated memory per stage, in GB (1e9 bytes), of which ")
     turns = [one.split(":")[0].strip() for one in said if not one.startswith("      ")]
     assert turns[:4] == ["generate", "score", "likelihoods", "train"]
     if memory_plan.device().kind == "cpu":

@@ -142,7 +142,7 @@ def test_a_reward_that_likes_length_is_named_before_and_after_answers_have_grown
 def test_a_reward_that_likes_a_symbol_is_named_with_the_symbol(tmp_path):
     rows = align(tmp_path, likes_a_symbol, None, iterations=4)
     found = {one.name: one for one in Alerts().judge(rows)}
-    assert found["n-grams"].level == "warning" and "'#' stands in" in found["n-grams"].message
+    assert found["n-grams"].level == "warning" and "'#' is in" in found["n-grams"].message
     assert rows[0]["ngrams/selected"][0]["text"] == "#"  # the first selection shows it already
     assert "length" not in named(rows)
 

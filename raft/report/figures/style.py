@@ -52,7 +52,7 @@ MOST_MARKERS = 20  # on one line; more hide it
 PARTIAL = "open: some rewards are missing"
 OPEN: Any = {"markerfacecolor": "white", "markeredgecolor": "#000000", "markeredgewidth": 1.2}
 UNNAMED = "_child"  # how matplotlib labels what has no label
-ITERATIONS = "iteration (fine-tunings done)"
+ITERATIONS = "iteration"
 
 
 def writable(out: Path) -> str:

@@ -42,7 +42,7 @@ function prompt({ prompt: content, meta, dropped }) {
       h(
         "details",
         {},
-        h("summary", {}, "what its rule knows"),
+        h("summary", {}, "metadata for the rule"),
         h("pre", { dir: "auto" }, seen(JSON.stringify(meta, null, 1))),
       ),
     dropped && h("p", { class: "why" }, "dropped: ", inline(dropped)),
@@ -211,7 +211,7 @@ function card(one, { title, note, badge, won, bars, before }) {
     one.tokens > 0 && named(one.tokens, "token"),
     one.finish === "length" && "cut by the limit",
     one.finish === "marker" && "cut at a marker",
-    pieces && (kept < MARKED ? `new but for ${Math.round(100 * kept)} %` : `${Math.round(100 * kept)} % as before`),
+    pieces && (kept < MARKED ? `${Math.round(100 * (1 - kept))}\u00a0% new` : `${Math.round(100 * kept)}\u00a0% unchanged`),
   ].filter(Boolean);
   return h(
     "article",

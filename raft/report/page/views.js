@@ -71,7 +71,7 @@ function tiles() {
     checks > 0 &&
       tile(
         "Checks",
-        alarms ? `${alarms} to look at` : "all well",
+        alarms ? `${alarms} warning${alarms === 1 ? "" : "s"}` : "all well",
         `of ${named(checks, "check")}`,
         alarms ? "alarm" : "",
       ),
