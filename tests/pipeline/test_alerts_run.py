@@ -134,7 +134,7 @@ def test_a_real_run_that_learns_a_symbol_stops_in_order_says_why_and_keeps_the_b
     path = recipe(world, "hacked", "marks", iterations=6, alerts=told_to_stop, evaluation=unmeasured)
     done = worlds.raft(world, "run", path)
     assert done.returncode == 0, done.stderr
-    assert "warning: n-grams: '#' stands in" in done.stdout
+    assert "warning: n-grams: '#' is in" in done.stdout
     assert "(alerts.on_warning: stop) because of n-grams" in done.stdout and "alerts.on_warning=warn" in done.stdout
     rows = list(read(world / "outputs" / "hacked" / "metrics.jsonl"))
     assert 1 < len(rows) < 7
