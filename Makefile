@@ -7,6 +7,7 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 READY = .venv/ready-$(DEVICE)
 # The CPU build of torch comes from where pip is told to look for files, if it is told; else from PyTorch's own index.
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
+ENGINE = $(shell grep -rl --include='test_*.py' 'mark\.engine' tests)
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
 
 .PHONY: demo test test-fast test-engine test-all test-wheel nightly check format faults setup clean
@@ -20,7 +21,7 @@ test-all: test nightly faults
 
 # An engine uses all cores by itself, so those tests come one after the other.
 test-engine: $(READY)
-	.venv/bin/python -m pytest -m "engine and not nightly and not faults" --durations=12
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults" --durations=12 $(ENGINE)
 
 nightly: $(READY)
 	.venv/bin/python -m pytest -m nightly

@@ -118,6 +118,7 @@ def test_the_proof_refuses_an_attention_that_is_not_that_of_gpt_neo(policies, sc
     engine.prove(policies[0])
 
 
+@pytest.mark.nightly
 def test_processes_of_vllm_itself_have_the_architecture():
     """A server's processes load vLLM's plug-ins as this one does, and nothing else of raft."""
     code = (
