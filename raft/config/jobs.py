@@ -61,6 +61,11 @@ class Evaluation:
     kl: bool = True
     references: Any = section("examples", None)
 
+    @staticmethod
+    def fitting(usable: int, own: bool) -> int:
+        """How many of the usable prompts are held out without `count`; `own`: `prompts` are for this alone."""
+        return max(1, min(HELD_OUT, usable if own else usable // 4))
+
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
         if getattr(self.references, "pairs", None) is not None:

@@ -148,8 +148,7 @@ def sized(recipe: Any) -> Any:
     count = options.count
     if count is None:
         rows = _rows(options.prompts or source, 4 * HELD_OUT)
-        fitting = HELD_OUT if rows is None else sum(rows) // (1 if options.prompts else 4)
-        count = max(1, min(HELD_OUT, fitting))
+        count = HELD_OUT if rows is None else options.fitting(sum(rows), options.prompts is not None)
     drawn = source.per_iteration
     if drawn is None:
         rows = _rows(source, PER_ITERATION + count)

@@ -333,7 +333,7 @@ def _bound(content: Any, path: Path) -> None:
         key = ".".join(target)
         if key not in sizes:
             sizes[key] = 0  # OmegaConf reports a reference to itself
-            sizes[key] = size(_at(content, target), target)
+            sizes[key] = size(value_at(content, target), target)
         return sizes[key]
 
     if size(content, ()) > LONGEST:
@@ -349,7 +349,8 @@ def _refuse_secrets(content: Any, path: Path) -> None:
         )
 
 
-def _at(content: Any, place: Sequence[str]) -> Any:
+def value_at(content: Any, place: Sequence[str]) -> Any:
+    """What a recipe says at a key, given as its parts; None where it says nothing."""
     for name in place:
         if isinstance(content, list):
             content = content[int(name)] if name.isdecimal() and int(name) < len(content) else None

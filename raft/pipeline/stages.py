@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
+from raft.config.jobs import Evaluation
 from raft.core import device, protocols, records, signals
 from raft.core.errors import UserError
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
@@ -111,8 +112,8 @@ def sample_eval_prompts(
         raise UserError(_too_few_eval_prompts(count, len(chosen), rows, drops))
     order = np.random.default_rng(derive(output.seed, "held out")).permutation(len(chosen))
     kept = list(chosen.values())
-    fitting = min(HELD_OUT_COUNT, len(chosen) if own else max(1, len(chosen) // 4))
-    output.write(kept[index].row() for index in sorted(order[: count or fitting]))
+    taken = count or Evaluation.fitting(len(chosen), own)
+    output.write(kept[index].row() for index in sorted(order[:taken]))
     for drop in drops if own else ():
         output.drop(drop.prompt_id, None, drop.reason)
 

@@ -6,12 +6,11 @@ a shared iteration stay as they are, even if the branch evaluates more.
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from raft.config import preflight, recipe
-from raft.config.recipe import Loaded
+from raft.config.recipe import Loaded, value_at
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
 from raft.core.run_paths import RUN, RunPaths
@@ -127,7 +126,7 @@ def _refuse_changes(old: Loaded, new: Loaded) -> None:
     changed = [
         change
         for key in keys
-        for change in differences(_at(old.config, key), _at(new.config, key), key)
+        for change in differences(value_at(old.config, key.split(".")), value_at(new.config, key.split(".")), key)
         if change.split(":", 1)[0] not in own
     ]
     if changed:
@@ -136,12 +135,6 @@ def _refuse_changes(old: Loaded, new: Loaded) -> None:
             + "".join(f"  {change}\n" for change in changed)
             + "nothing was made. Leave them out, or start a new run with them: raft run RECIPE name=... key=value"
         )
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    """What a recipe says of a key, or of that of a section, which may be missing."""
-    section, _, option = key.rpartition(".")
-    return ((config.get(section) or {}) if section else config).get(option)
 
 
 def _refuse_other(new: Path, folder: Path, number: int) -> None:

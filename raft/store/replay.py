@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.config.jobs import MUTABLE_KEYS
-from raft.config.recipe import Loaded, speed_keys
+from raft.config.recipe import Loaded, speed_keys, value_at
 from raft.core.atomic import create, write_json, write_text
 from raft.core.errors import UserError
 from raft.core.run_paths import RunPaths
@@ -167,13 +167,7 @@ def _changed(folder: Path, loaded: Loaded) -> list[str]:
     import json
 
     keys = [change.split(":", 1)[0] for change in recipe_changes(folder, loaded)]
-    return [f"{key}={json.dumps(_at(loaded.config, key), ensure_ascii=False)}" for key in keys]
-
-
-def _at(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config
+    return [f"{key}={json.dumps(value_at(loaded.config, key.split('.')), ensure_ascii=False)}" for key in keys]
 
 
 def _free_name(folder: Path) -> str:

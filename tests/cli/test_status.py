@@ -1,15 +1,11 @@
 """raft status, from the files of a run alone, also while it works."""
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import folders
 import worlds
+from terminals import on_terminal
 
 from raft.cli import main as cli
 from raft.cli import status
@@ -162,26 +159,16 @@ def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
 
 def watched_on_terminal(run: Path, rows: int, columns: int, then: Callable[[], None]) -> tuple[int, bytes]:
     """What raft status --watch writes to a pseudo-terminal, and its exit status; `then` ends what it watches."""
-    child, master = pty.fork()
-    if child == 0:
-        os.environ.update(TERM="xterm-256color", PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        os.execv(sys.executable, [sys.executable, "-m", "raft", "status", str(run), "--watch"])
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    written, ended, began = b"", False, time.monotonic()
-    while True:
+    began, ended = time.monotonic(), False
+
+    def look(written: bytes) -> None:
+        nonlocal ended
         if not ended and written.count(b"at work") >= 3:
             then()
             ended = True
         assert time.monotonic() - began < 60
-        try:
-            part = os.read(master, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        written += part
-    os.close(master)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), written
+
+    return on_terminal(["-m", "raft", "status", str(run), "--watch"], rows, columns, look)
 
 
 def test_the_live_view_never_has_more_lines_than_the_terminal_and_leaves_the_last_status(tmp_path: Path):

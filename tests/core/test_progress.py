@@ -1,18 +1,14 @@
 """What is shown while a stage works: its file, its words, its line, and what a pseudo-terminal really gets."""
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import struct
-import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
+from terminals import on_terminal
 
 from raft.core import progress, terminal
 from raft.core.progress import Line, Progress, Screen, State
@@ -170,25 +166,9 @@ def test_what_a_stage_is_called_cannot_act_on_the_terminal():
     assert "\x1b" not in state.sentence() and "\n" not in state.sentence()
 
 
-def on_terminal(code: str, rows: int = 24, columns: int = 100) -> bytes:
+def printed(code: str) -> bytes:
     """What a program writes to a pseudo-terminal."""
-    child, master = pty.fork()
-    if child == 0:
-        os.environ.update(TERM="xterm-256color", PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        os.execv(sys.executable, [sys.executable, "-c", code])
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    written = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        written += part
-    os.close(master)
-    os.waitpid(child, 0)
-    return written
+    return on_terminal(["-c", code])[1]
 
 
 def screen_of(written: bytes) -> list[str]:
@@ -226,7 +206,7 @@ say("the end")
 
 
 def test_a_spinner_turns_before_the_first_unit_is_done_and_messages_stay_whole():
-    written = on_terminal(SHOWN.format(then=""))
+    written = printed(SHOWN.format(then=""))
     text = written.decode()
     assert text.index("starting") < text.index("iteration 1 of 5, generating responses: starting")
     assert text.index("generating responses: starting") < text.index("1 of 4 prompts")
@@ -235,12 +215,12 @@ def test_a_spinner_turns_before_the_first_unit_is_done_and_messages_stay_whole()
 
 
 def test_an_error_leaves_no_bar_behind():
-    lines = screen_of(on_terminal(SHOWN.format(then="raise SystemExit('it broke')")))
+    lines = screen_of(printed(SHOWN.format(then="raise SystemExit('it broke')")))
     assert lines == ["a message", "another", "it broke", ""]
 
 
 def test_what_other_code_prints_stays_on_the_screen():
-    lines = screen_of(on_terminal(SHOWN.format(then="print('of a reward'); time.sleep(0.5)")))
+    lines = screen_of(printed(SHOWN.format(then="print('of a reward'); time.sleep(0.5)")))
     assert any(line.endswith("of a reward") for line in lines) and lines[-2] == "the end"
 
 
@@ -250,7 +230,7 @@ def test_words_of_libraries_sent_into_a_log_take_no_frame_with_them(tmp_path: Pa
     sent = (
         f"import os; os.dup2(os.open({str(log)!r}, os.O_CREAT | os.O_WRONLY), 2); told.advance(2, 4); time.sleep(0.5)"
     )
-    assert "2 of 4 prompts" in on_terminal(SHOWN.format(then=sent)).decode() and log.read_bytes() == b""
+    assert "2 of 4 prompts" in printed(SHOWN.format(then=sent)).decode() and log.read_bytes() == b""
 
 
 def test_messages_are_written_as_ever_where_nothing_is_shown(capsys):
