@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable, makes, takes_pairs
 from raft.core.records import Response
+from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
 from raft.models.jinja import is_day
@@ -85,6 +86,7 @@ class Job:
     seed: int = 0
     date: str | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    launch: Any = section("launch", Local())
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.date is not None and not is_day(self.date):
@@ -294,11 +296,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-MUTABLE_KEYS = (
-    "name",
-    "iterations",
-    "keep_policies",
-    "report_to",
-    "alerts",
-    *(f"alerts.{item.name}" for item in fields(Alerts)),
-)
+MUTABLE_KEYS = ("name", "launch", "iterations", "keep_policies", "report_to", "alerts")

@@ -22,6 +22,10 @@ LARGE = 2**1023  # of a whole number where a number is asked; floats end at twic
 TINY = 1e-300
 
 TABLE = {
+    "launch": {
+        "local": "raft.launch.local:Local",
+        "ray": "raft.launch.ray:Ray",
+    },
     "prompts": {
         "file": "raft.data.prompts:File",
         "hub": "raft.data.prompts:Hub",
@@ -63,6 +67,7 @@ TABLE = {
 
 # what the stages call of a kind; the rest has defaults (raft/core/protocols.py, and the base classes of the others)
 METHODS = {
+    "launch": ("answers", "scored", "train", "call"),
     "prompts": ("parts",),
     "examples": ("rows", "answered"),
     "generator": ("generate",),

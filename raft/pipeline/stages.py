@@ -16,7 +16,7 @@ import numpy as np
 
 from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
-from raft.core import device, protocols, records, signals
+from raft.core import protocols, records, signals
 from raft.core.errors import UserError
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
@@ -163,8 +163,7 @@ def diagnose(
     findings = []
     for name, section in rewards.items():
         reward = section if policy is not None else deepcopy(section)  # rewards to compare are many: none stays loaded
-        device.take(reward)
-        findings += list(doctor.examine(reward, few, name, answers))
+        findings += output.launch.call(reward, doctor.findings, few, name, answers)
     faults = [
         f"{finding.reward}: {finding.check}: {finding.message}" for finding in findings if finding.level == "fault"
     ]
@@ -270,11 +269,10 @@ def generate(
 ) -> None:
     """K responses to each prompt; groups that an earlier attempt finished are not made again."""
     done = output.resume()
-    device.take(generator)
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
     withheld: list[Group] = []  # kept back until there is a response: without any, nothing is made
-    for group in protocols.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
+    for group in output.launch.answers(generator, policy_of(policy), missing, _stream_seed(output, stream)):
         if group.prompt.id in done:
             continue
         withheld.append(group)
@@ -289,7 +287,7 @@ def generate(
             f"none of {len(withheld)} prompts has a response; the first, prompt {first.prompt.id}: "
             f"{first.responses[0].finish_reason}. Change that at the server, and run the same command again"
         )
-    output.measured, output.rows_in = protocols.proof(generator), prompts.rows
+    output.measured, output.rows_in = output.launch.proof(generator), prompts.rows
     output.gather(row["id"] for row in prompts.read())
 
 
@@ -313,7 +311,6 @@ def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], i
     `ids` are those of the groups' prompts, in order.
     """
     output.resume()
-    device.take(reward)
     for done in score_missing(reward, output, groups):
         output.advance(done, len(ids))
     output.rows_in = len(ids)
@@ -322,7 +319,8 @@ def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], i
 
 def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) -> Iterator[int]:
     """Scores those of `groups` that the partial file lacks; after each it has this many."""
-    for group, scores in _scored(reward, _missing_blocks(groups, output.offsets, protocols.batch_size(reward))):
+    missing = itertools.chain.from_iterable(_missing_blocks(groups, output.offsets, protocols.batch_size(reward)))
+    for group, scores in _scored(output.launch, reward, missing):
         if group.prompt.id not in output.offsets:
             output.append({"prompt_id": group.prompt.id, "scores": [score.row() for score in scores]})
         yield len(output.offsets)
@@ -330,11 +328,8 @@ def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) 
 
 def logprobs(first: Artifact, output: ArtifactWriter, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
     """Log-probability of each response under the first policy and under the policy that wrote it."""
-    from raft.models.logprobs import response_logprobs
-
-    device.take(None)
     of_first, of_policy = (
-        list(response_logprobs(policy_of(model).path, records.groups(prompts.path, responses.path)))
+        output.launch.call(None, _logprobs, policy_of(model).path, prompts.path, responses.path)
         for model in (first, policy)
     )
     ids = (row["id"] for row in prompts.read())
@@ -345,24 +340,35 @@ def logprobs(first: Artifact, output: ArtifactWriter, prompts: Artifact, respons
     output.rows_in = responses.rows
 
 
+def _logprobs(component: None, folder: Path, prompts: Path, responses: Path) -> list[list[float]]:
+    from raft.models.logprobs import response_logprobs
+
+    return list(response_logprobs(folder, records.groups(prompts, responses)))
+
+
 def reference_logprobs(section: None, output: ArtifactWriter, policy: Artifact, references: Artifact) -> None:
     """Log-probability of each reference response under a policy, and its number of predicted tokens."""
     from raft.models.chat_templates import encode_prompt
-    from raft.models.logprobs import response_logprobs
 
-    device.take(None)
     tokenizer = _tokenizer(policy)
     examples = [Example.of(row) for row in references.read()]
-    groups = (Group(example.prompt, [example.response]) for example in examples)
+    logprobs = output.launch.call(None, _example_logprobs, policy_of(policy).path, references.path)
     output.write(
         {
             "prompt_id": example.prompt_id,
             "logprob": logprob,
             "tokens": len(example.response.token_ids) - (not encode_prompt(tokenizer, example.prompt)),
         }
-        for example, (logprob,) in zip(examples, response_logprobs(policy_of(policy).path, groups), strict=True)
+        for example, (logprob,) in zip(examples, logprobs, strict=True)
     )
     output.rows_in = references.rows
+
+
+def _example_logprobs(component: None, folder: Path, examples: Path) -> list[list[float]]:
+    from raft.models.logprobs import response_logprobs
+
+    read = (Example.of(row) for row in records.read(examples))
+    return list(response_logprobs(folder, (Group(example.prompt, [example.response]) for example in read)))
 
 
 def select(
@@ -408,7 +414,6 @@ def select(
 
 def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artifact) -> None:
     """The next policy: a model folder that transformers and vLLM load, with its probe and a card."""
-    device.take(None)
     kind = Pair if protocols.takes_pairs(trainer) else Example
     examples = (kind.of(row) for row in selected.read())
     seed = derive(output.seed, "train", output.iteration)
@@ -419,12 +424,10 @@ def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artif
         if done < total:  # else the policy is only to be written
             signals.check()
 
-    with guarded(trainer):
-        output.measured = trainer.train(before, examples, output.path, seed, advance, output.drop)
+    output.measured = output.launch.train(trainer, before, examples, output.path, seed, advance, output.drop)
     if is_own(trainer):
         _look_at_trained(trainer, output)
     write_card(output, before, selected.rows)
-    device.take(None)
 
 
 def _look_at_trained(trainer: Any, output: ArtifactWriter) -> None:
@@ -474,7 +477,7 @@ def _tokenizer(policy: Artifact) -> Any:
     return load_tokenizer(str(policy.path))
 
 
-def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]:
+def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[list[Any]]:
     """The blocks of which at least one group is missing, whole: the rows of a block share their floats.
 
     None begins after a signal that stops the run.
@@ -482,20 +485,24 @@ def _missing_blocks(items: Iterable[Any], done: Any, size: int) -> Iterator[Any]
     iterator = iter(items)
     while not signals.asked() and (block := list(itertools.islice(iterator, size))):
         if any((item.id if isinstance(item, Prompt) else item.prompt.id) not in done for item in block):
-            yield from block
+            yield block
 
 
-def _scored(reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
-    """The groups with their scores, block by block."""
+def _scored(launch: Any, reward: Any, groups: Iterable[Group]) -> Iterator[tuple[Group, list[Score]]]:
+    """The groups with their scores, in any order."""
     iterator = iter(groups)
-    while block := list(itertools.islice(iterator, protocols.BATCH_SIZE)):
-        answered = [(group, _answered(group)) for group in block]
-        asked = [some for _, some in answered if some.responses]
-        scores = protocols.scored(reward, asked)
-        for group, some in answered:
-            rated = next(scores)[1] if some.responses else []
-            yield group, rated if some is group else _with_unanswered(group, rated)
-        assert next(scores, None) is None, "a reward has scored more groups than there are"
+    asked: dict[str, Group] = {}
+
+    def blocks() -> Iterator[list[Group]]:
+        while block := list(itertools.islice(iterator, protocols.BATCH_SIZE)):
+            asked.update((group.prompt.id, group) for group in block)
+            yield [part for part in map(_answered, block) if part.responses]
+
+    for part, scores in launch.scored(reward, blocks()):
+        group = asked.pop(part.prompt.id)
+        yield group, scores if part is group else _with_unanswered(group, scores)
+    for group in asked.values():
+        yield group, _with_unanswered(group, [])
 
 
 def _answered(group: Group) -> Group:

@@ -82,6 +82,11 @@ def examine(
             yield Finding(name, "longest_answer", *_longest_answer(reward, prompts, answers))
 
 
+def findings(reward: Any, prompts: Sequence[Prompt], name: str, answers: Answers | None) -> list[Finding]:
+    """`examine` as a list."""
+    return list(examine(reward, prompts, name, answers))
+
+
 def _server(reward: Any, prompt: Prompt) -> tuple[Level, str]:
     """Whether a judge behind a url answers at all: one group of two short responses, before anything is generated."""
     (scores,) = reward.score([Group(prompt, [Response(text, [], None, "stop") for text in ANSWERS])])

@@ -13,6 +13,7 @@ from raft.core.atomic import create
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.terminal import complain
+from raft.launch.local import Local
 from raft.models import jinja
 from raft.store.stamps import differences
 
@@ -37,6 +38,7 @@ class ArtifactWriter:
     offsets: dict[str, int] = field(default_factory=dict)
     stage: str = ""
     key: dict[str, Any] = field(default_factory=dict)
+    launch: Any = field(default_factory=Local)  # where models compute
     _file: Any = None
     _synced: float = 0.0
 

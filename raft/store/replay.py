@@ -116,7 +116,13 @@ def recipe_changes(folder: Path, loaded: Loaded) -> list[str]:
 
     free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
     changes = differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
-    return [change for change in changes if change.split(":", 1)[0] not in free]
+    return [change for change in changes if not _is_free(change.split(":", 1)[0], free)]
+
+
+def _is_free(key: str, free: set[str]) -> bool:
+    """Whether a key, or a section that it is in, may change."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in free for length in range(1, len(parts) + 1))
 
 
 def _refuse_if_begun(folder: Path, changes: list[str]) -> None:

@@ -28,6 +28,7 @@ from raft.core.atomic import (
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.run_paths import RunPaths
+from raft.launch.local import Local
 from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import expected, stamps, words
@@ -138,6 +139,7 @@ class Folder:
             ),
             stage=stage.__name__,
             key=key,
+            launch=self.run.launch,
         )  # fmt: skip
         began = time.time()
         timing.taken()
@@ -189,6 +191,7 @@ class Run(Folder):
     def __init__(self, folder: Path, seed: int):
         self.seed, self.incomplete = seed, False  # whether there is something to make in it though it was finished
         self.wanted = 0  # the number of its last iteration, as far as it has any
+        self.launch: Any = Local()
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 
@@ -230,6 +233,7 @@ class Run(Folder):
             run = cls(folder, loaded.recipe.seed)
             run.wanted = loaded.recipe.iterations if isinstance(loaded.recipe, Align) else 0
             RunPaths(folder).progress.unlink(missing_ok=True)  # of an earlier process
+            run.launch = loaded.recipe.launch
             run.look_over()
             begun = about(folder).get("date") if RunPaths(folder).about.exists() else None
             with jinja.dated(loaded.recipe.date or begun or jinja.today()):

@@ -1,0 +1,57 @@
+"""kind: local. Everything in this process, on one device, whose memory generator, reward and trainer take in turns."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raft.core import device, protocols
+from raft.core.protocols import Advance, Dropped
+from raft.core.records import Group, Policy, Prompt, Score
+from raft.core.user_code import guarded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """kind: local. The stages call a launch for all that a device computes; `Ray` has the same methods."""
+
+    def answers(self, generator: Any, policy: Policy, blocks: Iterable[list[Prompt]], seed: int) -> Iterator[Group]:
+        """The groups of a generator as they finish; a block holds the prompts that share its numerics."""
+        device.take(generator)
+        return protocols.answers(generator, policy, (prompt for block in blocks for prompt in block), seed)
+
+    def proof(self, generator: Any) -> dict[str, Any]:
+        """How the generator that answered last proved that it held the policy."""
+        return protocols.proof(generator)
+
+    def scored(self, reward: Any, blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
+        """Groups with their scores, in any order; a block holds the groups that are scored together."""
+        device.take(reward)
+        return (pair for block in blocks for pair in protocols.scored(reward, block))
+
+    def train(
+        self,
+        trainer: Any,
+        start: Path,
+        examples: Iterable[Any],
+        out: Path,
+        seed: int,
+        advance: Advance,
+        dropped: Dropped,
+    ) -> dict[str, float]:
+        """What the trainer measured; it has written its model into `out`."""
+        device.take(None)
+        with guarded(trainer):
+            measured = trainer.train(start, examples, out, seed, advance, dropped)
+        device.take(None)
+        return measured
+
+    def call(self, component: Any, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function that computes on the device; its first argument is a component, or None."""
+        device.take(component)
+        return function(component, *arguments)
+
+    def close(self) -> None:
+        """Gives everything back."""
