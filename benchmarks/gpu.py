@@ -44,7 +44,8 @@ from raft.core import atomic, records
 from raft.generators import vllm
 from raft.models import chat_templates
 from raft.pipeline import loop
-from raft.store import keys, runs
+from raft.core.versions import versions
+from raft.store import runs
 from raft.trainers.hf_trainer import free
 
 ON_GPU = torch.cuda.is_available()
@@ -80,7 +81,7 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What it runs on."""
-    found: dict[str, Any] = {"raft": __version__, **keys.versions(), "platform": platform.platform()}
+    found: dict[str, Any] = {"raft": __version__, **versions(), "platform": platform.platform()}
     found |= {"cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     if ON_GPU:
         device = torch.cuda.get_device_properties(0)

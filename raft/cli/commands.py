@@ -247,7 +247,7 @@ def env(options: Namespace) -> None:
     from raft import __version__
     from raft.cli import memory_plan
     from raft.core.terminal import say
-    from raft.store.keys import versions
+    from raft.core.versions import versions
 
     lines = {"raft": __version__, **versions()}
     lines |= {"system": platform.platform(), "processor": f"{platform.machine()}, {os.cpu_count()} cores"}

@@ -1,6 +1,7 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `remote`, `comparable`, `release`, `proof`, `takes_pairs` and `makes` may be left out. What a user's own
+`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs` and `makes` may be
+left out. What a user's own
 kind returns is validated before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
 """
 
@@ -35,7 +36,8 @@ class Generator(Protocol):
         """One group of k responses for each prompt, as soon as it is finished, in any order.
 
         Response k of a prompt is drawn with the seed `derive(seed, prompt.id, k)` and nothing else.
-        `prompts` is read lazily, in whole blocks.
+        `prompts` is read lazily, in whole blocks. A generator that says `continuous = True` may be given None in the
+        place of a prompt: there is none yet, and it goes on with what is under way.
         """
 
     def proof(self) -> dict[str, Any]:
@@ -51,7 +53,8 @@ class Reward(Protocol):
     A reward that says `comparable = False` compares the responses of one prompt with each other, by `Score.rank`; its
     numbers say nothing about those of another prompt (`comparable` below). A reward whose scores of a
     group do not depend on the other groups says `batch_size = 1`: a resumed run then scores only the missing groups. A
-    reward that also says `remote = True` computes elsewhere, and scores in a thread while this machine generates.
+    reward that also says `remote = True` computes elsewhere, and scores in a thread while this machine generates. One
+    that says `uses_device = False` needs no accelerator, so a cluster's devices are not asked.
     """
 
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
@@ -62,6 +65,11 @@ class Reward(Protocol):
 
     def release(self) -> None:
         """Gives the accelerator's memory back; the next call takes it again."""
+
+
+def uses_device(component: Any) -> bool:
+    """Whether a generator or a reward computes on a device of this run, as most do."""
+    return getattr(component, "uses_device", True)
 
 
 def comparable(reward: Any) -> bool:

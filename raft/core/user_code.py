@@ -70,12 +70,24 @@ class Beside:
 @contextmanager
 def importable_from(recipe: Path) -> Iterator[None]:
     """Inside the block a recipe's own modules are found beside it and in the current folder."""
-    finder = Beside([str(recipe.absolute().parent), str(Path.cwd())])
+    with importable_in([str(recipe.absolute().parent), str(Path.cwd())]):
+        yield
+
+
+@contextmanager
+def importable_in(folders: Sequence[str]) -> Iterator[None]:
+    """Inside the block a recipe's own modules are found in these folders."""
+    finder = Beside(folders)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def folders() -> list[str]:
+    """Where a recipe's own modules are found now."""
+    return next((entry.folders for entry in sys.meta_path if isinstance(entry, Beside)), [])
 
 
 def module(name: str) -> ModuleType:

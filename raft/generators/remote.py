@@ -51,6 +51,7 @@ class Remote(Sampling, Connection):
     model: str
 
     batch_size = 1
+    uses_device = False
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)

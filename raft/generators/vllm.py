@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -59,6 +60,9 @@ UNTRIED = re.compile(
     r"speculative_config|spec_(method|model|tokens)|enable_lora|(kv|ec|weight)_transfer_config|diffusion_config"
     r"|tokens_only|logits_processors|return_sampling_mask|fault_tolerance_config|enable_fault_tolerance"
 )
+PAUSE = 0.001  # seconds between two looks for prompts, while nothing is under way
+END: tuple[()] = ()  # behind the last of what is to be asked
+Waiting = tuple[Prompt, list[int], int]
 FORMATS = ("auto", "safetensors", "pt", "hf")  # of weights that can be loaded again out of a policy's folder
 
 
@@ -75,6 +79,7 @@ class VLLM(Sampling):
     batch_invariant: bool = False
     engine_args: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
     batch_size = 1
+    continuous = True
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
@@ -280,12 +285,13 @@ class Engine:
 
     def _answer(self, options: VLLM, prompts: Iterable[Prompt], seed: int, live: dict[str, int]) -> Iterator[Group]:
         """As `answer`; `live` has the blocks of the cache that each response under way may take."""
-        waiting = ((prompt, ids, k) for prompt, ids in self._encoded(options, prompts) for k in range(options.k))
-        after = next(waiting, None)
+        waiting = self._waiting(options, prompts)
+        after = next(waiting, END)
         unfinished: dict[str, tuple[Prompt, int, list[Response | None]]] = {}
         ends = options.ends(self.tokenizer)
         while True:
-            while after is not None and len(live) < self.most:
+            after = after or next(waiting, END)
+            while after and len(live) < self.most:
                 prompt, ids, k = after
                 blocks = self.blocks(len(ids) + options.max_tokens + 1)  # a GPU is asked one token ahead
                 if live and sum(live.values()) + blocks > self.room:
@@ -296,9 +302,12 @@ class Engine:
                 name = f"{k}/{prompt.id}"
                 self.llm.add_request(name, {"prompt_token_ids": ids}, params)
                 live[name] = blocks
-                after = next(waiting, None)
-            if not live:
+                after = next(waiting, END)
+            if not live and after is END:
                 return
+            if not live:
+                time.sleep(PAUSE)
+                continue
             with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
                 outputs = self.llm.step()
             for output in outputs:  # only finished outputs: FINAL_ONLY
@@ -319,11 +328,15 @@ class Engine:
         """
         return sum(-(-tokens // size) for size in self.block_sizes)
 
-    def _encoded(self, options: VLLM, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[int]]]:
+    def _waiting(self, options: VLLM, prompts: Iterable[Prompt | None]) -> Iterator[Waiting | None]:
+        """What is to be asked: each prompt k times; None while there is no prompt yet."""
         for prompt in prompts:
+            if prompt is None:
+                yield None
+                continue
             ids = chat_templates.encode_prompt(self.tokenizer, prompt)
             options.check_room(prompt, ids, self.context)
-            yield prompt, ids
+            yield from ((prompt, ids, k) for k in range(options.k))
 
 
 def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str, Any]:

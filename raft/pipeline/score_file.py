@@ -19,11 +19,12 @@ from raft.core.progress import Progress
 from raft.core.records import Group
 from raft.core.registry import component
 from raft.core.user_code import importable_from
+from raft.core.versions import versions
 from raft.data import responses_file
 from raft.models import jinja
 from raft.pipeline import stages
 from raft.store.artifact_writer import ArtifactWriter
-from raft.store.keys import describe, digest, plain, speed_options, versions
+from raft.store.keys import describe, digest, plain, speed_options
 from raft.store.runs import FORMAT, locked
 from raft.store.stamps import content_of, differences, partial_path, read_stamp, require, stamp_path
 

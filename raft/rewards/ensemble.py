@@ -76,6 +76,11 @@ class Ensemble:
         """Whether no member needs this machine."""
         return all(map(protocols.remote, self.members.values()))
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether any member computes on a device of this run."""
+        return any(map(protocols.uses_device, self.members.values()))
+
     def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         block = list(groups)
         by_member = {name: list(self._scores(member, block)) for name, member in self.members.items()}

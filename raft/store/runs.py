@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +28,13 @@ from raft.core.atomic import (
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.run_paths import RunPaths
+from raft.core.versions import versions
 from raft.launch.local import Local
 from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import expected, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
-from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
+from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
 
 FORMAT = 6  # of artifacts and keys: raised when an older run could no longer be continued
@@ -236,7 +237,7 @@ class Run(Folder):
             run.launch = loaded.recipe.launch
             run.look_over()
             begun = about(folder).get("date") if RunPaths(folder).about.exists() else None
-            with jinja.dated(loaded.recipe.date or begun or jinja.today()):
+            with jinja.dated(loaded.recipe.date or begun or jinja.today()), closing(run.launch):
                 yield run
 
     def foresee(self, path: Path, key: dict[str, Any]) -> Artifact | None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raft.core import device as devices
-from raft.core import library_options
+from raft.core import library_options, ranks
 from raft.core.atomic import make_readable
 from raft.core.errors import UserError
 from raft.core.options import bounded, faults_of_range, speed, suggest
@@ -243,7 +243,7 @@ class Steps:
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, list[Batch]]:
-        return {"batches": [tensors(batch) for batch in self.batches(self.order.step(number))]}
+        return {"batches": [tensors(batch) for batch in ranks.own(self.batches(self.order.step(number)))]}
 
 
 def fit(
@@ -293,6 +293,7 @@ def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any
 
 
 def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Advance) -> Any:
+    import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     class Fit(Trainer):
@@ -300,8 +301,10 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Adva
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.parts: list[dict[str, Any]] = []
-            total = sum(super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
-            self.measured.append(_sums(self.parts))
+            losses = (super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
+            total = sum(losses, torch.zeros((), device=self.args.device))
+            ranks.add_up([parameter for parameter in model.parameters() if parameter.requires_grad])
+            self.measured.append(ranks.total(_sums(self.parts)))
             _finite("loss is", self.measured[-1]["loss"], self.state.global_step + 1)
             return total
 
@@ -330,7 +333,7 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Adva
 
 
 def _sums(parts: list[dict[str, Any]]) -> dict[str, float]:
-    return {name: float(sum(part[name] for part in parts)) for name in parts[0]}
+    return {name: float(sum(part[name] for part in parts)) for name in (parts[0] if parts else ())}
 
 
 def _finite(what: str, value: float, step: int) -> None:

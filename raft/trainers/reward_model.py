@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from raft.core import ranks
 from raft.core.errors import RowError, UserError
 from raft.core.options import source
 from raft.core.protocols import Advance, Dropped
@@ -68,6 +69,8 @@ class BradleyTerry(TrainerOptions):
         order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
         steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, pair) for pair in members]))
         measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
+        if ranks.number():
+            return {}
         hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
         return hf_trainer.summary(measured, order)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raft.core import ranks
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
@@ -64,6 +65,8 @@ class SFT(TrainerOptions):
         if self.packing:
             microbatches.prove(self, model, [[text] for text in corpus.two()], _logits)
         measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance)
+        if ranks.number():
+            return {}
         model = hf_trainer.merged(model)
         hf_trainer.cast(model, self.save_dtype)
         hf_trainer.cast(model, "float32")  # the probe is of the weights as they are saved

@@ -92,6 +92,11 @@ class Judge(Connection):
         return self.mode == "grade"
 
     @property
+    def uses_device(self) -> bool:
+        """Never one of a cluster: the judge is a server, of the user or of the process that drives the run."""
+        return False
+
+    @property
     def remote(self) -> bool:
         """Whether another machine judges."""
         return self.url is not None

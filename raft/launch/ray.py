@@ -1,0 +1,547 @@
+"""kind: ray. Generation, scoring and training on the devices of a Ray cluster; stages and artifacts stay the same.
+
+This process drives: it alone reads and writes artifacts. Each device of the cluster has a worker, an actor that
+generates, scores and trains in turns, as `kind: local` does on its one device (`raft.launch.worker`). Prompts go out as
+engines have room for them, and come back as groups in any order; a response depends on its seed alone, so it does not
+matter which worker makes it. What a dead worker had under way is given to others; a block that was under way whenever
+workers died is tried alone, and named if it kills a worker again.
+"""
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from raft.core import logs, protocols, signals
+from raft.core.errors import UserError
+from raft.core.options import faults_of_range
+from raft.core.protocols import Advance, Dropped
+from raft.core.records import Group, Policy, Prompt, Score
+from raft.core.user_code import folders, is_own
+from raft.core.versions import versions
+from raft.launch import vllm_options
+from raft.launch.local import Local
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TOGETHER = 4  # prompts that a worker is handed at once
+LOOK = 2.0  # seconds between two looks at the cluster
+TICK = 0.5  # seconds after which the driver looks for signals
+NO_RAY = "ray is not installed here: pip install 'raft-align[ray]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ray(Local):
+    """kind: ray. A worker on each GPU of the cluster, or on each CPU core where it has no GPU.
+
+    `address` is that of a cluster that runs; without it, and without RAY_ADDRESS, one is started on this machine.
+    `workers` bounds their number; without GPUs they share the cores evenly. A worker that dies is started again, and
+    the run fails when workers have died `failures` times more often than there are workers without any progress, or
+    when the cluster has no device for `wait` seconds. `env` is set in every worker.
+
+    Rules, judges and everything behind a url are asked by the process that drives the run.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    failures: int = 3
+    wait: float = 600.0
+    env: dict[str, str] = field(default_factory=dict)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if find_spec("ray") is None:
+            yield "kind", NO_RAY
+        if self.address is not None and self.address.startswith("ray://"):
+            yield (
+                "address",
+                "raft cannot run through Ray's client; start it on a node of the cluster, with address: auto",
+            )
+        yield from faults_of_range(self, workers=(1, 100_000), failures=(2, 1000), wait=(0, float("inf")))
+
+    @cached_property
+    def _cluster(self) -> "Cluster":
+        return Cluster(self)
+
+    @cached_property
+    def _proofs(self) -> list[dict[str, Any]]:
+        return []
+
+    def answers(self, generator: Any, policy: Policy, blocks: Iterable[list[Prompt]], seed: int) -> Iterator[Group]:
+        if not protocols.uses_device(generator):
+            yield from super().answers(generator, policy, blocks, seed)
+            return
+        self._proofs.clear()
+        there = Policy(policy.path.absolute(), policy.probe.absolute())
+        work = Work(pickled(generator), there, seed, [Block(block, [one.id for one in block]) for block in blocks])
+        for name, group in self._cluster.done(work):
+            if name is None:
+                self._proofs.append(group)
+            else:
+                yield group
+
+    def proof(self, generator: Any) -> dict[str, Any]:
+        """The proof of the worker that was farthest from its policy's probe."""
+        if not protocols.uses_device(generator):
+            return super().proof(generator)
+        return max(self._proofs, key=lambda proof: proof.get("probe_rms_nats", 0.0), default={})
+
+    def scored(self, reward: Any, blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
+        if not protocols.uses_device(reward):
+            yield from super().scored(reward, blocks)
+            return
+        asked: dict[str, Group] = {}
+
+        def noted() -> Iterator[Block]:
+            for block in blocks:
+                asked.update((group.prompt.id, group) for group in block)
+                yield Block(block, [group.prompt.id for group in block])
+
+        for name, scores in self._cluster.done(Work(pickled(reward), None, 0, noted())):
+            yield asked.pop(str(name)), scores
+
+    def train(
+        self,
+        trainer: Any,
+        start: Path,
+        examples: Iterable[Any],
+        out: Path,
+        seed: int,
+        advance: Advance,
+        dropped: Dropped,
+    ) -> dict[str, float]:
+        ranks = 1 if is_own(trainer) else None
+        job = (pickled(trainer), start.absolute(), list(examples), out.absolute(), seed)
+        measured, drops = self._cluster.trained(job, out, ranks, advance)
+        for drop in drops:
+            dropped(*drop)
+        return measured
+
+    def call(self, component: Any, function: Callable[..., T], *arguments: Any) -> T:
+        if not protocols.uses_device(component):
+            return super().call(component, function, *arguments)
+        there = [one.absolute() if isinstance(one, Path) else one for one in arguments]
+        return self._cluster.called(pickled(component), function, there)
+
+    def close(self) -> None:
+        """Ends the workers, and the cluster if it was started here."""
+        if "_cluster" in vars(self):
+            self._cluster.close()
+            del vars(self)["_cluster"]
+
+
+def pickled(component: Any) -> bytes:
+    """A component as workers take it."""
+    return pickle.dumps(component if component is None else replace(component))  # without what it has loaded
+
+
+class Slot(NamedTuple):
+    """A device of the cluster: one of the GPUs of a node, or one of `of` parts of its `cpus` cores."""
+
+    node: str
+    place: int
+    of: int
+    gpu: bool
+    cpus: int
+
+
+@dataclass
+class Block:
+    """What shares its numerics, and so is asked again as a whole; `left` are the ids that have not come back."""
+
+    items: list[Any]
+    left: list[str]
+    deaths: int = 0
+
+
+@dataclass
+class Work:
+    """A component, and the blocks that it is asked for: lazily, those that came back from the dead first."""
+
+    component: bytes
+    policy: Policy | None
+    seed: int
+    blocks: Iterable[Block]
+
+    def __post_init__(self) -> None:
+        self.known = len(self.blocks) if isinstance(self.blocks, list) else None  # how many blocks there are in all
+        self._rest, self._back = iter(self.blocks), deque[Block]()
+        self._next: Block | None = None
+        self._taken = 0
+
+    def left(self) -> int:
+        """How many blocks are still to be handed out, if it is known how many there are."""
+        return (self.known or 0) - self._taken + len(self._back)
+
+    def waits(self) -> bool:
+        """Whether a block is left to be handed out; none is after a signal."""
+        if signals.asked():
+            return False
+        if not self._back and self._next is None:
+            self._next = next(self._rest, None)
+        return bool(self._back) or self._next is not None
+
+    def suspect(self, failures: int) -> bool:
+        """Whether the next block is to be tried alone."""
+        return bool(self._back) and self._back[0].deaths >= failures - 1
+
+    def take(self) -> Block:
+        """The next block."""
+        if self._back:
+            return self._back.popleft()
+        assert self._next is not None
+        block, self._next = self._next, None
+        self._taken += 1
+        return block
+
+    def put_back(self, blocks: Iterable[Block]) -> None:
+        """Blocks that a worker died with: the least suspect ones first, so that the others are soon alone."""
+        self._back = deque(sorted([*blocks, *self._back], key=lambda block: block.deaths))
+
+
+class Hand:
+    """What the driver holds of a worker."""
+
+    def __init__(self, actor: Any, slot: Slot):
+        self.actor, self.slot = actor, slot
+        self.ready: Any = actor.ready.remote()  # None once it is
+        self.stream: Any = None  # of the run, while one is under way
+        self.feeding: Any = None  # the last call of `feed`, while the worker has not taken it
+        self.ended = False  # whether it knows that there is no more
+        self.blocks: list[Block] = []  # under way
+
+    def waited_for(self) -> list[Any]:
+        """What can become ready."""
+        return [one for one in (self.ready, self.stream, self.feeding) if one is not None]
+
+    def begin(self, work: Work) -> None:
+        """Starts a run."""
+        run = self.actor.run.options(num_returns="streaming")
+        self.stream, self.ended = run.remote(work.component, work.policy, work.seed), False
+
+    def give(self, blocks: list[Block] | None) -> None:
+        """Hands blocks out; None: there are no more."""
+        self.ended = blocks is None
+        self.blocks += blocks or []
+        feed = self.actor.feed.options(concurrency_group="feed")
+        self.feeding = feed.remote(None if blocks is None else [block.items for block in blocks])
+
+
+class Cluster:
+    """The workers of a run."""
+
+    def __init__(self, options: Ray):
+        self.options, self.hands, self.looked = options, list[Hand](), 0.0
+        self.deaths, self.reason = 0, ""  # since the last progress, and why the last worker died
+        self.alone = time.monotonic()  # since when no worker is ready
+        self.own = _begin(options)
+        self.look()
+
+    def close(self) -> None:
+        """Ends the workers; the cluster as well if it was started here."""
+        import ray
+
+        for hand in self.hands:
+            ray.kill(hand.actor)
+        self.hands.clear()
+        if self.own:
+            ray.shutdown()
+
+    def look(self) -> None:
+        """Starts a worker on each device that has none; UserError if no worker has been ready for too long."""
+        if time.monotonic() - self.looked < LOOK:
+            return
+        self.looked = time.monotonic()
+        slots = _slots(self.options.workers)
+        taken = {hand.slot for hand in self.hands}
+        for hand in [hand for hand in self.hands if hand.slot not in slots and not hand.waited_for()]:
+            self.dismiss(hand)  # idle, and not a device of the plan any more
+        for slot in [slot for slot in slots if slot not in taken][: max(0, len(slots) - len(self.hands))]:
+            self.hands.append(Hand(_hire(slot, self.options), slot))
+        if any(hand.ready is None for hand in self.hands):
+            self.alone = time.monotonic()
+        elif time.monotonic() - self.alone > self.options.wait:
+            raise UserError(
+                f"launch: no worker of the cluster has been ready for {self.options.wait:g} s (ray status shows what "
+                "is free); add a node, or end other work, and run the same command again"
+            )
+
+    def done(self, work: Work) -> Iterator[tuple[str | None, Any]]:
+        """What comes back of the work, by the id of its prompt, as it comes; None is the id of a proof."""
+        import ray
+
+        try:
+            while work.waits() or any(hand.stream for hand in self.hands):
+                self.look()
+                for hand in self.hands:
+                    self._supply(hand, work)
+                by_ref = {one: hand for hand in self.hands for one in hand.waited_for()}
+                if not by_ref:
+                    time.sleep(TICK)
+                    continue
+                for ref in ray.wait(list(by_ref), num_returns=1, timeout=TICK)[0]:
+                    yield from self._came(by_ref[ref], ref, work)
+        except BaseException:
+            for hand in [hand for hand in self.hands if hand.stream is not None]:
+                self.dismiss(hand)  # it would go on with what nobody waits for
+            raise
+
+    def _supply(self, hand: Hand, work: Work) -> None:
+        """Gives a worker what it has room for."""
+        if hand.ready is not None or hand.feeding is not None or hand.ended:
+            return
+        if hand.stream is None:
+            if not work.waits():
+                return
+            hand.begin(work)
+        suspect, failures = work.waits() and work.suspect(self.options.failures), self.options.failures
+        if any(block.deaths >= failures - 1 for block in hand.blocks) or (suspect and hand.blocks):
+            return  # a suspect block has a worker of its own
+        most = 1 if suspect else self._room(hand, work)
+        blocks = [work.take() for _ in range(most) if work.waits() and (suspect or not work.suspect(failures))]
+        if blocks:
+            hand.give(blocks)
+        elif not work.waits():
+            hand.give(None)
+
+    def _room(self, hand: Hand, work: Work) -> int:
+        """How many blocks a worker may be given now: no more than its share, so that every worker has some."""
+        if work.known is None:
+            return max(0, 2 - len(hand.blocks))
+        under_way = sum(len(one.blocks) for one in self.hands)
+        left = work.left() + under_way
+        return min(TOGETHER, max(0, -(-left // len(self.hands)) - len(hand.blocks)))
+
+    def _came(self, hand: Hand, ref: Any, work: Work) -> Iterator[tuple[str | None, Any]]:
+        """Takes what a worker says: that it is ready, has taken what it was given, or one result."""
+        import ray
+
+        try:
+            if ref is hand.ready:
+                _require_same(ray.get(ref), hand.slot)
+                hand.ready = None
+            elif ref is hand.feeding:
+                ray.get(ref)
+                hand.feeding = None
+            else:
+                name, result = ray.get(next(hand.stream))
+                if name is not None:
+                    self.deaths = 0
+                    _check_off(hand.blocks, name)
+                yield name, result
+        except StopIteration:
+            assert not hand.blocks, "a worker ended its run with blocks under way"
+            hand.stream, hand.ended = None, False
+        except ray.exceptions.RayError as fault:
+            self._died(hand, fault, work)
+
+    def _died(self, hand: Hand, fault: Any, work: Work) -> None:
+        """Puts a worker that died or failed out of service, and its blocks back; UserError names a block that kills."""
+        self.dismiss(hand)
+        self._count(fault)
+        for block in hand.blocks:
+            block.deaths += 1
+        if (poison := next((one for one in hand.blocks if one.deaths >= self.options.failures), None)) is not None:
+            raise UserError(
+                f"launch: {_named(poison)} has been under way each time that {poison.deaths} workers died, the last "
+                f"time alone ({self.reason}); remove it from the prompts, and run the same command again"
+            )
+        work.put_back(hand.blocks)
+
+    def _count(self, fault: Any) -> None:
+        """Counts a death; UserError if the worker raised one, or if workers have died too often."""
+        cause = getattr(fault, "cause", None)
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from None
+        self.deaths += 1
+        self.reason = (str(cause or fault).strip().splitlines() or [type(fault).__name__])[0]
+        LOG.warning("a worker died: %s", fault)
+        if self.deaths > self.options.failures * max(1, len(self.hands)):
+            raise UserError(
+                f"launch: workers died {self.deaths} times without any progress; the last one: {self.reason}. The "
+                "logs of Ray (/tmp/ray/session_latest/logs) say more; fix the cause, and run the same command again"
+            )
+
+    def dismiss(self, hand: Hand) -> None:
+        """Ends a worker; its device gets another one."""
+        import ray
+
+        ray.kill(hand.actor)
+        self.hands.remove(hand)
+        self.looked = 0.0
+
+    def idle(self) -> list[Hand]:
+        """The workers once each is ready, at least one."""
+        import ray
+
+        while True:
+            signals.check()
+            self.look()
+            starting = {hand.ready: hand for hand in self.hands if hand.ready is not None}
+            if self.hands and not starting:
+                return self.hands
+            for ref in ray.wait(list(starting), num_returns=1, timeout=TICK)[0] if starting else ():
+                for _ in self._came(starting[ref], ref, Work(b"", None, 0, [])):
+                    raise AssertionError("a worker that starts has no result")
+
+    def called(self, component: bytes, function: Callable[..., T], arguments: Iterable[Any]) -> T:
+        """What a function says of a component, on one worker."""
+        import ray
+
+        while True:
+            hand = self.idle()[0]
+            try:
+                found = _awaited(hand.actor.call.remote(component, function, tuple(arguments)))
+                self.deaths = 0
+                return found
+            except ray.exceptions.RayError as fault:
+                self.dismiss(hand)
+                self._count(fault)
+
+    def trained(self, job: tuple[Any, ...], out: Path, most: int | None, advance: Advance) -> tuple[Any, Any]:
+        """What rank 0 of a training says; if a rank dies, all begin again."""
+        import ray
+
+        while True:
+            hands = list(self.idle()[:most])
+            try:
+                meet = ray.get(hands[0].actor.address.remote())
+                refs = [hand.actor.train.remote(*job, rank, len(hands), meet) for rank, hand in enumerate(hands)]
+                waiting = refs
+                while waiting:
+                    ready, waiting = ray.wait(waiting, num_returns=1, timeout=TICK)
+                    ray.get(ready)  # raises what a rank has raised
+                    steps = hands[0].actor.steps.options(concurrency_group="feed")
+                    if (at := ray.get(steps.remote()))[1]:
+                        advance(*at)
+                self.deaths = 0
+                return ray.get(refs[0])
+            except BaseException as fault:
+                for hand in hands:
+                    self.dismiss(hand)  # the ranks wait for each other
+                if not isinstance(fault, ray.exceptions.RayError):
+                    raise
+                self._count(fault)
+                shutil.rmtree(out, ignore_errors=True)
+
+
+def _awaited(ref: Any) -> Any:
+    """The value of a reference; Stopped on a signal."""
+    import ray
+
+    while not ray.wait([ref], timeout=TICK)[0]:
+        signals.check()
+    return ray.get(ref)
+
+
+def _check_off(blocks: list[Block], name: str) -> None:
+    """Notes that an id came back, and forgets a block of which all have."""
+    block = next(one for one in blocks if name in one.left)
+    block.left.remove(name)
+    if not block.left:
+        blocks.remove(block)
+
+
+def _named(block: Block) -> str:
+    return f"prompt {block.left[0]}" if len(block.left) == 1 else f"one of the prompts {', '.join(block.left[:20])}"
+
+
+def _begin(options: Ray) -> bool:
+    """Joins the cluster, or starts one here; returns whether it was started here."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    more: dict[str, Any] = {}
+    if address is None:
+        more = {"num_cpus": max(options.workers or 0, len(os.sched_getaffinity(0))), "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # an engine's own processes end with their worker
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    with logs.stderr_to_log():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
+        except (ConnectionError, ValueError, RuntimeError) as fault:
+            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+            raise UserError(
+                f"launch.address: Ray cannot start or be joined at {address or 'this machine'}: {reason}"
+            ) from fault
+    if main:
+        signal.signal(signal.SIGTERM, handler)
+    return address is None
+
+
+def _slots(most: int | None) -> list[Slot]:
+    """The devices of the cluster as it is, at most so many: its GPUs, or else parts of its cores."""
+    import ray
+
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    gpus = any(resources.get("GPU") for resources in nodes.values())
+    counts = {node: int(resources.get("GPU" if gpus else "CPU", 0)) for node, resources in sorted(nodes.items())}
+    taken = dict.fromkeys(counts, 0)
+    for _ in range(min(most or sum(counts.values()), sum(counts.values()))):
+        taken[max(counts, key=lambda node: counts[node] - taken[node])] += 1  # nodes fill evenly
+    return [
+        Slot(node, place, count, gpus, int(nodes[node].get("CPU", 0)))
+        for node, count in taken.items()
+        for place in range(count)
+    ]
+
+
+def _hire(slot: Slot, options: Ray) -> Any:
+    """A worker on a device."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from raft.launch.worker import Worker
+
+    remote: Any = ray.remote
+    actor = remote(
+        num_cpus=0 if slot.gpu else slot.cpus // slot.of,
+        num_gpus=1 if slot.gpu else 0,
+        concurrency_groups={"feed": 1},
+        max_restarts=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
+        runtime_env={"env_vars": {**({} if slot.gpu else _environment(slot)), **options.env}},
+    )(Worker)
+    return actor.remote(folders(), [] if slot.gpu else _cores(slot))
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    """What keeps a worker to its part of the cores and of the memory."""
+    cores, room = _cores(slot), int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"])
+    return {
+        "OMP_NUM_THREADS": str(len(cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, room // slot.of)),
+    }
+
+
+def _cores(slot: Slot) -> list[int]:
+    """The cores of a worker: its part of those that there are, or one that it shares."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[slot.place * len(cores) // slot.of : (slot.place + 1) * len(cores) // slot.of]
+    return share or [cores[slot.place % len(cores)]]
+
+
+def _require_same(theirs: dict[str, str], slot: Slot) -> None:
+    """UserError if a worker computes with other versions than the driver."""
+    ours = versions()
+    if unlike := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        name = unlike[0]
+        raise UserError(
+            f"launch: node {slot.node[:8]} of the cluster has {name} {theirs.get(name, 'not installed')}, and here it "
+            f"is {ours.get(name, 'not installed')}; results depend on it, so install the same versions on all nodes"
+        )

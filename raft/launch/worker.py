@@ -1,0 +1,147 @@
+"""A worker of a cluster: a process with one device, which does there what `kind: local` does in its own process.
+
+It knows nothing of Ray and of the other workers. Components come pickled, and stay: an engine or a reward model is
+loaded once for all calls. Blocks come through `feed` while `run` is at work, so an engine always has prompts to go on
+with, and is given no more than it has room for.
+"""
+
+import io
+import os
+import pickle
+import socket
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from raft.core import device, protocols, ranks, user_code
+from raft.core.user_code import guarded
+from raft.core.versions import versions
+
+PAUSE = 0.2  # seconds between two looks whether a run has ended
+
+
+class Reader(pickle.Unpickler):
+    """Reads a component, from the driver of the same run; its class may be a recipe's own."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class of that name."""
+        user_code.module(module)
+        return super().find_class(module, name)
+
+
+class Worker:
+    """One device of a cluster."""
+
+    def __init__(self, folders: list[str], cores: list[int]):
+        if cores:
+            os.sched_setaffinity(0, cores)
+        self._stack = ExitStack()
+        self._stack.enter_context(user_code.importable_in(folders))
+        self._components: dict[bytes, Any] = {}
+        self._waiting: deque[list[Any]] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._running = False
+        self._steps = (0, 0)
+
+    def ready(self) -> dict[str, str]:
+        """The versions that it computes with."""
+        return versions()
+
+    def run(self, component: bytes, policy: Any, seed: int) -> Iterator[tuple[str | None, Any]]:
+        """Ids of prompts, each with its group (of a generator, with a policy) or with its scores (of a reward).
+
+        The last one has no id: it is the proof of a generator.
+        """
+        known = self._known(component)
+        device.take(known)
+        with self._changed:
+            self._running = True
+        try:
+            if policy is None:
+                for block in self._blocks():
+                    for group, scores in protocols.scored(known, block):
+                        yield group.prompt.id, scores
+            else:
+                for group in protocols.answers(known, policy, self._prompts(known), seed):
+                    yield group.prompt.id, group
+                yield None, protocols.proof(known)
+        finally:
+            with self._changed:
+                self._waiting.clear()
+                self._ended = self._running = False
+                self._changed.notify_all()
+
+    def feed(self, blocks: list[list[Any]] | None) -> None:
+        """Gives blocks to the run, and returns as soon as it has taken them; None: there are no more."""
+        with self._changed:
+            self._ended = blocks is None
+            self._waiting.extend(blocks or ())
+            self._changed.notify_all()
+            while self._waiting and self._running:
+                self._changed.wait(PAUSE)
+
+    def call(self, component: bytes, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """What a function says of a component that is on this device."""
+        known = self._known(component)
+        device.take(known)
+        return function(known, *arguments)
+
+    def address(self) -> str:
+        """A free address of this machine, at which ranks can meet."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+            try:
+                outward.connect(("192.0.2.1", 9))  # sends nothing; it only tells which address leads outward
+                return f"{outward.getsockname()[0]}:{port}"
+            except OSError:
+                return f"127.0.0.1:{port}"
+
+    def train(
+        self, trainer: bytes, start: Path, examples: list[Any], out: Path, seed: int, rank: int, count: int, meet: str
+    ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
+        """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`."""
+        known = self._known(trainer)
+        drops: list[tuple[str, int | None, str]] = []
+        device.take(None)
+        self._steps = (0, 0)
+        with ExitStack() as stack:
+            stack.enter_context(ranks.joined(rank, count, meet))
+            place = out if rank == 0 else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(guarded(known))
+            measured = known.train(start, iter(examples), place, seed, self._advance, lambda *drop: drops.append(drop))
+        device.take(None)
+        return measured, drops
+
+    def steps(self) -> tuple[int, int]:
+        """How far the training is: steps done, and steps in all."""
+        return self._steps
+
+    def _advance(self, done: int, total: int) -> None:
+        self._steps = (done, total)
+
+    def _known(self, component: bytes) -> Any:
+        if component not in self._components:
+            self._components[component] = Reader(io.BytesIO(component)).load()
+        return self._components[component]
+
+    def _prompts(self, generator: Any) -> Iterator[Any]:
+        """The prompts of the blocks; a continuous generator gets None while there is nothing new."""
+        for block in self._blocks(continuous=getattr(generator, "continuous", False)):
+            yield from block
+
+    def _blocks(self, continuous: bool = False) -> Iterator[list[Any]]:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._ended or continuous):
+                    self._changed.wait()
+                if not self._waiting and self._ended:
+                    return
+                block = self._waiting.popleft() if self._waiting else [None]
+                self._changed.notify_all()
+            yield block
