@@ -1,8 +1,8 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs` and `makes` may be
-left out. What a user's own
-kind returns is validated before it is kept: `answers` and `scored` are how the stages call a generator and a reward.
+`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`, `makes` and
+`resumes` may be left out. What a user's own kind returns is validated before it is kept: `answers`, `scored` and
+`trained` are how a launch calls a generator, a reward and a trainer.
 """
 
 import math
@@ -121,8 +121,24 @@ class Trainer(Protocol):
         """Writes the folder `out`, which `from_pretrained` and vLLM load, and returns what it measured.
 
         Deterministic in (start, examples, seed) on one machine. Examples that cannot be trained on are
-        named through `dropped`.
+        named through `dropped`. A trainer that says `resumes = True` is also given `checkpoints`, a folder that
+        outlives a kill: called again with the same inputs it goes on from there.
         """
+
+
+def resumes(trainer: Any) -> bool:
+    """Whether a trainer can go on from a checkpoint of its own."""
+    return getattr(trainer, "resumes", False)
+
+
+def trained(
+    trainer: Any, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped,
+    checkpoints: Path,
+) -> dict[str, float]:  # fmt: skip
+    """What a trainer measured; its exceptions are reported as its own."""
+    more = {"checkpoints": checkpoints} if resumes(trainer) else {}
+    with guarded(trainer):
+        return trainer.train(start, examples, out, seed, advance, dropped, **more)
 
 
 def answers(generator: Any, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from raft.core import device, protocols
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Group, Policy, Prompt, Score
-from raft.core.user_code import guarded
 
 T = TypeVar("T")
 
@@ -32,19 +31,12 @@ class Local:
         return (pair for block in blocks for pair in protocols.scored(reward, block))
 
     def train(
-        self,
-        trainer: Any,
-        start: Path,
-        examples: Iterable[Any],
-        out: Path,
-        seed: int,
-        advance: Advance,
-        dropped: Dropped,
-    ) -> dict[str, float]:
-        """What the trainer measured; it has written its model into `out`."""
+        self, trainer: Any, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance,
+        dropped: Dropped, checkpoints: Path,
+    ) -> dict[str, float]:  # fmt: skip
+        """What the trainer measured; it has written its model into `out`, and went on from its own checkpoints."""
         device.take(None)
-        with guarded(trainer):
-            measured = trainer.train(start, examples, out, seed, advance, dropped)
+        measured = protocols.trained(trainer, start, examples, out, seed, advance, dropped, checkpoints)
         device.take(None)
         return measured
 

@@ -111,17 +111,11 @@ class Ray(Local):
             yield asked.pop(str(name)), scores
 
     def train(
-        self,
-        trainer: Any,
-        start: Path,
-        examples: Iterable[Any],
-        out: Path,
-        seed: int,
-        advance: Advance,
-        dropped: Dropped,
-    ) -> dict[str, float]:
+        self, trainer: Any, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance,
+        dropped: Dropped, checkpoints: Path,
+    ) -> dict[str, float]:  # fmt: skip
         ranks = 1 if is_own(trainer) else None
-        job = (pickled(trainer), start.absolute(), list(examples), out.absolute(), seed)
+        job = (pickled(trainer), start.absolute(), list(examples), out.absolute(), seed, checkpoints.absolute())
         measured, drops = self._cluster.trained(job, out, ranks, advance)
         for drop in drops:
             dropped(*drop)

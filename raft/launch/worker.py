@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import device, protocols, ranks, user_code
-from raft.core.user_code import guarded
 from raft.core.versions import versions
 
 PAUSE = 0.2  # seconds between two looks whether a run has ended
@@ -103,7 +102,16 @@ class Worker:
                 return f"127.0.0.1:{port}"
 
     def train(
-        self, trainer: bytes, start: Path, examples: list[Any], out: Path, seed: int, rank: int, count: int, meet: str
+        self,
+        trainer: bytes,
+        start: Path,
+        examples: list[Any],
+        out: Path,
+        seed: int,
+        checkpoints: Path,
+        rank: int,
+        count: int,
+        meet: str,
     ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
         """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`."""
         known = self._known(trainer)
@@ -113,8 +121,9 @@ class Worker:
         with ExitStack() as stack:
             stack.enter_context(ranks.joined(rank, count, meet))
             place = out if rank == 0 else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(guarded(known))
-            measured = known.train(start, iter(examples), place, seed, self._advance, lambda *drop: drops.append(drop))
+            measured = protocols.trained(
+                known, start, iter(examples), place, seed, self._advance, lambda *drop: drops.append(drop), checkpoints
+            )
         device.take(None)
         return measured, drops
 

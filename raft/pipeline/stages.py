@@ -424,7 +424,9 @@ def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artif
         if done < total:  # else the policy is only to be written
             signals.check()
 
-    output.measured = output.launch.train(trainer, before, examples, output.path, seed, advance, output.drop)
+    output.measured = output.launch.train(
+        trainer, before, examples, output.path, seed, advance, output.drop, output.checkpoints
+    )
     if is_own(trainer):
         _look_at_trained(trainer, output)
     write_card(output, before, selected.rows)

@@ -15,7 +15,7 @@ from raft.core.progress import Progress
 from raft.core.terminal import complain
 from raft.launch.local import Local
 from raft.models import jinja
-from raft.store.stamps import differences
+from raft.store.stamps import checkpoints_path, differences
 
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 
@@ -41,6 +41,11 @@ class ArtifactWriter:
     launch: Any = field(default_factory=Local)  # where models compute
     _file: Any = None
     _synced: float = 0.0
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder that outlives a kill, for what is half-made from the same inputs."""
+        return checkpoints_path(self.partial.with_suffix("")) / self.hash[:12]
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """The whole artifact, in order."""

@@ -35,7 +35,7 @@ from raft.models import jinja
 from raft.store import expected, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
-from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
+from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
 
 FORMAT = 6  # of artifacts and keys: raised when an older run could no longer be continued
 DESCRIBING = ("diagnose", "measure")  # stages that only describe what others made: repeated when that changes
@@ -79,6 +79,7 @@ class Folder:
         if stamp is None or changes:
             return self.run.foresee(path, key) or self._make(path, stage, section, inputs, key)
         partial_path(path).unlink(missing_ok=True)  # a kill can come between the stamp and this
+        remove(checkpoints_path(path))
         stamps.require(path, stamp, whole=False)
         return Artifact(path, stamp)
 
@@ -171,6 +172,7 @@ class Folder:
         }
         write_json(stamp_path(path), stamp)
         output.partial.unlink(missing_ok=True)
+        remove(checkpoints_path(path))
         return Artifact(path, stamp)
 
     def _list_drops(self, output: ArtifactWriter) -> None:

@@ -38,6 +38,11 @@ def stamp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.stamp.json")
 
 
+def checkpoints_path(path: Path) -> Path:
+    """Where the trainings of a model keep what they go on from."""
+    return path.with_name(f"{path.name}.checkpoints")
+
+
 def partial_path(path: Path) -> Path:
     """Where an artifact that is made group by group grows."""
     return path.with_name(f"{path.name}.partial")

@@ -6,10 +6,12 @@ clipping, mixed precision, checkpointed activations, compilation.
 """
 
 import importlib.util
+import json
 import math
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +22,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raft.core import device as devices
-from raft.core import library_options, ranks
-from raft.core.atomic import make_readable
+from raft.core import library_options, ranks, signals
+from raft.core.atomic import fsync_tree, make_readable, remove, write_json
 from raft.core.errors import UserError
 from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
@@ -40,6 +42,8 @@ SCHEDULES = Literal[
 ]  # fmt: skip
 
 WORKERS = 256
+MEASURED = "measured.json"  # of a checkpoint: what its steps measured
+SHORT = 60.0  # seconds of training that a stop does not save
 HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
 
 # What the run itself decides, has an option of its own for, or would pass by our data path without effect.
@@ -65,6 +69,7 @@ class TrainerOptions:
 
     takes_pairs: ClassVar[bool] = False
     makes: ClassVar[str] = "policy"
+    resumes: ClassVar[bool] = True
 
     learning_rate: float = 2.0e-5
     num_train_epochs: int = 2
@@ -82,20 +87,23 @@ class TrainerOptions:
     gradient_checkpointing: bool = speed(False)
     mixed_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_minutes: float = speed(30.0)  # between two states that a killed training goes on from; 0: none
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
     def train(
-        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped,
+        checkpoints: Path | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Writes a model folder into `out` and gives the memory of the training back; see protocols.Trainer."""
         try:
-            return self.fit(start, examples, out, seed, advance, dropped)
+            return self.fit(start, examples, out, seed, advance, dropped, checkpoints)
         finally:
             free()
 
     def fit(
-        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
+        self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped,
+        checkpoints: Path | None,
+    ) -> dict[str, float]:  # fmt: skip
         """What a trainer of its kind does."""
         raise NotImplementedError
 
@@ -108,6 +116,7 @@ class TrainerOptions:
         """Values out of range, and names in `args` and `lora` that transformers and peft lack, or that are not free."""
         many = math.inf
         yield from faults_of_range(self, learning_rate=(0, many), weight_decay=(0, many), warmup_ratio=(0, 1))
+        yield from faults_of_range(self, checkpoint_minutes=(0, many))
         yield from faults_of_range(self, num_train_epochs=(1, many), batch_size=(1, many), max_length=(2, many))
         if self.max_tokens_per_microbatch is not None:
             yield from faults_of_range(self, max_tokens_per_microbatch=(1, many))
@@ -247,17 +256,28 @@ class Steps:
 
 
 def fit(
-    options: TrainerOptions, model: Any, steps: Steps, loss: Loss, out: Path, seed: int, advance: Advance
+    options: TrainerOptions,
+    model: Any,
+    steps: Steps,
+    loss: Loss,
+    out: Path,
+    seed: int,
+    advance: Advance,
+    checkpoints: Path | None,
 ) -> list[dict[str, float]]:
-    """Trains the model in place and returns what each step measured: the sums of what its batches did."""
+    """Trains the model in place and returns what each step measured: the sums of what its batches did.
+
+    It goes on from the last whole one of its checkpoints; without a folder for them it has none.
+    """
     uses_cache = model.config.use_cache
+    saves = Checkpoints(checkpoints or out, options.checkpoint_minutes if checkpoints else 0, advance)
     with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
-        trainer = _trainer(model, _arguments(options, len(steps), out, seed), steps, loss, advance)
-        trainer.train()
+        trainer = _trainer(model, _arguments(options, len(steps), saves.folder, seed), steps, loss, saves)
+        trainer.train(resume_from_checkpoint=saves.last)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.zero_grad(set_to_none=True)
     model.config.use_cache = uses_cache
-    return trainer.measured
+    return saves.measured
 
 
 def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
@@ -292,20 +312,50 @@ def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any
     return arguments
 
 
-def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Advance) -> Any:
+class Checkpoints:
+    """The states that a training goes on from: weights, optimiser, schedule and random numbers, as Trainer saves them.
+
+    One is whole when it has what the steps measured, which is written last.
+    """
+
+    def __init__(self, folder: Path, minutes: float, advance: Advance):
+        self.folder, self.seconds, self.advance = folder, 60 * minutes, advance
+        whole = [path for path in folder.glob("checkpoint-*") if (path / MEASURED).exists()]
+        self.last = str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+        self.measured: list[dict[str, float]] = (
+            json.loads((Path(self.last) / MEASURED).read_text()) if self.last else []
+        )
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether a state is to be saved now: the time has come, or the process is asked to stop."""
+        waited = time.monotonic() - self.saved
+        stopping = signals.asked() and waited > min(self.seconds, SHORT)
+        return self.seconds > 0 and (waited >= self.seconds or stopping) and not ranks.number()
+
+    def complete(self, step: int) -> None:
+        """Notes that the state of a step is on the disk, and deletes those before it."""
+        path = self.folder / f"checkpoint-{step}"
+        fsync_tree(path)
+        write_json(path / MEASURED, self.measured)
+        for other in self.folder.glob("checkpoint-*"):
+            if other != path:
+                remove(other)
+        self.saved = time.monotonic()
+
+
+def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkpoints) -> Any:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     class Fit(Trainer):
-        measured: list[dict[str, float]]
-
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.parts: list[dict[str, Any]] = []
             losses = (super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
             total = sum(losses, torch.zeros((), device=self.args.device))
             ranks.add_up([parameter for parameter in model.parameters() if parameter.requires_grad])
-            self.measured.append(ranks.total(_sums(self.parts)))
-            _finite("loss is", self.measured[-1]["loss"], self.state.global_step + 1)
+            saves.measured.append(ranks.total(_sums(self.parts)))
+            _finite("loss is", saves.measured[-1]["loss"], self.state.global_step + 1)
             return total
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -324,11 +374,16 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, advance: Adva
 
     class Tell(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            advance(state.global_step, state.max_steps)
+            control.should_save = state.global_step < state.max_steps and saves.due()
+            if not control.should_save:
+                saves.advance(state.global_step, state.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            saves.complete(state.global_step)
+            saves.advance(state.global_step, state.max_steps)
 
     trainer = Fit(model, arguments, data_collator=lambda items: items[0], train_dataset=steps, callbacks=[Tell()])
     trainer.remove_callback(PrinterCallback)
-    trainer.measured = []
     return trainer
 
 

@@ -51,8 +51,9 @@ class BradleyTerry(TrainerOptions):
             yield "template", "pair is for encoders; a decoder, which is what is trained, reads one text"
 
     def fit(
-        self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
+        self, start: Path, examples: Iterable[Pair], out: Path, seed: int, advance: Advance, dropped: Dropped,
+        checkpoints: Path | None,
+    ) -> dict[str, float]:  # fmt: skip
         """Writes the reward model and its tokenizer into `out`; `batch_size` counts pairs; see protocols.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat_templates.load_tokenizer(str(start))
@@ -68,7 +69,7 @@ class BradleyTerry(TrainerOptions):
             microbatches.prove(self, model, [_pair(texts, 0), _pair(texts, len(texts) // 2 - 1)], _hidden)
         order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
         steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, pair) for pair in members]))
-        measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance)
+        measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance, checkpoints)
         if ranks.number():
             return {}
         hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)

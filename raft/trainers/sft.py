@@ -46,8 +46,9 @@ class SFT(TrainerOptions):
         yield from faults_of_range(self, block_size=(2, np.inf))
 
     def fit(
-        self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped
-    ) -> dict[str, float]:
+        self, start: Path, examples: Iterable[Example], out: Path, seed: int, advance: Advance, dropped: Dropped,
+        checkpoints: Path | None,
+    ) -> dict[str, float]:  # fmt: skip
         """Writes the fine-tuned model, its tokenizer and its probe into `out`; see protocols.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat_templates.load_tokenizer(str(start))
@@ -64,7 +65,7 @@ class SFT(TrainerOptions):
         steps = self._steps(model, corpus, seed)
         if self.packing:
             microbatches.prove(self, model, [[text] for text in corpus.two()], _logits)
-        measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance)
+        measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance, checkpoints)
         if ranks.number():
             return {}
         model = hf_trainer.merged(model)
