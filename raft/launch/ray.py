@@ -190,11 +190,10 @@ class Work:
         return bool(self._back) and self._back[0].deaths >= failures - 1
 
     def take(self) -> Block:
-        """The next block."""
+        """The next block; there is one."""
         if self._back:
             return self._back.popleft()
-        assert self._next is not None
-        block, self._next = self._next, None
+        block, self._next = self._next or next(self._rest), None
         self._taken += 1
         return block
 
@@ -242,7 +241,7 @@ class Cluster:
         self.look()
 
     def close(self) -> None:
-        """Ends the workers; the cluster as well if it was started here."""
+        """Ends the workers, and leaves the cluster, which ends if it was started here."""
         import ray
 
         for hand in self.hands:
@@ -451,7 +450,7 @@ def _named(block: Block) -> str:
 
 
 def _begin(options: Ray) -> bool:
-    """Joins the cluster, or starts one here; returns whether it was started here."""
+    """Joins the cluster, or starts one here; returns whether this process was not part of one already."""
     import ray
 
     if ray.is_initialized():
@@ -474,7 +473,7 @@ def _begin(options: Ray) -> bool:
             ) from fault
     if main:
         signal.signal(signal.SIGTERM, handler)
-    return address is None
+    return True
 
 
 def _slots(most: int | None) -> list[Slot]:

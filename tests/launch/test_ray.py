@@ -1,0 +1,153 @@
+"""launch: {kind: ray}: the artifacts of one process on a real cluster, whatever dies meanwhile."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reward_models
+from worlds import fingerprint, make_recipe
+
+import raft
+from raft.core.errors import UserError
+from raft.launch.ray import Block, Ray, Work
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'raft-align[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+SCORER = {"kind": "model", "model": "scorer", "template": "plain", "max_length": 128}
+# what is made before the weights of more than one rank differ in their last bits
+EARLY = (
+    "iterations/000/",
+    "iterations/001/prompts",
+    "iterations/001/responses",
+    "iterations/001/s",
+    "pool",
+    "evaluation",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A recipe whose reward is a model, and what one process makes of it; that folder is the current one."""
+    folder = tmp_path_factory.mktemp("world")
+    reward_models.save(folder / "scorer", "LlamaForSequenceClassification", **reward_models.SIZE)
+    make_recipe(folder, iterations=1, reward=SCORER)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        raft.run("recipe.yaml", name="local", quiet=True)
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one core."""
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
+
+
+def run(name: str, address: str | None, **launch: Any) -> dict[str, bytes]:
+    """The artifacts of a run on a cluster."""
+    raft.run("recipe.yaml", name=name, quiet=True, launch={"kind": "ray", "address": address, **launch})
+    return fingerprint(Path("outputs") / name)
+
+
+def early(artifacts: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in artifacts.items() if name.startswith(EARLY)}
+
+
+def workers() -> list[int]:
+    """The processes of workers that are at work."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if file.read_bytes().startswith(b"ray::Worker.run"):
+                found.append(int(file.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.engine
+def test_two_nodes_make_what_one_process_makes(world, cluster):
+    local, two = fingerprint(world / "outputs" / "local"), run("two", cluster.address)
+    assert early(two) == early(local)
+    assert len(early(local)) > 6
+    assert two.keys() == local.keys()
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_and_three_workers_make_it_too(world, count):
+    """Without a cluster that runs, one is started here; three workers share two cores."""
+    found = run(f"workers{count}", None, workers=count)
+    assert early(found) == early(fingerprint(world / "outputs" / "local"))
+
+
+@pytest.mark.engine
+def test_a_worker_that_is_killed_is_replaced_and_nothing_else_changes(world, cluster):
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            if found := workers():
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found[0])
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    found = run("killed", cluster.address)
+    thread.join(5)
+    assert killed
+    assert early(found) == early(fingerprint(world / "outputs" / "local"))
+
+
+@pytest.mark.engine
+def test_a_prompt_that_kills_every_worker_is_named(world, cluster):
+    (world / "deadly.py").write_text(
+        "import os\n"
+        "from dataclasses import dataclass\n"
+        "from raft.generators.transformers import Transformers\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Deadly(Transformers):\n"
+        "    def generate(self, policy, prompts, seed):\n"
+        "        def watched():\n"
+        "            for prompt in prompts:\n"
+        "                if prompt.id == 'p003':\n"
+        "                    os._exit(1)\n"
+        "                yield prompt\n"
+        "        return super().generate(policy, watched(), seed)\n"
+    )
+    generator = {"kind": "deadly:Deadly", "k": 4, "max_tokens": 12, "batch_size": 1}
+    with pytest.raises(UserError, match=r"prompt p003 has been under way each time that 2 workers died"):
+        raft.run(
+            "recipe.yaml", name="deadly", quiet=True, generator=generator,
+            prompts={"per_iteration": None}, evaluation={"count": 59},
+            launch={"kind": "ray", "address": cluster.address, "failures": 2},
+        )  # fmt: skip
+
+
+def test_what_a_worker_died_with_is_handed_out_first_and_a_suspect_alone():
+    blocks = [Block([n], [str(n)]) for n in range(4)]
+    work = Work(b"", None, 0, blocks)
+    one, two = work.take(), work.take()
+    one.deaths, two.deaths = 2, 1
+    work.put_back([one, two])
+    assert [work.suspect(3), work.take()] == [False, two]
+    assert [work.suspect(3), work.take()] == [True, one]
+    assert [work.left(), work.take(), work.take(), work.waits()] == [2, blocks[2], blocks[3], False]
+
+
+def test_an_address_of_the_client_is_refused():
+    assert [key for key, _ in Ray(address="ray://head:10001").faults()] == ["address"]
