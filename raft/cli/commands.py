@@ -82,6 +82,8 @@ def check(options: Namespace) -> None:
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
         for line in memory_plan.lines(memory_plan.plan(needed, where), where):
             say(line)
+        for line in needed.recipe.launch.lines():
+            say(f"  {line}")
         for asked in preflight.requests(needed.recipe):
             say(f"  {asked}")
         for warning in [*warnings, *preflight.foreseen(needed)]:

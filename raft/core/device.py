@@ -16,6 +16,10 @@ from raft.core import signals
 from raft.core.errors import UserError
 from raft.core.protocols import release
 
+# Intel's library of matrix products otherwise adds up in another order with another number of threads, so that a
+# reward's last bits depended on how many cores a process has. Read when torch first multiplies; it costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 FULL = ("out of memory", "error in memory profiling", "no available memory for the cache blocks")  # as errors say it
 
 _holder: Any = None

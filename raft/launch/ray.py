@@ -127,6 +127,22 @@ class Ray(Local):
         there = [one.absolute() if isinstance(one, Path) else one for one in arguments]
         return self._cluster.called(pickled(component), function, there)
 
+    def lines(self) -> list[str]:
+        """The nodes of the cluster and their devices; a cluster that does not run is not started for that."""
+        if not (self.address or os.environ.get("RAY_ADDRESS")):
+            return [f"launch: Ray starts here, with {self.workers or 'a worker for each GPU, or core'} workers"]
+        own = _begin(self)
+        slots = _slots(self.workers)
+        nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
+        if own:
+            import ray
+
+            ray.shutdown()
+        return [f"launch: {len(slots)} workers on {len(nodes)} nodes"] + [
+            f"  node {node[:8]}: {len(some)} " + ("GPUs" if some[0].gpu else f"parts of {some[0].cpus} cores")
+            for node, some in nodes.items()
+        ]
+
     def close(self) -> None:
         """Ends the workers, and the cluster if it was started here."""
         if "_cluster" in vars(self):

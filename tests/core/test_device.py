@@ -1,6 +1,8 @@
 """The device: its switches are those of each stage, memory is one sentence, and keys hold what `auto` became."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,3 +90,18 @@ def test_options_of_speed_are_free():
     options = {"disable_log_stats": False, "use_tqdm_on_load": True, "tensor_parallel_size": 1, "max_num_seqs": 8}
     build(VLLM, {"max_tokens": 8, "engine_args": options}, "generator", faults)
     assert faults == []
+
+
+def test_matrix_products_are_the_same_with_any_number_of_threads():
+    """These shapes are among those that Intel's library adds up in another order with two threads than with one."""
+    script = (
+        "import raft.core.device, torch\n"
+        "for rows, inner, columns in [(33, 1024, 32), (33, 1024, 512), (100, 1024, 96), (700, 1024, 128)]:\n"
+        "    x, w, found = torch.randn(rows, inner), torch.randn(columns, inner), []\n"
+        "    for threads in (1, 2, 3):\n"
+        "        torch.set_num_threads(threads)\n"
+        "        found.append(torch.nn.functional.linear(x, w))\n"
+        "    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]), (rows, inner, columns)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

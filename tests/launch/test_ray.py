@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import reward_models
+import yaml
 from worlds import fingerprint, make_recipe
 
 import raft
@@ -92,6 +93,17 @@ def test_one_and_three_workers_make_it_too(world, count):
     """Without a cluster that runs, one is started here; three workers share two cores."""
     found = run(f"workers{count}", None, workers=count)
     assert early(found) == early(fingerprint(world / "outputs" / "local"))
+
+
+@pytest.mark.engine
+def test_engines_on_two_nodes_write_what_one_engine_writes(world, cluster):
+    """vLLM is fed while it works: prompts go to whichever engine has room."""
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    recipe["generator"] = {"kind": "vllm", "k": 4, "max_tokens": 12}
+    for name, launch in {"engine": {"kind": "local"}, "engines": {"kind": "ray", "address": cluster.address}}.items():
+        raft.run(recipe, name=name, quiet=True, launch=launch)
+    one, two = (fingerprint(world / "outputs" / name) for name in ("engine", "engines"))
+    assert early(two) == early(one)
 
 
 @pytest.mark.engine
