@@ -8,6 +8,7 @@ READY = .venv/ready-$(DEVICE)
 # The CPU build of torch comes from where pip is told to look for files, if it is told; else from PyTorch's own index.
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
 ENGINE = $(shell grep -rl --include='test_*.py' 'mark\.engine' tests)
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --durations=12
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
 
 .PHONY: demo test test-fast test-engine test-all test-wheel nightly check format faults setup clean
@@ -19,15 +20,16 @@ test: check test-fast test-engine
 
 test-all: test nightly faults
 
-# An engine uses all cores by itself, so those tests come one after the other.
+# Each worker has one thread (tests/conftest.py): an engine of a tiny model gains nothing from a second, which only waits.
+# Two workers, as each engine takes 3 GB.
 test-engine: $(READY)
-	.venv/bin/python -m pytest -m "engine and not nightly and not faults" --durations=12 $(ENGINE)
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n auto --maxprocesses 2 $(SIDE_BY_SIDE) $(ENGINE)
 
 nightly: $(READY)
 	.venv/bin/python -m pytest -m nightly
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
+	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 $(SIDE_BY_SIDE)
 
 # The wheel in an empty environment: PYTHON=python3.13 tests another version.
 test-wheel: $(READY)

@@ -17,7 +17,7 @@ def test_the_blocks_of_the_page_run_from_top_to_bottom_as_they_stand(tmp_path):
     (tmp_path / "page.py").write_text("\n".join(blocks))
     done = subprocess.run(
         [sys.executable, "page.py"], cwd=tmp_path, text=True, capture_output=True, check=False,
-        env={**worlds.environment(), "OMP_NUM_THREADS": "1"},
+        env={**worlds.ENVIRONMENT, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"print\(.*\)  # (<raft\.Run.*>)$", "\n".join(blocks), re.MULTILINE)

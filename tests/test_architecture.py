@@ -1,6 +1,7 @@
 """The law of the rooms: imports go downwards only, so no room knows of those that use it."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
@@ -24,10 +25,12 @@ BESIDE = {"__main__"}
 TABLES = {"core.run_paths", "api", "config.jobs", "cli.forecast", "store.measuring"}
 
 
+@cache
 def modules() -> dict[str, Path]:
     return {".".join(file.relative_to(RAFT).with_suffix("").parts): file for file in RAFT.rglob("*.py")}
 
 
+@cache
 def imported(file: Path) -> set[str]:
     """The modules of raft that a file imports, wherever in it that stands."""
     found = set()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +42,8 @@ def current() -> Literal["cpu", "cuda"]:
     Sets torch as every stage has it, whatever was imported before: cuDNN's attention, torch's first choice on Hopper
     and Blackwell, plans again for each new shape and has given gradients that are NaN (pytorch#196678).
     """
-    if version("torch").endswith("+cpu"):
-        return "cpu"  # importing torch takes seconds
+    if _built_for_cpu():
+        return "cpu"
     import torch
 
     if torch.cuda.is_available():
@@ -55,6 +56,12 @@ def current() -> Literal["cpu", "cuda"]:
             "access to it; to compute on the CPU all the same: CUDA_VISIBLE_DEVICES= raft ..."
         )
     return "cpu"
+
+
+@cache
+def _built_for_cpu() -> bool:
+    """Known without importing torch, which takes seconds; asked once, as reading a version takes 10 ms."""
+    return version("torch").endswith("+cpu")
 
 
 def require(name: str) -> None:

@@ -1,7 +1,5 @@
 """raft chat: prompts answered by policy 0 and another policy, as the run would ask them."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +59,7 @@ def test_the_command_answers_an_argument_and_every_typed_line(world):
         "policy 1",
     ]
     typed = f"{TEXT}\n\n{'long ' * 400}\n{TEXT}\n"
-    command = [sys.executable, "-m", "raft", "chat", "outputs/tiny", "--policy", "last"]
-    done = subprocess.run(
-        command, cwd=world, input=typed, text=True, capture_output=True, env=worlds.environment(), check=False
-    )
+    done = worlds.raft(world, "chat", "outputs/tiny", "--policy", "last", typed=typed)
     assert done.returncode == 0 and done.stdout == printed * 2, done.stderr
     assert done.stderr.count("raft: prompt typed has ") == 1 and "Traceback" not in done.stderr
 

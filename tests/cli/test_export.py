@@ -241,7 +241,7 @@ def test_the_blocks_of_the_page_run_on_an_exported_policy(world, exported, tmp_p
     shutil.copytree(exported, tmp_path / "outputs/my-run-export")
     (tmp_path / "page.py").write_text(block)
     done = run(
-        [sys.executable, "page.py"], cwd=tmp_path, text=True, capture_output=True, env=worlds.environment(), check=False
+        [sys.executable, "page.py"], cwd=tmp_path, text=True, capture_output=True, env=worlds.ENVIRONMENT, check=False
     )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 

@@ -20,7 +20,7 @@ def test_a_line_goes_through_both_points_and_never_below_nothing():
 
 def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path):
     worlds.make_recipe(tmp_path, prompts={"per_iteration": 24})
-    done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure", "iterations=2")
+    done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure", "iterations=1")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "tiny"
     assert [file.name for file in run.iterdir()] == ["forecast.json"]
@@ -28,16 +28,16 @@ def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path
     assert found["measured_with"] == [6, 24]
     assert set(found["seconds"]) == {"generate", "score", "select", "train", "evaluate", "measure"}
     assert found["iteration"] == pytest.approx(sum(found["seconds"].values()), abs=0.11)
-    assert found["run"] >= 2 * found["iteration"] and 0 <= found["truncated"] <= 1 and found["memory_gb"] > 0.1
+    assert found["run"] >= found["iteration"] and 0 <= found["truncated"] <= 1 and found["memory_gb"] > 0.1
     policy = sum(file.stat().st_size for file in (tmp_path / "base").iterdir())
     assert found["disk_gb"] * 1e9 >= 3 * 0.9 * policy
     assert "forecast, from iterations of 6 and 24 prompts:" in done.stdout
-    done = worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=2")
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=1")
     assert done.returncode == 0, done.stderr
     assert "forecast: an iteration was to take" in done.stdout
-    stamps = [json.loads(file.read_text()) for n in (1, 2) for file in run.glob(f"iterations/00{n}/**/*.stamp.json")]
+    stamps = [json.loads(file.read_text()) for file in run.glob("iterations/001/**/*.stamp.json")]
     actual = json.loads((run / "forecast.json").read_text())["actual"]["iteration"]
-    assert actual == pytest.approx(sum(stamp["seconds"] for stamp in stamps) / 2, abs=0.06)
+    assert actual == pytest.approx(sum(stamp["seconds"] for stamp in stamps), abs=0.06)
 
 
 def test_the_last_policy_is_evaluated_and_of_the_others_every_nth(tmp_path: Path, monkeypatch):

@@ -142,8 +142,7 @@ def test_a_curve_is_drawn_between_its_least_and_its_greatest_value():
 
 def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
     worlds.make_recipe(tmp_path, iterations=2, prompts={"per_iteration": 40})
-    command = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = worlds.Command(tmp_path, "run", "recipe.yaml")
     folder = tmp_path / "outputs" / "tiny"
     while not (folder / "run.json").exists():
         time.sleep(0.01)

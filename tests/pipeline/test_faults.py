@@ -8,8 +8,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -25,7 +23,7 @@ RECIPE = {
     "selection": {"kind": "best-of-k", "filters": ["truncated"], "kl_coef": 0.01},
     "keep_policies": "all",
 }
-COMMAND = [sys.executable, "-m", "raft", "run", "recipe.yaml"]
+COMMAND = ["run", "recipe.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def killed(folder: Path, chance: random.Random) -> bool:
     """Runs the command and kills it a random moment after it got on; whether it was killed before its end."""
     run = folder / "outputs" / "tiny"
     before, steps = state(run), chance.randint(1, 20)  # a policy takes about ten: it must get done some time
-    process = subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = worlds.Command(folder, *COMMAND)
     deadline = time.monotonic() + 300
     while process.poll() is None and steps:
         assert time.monotonic() < deadline, "the run does not get on"
@@ -73,14 +71,14 @@ def killed(folder: Path, chance: random.Random) -> bool:
         steps -= now != before
         before = now
     time.sleep(chance.choice([0, 0, 0.05, 0.5]) * chance.random())
-    process.send_signal(signal.SIGKILL)
-    error = process.communicate()[1].decode()
+    process.kill()
+    _, error = process.communicate()
     assert process.returncode in (-signal.SIGKILL, 0), error
     return process.returncode != 0
 
 
 def finish(folder: Path) -> None:
-    done = worlds.raft(folder, "run", "recipe.yaml")
+    done = worlds.raft(folder, *COMMAND)
     assert done.returncode == 0, done.stderr
 
 
@@ -108,7 +106,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(kind, undisturbed, 
 def test_a_run_killed_in_the_middle_of_generation_keeps_what_was_finished(undisturbed, tmp_path):
     worlds.make_recipe(tmp_path, **recipe("vllm"))
     partial = tmp_path / "outputs" / "tiny" / "iterations" / "001" / "responses.jsonl.partial"
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = worlds.Command(tmp_path, *COMMAND)
     while not (partial.exists() and partial.read_bytes().count(b"\n") > 1):
         time.sleep(0.001)
         assert process.poll() is None

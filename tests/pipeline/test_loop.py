@@ -4,8 +4,6 @@ import dataclasses
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -219,12 +217,7 @@ def test_another_recipe_does_not_enter_a_run(finished):
 
 def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
     worlds.make_recipe(tmp_path, iterations=50)
-    first = subprocess.Popen(
-        [sys.executable, "-m", "raft", "run", "recipe.yaml"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    first = worlds.Command(tmp_path, "run", "recipe.yaml")
     try:
         while not (tmp_path / "outputs" / "tiny" / "pool.jsonl").exists():
             time.sleep(0.1)
@@ -233,7 +226,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
         assert second.returncode == 2 and "at work in another process" in second.stderr
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
-        output = first.communicate(timeout=60)[1].decode()
+        _, output = first.communicate()
         assert time.monotonic() - began < 10 and first.returncode == 75 and "Go on with:" in output
         assert "Traceback" not in output
     finally:

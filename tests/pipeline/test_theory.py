@@ -1,5 +1,6 @@
 """Against theory: over a small discrete set of answers, best-of-K and its fine-tuning are known exactly."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 import worlds
 
+from raft.cli.forecast import Quiet
+from raft.config import recipe
 from raft.core.records import read
+from raft.generators import vllm
 from raft.metrics.reward_metrics import best_of_n_distribution, expected_best_of_n
+from raft.pipeline import loop
 
 pytestmark = pytest.mark.engine
 K, COUNT = 4, 1024
@@ -50,8 +55,9 @@ def finished(tmp_path_factory) -> Path:
         '    """One of eight grades, by the text: many answers tie."""\n'
         "    return float(zlib.crc32(response.encode('ascii', 'ignore')) % 8)\n"
     )
-    done = worlds.raft(folder, "run", "recipe.yaml")
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        loop.run(recipe.load(Path("recipe.yaml")), Quiet())
+    vllm.close()
     return folder
 
 

@@ -208,7 +208,7 @@ def test_damaged_bookkeeping_is_named_and_never_a_traceback(run, name, how):
             assert status == 0 if unread else status == 2 and Path(name).name in said, (command, said)
 
 
-@pytest.mark.parametrize("how", ["cut", "zeros"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("zeros", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "progress.json", "reward_curve.csv", "forecast.json"])
 def test_what_is_made_again_anyway_stands_in_nobodys_way(run, name, how):
     there = (run / name).exists()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,30 +64,57 @@ def make_recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def raft(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user calls it in a folder."""
-    command = [sys.executable, "-m", "raft", *map(str, arguments)]
-    if options or environment() != ENVIRONMENT:
-        return subprocess.run(
-            command, cwd=folder, text=True, capture_output=True, check=False, env=environment(),
-            stdin=subprocess.DEVNULL, **options,
-        )  # fmt: skip
-    with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
-        asked = {"folder": str(Path(folder).absolute()), "arguments": command[3:]}
-        asked |= {"stdout": stdout.name, "stderr": stderr.name}
-        process = zygote()
-        print(json.dumps(asked), file=process.stdin, flush=True)
-        assert process.stdout is not None
-        status = int(process.stdout.readline())
-        return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
+def raft(folder: Path, *arguments: Any, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line, as a user calls it in a folder; `typed` is what the command reads."""
+    command = Command(folder, *arguments, typed=typed)
+    stdout, stderr = command.communicate()
+    return subprocess.CompletedProcess(["raft", *map(str, arguments)], command.wait(), stdout, stderr)
 
 
-def environment() -> dict[str, str]:
-    """That of a command; none of them reaches a network."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTEST_CURRENT_TEST": ""}
+class Command:
+    """A command of raft at work; its methods are those of subprocess.Popen.
+
+    Its environment is the one that the tests began with: torch adds to that of this process while it trains.
+    """
+
+    def __init__(self, folder: Path, *arguments: Any, typed: str = ""):
+        self.files = tempfile.TemporaryDirectory()
+        names = {name: os.path.join(self.files.name, name) for name in ("stdin", "stdout", "stderr", "told")}  # noqa: PTH118
+        for name in ("stdin", "stdout", "stderr"):
+            Path(names[name]).write_text(typed if name == "stdin" else "")
+        os.mkfifo(names["told"])
+        asked = {**names, "folder": str(Path(folder).absolute()), "arguments": list(map(str, arguments))}
+        print(json.dumps(asked), file=zygote().stdin, flush=True)
+        self.told = open(names["told"])
+        self.pid = int(self.told.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it is at work."""
+        ready, _, _ = select.select([self.told], [], [], 0)
+        return self.wait() if ready else self.returncode
+
+    def wait(self) -> int:
+        """Its exit status, when it has ended."""
+        if self.returncode is None:
+            self.returncode = int(self.told.readline())
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """What it said on its standard output and on its standard error, when it has ended."""
+        self.wait()
+        stdout, stderr = (Path(self.files.name, name).read_text() for name in ("stdout", "stderr"))
+        return stdout, stderr
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
-ENVIRONMENT = environment()
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}  # of commands; none of them reaches a network
 
 
 @cache
@@ -93,7 +122,7 @@ def zygote() -> "subprocess.Popen[str]":
     """The process of tests/support/zygote.py, which ends with this one."""
     return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("zygote.py"))], text=True, env=ENVIRONMENT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
     )  # fmt: skip
 
 
