@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -45,7 +46,8 @@ NO_RAY = "ray is not installed here: pip install 'raft-align[ray]'"
 class Ray(Local):
     """kind: ray. A worker on each GPU of the cluster, or on each CPU core where it has no GPU.
 
-    `address` is that of a cluster that runs; without it, and without RAY_ADDRESS, one is started on this machine.
+    `address` is that of a running cluster. Without it the cluster of RAY_ADDRESS, or one that runs on this machine, is
+    joined, and otherwise one is started here, for this run; `local` always starts one.
     `workers` bounds their number; without GPUs they share the cores evenly. A worker that dies is started again, and
     the run fails when workers have died `failures` times more often than there are workers without any progress, or
     when the cluster has no device for `wait` seconds. `env` is set in every worker.
@@ -128,9 +130,7 @@ class Ray(Local):
         return self._cluster.called(pickled(component), function, there)
 
     def lines(self) -> list[str]:
-        """The nodes of the cluster and their devices; a cluster that does not run is not started for that."""
-        if not (self.address or os.environ.get("RAY_ADDRESS")):
-            return [f"launch: Ray starts here, with {self.workers or 'a worker for each GPU, or core'} workers"]
+        """The nodes of the cluster and their devices."""
         own = _begin(self)
         slots = _slots(self.workers)
         nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
@@ -471,21 +471,23 @@ def _begin(options: Ray) -> bool:
 
     if ray.is_initialized():
         return False
-    address = options.address or os.environ.get("RAY_ADDRESS") or None
-    more: dict[str, Any] = {}
-    if address is None:
-        more = {"num_cpus": max(options.workers or 0, len(os.sched_getaffinity(0))), "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # an engine's own processes end with their worker
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cores = max(options.workers or 0, len(os.sched_getaffinity(0)))
     with logs.stderr_to_log():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
+            if options.address != "local":
+                with suppress(*([] if options.address else [ConnectionError])):
+                    ray.init(address=options.address or "auto", **common)
+            if not ray.is_initialized():
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
         except (ConnectionError, ValueError, RuntimeError) as fault:
             reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
             raise UserError(
-                f"launch.address: Ray cannot start or be joined at {address or 'this machine'}: {reason}"
+                f"launch.address: Ray cannot join {options.address or 'a cluster'} or start one here: {reason}"
             ) from fault
     if main:
         signal.signal(signal.SIGTERM, handler)
