@@ -240,6 +240,14 @@ def options(options: Namespace) -> None:
         say("\n".join(listed.tables() if options.markdown else listed.listed(options.name)))
 
 
+def completion(options: Namespace) -> None:
+    """Prints what a shell has to run so that TAB completes raft's words."""
+    from raft.cli import completion
+    from raft.core.terminal import say
+
+    say(completion.script(options.shell))
+
+
 def env(options: Namespace) -> None:
     """Prints what a report of a fault needs: versions, the machine, the device."""
     import platform

@@ -19,10 +19,9 @@ from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build, sound
-from raft.core.run_paths import RunPaths
+from raft.core.run_paths import OUTPUTS, RunPaths
 from raft.core.terminal import is_unicode
 
-OUTPUTS = Path("outputs")
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
