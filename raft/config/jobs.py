@@ -9,6 +9,7 @@ from typing import Any, Literal
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable, makes, takes_pairs
 from raft.core.records import Response
+from raft.core.registry import PAIRS
 from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
 from raft.models.jinja import is_day
@@ -131,7 +132,7 @@ class Align(Job):
         if makes(self.trainer) != "policy":
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
         elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
-            yield "selection.kind", "makes preference pairs, but this trainer learns from single responses"
+            yield "selection.kind", f"makes preference pairs, but this trainer learns from single responses; {PAIRS}"
         elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
             yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
         if not comparable(self.reward):

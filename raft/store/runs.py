@@ -35,7 +35,7 @@ from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options, versions
 from raft.store.stamps import differences, partial_path, read_stamp, stamp_path
 
-FORMAT = 6  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 7  # of artifacts and keys: raised when an older run could no longer be continued
 DESCRIBING = ("diagnose", "measure")  # stages that only describe what others made: repeated when that changes
 
 
