@@ -190,7 +190,7 @@ def test_ctrl_c_stops_the_run_in_order_and_a_second_one_at_once(world, finished)
 
     reached: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="nothing finished is lost, and the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match="all finished work is saved, and the same call resumes"):
         raft.run("recipe.yaml", quiet=True, callbacks=[Interrupted()], **SMALL)
     assert reached == [0] and signal.getsignal(signal.SIGINT) is before
     at_once = Interrupted()

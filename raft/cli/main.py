@@ -53,15 +53,15 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _status(fault: BaseException) -> int:
-    """The exit status of what the user can put right, after one message; whatever else it is, is raised."""
+    """The exit status after a message about what the user can fix; anything else is raised. The run's log has both."""
     if isinstance(fault, BrokenPipeError):
         return 0
+    if logging.getLogger().handlers:  # the log of the run
+        logging.getLogger("raft").error(fault, exc_info=None if isinstance(fault, UserError) else fault)
     if isinstance(fault, UserError):
         complain(f"raft: {fault}")
     elif isinstance(fault, OSError):
-        if logging.getLogger().handlers:  # the log of the run
-            logging.getLogger("raft").error("what the operating system refused, and where", exc_info=fault)
-        complain(f"raft: {_refusal(fault)}; nothing finished is lost. Then go on with:\n  {_again()}")
+        complain(f"raft: {_refusal(fault)}; all finished work is saved. Then resume with:\n  {_again()}")
     else:
         raise fault
     return 2

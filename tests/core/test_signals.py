@@ -188,7 +188,7 @@ def stopped(folder: Path, signum: signal.Signals, seconds: float) -> int:
     _, error = process.communicate(timeout=90)
     assert "Traceback" not in error and "ignored" not in error, error
     if process.returncode not in (0, -signum):
-        assert "Go on with:\n  raft run recipe.yaml" in error
+        assert "Resume with:\n  raft run recipe.yaml" in error
     return process.returncode
 
 

@@ -234,7 +234,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
         output = first.communicate(timeout=60)[1].decode()
-        assert time.monotonic() - began < 10 and first.returncode == 75 and "Go on with:" in output
+        assert time.monotonic() - began < 10 and first.returncode == 75 and "Resume with:" in output
         assert "Traceback" not in output
     finally:
         first.kill()
