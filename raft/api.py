@@ -232,7 +232,7 @@ class Run:
             strings, python = objects.overrides(overrides)
             loaded = recipe.load_run(folder, strings, python)
             if loaded.folder != folder:
-                raise UserError("name: a run goes on under its own name; leave it out, or call raft.run")
+                raise UserError("name: a run keeps its name; leave it out, or call raft.run")
             _start(loaded, objects, callbacks, quiet)
         return self
 

@@ -67,7 +67,7 @@ class Console(Observer):
             names = ", ".join(alert.name for alert in warnings(alerts))
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
-                f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
+                f"{names}; resume with: raft resume {self.run.folder} alerts.on_warning=warn"
             )
 
     def on_result(self, artifact: Artifact) -> None:

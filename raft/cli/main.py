@@ -1,7 +1,7 @@
 """The command line. `raft --help`, completion, and `raft check` of a bad recipe import nothing heavy.
 
 Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 75 stopped by SIGTERM or
-SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/signals.py.
+SIGUSR1 (the same command resumes), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/signals.py.
 """
 
 import argparse

@@ -254,7 +254,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         faults.append(Fault(key, f"{short(value)} is out of range; whole numbers have at most 63 bits"))
         return None
     if isinstance(value, float) and 0 < abs(value) < TINY:
-        faults.append(Fault(key, f"{value!r} is out of range; nothing is reckoned so near to 0"))
+        faults.append(Fault(key, f"{value!r} is out of range; numbers this close to 0 are not supported"))
         return None
     return value
 

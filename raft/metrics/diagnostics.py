@@ -415,7 +415,7 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "response/empty", Training, lambda it: it.responses.empty.mean(),
-        Column(RESPONSES, "empty", "share", "share of responses of nothing but white space"),
+        Column(RESPONSES, "empty", "share", "share of responses that are only white space"),
     ),
     Diagnostic("response/duplicate", Training, lambda it: it.responses.duplicate.mean()),
     Diagnostic("reward/absorbed", Training, _between_prompts(_absorbed)),
