@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere, commands are raft's, and what is copied is what it is copied from."""
+"""The pages of the documentation: their links, commands and copies of code are right."""
 
 import re
 import shlex
@@ -57,3 +57,10 @@ def test_the_loop_of_the_readme_is_that_of_loop_py():
 def test_the_recipe_of_the_readme_is_the_one_that_comes_with_raft():
     (shown,) = [block for language, block in FENCE.findall((ROOT / "README.md").read_text()) if language == "yaml"]
     assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "recipes/qwen3-1.7b-skywork.yaml").read_text())
+
+
+def test_the_index_and_the_site_have_every_page_in_the_same_order():
+    index = [Path(link).name for link in LINK.findall((ROOT / "docs/README.md").read_text())]
+    site = [Path(page).name for page in re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)]
+    assert index == [name for name in site if name != "README.md"]
+    assert {page.name for page in PAGES} == set(site)
