@@ -39,7 +39,7 @@ class Console(Observer):
         self.finished = stamp is not None and not run.incomplete
         if stamp is not None and self.finished:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
-            say(f"finished already, on {made}; nothing to do")
+            say(f"already finished, on {made}; nothing to do")
 
     def on_notice(self, message: str) -> None:
         """Prints it."""

@@ -87,7 +87,7 @@ def _few(names: list[str]) -> str:
 def _state(found: dict[str, Any]) -> str:
     iteration, wanted = found["iteration"], found["iterations"]
     if found["state"] == "finished":
-        of = f", {wanted} iterations" if wanted else ""
+        of = f", {wanted} iteration{'s' * (wanted != 1)}" if wanted else ""
         return f"finished on {found['finished'].replace('T', ' ')}{of}"
     if found["state"] == "at work":
         if found["now"] is None:

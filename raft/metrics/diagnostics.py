@@ -302,7 +302,7 @@ DIAGNOSTICS = [
         rule=Rule(
             name="truncated", limits=(0.2, 0.5),
             look=alerts.value_of("eval/truncated", "{now:.0%} of the held-out answers are cut by the limit"),
-            then="raise generator.max_tokens, or use filters: [truncated]",
+            then="raise generator.max_tokens; filters: [truncated] leaves them out, where enough others remain",
         ),
     ),
     Diagnostic(

@@ -168,7 +168,7 @@ def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_
     loaded = load(Path("recipe.yaml"))
     said = [*lines(plan(loaded, GPU), GPU)]
     assert said[-2] == (
-        "    not known yet of generate, likelihoods, train: "
+        "    not known yet for generate, likelihoods, train: "
         "needed.yaml makes outputs/needed/policy, and has not been run"
     )
     assert said[1].startswith("    score: ")

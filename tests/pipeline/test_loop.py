@@ -137,7 +137,7 @@ def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
     before = {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
     done = worlds.raft(finished, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
-    assert "finished already, on 20" in done.stdout and "nothing to do" in done.stdout
+    assert "already finished, on 20" in done.stdout and "nothing to do" in done.stdout
     assert "iteration 1:" not in done.stdout and "iterations=4" in done.stdout
     assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
 
@@ -147,7 +147,7 @@ def test_a_run_of_which_something_is_gone_is_not_called_finished(finished):
     before = prompts.read_bytes()
     prompts.unlink()
     done = worlds.raft(finished, "run", "recipe.yaml")
-    assert done.returncode == 0 and "finished already" not in done.stdout and prompts.read_bytes() == before
+    assert done.returncode == 0 and "already finished" not in done.stdout and prompts.read_bytes() == before
 
 
 def test_only_the_policies_that_keep_asks_for_stay_and_the_others_leave_their_stamps(finished):

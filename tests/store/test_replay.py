@@ -61,7 +61,7 @@ def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_
     ):
         done = worlds.raft(tmp_path, *command)
         assert done.returncode == 0, done.stderr
-        assert "finished already" not in done.stdout
+        assert "already finished" not in done.stdout
     later, whole = (worlds.fingerprint(tmp_path / "outputs" / name) for name in ("tiny", "whole"))
     assert later == whole and "iterations/001/evaluation/gold.jsonl" in whole
     assert all("gold/eval" in row for row in read(tmp_path / "outputs/tiny/metrics.jsonl"))
