@@ -230,7 +230,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
             time.sleep(0.1)
             assert first.poll() is None
         second = worlds.raft(tmp_path, "run", "recipe.yaml")
-        assert second.returncode == 2 and "at work in another process" in second.stderr
+        assert second.returncode == 2 and "in use by another process" in second.stderr
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
         output = first.communicate(timeout=60)[1].decode()
