@@ -1,5 +1,6 @@
 # make demo   the quickstart: sets everything up, runs it, draws the curve
-# make test   checks and tests; make test-all has the dearer ones too
+# make test   checks and tests; make test-all has the costlier ones too
+# make docs   the documentation as a site, in build/site
 # A bare clone needs Python 3.11 or newer with venv, and nothing else. DEVICE=cpu or DEVICE=cuda forces the engine.
 
 PYTHON ?= python3
@@ -11,7 +12,16 @@ ENGINE = $(shell grep -rl --include='test_*.py' 'mark\.engine' tests)
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --durations=12
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
 
-.PHONY: demo test test-fast test-engine test-all test-wheel nightly check format faults setup clean
+# Pages as they are, and what they link to; a broken link fails. mkdocs has an environment of its own.
+DOCS = build/docs
+docs:
+	test -x $(DOCS)/bin/uv || { $(PYTHON) -m venv $(DOCS) && $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	$(DOCS)/bin/uv pip install --quiet --python $(DOCS)/bin/python --group docs
+	rm -rf build/pages && mkdir -p build/pages
+	cp --parents -t build/pages $$(git ls-files '*.md' docs recipes raft/pipeline/loop.py | grep -v ^outputs)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+.PHONY: docs demo test test-fast test-engine test-all test-wheel nightly check format faults setup clean
 
 demo: $(READY)
 	.venv/bin/raft run quickstart

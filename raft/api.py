@@ -232,7 +232,7 @@ class Run:
             strings, python = objects.overrides(overrides)
             loaded = recipe.load_run(folder, strings, python)
             if loaded.folder != folder:
-                raise UserError("name: a run goes on under its own name; leave it out, or call raft.run")
+                raise UserError("name: a run keeps its name; leave it out, or call raft.run")
             _start(loaded, objects, callbacks, quiet)
         return self
 
@@ -277,7 +277,7 @@ def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quie
     try:
         commands.start(loaded, Quiet() if quiet else Console(), *callbacks)
     except Stopped:
-        raise KeyboardInterrupt("the run was stopped; nothing finished is lost, and the same call goes on") from None
+        raise KeyboardInterrupt("the run was stopped; all finished work is saved, and the same call resumes") from None
     finally:
         _withdraw(written, RunPaths(loaded.folder).resolved)
     return Run(loaded.folder)

@@ -190,7 +190,7 @@ def test_ctrl_c_stops_the_run_in_order_and_a_second_one_at_once(world, finished)
 
     reached: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="nothing finished is lost, and the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match="all finished work is saved, and the same call resumes"):
         raft.run("recipe.yaml", quiet=True, callbacks=[Interrupted()], **SMALL)
     assert reached == [0] and signal.getsignal(signal.SIGINT) is before
     at_once = Interrupted()
@@ -211,7 +211,7 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     assert "was made from something else" in said and "section.function.code: was" in said
     assert worlds.fingerprint(run.folder) == made
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
-        assert "'share' was given as a Python object, so the run goes on only from Python" in said
+        assert "'share' was given as a Python object, so the run resumes only from Python" in said
         assert "resolved.yaml:" in said and "resume(reward=function)" in said and "Traceback" not in said
     for command in (["status"], ["report"], ["plot", "--figure", "length"]):
         done = worlds.raft(world, command[0], "outputs/tiny", *command[1:])

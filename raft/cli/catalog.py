@@ -40,7 +40,7 @@ def copy(name: str, to: Path) -> list[Path]:
     files = {source: target} | {file: folder / file.name for file in _needed(source) if file != source}
     taken = [str(file) for file in files.values() if file.exists()]
     if taken:
-        raise UserError(f"{', '.join(taken)} exists already, and nothing is overwritten; name another folder or file")
+        raise UserError(f"{', '.join(taken)} already exists and is not overwritten; name another folder or file")
     for file, place in files.items():
         shutil.copyfile(file, place)
     return list(files.values())

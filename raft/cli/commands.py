@@ -60,8 +60,8 @@ def resume(options: Namespace) -> None:
     loaded = recipe.load_run(folder, options.overrides)
     if loaded.folder != folder:
         raise UserError(
-            f"name: {loaded.recipe.name}: raft resume goes on in {folder} itself, whose name is its folder's; leave it "
-            f"out, or make another run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
+            f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make another "
+            f"run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
         )
     _start(loaded)
 
@@ -102,16 +102,14 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
         say(f"  {finding.level:7s}  {finding.reward}: {finding.check.replace('_', ' ')}: {finding.message}")
         levels.append(finding.level)
     if faults := levels.count("fault"):
-        raise UserError(f"{faults} of these checks found a reward that cannot be trusted; nothing was started")
+        raise UserError(f"{faults} of these checks found an unreliable reward; nothing was started")
     if loaded.recipe.job != "align":
         if not levels:
-            say(
-                f"nothing to measure: job: {loaded.recipe.job} is not forecast, and here has no reward model to examine"
-            )
+            say(f"nothing to measure: job: {loaded.recipe.job} is not forecast, and no reward model is there to check")
         return
     expected = forecast.forecast(loaded, overrides)
     say("\n".join(forecast.lines(expected)))
-    say(f"  kept in {forecast.write(loaded, expected)}")
+    say(f"  saved in {forecast.write(loaded, expected)}")
 
 
 def status(options: Namespace) -> None:
@@ -240,6 +238,14 @@ def options(options: Namespace) -> None:
         say(json.dumps(listed.schema(), indent=1))
     else:
         say("\n".join(listed.tables() if options.markdown else listed.listed(options.name)))
+
+
+def completion(options: Namespace) -> None:
+    """Prints what a shell has to run so that TAB completes raft's words."""
+    from raft.cli import completion
+    from raft.core.terminal import say
+
+    say(completion.script(options.shell))
 
 
 def env(options: Namespace) -> None:

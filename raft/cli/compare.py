@@ -15,6 +15,7 @@ from raft.store import measuring, runs, stamps
 from raft.store.stamps import Stamp, differences
 
 MOST = 12  # keys that are listed
+BOTH = "A has {!r}, B has {!r}"
 NAMES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 
 
@@ -22,12 +23,12 @@ def compared(first: Path, second: Path) -> list[str]:
     """Lines on two runs: keys of their recipes that differ, their last policies, and their first unlike artifact."""
     changed = [
         change
-        for change in differences(runs.read_resolved(first), runs.read_resolved(second))
+        for change in differences(runs.read_resolved(first), runs.read_resolved(second), say=BOTH)
         if not change.startswith("name:")
     ]
     lines = [
         f"A {first}, B {second}",
-        "recipes: " + (f"what differs (was: A, is: B), {len(changed)}" if changed else "alike"),
+        "recipes: " + (f"they differ in {len(changed)}" if changed else "the same"),
     ]
     lines += [f"  {change}" for change in changed[:MOST]]
     lines += [f"  and {len(changed) - MOST} more"] if len(changed) > MOST else []
@@ -60,7 +61,7 @@ def _figures(first: Path, second: Path) -> Iterator[str]:
             continue
         at, to = max(one), max(other)
         if not _same_reward(first, second, figure, at, to):
-            yield f"{name}: not compared, for the two runs were scored by different rewards"
+            yield f"{name}: not compared, because the two runs have different rewards"
             continue
         gain, how = _gain(first, second, one[at], other[to])
         kind = "no clear difference" if not gain.clear else f"{'B' if gain.difference > 0 else 'A'} is better"
@@ -102,11 +103,15 @@ def _parting(first: Path, second: Path) -> str:
     for name in (name for name in one if name in other):
         here, there = one[name], other[name]
         if here["hash"] != there["hash"]:
-            changed = [change for change in differences(here["key"], there["key"]) if not change.startswith("inputs.")]
+            changed = [
+                change
+                for change in differences(here["key"], there["key"], say=BOTH)
+                if not change.startswith("inputs.")
+            ]
             why = "\n".join(f"  {change}" for change in changed[:MOST]) or "  what it was made from"
-            return f"first artifact that differs: {name}, made from something else:\n{why}"
+            return f"first artifact that differs: {name}, made from other inputs:\n{why}"
         if here.get("content") != there.get("content"):
-            versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"]))
+            versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"], say=BOTH))
             return (
                 f"first artifact that differs: {name}, made from the same inputs"
                 + (versions and f", by other versions:{versions}")

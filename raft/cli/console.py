@@ -39,7 +39,7 @@ class Console(Observer):
         self.finished = stamp is not None and not run.incomplete
         if stamp is not None and self.finished:
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
-            say(f"finished already, on {made}; nothing to do")
+            say(f"already finished, on {made}; nothing to do")
 
     def on_notice(self, message: str) -> None:
         """Prints it."""
@@ -67,7 +67,7 @@ class Console(Observer):
             names = ", ".join(alert.name for alert in warnings(alerts))
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
-                f"{names}; go on with: raft resume {self.run.folder} alerts.on_warning=warn"
+                f"{names}; resume with: raft resume {self.run.folder} alerts.on_warning=warn"
             )
 
     def on_result(self, artifact: Artifact) -> None:

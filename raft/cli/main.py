@@ -1,7 +1,7 @@
-"""The command line. `raft --help` and `raft check` of a bad recipe import nothing heavy.
+"""The command line. `raft --help`, completion, and `raft check` of a bad recipe import nothing heavy.
 
 Exit status: 0 done, 2 something that the user can put right (one message, no traceback), 75 stopped by SIGTERM or
-SIGUSR1 (the same command goes on), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/signals.py.
+SIGUSR1 (the same command resumes), 130 by Ctrl-C, 129 when the terminal was closed; see raft/core/signals.py.
 """
 
 import argparse
@@ -19,11 +19,16 @@ from raft import __version__
 from raft.cli import commands
 from raft.core import signals, user_code
 from raft.core.errors import Stopped, UserError
+from raft.core.run_paths import OUTPUTS
 from raft.core.terminal import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        from raft.cli import completion
+
+        completion.answer(_parser())
     signals.begin(_again())
     status = execute(parse(arguments))
     if status or "torch" in sys.modules or any(thread.is_alive() for thread in user_code.LEFT):
@@ -48,15 +53,15 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _status(fault: BaseException) -> int:
-    """The exit status of what the user can put right, after one message; whatever else it is, is raised."""
+    """The exit status after a message about what the user can fix; anything else is raised. The run's log has both."""
     if isinstance(fault, BrokenPipeError):
         return 0
+    if logging.getLogger().handlers:  # the log of the run
+        logging.getLogger("raft").error(fault, exc_info=None if isinstance(fault, UserError) else fault)
     if isinstance(fault, UserError):
         complain(f"raft: {fault}")
     elif isinstance(fault, OSError):
-        if logging.getLogger().handlers:  # the log of the run
-            logging.getLogger("raft").error("what the operating system refused, and where", exc_info=fault)
-        complain(f"raft: {_refusal(fault)}; nothing finished is lost. Then go on with:\n  {_again()}")
+        complain(f"raft: {_refusal(fault)}; all finished work is saved. Then resume with:\n  {_again()}")
     else:
         raise fault
     return 2
@@ -92,59 +97,81 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     overrides = [word for word in rest if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not hasattr(options, "command"):
+        parser.print_help()
+        parser.exit(2)
     if rest:
         options.overrides = [*options.overrides, *overrides]
     return options
 
 
+RUN: Any = {"type": Path, "help": "the folder of a run, such as outputs/quickstart"}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="raft", description="Reward-ranked fine-tuning of language models.")
+    parser = argparse.ArgumentParser(
+        prog="raft",
+        description="Reward-ranked fine-tuning of language models.",
+        epilog="Start with: raft run quickstart. raft COMMAND --help says more.",
+    )
     parser.add_argument("--version", action="version", version=f"raft {__version__}")
-    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         subparser = verbs.add_parser(name, help=text, description=text)
         subparser.set_defaults(command=command)
         return subparser
 
-    run = verb("run", commands.run, "start the recipe's run, or go on where it stopped")
-    resume = verb("resume", commands.resume, "go on with an existing run, or branch a new one off it")
-    check = verb("check", commands.check, "find every fault of a recipe without loading a model")
-    for one in (run, check):
-        one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (quickstart)")
-    run.add_argument(
-        "--restart", action="store_true", help="begin again; the run that is there is moved aside, nothing is deleted"
+    run = verb("run", commands.run, "start a recipe's run, or resume it")
+    resume = verb(
+        "resume", commands.resume, "resume a run from its folder, or start a new one from one of its iterations"
     )
-    run.add_argument("--seeds", metavar="0,1,2", help="a run for each seed, named NAME-seed0 ..., and what they gained")
-    check.add_argument("--measure", action="store_true", help="load the models, examine the rewards, forecast the run")
-    resume.add_argument("run", type=Path, help="the run's folder, outputs/<name>")
+    check = verb("check", commands.check, "report everything wrong with a recipe, without loading a model")
+    for one in (run, check):
+        one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (see raft ls)")
+    run.add_argument(
+        "--restart", action="store_true", help="start over; the existing run is moved aside, nothing is deleted"
+    )
+    run.add_argument(
+        "--seeds", metavar="0,1,2", help="one run per seed, named NAME-seed0 ..., and a summary of their gains"
+    )
+    check.add_argument(
+        "--measure",
+        action="store_true",
+        help="also load the models, check the rewards, and forecast time, memory and disk",
+    )
+    resume.add_argument("run", **RUN)
     resume.add_argument(
-        "--from-iteration", type=int, metavar="N", help="a new run that repeats iteration N and those after it"
+        "--from-iteration", type=int, metavar="N", help="start a new run that shares what came before N"
     )
     for one in (run, check, resume):
         one.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="for instance generator.k=4; ~key leaves a key out"
+            "overrides", nargs="*", metavar="key=value", help="for example generator.k=4; ~key removes a key"
         )
-    ls = verb("ls", commands.ls, "the recipes that come with raft, and the runs made so far")
+    ls = verb("ls", commands.ls, "list the recipes that come with raft, and your runs")
     ls.add_argument(
-        "outputs", type=Path, nargs="?", default=Path("outputs"), help="the folder of runs; default: outputs"
+        "outputs", type=Path, nargs="?", default=OUTPUTS, help="the folder with your runs; default: outputs"
     )
-    cp = verb("cp", commands.cp, "copy a recipe that comes with raft, with the files that it names")
+    cp = verb("cp", commands.cp, "copy a recipe that comes with raft, and the files it needs")
     cp.add_argument("recipe", help="its name, as raft ls lists it")
-    cp.add_argument("to", type=Path, nargs="?", default=Path(), help="a folder or a file; default: the current folder")
-    options = verb("options", commands.options, "what a recipe can say: jobs, sections, kinds and their options")
+    cp.add_argument(
+        "to", type=Path, nargs="?", default=Path(), help="a folder, or a new file name; default: the current folder"
+    )
+    options = verb("options", commands.options, "list jobs, sections, kinds, and the options of each")
     options.add_argument("name", nargs="?", metavar="JOB|SECTION[.KIND]")
     form = options.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="all of them as the page docs/options.md")
-    form.add_argument("--schema", action="store_true", help="a JSON Schema of recipes, for editors")
-    verb("env", commands.env, "versions, machine and device, for a report of a fault")
-    status = verb("status", commands.status, "how a run is doing: its state, time left, and curves")
-    status.add_argument("run", type=Path)
-    status.add_argument("--files", action="store_true", help="also list what it has made, and what each took")
+    form.add_argument("--markdown", action="store_true", help="print the page docs/options.md")
+    form.add_argument("--schema", action="store_true", help="print a JSON Schema of recipes, for editors")
+    completion = verb("completion", commands.completion, "print a script for TAB completion in your shell")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help='then: eval "$(raft completion bash)"')
+    verb("env", commands.env, "print versions and hardware, for bug reports")
+    status = verb("status", commands.status, "show the progress and the results of a run")
+    status.add_argument("run", **RUN)
+    status.add_argument("--files", action="store_true", help="also list its artifacts, with their times")
     how = status.add_mutually_exclusive_group()
-    how.add_argument("--watch", action="store_true", help="go on showing it while the run is at work")
+    how.add_argument("--watch", action="store_true", help="refresh until the run ends")
     how.add_argument("--json", action="store_true", help="print one JSON object")
-    plot = verb("plot", commands.plot, "draw a figure of runs, and write its numbers as CSV")
+    plot = verb("plot", commands.plot, "draw a figure of one or more runs, with its numbers as CSV")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     plot.add_argument(
         "--figure", default="reward", metavar="NAME", help="reward (default), distribution, best-of-n, gold, kl, length"
@@ -152,36 +179,52 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument(
         "-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png or NAME.png in the first run"
     )
-    show = verb("show", commands.show, "one prompt over all iterations: responses, rewards, winner")
-    show.add_argument("run", type=Path)
-    show.add_argument("prompt_id", nargs="?", help="default: a typical held-out prompt, and the one that gained most")
+    show = verb("show", commands.show, "show a prompt with its responses and rewards, before and after")
+    show.add_argument("run", **RUN)
+    show.add_argument(
+        "prompt_id",
+        nargs="?",
+        help="one prompt over all iterations; default: a typical held-out prompt, and the one that gained most",
+    )
     which = show.add_mutually_exclusive_group()
-    for name, text in {"best": "gained most", "worst": "lost most", "random": "is drawn at random"}.items():
-        text = f"the held-out prompt that {text}"
+    for name, text in {"best": "that gained most", "worst": "that lost most", "random": "drawn at random"}.items():
+        text = f"the held-out prompt {text}"
         which.add_argument(f"--{name}", dest="which", action="store_const", const=name, help=text)
-    which.add_argument("--list", action="store_true", help="all held-out prompts with their rewards before and after")
-    compare = verb("compare", commands.compare, "two runs: their last policies on the same prompts, and what differs")
+    which.add_argument(
+        "--list", action="store_true", help="list the held-out prompts with their rewards, before and after"
+    )
+    compare = verb(
+        "compare",
+        commands.compare,
+        "compare the last policies of two runs on the same prompts, and say what differs first",
+    )
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
-    report = verb("report", commands.report, "one page of HTML on a run: figures, numbers, every prompt and response")
-    report.add_argument("run", type=Path)
+    report = verb(
+        "report", commands.report, "write an HTML page about a run: figures, metrics, every prompt and response"
+    )
+    report.add_argument("run", **RUN)
     report.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run")
-    export = verb("export", commands.export, "write a policy as a folder that stands alone, with a model card")
+    export = verb("export", commands.export, "write a policy as a self-contained model folder, with a model card")
     export.add_argument("run", type=Path, help="a run of job: align, sft or reward-model")
-    export.add_argument("--to", type=Path, metavar="DIR", help="default: RUN-export, beside the run")
-    export.add_argument("--push", metavar="OWNER/NAME", help="then upload it to the hub; a new repository is private")
-    chat = verb("chat", commands.chat, "answer prompts with policy 0 and the best policy, one after the other")
+    export.add_argument("--to", type=Path, metavar="DIR", help="default: RUN-export, next to the run")
+    export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
+    chat = verb("chat", commands.chat, "answer your prompts with policy 0 and with the best policy")
     chat.add_argument("run", type=Path, help="a run of job: align or sft")
-    chat.add_argument("prompt", nargs="?", help="answered once; default: the lines that are typed, until Ctrl-D")
-    chat.add_argument("--seed", type=int, help="of the answers; default: the seed of the run")
+    chat.add_argument("prompt", nargs="?", help="a single prompt; default: each line you type, until Ctrl-D")
+    chat.add_argument("--seed", type=int, help="the sampling seed; default: the run's own")
     for one in (export, chat):
         one.add_argument("--policy", type=_which, default="best", metavar="N|best|last", help="default: best")
     score = verb("score", commands.score, "score existing responses with any reward")
-    score.add_argument("reward", help="a recipe, or a YAML file that is just a reward section")
+    score.add_argument("reward", help="a recipe, or a YAML file with only a reward section")
     score.add_argument("responses", type=Path, metavar="IN.jsonl")
     score.add_argument("scores", type=Path, metavar="OUT.jsonl")
-    score.add_argument("--prompts", type=Path, help="the prompts.jsonl that belongs to a responses.jsonl")
-    score.add_argument("--reasoning", default="split", choices=["split", "keep"], help="whether thoughts are taken off")
-    score.add_argument("--reasoning-marks", nargs=2, metavar=("START", "END"), help="the texts around a thought")
+    score.add_argument("--prompts", type=Path, help="the prompts.jsonl that goes with a run's responses.jsonl")
+    score.add_argument(
+        "--reasoning", default="split", choices=["split", "keep"], help="whether reasoning is removed before scoring"
+    )
+    score.add_argument(
+        "--reasoning-marks", nargs=2, metavar=("START", "END"), help="the texts that begin and end reasoning"
+    )
     return parser
 
 

@@ -142,7 +142,7 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
         yield f"    {turn.name}: {_gb(turn.total)}"
         yield from (f"      {'?' if value is None else _gb(value):>7} {what}" for what, value in turn.terms.items())
     for note in dict.fromkeys(turn.note for turn in turns if not turn.terms):
-        yield f"    not known yet of {', '.join(turn.name for turn in turns if turn.note == note)}: {note}"
+        yield f"    not known yet for {', '.join(turn.name for turn in turns if turn.note == note)}: {note}"
     for turn in known:
         if turn.spare < 0:
             yield f"    the cache of {turn.name} does not hold one text; {turn.lower}"
@@ -193,13 +193,13 @@ def _tried(name: str, make: Callable[..., Turn | None], *given: Any) -> Turn | N
     except UserError as why:
         return Turn(name, {}, str(why))
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, re.error) as fault:
-        return Turn(name, {}, f"config.json or an option cannot be reckoned with ({type(fault).__name__}: {fault})")
+        return Turn(name, {}, f"config.json or an option does not fit this estimate ({type(fault).__name__}: {fault})")
 
 
 def _folder(loaded: Loaded, part: Any) -> Path:
     """The folder of the model that a section names. UserError: why it is not here."""
     if part.model is None:
-        raise UserError("the run makes the model, out of policy.config")
+        raise UserError("the run itself makes the model, from policy.config")
     path = Path(part.model)
     if path.is_dir():
         return path
@@ -207,7 +207,7 @@ def _folder(loaded: Loaded, part: Any) -> Path:
         if need.folder == path.parent:
             raise UserError(f"{need.path} makes {path}, and has not been run")
     if (fetched := hub.fetched(part.model, part.revision)) is None:
-        raise UserError(f"{part.model} has not been fetched")
+        raise UserError(f"{part.model} is not downloaded yet")
     return fetched
 
 

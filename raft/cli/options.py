@@ -34,9 +34,14 @@ def listed(name: str | None) -> Iterator[str]:
     else:
         section, _, kind = name.partition(".")
         if kind not in registry.TABLE.get(section, {}):
-            every = (f"{table}.{kind}" for table, known in registry.TABLE.items() for kind in known)
-            raise UserError(f"no options of the name {name!r}; {suggest(name, [*JOBS, *registry.TABLE, *every])}")
+            raise UserError(f"no options of the name {name!r}; {suggest(name, names())}")
         yield from of_class(registry.find(section, kind))
+
+
+def names() -> list[str]:
+    """All that `listed` takes: jobs, sections, and kinds as `section.kind`."""
+    kinds = [f"{section}.{kind}" for section, known in registry.TABLE.items() for kind in known]
+    return [*JOBS, *registry.TABLE, *kinds]
 
 
 def of_class(cls: type, given: Mapping[str, Any] | None = None) -> Iterator[str]:

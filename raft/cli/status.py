@@ -87,7 +87,7 @@ def _few(names: list[str]) -> str:
 def _state(found: dict[str, Any]) -> str:
     iteration, wanted = found["iteration"], found["iterations"]
     if found["state"] == "finished":
-        of = f", {wanted} iterations" if wanted else ""
+        of = f", {wanted} iteration{'s' * (wanted != 1)}" if wanted else ""
         return f"finished on {found['finished'].replace('T', ' ')}{of}"
     if found["state"] == "at work":
         if found["now"] is None:
@@ -95,9 +95,9 @@ def _state(found: dict[str, Any]) -> str:
         now = State(**found["now"])
         left = [] if now.left is None else [f"about {words(round(now.left))} left"]
         return f"at work: {', '.join(filter(None, (now.where, now.stage, now.share, *left)))}"
-    again = f"go on with: raft resume {found['run']}"
+    again = f"resume with: raft resume {found['run']}"
     if found["gone"]:
-        return f"stopped: something that was finished is gone; {again}, which makes it again or says what is missing"
+        return f"stopped: a finished artifact is gone; {again}, which remakes it or says what is missing"
     if found["job"] != "align":
         return f"stopped before its end; {again}"
     if iteration is None:
@@ -207,7 +207,7 @@ def _states(folder: Path) -> Iterator[list[str]]:
         if there:
             yield lines(summary(folder))
         elif before is not None:
-            yield [f"{folder} is not there yet; {before} is at work: {at_work(before)}", f"waiting for {folder}"]
+            yield [f"{folder} does not exist yet; {before} is running: {at_work(before)}", f"waiting for {folder}"]
         elif running or (waited is not None and time.monotonic() < waited):
             yield [f"{folder} is starting"]
         else:

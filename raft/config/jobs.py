@@ -9,6 +9,7 @@ from typing import Any, Literal
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
 from raft.core.protocols import comparable, makes, takes_pairs
 from raft.core.records import Response
+from raft.core.registry import PAIRS
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
@@ -128,12 +129,12 @@ class Align(Job):
         if self.policy.config is not None:
             yield (
                 "policy.config",
-                "a policy with random weights has nothing to say; make one with a job: sft recipe and name that",
+                "random weights have learned nothing; make a policy with a job: sft recipe and name that",
             )
         if makes(self.trainer) != "policy":
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
         elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
-            yield "selection.kind", "makes preference pairs, but this trainer learns from single responses"
+            yield "selection.kind", f"makes preference pairs, but this trainer learns from single responses; {PAIRS}"
         elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
             yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
         if not comparable(self.reward):
@@ -153,9 +154,9 @@ class Align(Job):
         if getattr(self.selection, "across_prompts", False):
             yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
         if getattr(self.selection, "kl_coef", 0):
-            yield "selection.kl_coef", f"{ranks}, so there is no unit in which to take a distance from it; remove it"
+            yield "selection.kl_coef", f"{ranks}, so a distance cannot be subtracted from it; remove it"
         if self.evaluation.gold is None:
-            yield "evaluation.gold", f"{ranks}, so it cannot tell policies apart; name a reward that can"
+            yield "evaluation.gold", f"{ranks}, so it cannot compare policies; name a reward that can"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,7 @@ class EvaluateReward(Job):
         yield from super().faults()
         for option, named in (("rewards", self.rewards), ("sets", self.sets)):
             if len({name.casefold() for name in named}) < len(named):
-                yield option, "two names differ only in capital letters, which some disks do not tell apart"
+                yield option, "two names differ only in case, which some file systems ignore"
         for name, one in self.sets.items():
             if getattr(one, "pairs", "columns") is None:
                 yield f"sets.{name}.pairs", "say how to get pairs, such as columns (chosen and rejected)"
@@ -267,14 +268,14 @@ class Label(Job):
         if not self.selection.makes_pairs:
             yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
         if self.selection.kl_coef:
-            yield "selection.kl_coef", "there is no first policy to keep near to; remove it"
+            yield "selection.kl_coef", "this job has no first policy to measure the distance from; remove it"
         if self.policy is not None and self.policy.config is not None:
-            yield "policy.config", "a policy with random weights has nothing to say; name one that exists"
+            yield "policy.config", "random weights have learned nothing; name an existing policy"
         parts = [] if self.prompts is None else self.prompts.parts()
         if len({part.is_chat for _, part in parts}) == 2:
             yield (
                 "prompts",
-                "some parts are chats and some texts, which no reader of pairs takes in one file; part them",
+                "some parts are chats and some texts, which cannot share a file of pairs; use one job for each",
             )
 
 

@@ -19,10 +19,9 @@ from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build, sound
-from raft.core.run_paths import RunPaths
+from raft.core.run_paths import OUTPUTS, RunPaths
 from raft.core.terminal import is_unicode
 
-OUTPUTS = Path("outputs")
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
@@ -278,7 +277,7 @@ def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) 
     file = path.parent / base
     content = _read(file, lines)
     if "base" in content:
-        raise UserError(f"{file}: a base has a base of its own; one level is allowed, so that a recipe stays readable")
+        raise UserError(f"{file}: a base has a base of its own; one level is allowed, which keeps recipes readable")
     if unlike := next(_unlike(content, own), None):
         raise UserError(f"{path}: {unlike} is a mapping here or in its base {file}, but not in both; make them alike")
     with _understood(file, lines):
@@ -419,7 +418,7 @@ def dependencies(
     for key, options in _naming(config):
         name = options.pop("recipe")
         if not isinstance(name, str) or not name:
-            faults.append(Fault(f"{key}.recipe", f"{name!r} is not a file; name a recipe, by its path from this one"))
+            faults.append(Fault(f"{key}.recipe", f"{name!r} is not a file; name a recipe, by its path from here"))
             continue
         file = path.parent / name
         if file.resolve() in [outer.resolve() for outer in above]:
@@ -428,7 +427,7 @@ def dependencies(
         job = needed.recipe.job
         if job not in JOB_OUTPUTS:
             message = (
-                f"{needed.path} is a job: {job}, which makes nothing to go on with; allowed: {', '.join(JOB_OUTPUTS)}"
+                f"{needed.path} is a job: {job}, whose result no recipe can use; allowed: {', '.join(JOB_OUTPUTS)}"
             )
             faults.append(Fault(f"{key}.recipe", message))
             continue

@@ -85,7 +85,7 @@ def function(name: str) -> Callable[..., Any]:
     """A function by its name. ValueError: it is not there."""
     if name not in _lent:
         raise ValueError(
-            f"{name!r} was given as a Python object, so the run goes on only from Python, with the same function: "
+            f"{name!r} was given as a Python object, so the run resumes only from Python, with the same function: "
             "raft.open_run(RUN).resume(reward=function)"
         )
     return _lent[name][0]

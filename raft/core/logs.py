@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from raft import __version__
 from raft.core.errors import UserError
 from raft.core.run_paths import RunPaths
 
@@ -40,6 +42,7 @@ def begin(folder: Path) -> Path:
     logging.raiseExceptions = False  # a full disk is reported once, by the code that writes artifacts
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    logging.getLogger("raft").info("raft %s: %s", __version__, shlex.join(sys.argv))
     return file
 
 

@@ -195,7 +195,7 @@ class Screen:
         """The stage is over; what comes between two stages is known by the iteration alone."""
         with self.lock:
             if self.progress is progress:
-                self.words = ", ".join(filter(None, (progress.state().where, "going on")))
+                self.words = ", ".join(filter(None, (progress.state().where, "between stages")))
                 self.progress, self.since, self.told = None, self.clock(), None
 
     def look(self) -> None:

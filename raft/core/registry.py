@@ -64,6 +64,10 @@ TABLE = {
     },
 }
 
+PAIRS = "job: label writes preference pairs as TRL's DPOTrainer reads them (docs/dpo.md)"
+ELSEWHERE = {  # kinds that other libraries have, and the way to those
+    "trainer": {"dpo": PAIRS, "grpo": "raft learns from selected responses; TRL has a GRPOTrainer"},
+}
 
 # what the stages call of a kind; the rest has defaults (raft/core/protocols.py, and the base classes of the others)
 METHODS = {
@@ -82,9 +86,9 @@ def find(section: str, kind: Any) -> type:
     known = TABLE[section]
     target = known.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(target, str) or ":" not in target:
-        raise ValueError(
-            f"unknown kind {kind!r}; {suggest(str(kind), list(known))}, or package.module:Class of your own"
-        )
+        hint = ELSEWHERE.get(section, {}).get(str(kind), "")
+        allowed = f"{suggest(str(kind), list(known))}, or package.module:Class of your own"
+        raise ValueError("; ".join(filter(None, (f"unknown kind {kind!r}", allowed, hint))))
     found = load(target)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{target} is not a dataclass; a component is a frozen dataclass whose fields are its options")
@@ -255,7 +259,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         faults.append(Fault(key, f"{short(value)} is out of range; whole numbers have at most 63 bits"))
         return None
     if isinstance(value, float) and 0 < abs(value) < TINY:
-        faults.append(Fault(key, f"{value!r} is out of range; nothing is reckoned so near to 0"))
+        faults.append(Fault(key, f"{value!r} is out of range; numbers this close to 0 are not supported"))
         return None
     return value
 

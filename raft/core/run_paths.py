@@ -5,6 +5,7 @@ from pathlib import Path
 
 from raft.core.errors import UserError
 
+OUTPUTS = Path("outputs")  # where runs go, in the current folder
 RUN = "run.json"
 DEPTH = 3  # iterations/003/evaluation/scores.jsonl
 

@@ -138,9 +138,10 @@ def status() -> int:
 
 
 def tell() -> None:
-    """Says, once, that the process stops and how to go on."""
+    """Says, once, that the process stops and how to resume."""
     if _note.told.acquire(blocking=False):
-        _write(f"\nraft: stopped; nothing finished is lost. Go on with:\n  {_note.again}\n")
+        saved = "all finished work is saved, unfinished training starts over"
+        _write(f"\nraft: stopped; {saved}. Resume with:\n  {_note.again}\n")
 
 
 def _receive(signum: int, seen: list[float]) -> None:

@@ -101,7 +101,7 @@ class Transformers(Sampling):
     def _encode(self, loaded: Loaded, prompt: Prompt) -> list[int]:
         ids = encode_prompt(loaded.tokenizer, prompt)
         if not ids:
-            raise UserError(f"prompt {prompt.id} has no tokens, so there is nothing to go on from; remove it")
+            raise UserError(f"prompt {prompt.id} has no tokens, so there is nothing to continue; remove it")
         self.check_room(prompt, ids, positions(loaded.model))
         return ids
 

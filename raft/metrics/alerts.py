@@ -142,8 +142,8 @@ def length_wins(rows: Rows, patience: int) -> tuple[float, str] | None:
         return None
     tau, clear = row["length/reward_correlation"], row["length/winner_longest_z"] > CLEAR
     return tau if clear else 0.0, (
-        f"{row['length/winner_longest']:.0%} of the winners are the longest of their group, by chance "
-        f"{row['length/winner_longest_chance']:.0%}; reward and length go together with {tau:+.2f}"
+        f"{row['length/winner_longest']:.0%} of the winners are the longest of their group (by chance "
+        f"{row['length/winner_longest_chance']:.0%}); the rank correlation of reward and length is {tau:+.2f}"
     )
 
 
@@ -155,7 +155,7 @@ def phrase_rises(rows: Rows, patience: int) -> tuple[float | Level, str] | None:
     rises = [rise for rise in row["ngrams/rising"] if rise["before"] <= RARE * rise["now"]]
     most = max(rises, key=lambda rise: rise["now"] - rise["before"], default=None)
     if most is None:
-        return "ok", "no word, phrase or symbol has become much more frequent"
+        return "ok", "no word, phrase or symbol has become much more common"
     others = [repr(rise["text"]) for rise in rises if rise is not most][:2]
     return most["now"] - most["before"], (
         f"{most['text']!r} is in {most['now']:.0%} of the held-out answers ({most['before']:.0%} at the start)"
@@ -169,7 +169,7 @@ def answers_repeat(rows: Rows, patience: int) -> tuple[float, str] | None:
     if not series:
         return None
     now, first = series[-1]["diversity/same_text"], series[0]["diversity/same_text"]
-    return now - first, f"two answers to a prompt are the same text with a chance of {now:.0%}, at first of {first:.0%}"
+    return now - first, f"two answers to a prompt are identical with probability {now:.0%} ({first:.0%} at the start)"
 
 
 def gold_disagrees(rows: Rows, patience: int) -> tuple[float, str] | None:
@@ -198,7 +198,7 @@ def rewards_missing(rows: Rows, patience: int) -> tuple[float, str] | None:
 def _softened(alert: Alert) -> Alert:
     if alert.level != "warning":
         return alert
-    return replace(alert, level="watch", message=f"{alert.message} (gold has risen as well, so it may be meant)")
+    return replace(alert, level="watch", message=f"{alert.message} (gold has risen too, so this may be intended)")
 
 
 def _gold_holds(rows: Rows) -> bool:

@@ -302,7 +302,7 @@ DIAGNOSTICS = [
         rule=Rule(
             name="truncated", limits=(0.2, 0.5),
             look=alerts.value_of("eval/truncated", "{now:.0%} of the held-out answers are cut by the limit"),
-            then="raise generator.max_tokens, or use filters: [truncated]",
+            then="raise generator.max_tokens; filters: [truncated] leaves them out, where enough others remain",
         ),
     ),
     Diagnostic(
@@ -415,7 +415,7 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "response/empty", Training, lambda it: it.responses.empty.mean(),
-        Column(RESPONSES, "empty", "share", "share of responses of nothing but white space"),
+        Column(RESPONSES, "empty", "share", "share of responses that are only white space"),
     ),
     Diagnostic("response/duplicate", Training, lambda it: it.responses.duplicate.mean()),
     Diagnostic("reward/absorbed", Training, _between_prompts(_absorbed)),

@@ -98,7 +98,7 @@ def load_dataset(
     cached = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else None
     if commit and cached and COMMIT.fullmatch(cached) and cached != commit:
         # without the hub `datasets` takes the commit that was loaded last
-        raise UserError(f"data set {name}: the local cache holds commit {cached}, not {commit}; go on with a network")
+        raise UserError(f"data set {name}: the local cache holds commit {cached}, not {commit}; connect to a network")
     return rows
 
 

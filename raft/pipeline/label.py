@@ -65,7 +65,7 @@ def given_responses(section: Any, output: ArtifactWriter) -> None:
 
 
 def publish(section: None, output: ArtifactWriter, selected: Artifact) -> None:
-    """The pairs as plain rows: id, prompt or messages, chosen, rejected; `examples: {pairs: columns}` reads them all.
+    """The pairs in TRL's format for DPO; `examples: {pairs: columns}` reads them all.
 
     What it could not read is dropped. UserError if that is all.
     """
@@ -101,6 +101,11 @@ def _require_readable(pair: Pair) -> None:
 
 
 def _plain(pair: Pair, number: int) -> dict[str, Any]:
-    prompt: dict[str, Any] = {"messages": pair.messages} if pair.messages is not None else {"prompt": pair.text}
-    prompt |= {"tools": pair.tools} if pair.tools else {}
-    return {"id": f"{pair.prompt_id}-{number}", **prompt, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+    """id, prompt, chosen, rejected: texts, or lists of messages where the prompt is a chat, then also its tools."""
+    sides = {"chosen": pair.chosen.text, "rejected": pair.rejected.text}
+    if pair.messages is None:
+        asked: dict[str, Any] = {"prompt": pair.text, **sides}
+    else:
+        answers = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
+        asked = {"prompt": pair.messages, **answers, **({"tools": pair.tools} if pair.tools else {})}
+    return {"id": f"{pair.prompt_id}-{number}", **asked}

@@ -119,7 +119,7 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """Makes the scores and their stamp. Every row is looked at before the first is scored."""
+    """Makes the scores and their stamp. All rows are validated before the first is scored."""
 
     def groups() -> Iterator[Group]:
         return responses_file.groups(Path(asked.path), Path(asked.prompts) if asked.prompts else None, asked.read)

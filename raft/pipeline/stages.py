@@ -255,11 +255,11 @@ def tell_sizes(observer: Any, source: Any, pool: Artifact, held_out: Artifact | 
     prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
     if held_out is not None and count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
-            f"evaluation.count is left out: {held_out.rows} prompts are held out (of more prompts, {HELD_OUT_COUNT})"
+            f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"
         )
     if source.per_iteration is None and drawn < prompt_sources.PER_ITERATION:
         observer.on_notice(
-            f"prompts.per_iteration is left out: an iteration draws {drawn} prompts (of more, "
+            f"prompts.per_iteration is not set: an iteration draws {drawn} prompts (with more, "
             f"{prompt_sources.PER_ITERATION})"
         )
 

@@ -198,14 +198,14 @@ def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
         )
     right = sum(better.reward > worse.reward for better, worse in scores)
     if right * 2 >= len(scores) and scores:
-        return "ok", f"prefers the better answer in {right} of {len(scores)} plain pairs"
+        return "ok", f"prefers the better answer in {right} of {len(scores)} sanity pairs"
     if (accuracy := _measured_accuracy(Path(reward.model))) is not None:
         return "ok", (
-            f"prefers the better answer in {right} of {len(scores)} plain pairs, which it was not made for; on "
+            f"prefers the better answer in {right} of {len(scores)} sanity pairs, which it was not made for; on "
             f"held-out pairs of its own kind its accuracy is {accuracy:.3f}"
         )
     return "warning", (
-        f"prefers the better answer in only {right} of {len(scores)} plain pairs; that is to be expected of a model "
+        f"prefers the better answer in only {right} of {len(scores)} sanity pairs; that is to be expected of a model "
         "trained on other matters (measure it on pairs of its own kind, job: evaluate-reward), else look at template, "
         "label and head"
     )

@@ -410,8 +410,8 @@ def _headless(model: str, architecture: str) -> str:
             "runs no code from elsewhere; use another reward model"
         )
     return (
-        f"{model} is a {architecture} without the head of a reward model: its rewards would be made up. Name a reward "
-        "model; if its card says that the reward is the logit of a token (Nemotron-Reward), say reward.head: token"
+        f"{model} is a {architecture} without the head of a reward model: its rewards would be arbitrary. Name "
+        "another; if its card says that the reward is the logit of a token (Nemotron-Reward), say reward.head: token"
     )
 
 
@@ -420,7 +420,7 @@ def build(kind: type[Head], model: str, config: Any, checkpoint: Checkpoint, tok
     try:
         head = kind.load(config, checkpoint, tokenizer, label)
     except KeyError as fault:
-        raise UserError(f"{model}: head: {kind.name} lacks the tensor {fault}; its rewards would be made up") from None
+        raise UserError(f"{model}: head: {kind.name} lacks the tensor {fault}; rewards would be arbitrary") from None
     if left_over := sorted({*head.weights} - head.used):
         raise UserError(f"{model}: head: {kind.name} does not read {left_over[0]}; its config.json says fewer layers")
     if head.width != len(head.names):

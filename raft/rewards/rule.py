@@ -162,7 +162,7 @@ def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Ma
     except Stopped:
         raise
     except KeyboardInterrupt as fault:
-        raise UserError(f"the rule raised {tell(fault)}; a rule returns a number, or raises an Exception") from fault
+        raise UserError(f"the rule raised {tell(fault)}; it must return a number or raise an Exception") from fault
     except BaseException as fault:  # sys.exit() as well: no rule ends a run
         return Score(None, error=tell(fault)[:MESSAGE])
     return Score(parts.pop("reward"), parts)

@@ -140,7 +140,7 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
     if changed:
         depends = ", ".join(change.split(":", 1)[0] for change in conflict.changes[:3])
         of = f"{folder} is the run of another recipe, and {path.relative_to(folder)} depends on it ({depends})"
-    lines = [f"{of}; what changed:\n{listed}nothing was made. Put it back, or go on with one of these:"]
+    lines = [f"{of}; what changed:\n{listed}nothing was made. Put it back, or use one of these:"]
     lines += [f"  {command}\n      {what}" for command, what in _ways(conflict, loaded)]
     return "\n".join(lines)
 

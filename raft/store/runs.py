@@ -37,7 +37,7 @@ from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
 
-FORMAT = 6  # of artifacts and keys: raised when an older run could no longer be continued
+FORMAT = 7  # of artifacts and keys: raised when an older run could no longer be continued
 DESCRIBING = ("diagnose", "measure")  # stages that only describe what others made: repeated when that changes
 
 
@@ -412,7 +412,7 @@ def _lock(file: Path, what: str, otherwise: str) -> int:
                     return lock
         except BlockingIOError:
             os.close(lock)
-            raise UserError(f"{what} is at work in another process; wait for it, or {otherwise}") from None
+            raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
         except OSError as fault:
             os.close(lock)
             raise UserError(

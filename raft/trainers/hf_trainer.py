@@ -190,7 +190,8 @@ def _not_free(option: str, given: dict, known: Collection[str], decided: re.Patt
         if name not in known:
             yield f"{option}.{name}", f"unknown key; {suggest(name, free)}"
         elif name not in free:
-            yield f"{option}.{name}", "the trainer decides this, or has an option for it; free are: " + ", ".join(free)
+            owner = "raft sets this itself, for one GPU, or has an option for it"
+            yield f"{option}.{name}", f"{owner}; free are: {', '.join(free)}"
 
 
 def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:

@@ -115,7 +115,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(world, tmp_path)
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and "the disk is full" in done.stderr and "go on with" in done.stderr
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "resume with" in done.stderr
     assert "Traceback" not in done.stderr
     kept = world / "outputs" / "full" / "iterations" / "001" / "scores.jsonl"
     before = kept.stat().st_mtime_ns

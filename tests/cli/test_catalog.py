@@ -40,7 +40,7 @@ def test_a_copied_recipe_is_whole_where_it_was_copied_to(name: str, tmp_path: Pa
     script = f"from raft.config import recipe; from pathlib import Path; recipe.load(Path('{name}.yaml'))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 0 or "variables.data" in done.stderr, done.stderr  # data that the user brings
-    with pytest.raises(UserError, match="exists already, and nothing is overwritten"):
+    with pytest.raises(UserError, match="already exists and is not overwritten"):
         catalog.copy(name, tmp_path)
 
 

@@ -39,14 +39,14 @@ def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_whe
     differences = np.array([other[name] - one[name] for name in one])
     half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
     assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
-    assert "trainer.learning_rate: was 0.001, is 0.1" in done.stdout
+    assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout
     first = done.stdout.index("first artifact that differs: iterations/001/policy")
-    assert "section.learning_rate: was 0.001, is 0.1" in done.stdout[first:]
+    assert "section.learning_rate: A has 0.001, B has 0.1" in done.stdout[first:]
 
 
 def test_a_run_and_itself_are_the_same(world):
     done = worlds.raft(world, "compare", "outputs/fast", "outputs/fast")
-    assert "recipes: alike" in done.stdout and "every artifact that both have is the same" in done.stdout
+    assert "recipes: the same" in done.stdout and "every artifact that both have is the same" in done.stdout
     assert "+0.000 ± 0.000 on 6 prompts that both have: no clear difference" in done.stdout
 
 

@@ -168,14 +168,14 @@ def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_
     loaded = load(Path("recipe.yaml"))
     said = [*lines(plan(loaded, GPU), GPU)]
     assert said[-2] == (
-        "    not known yet of generate, likelihoods, train: "
+        "    not known yet for generate, likelihoods, train: "
         "needed.yaml makes outputs/needed/policy, and has not been run"
     )
     assert said[1].startswith("    score: ")
     (turn,) = plan(loaded.needs[0], GPU)
-    assert not turn.terms and turn.note == "the run makes the model, out of policy.config"
+    assert not turn.terms and turn.note == "the run itself makes the model, from policy.config"
     hub = a_recipe(tmp_path, monkeypatch, policy={"model": "owner/name"})
-    assert by_name(plan(hub, GPU))["train"].note == "owner/name has not been fetched"
+    assert by_name(plan(hub, GPU))["train"].note == "owner/name is not downloaded yet"
     snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(tmp_path / "base")
@@ -199,7 +199,9 @@ def test_options_that_make_no_sense_are_no_traceback(tmp_path: Path, monkeypatch
     generator = {"kind": "vllm", "max_tokens": 12, "engine_args": {"gpu_memory_utilization": "most"}}
     loaded = a_recipe(tmp_path, monkeypatch, generator=generator, trainer={"lora": {"r": "many"}})
     turns = by_name(plan(loaded, GPU))
-    assert "cannot be reckoned with" in turns["generate"].note and "cannot be reckoned with" in turns["train"].note
+    assert (
+        "does not fit this estimate" in turns["generate"].note and "does not fit this estimate" in turns["train"].note
+    )
     assert turns["score"].terms
 
 

@@ -74,13 +74,13 @@ def test_files_are_listed_only_when_asked_for(tmp_path: Path):
 
 def test_a_run_that_stopped_says_where_and_how_it_goes_on(tmp_path: Path):
     run = write_run(tmp_path / "run", 1, wanted=5)
-    assert told(run)[1].splitlines()[1] == f"stopped in iteration 2 of 5; go on with: raft resume {run}"
+    assert told(run)[1].splitlines()[1] == f"stopped in iteration 2 of 5; resume with: raft resume {run}"
 
 
 def test_a_run_that_lost_something_is_not_called_finished(tmp_path: Path):
     run = write_run(tmp_path / "run")
     (run / "iterations" / "001" / "scores.jsonl").unlink()
-    assert told(run)[1].splitlines()[1].startswith("stopped: something that was finished is gone")
+    assert told(run)[1].splitlines()[1].startswith("stopped: a finished artifact is gone")
 
 
 def test_a_run_stopped_by_an_alert_says_which(tmp_path: Path):
@@ -91,7 +91,7 @@ def test_a_run_stopped_by_an_alert_says_which(tmp_path: Path):
     found["stopped_by"] = ["truncated"]
     assert status.lines(found)[1] == (
         "stopped after iteration 1 of 5 (alerts.on_warning: stop) because of truncated; "
-        f"go on with: raft resume {run} alerts.on_warning=warn"
+        f"resume with: raft resume {run} alerts.on_warning=warn"
     )
 
 
@@ -196,7 +196,7 @@ def test_watching_waits_for_a_run_while_another_beside_it_is_at_work(tmp_path: P
         status, written = watched_on_terminal(tmp_path / "run", 24, 600, go_on)
     text = written.decode()
     assert status == 0 and f"{before} is at work: iteration 2 of 5" in text
-    assert "finished on" in text and text.index("is not there yet") < text.index("finished on")
+    assert "finished on" in text and text.index("does not exist yet") < text.index("finished on")
     status, said = told(tmp_path / "other", "--watch")
     assert status == 2 and "is not a run" in said
 

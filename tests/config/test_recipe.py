@@ -72,7 +72,7 @@ def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
         ("policy.config.model_type=llama", "policy.model", "exactly one"),
         ("selection.kind=best-vs-worst", "selection.kind", "pairs"),
         ("trainer.kind=reward-model", "trainer.kind", "reward model"),
-        ("trainer.args.learning_rate=1", "trainer.args.learning_rate", "run|decides|trainer"),
+        ("trainer.args.learning_rate=1", "trainer.args.learning_rate", "raft sets this itself"),
         ("trainer.args.max_grad_nrm=1", "trainer.args.max_grad_nrm", "did you mean max_grad_norm"),
         ("name=../x", "name", "folder name"),
         ("reward.function=lenght", "reward.function", "did you mean length"),

@@ -67,7 +67,7 @@ def test_a_library_that_never_returns_to_python_has_its_grace_and_no_more():
         "threading.Timer(0.2, tell_self).start(); os.system('exec sleep 30 > /dev/null 2>&1')", RAFT_GRACE="1"
     )
     assert done.returncode == 75 and time.monotonic() - began < 15
-    assert "go on with:\n  raft run 'a b.yaml'" in done.stderr.lower() and "Traceback" not in done.stderr
+    assert "resume with:\n  raft run 'a b.yaml'" in done.stderr.lower() and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("signum", "status"), [(TERM, 143), (INT, 130), (USR1, 138), (HUP, 129)])
@@ -188,7 +188,7 @@ def stopped(folder: Path, signum: signal.Signals, seconds: float) -> int:
     _, error = process.communicate(timeout=90)
     assert "Traceback" not in error and "ignored" not in error, error
     if process.returncode not in (0, -signum):
-        assert "Go on with:\n  raft run recipe.yaml" in error
+        assert "Resume with:\n  raft run recipe.yaml" in error
     return process.returncode
 
 

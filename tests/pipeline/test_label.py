@@ -137,12 +137,23 @@ def test_whatever_is_published_the_reader_of_pairs_reads(tmp_path: Path, ask: di
     assert reasons <= {"chosen is empty", "rejected is empty", "chosen and rejected are equal"}
     ids = [row["id"] for row in published] + [row["prompt_id"] for row in dropped]
     assert len(set(ids)) == len(ids)
-    where = {} if "text" in ask else {"messages": "messages", "prompt_column": None}
-    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="columns", max_bad_rows_fraction=0.0, **where)
+    section = FileExamples(path=str(run / "pairs.jsonl"), pairs="columns", max_bad_rows_fraction=0.0)
     found = list(pairs(section, seed=0))
-    assert [(one.chosen.text, one.rejected.text) for one in found] == [
-        (row["chosen"], row["rejected"]) for row in published
-    ]
+    sides = [(one.chosen.text, one.rejected.text) for one in found]
+    if "text" in ask:  # both forms are those that TRL's DPOTrainer takes
+        assert published == [
+            {"id": row["id"], "prompt": "one: ", "chosen": chosen, "rejected": rejected}
+            for row, (chosen, rejected) in zip(published, sides, strict=True)
+        ]
+    else:
+        assert {one.prompt.messages == CHAT for one in found} == {True}
+        assert published == [
+            {
+                "id": row["id"], "prompt": CHAT, "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+            for row, (chosen, rejected) in zip(published, sides, strict=True)
+        ]  # fmt: skip
 
 
 def test_a_job_of_which_no_pair_can_be_learned_from_says_why(tmp_path: Path):

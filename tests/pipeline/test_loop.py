@@ -135,7 +135,7 @@ def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
     before = {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
     done = worlds.raft(finished, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
-    assert "finished already, on 20" in done.stdout and "nothing to do" in done.stdout
+    assert "already finished, on 20" in done.stdout and "nothing to do" in done.stdout
     assert "iteration 1:" not in done.stdout and "iterations=4" in done.stdout
     assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
 
@@ -145,7 +145,7 @@ def test_a_run_of_which_something_is_gone_is_not_called_finished(finished):
     before = prompts.read_bytes()
     prompts.unlink()
     done = worlds.raft(finished, "run", "recipe.yaml")
-    assert done.returncode == 0 and "finished already" not in done.stdout and prompts.read_bytes() == before
+    assert done.returncode == 0 and "already finished" not in done.stdout and prompts.read_bytes() == before
 
 
 def test_only_the_policies_that_keep_asks_for_stay_and_the_others_leave_their_stamps(finished):
@@ -223,11 +223,11 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
             time.sleep(0.1)
             assert first.poll() is None
         second = worlds.raft(tmp_path, "run", "recipe.yaml")
-        assert second.returncode == 2 and "at work in another process" in second.stderr
+        assert second.returncode == 2 and "in use by another process" in second.stderr
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
         _, output = first.communicate()
-        assert time.monotonic() - began < 10 and first.returncode == 75 and "Go on with:" in output
+        assert time.monotonic() - began < 10 and first.returncode == 75 and "Resume with:" in output
         assert "Traceback" not in output
     finally:
         first.kill()

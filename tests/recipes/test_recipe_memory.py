@@ -36,6 +36,10 @@ MODELS = {  # what their config.json say
         **LLAMA, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
         "vocab_size": 32000,
     },
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": {
+        **LLAMA, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 14336, "vocab_size": 128256,
+    },
     "openlm-research/open_llama_3b": {
         **LLAMA, "hidden_size": 3200, "num_hidden_layers": 26, "num_attention_heads": 32, "intermediate_size": 8640,
         "vocab_size": 32000,
@@ -69,3 +73,16 @@ def test_training_fits_the_gpu_that_the_recipe_names(name, monkeypatch):
     turn = memory_plan._train(loaded, device)
     assert None not in turn.terms.values()
     assert memory_plan.fits(turn, device.memory), f"{turn.total / 1e9:.1f} GB"
+
+
+def test_every_turn_of_the_recipe_for_a_small_gpu_fits_it(monkeypatch):
+    loaded = recipe.load(RECIPES / "qwen3-1.7b-skywork-24gb.yaml")
+    monkeypatch.setattr(memory_plan, "_folder", lambda loaded, part: Path(part.model))
+    monkeypatch.setattr(memory_plan.vllm_options, "default_context", lambda folder: 4096)
+    monkeypatch.setattr(model_sizes, "read", lambda folder: model(str(folder)))
+    device = Device("cuda", int(GIGABYTES[24] * 1e9))
+    turns = memory_plan.plan(loaded, device)
+    assert [turn.name for turn in turns] == ["generate", "score", "likelihoods", "train"]
+    for turn in turns:
+        assert turn.terms and None not in turn.terms.values(), turn
+        assert memory_plan.fits(turn, device.memory), f"{turn.name} {turn.total / 1e9:.1f} GB"

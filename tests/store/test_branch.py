@@ -168,7 +168,7 @@ def test_a_run_that_was_renamed_moved_or_called_from_elsewhere_goes_on_in_its_ow
         assert (moved / "iterations" / f"{count:03d}" / "metrics.json").exists()
         assert [one.parent for one in tmp_path.rglob("run.json")] == [moved]
     done = worlds.raft(tmp_path, "resume", "kept/07", "name=new")
-    assert done.returncode == 2 and "name: new: raft resume goes on in kept/07 itself" in done.stderr
+    assert done.returncode == 2 and "name: new: raft resume continues in kept/07 itself" in done.stderr
 
 
 def test_a_copy_of_a_run_with_all_around_it_reads_what_is_around_the_copy(world, tmp_path, monkeypatch):

@@ -163,7 +163,7 @@ def test_what_the_operating_system_refuses_is_one_sentence(monkeypatch, capsys, 
     options.command = refused
     assert cli.execute(options) == 2
     told = capsys.readouterr().err
-    assert said in told and "outputs/x/weights" in told and "nothing finished is lost" in told and "Trace" not in told
+    assert said in told and "outputs/x/weights" in told and "all finished work is saved" in told and "Trace" not in told
 
 
 def test_what_the_disk_says_to_a_library_in_rust_is_an_error_of_the_disk(tmp_path):

@@ -61,7 +61,7 @@ def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_
     ):
         done = worlds.raft(tmp_path, *command)
         assert done.returncode == 0, done.stderr
-        assert "finished already" not in done.stdout
+        assert "already finished" not in done.stdout
     later, whole = (worlds.fingerprint(tmp_path / "outputs" / name) for name in ("tiny", "whole"))
     assert later == whole and "iterations/001/evaluation/gold.jsonl" in whole
     assert all("gold/eval" in row for row in read(tmp_path / "outputs/tiny/metrics.jsonl"))
@@ -73,6 +73,8 @@ def test_a_reward_that_failed_is_corrected_and_the_same_command_goes_on_with_the
     (tmp_path / "letters.py").write_text(rule.replace("    return", "    raise ValueError('not yet')\n    return"))
     failed = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert failed.returncode == 2 and "ValueError: not yet (letters.py, line 3)" in failed.stderr
+    log = (tmp_path / "outputs/tiny/logs/latest.log").read_text()
+    assert "run recipe.yaml" in log and "ERROR raft: " in log and "ValueError: not yet (letters.py, line 3)" in log
     made = stamp(tmp_path, "iterations/000/evaluation/responses.jsonl")
     (tmp_path / "letters.py").write_text(rule)
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
