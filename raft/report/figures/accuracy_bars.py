@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft.metrics.reward_accuracy import Figures, rows
-from raft.report.figures.style import COLOURS, HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save
+from raft.report.figures.style import HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save
+from raft.report.palette import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INTERVAL, CHANCE = "95 % interval", "chance (50 %)"
-BARS = (*COLOURS[:-1], "#999999")  # on black the interval would not be seen
+BARS = (*SERIES[:-1], "#999999")  # on black the interval would not be seen
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "oo")  # for print in black and white
 BAR_INCHES, GROUP_INCHES = 0.3, 0.35  # a bar, and the room between two groups
 LETTERS = 16  # of a label on one line

@@ -46,7 +46,7 @@ def draw(found: list[Recipe]) -> "Figure":
         if len(found) > 1:
             panel.set_title(recipe.title(), fontweight="bold")
     for panel in grid[::columns]:
-        panel.set_ylabel("reward@n, training prompts (own units)")
+        panel.set_ylabel("reward@n, training prompts")
     style.legend(figure, grid, [one.band for one in found], found[0].title() if len(found) == 1 else None)
     return figure
 
@@ -74,7 +74,7 @@ def ticks_to(most: int) -> list[int]:
 
 PLOT = Plot(
     name="best-of-n",
-    title="Best of n",
+    title="Reward of the best of n responses",
     shows="What choosing the best of n responses gains, estimated without bias from all K: where the right end still "
     "rises, a larger K would pay.",
     missing=reading.NO_TRAINING_REWARDS,
