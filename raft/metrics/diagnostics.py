@@ -470,7 +470,7 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "length/reward_correlation", Training, _length_correlation,
-        Column(POLICY, "length", "number", "Kendall's tau of reward and length within prompts"),
+        Column(POLICY, "reward and length", "number", "Kendall's tau of reward and length within prompts"),
         Rule(
             name="length-reward", look=alerts.length_wins, limits=(0.3, 0.5), style=True,
             then="the reward likes length: answers will grow, whether that is meant or not",

@@ -22,7 +22,7 @@ import numpy as np
 from raft.metrics import reward_metrics
 from raft.report import palette
 from raft.report.figures import reading, style
-from raft.report.figures.best_of_n import over_n
+from raft.report.figures.best_of_n import over_n, policies_of
 from raft.report.figures.lines import numbers as numbers_of
 from raft.report.figures.table import Measured, Number, Plot, Recipe
 from raft.store.runs import metrics_rows
@@ -67,8 +67,8 @@ def draw_gold(found: list[Recipe]) -> "Figure":
     grid[0].set_ylabel(SCALES[GOLD_REWARD])
     style.panel_legend(grid[0], "both rewards of each policy", WIDTH / 2)
     for panel, recipe in zip(grid[1:], found, strict=True):
-        over_n(panel, recipe, "gold", best=" by the reward")
-        title = "gold@n: gold reward of the best of n" + (f", {recipe.title()}" if len(found) > 1 else "")
+        over_n(panel, recipe, "gold", policies_of(found), best=" by the reward")
+        title = "gold@n: gold reward of the best of n" + (f"\n{recipe.title()}" if len(found) > 1 else "")
         style.panel_legend(panel, title, WIDTH / 2)
     style.legend(figure, [], [one.band for one in found], _title(found), shape="band, cross")
     return figure

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from raft.core.run_paths import RunPaths
 from raft.metrics import reward_accuracy
 from raft.report.figures import inline
-from raft.report.figures.accuracy_bars import accuracy_figure
+from raft.report.figures.accuracy_bars import TITLE, accuracy_figure
 from raft.report.figures.picture import FIGURES
 from raft.report.figures.table import Measured, Number, Plot, recipes
 
@@ -31,9 +31,10 @@ class Card(NamedTuple):
         return float(self.picture.attrib["viewBox"].split()[2]) > WIDE
 
     def html(self, is_whole: bool) -> str:
+        kind = " ".join(["card", *["whole"] * is_whole, *["wide"] * self.is_wide])
         self.picture.attrib |= {"role": "img", "aria-label": f"{self.title}; its numbers are below"}
         return (
-            f'<figure class="card{" whole" if is_whole else ""}" id="figure-{self.name}"><figcaption>'
+            f'<figure class="{kind}" id="figure-{self.name}"><figcaption>'
             f'<h3>{self.title}</h3><p class="quiet">{escape(self.shows)}</p></figcaption>'
             f'<div class="canvas" tabindex="0">{ElementTree.tostring(self.picture, "unicode")}</div>'
             f'<details><summary>Numbers</summary><div class="scroll" tabindex="0">{self.table}</div></details></figure>'
@@ -73,7 +74,7 @@ def _accuracies(results: Mapping[str, Mapping[str, reward_accuracy.Figures]]) ->
     }
     return Card(
         "accuracy",
-        "Accuracy of rewards",
+        TITLE,
         "The share of pairs in which the chosen response has the higher reward: a reward whose interval holds 50 % is "
         "not known to be better than chance.",
         inline.element("accuracy", lambda: accuracy_figure(results)),
