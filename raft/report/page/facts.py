@@ -87,9 +87,11 @@ def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = diagnostics.columns()
     beside = {key for key in present for end in ("_se", "_n") if key.endswith(end) and key.removesuffix(end) in present}
     unknown = sorted(present - beside - {key for group in known.values() for key in group})
+    lists = {key for row in rows for key in unknown if isinstance(row.get(key), list)}
+    known[UNNAMED] = {key: Column(UNNAMED, key, "phrases" if key in lists else "number", "") for key in unknown}
     shown = [
         (title, [_shown(key, column) for key, column in group.items() if key in present])
-        for title, group in [*known.items(), (UNNAMED, {key: Column(UNNAMED, key, "number", "") for key in unknown})]
+        for title, group in known.items()
     ]
     return [{"title": title, "figures": group} for title, group in shown if group]
 
