@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from raft.models import from_scratch
+from raft.report import palette
 from raft.report.figures import style
 
 MODEL = {
@@ -119,7 +120,7 @@ def draw(rows: list[Row], out: Path) -> None:
     with plt.rc_context(style.STYLE):
         figure, axes = plt.subplots(1, len(LABELS), figsize=(12, 2.6), layout="constrained")
         for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
-            axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color=style.COLOURS[0], linewidth=1)
+            axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color=palette.SERIES[0], linewidth=1)
             axis.set_ylim(bottom=0)
             axis.set_title(label)
             axis.set_xlabel("iteration")

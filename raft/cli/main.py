@@ -174,10 +174,16 @@ def _parser() -> argparse.ArgumentParser:
     plot = verb("plot", commands.plot, "draw a figure of one or more runs, with its numbers as CSV")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     plot.add_argument(
-        "--figure", default="reward", metavar="NAME", help="reward (default), distribution, best-of-n, gold, kl, length"
+        "--figure",
+        default="reward",
+        metavar="NAME",
+        help="reward (default), distribution, best-of-n, gold, kl, length, or all of them",
     )
     plot.add_argument(
-        "-o", "--output", type=Path, help="png, svg or pdf; default: reward_curve.png or NAME.png in the first run"
+        "-o",
+        "--output",
+        type=Path,
+        help="png, svg or pdf file, for all a folder; default: reward_curve.png and NAME.png in the first run",
     )
     show = verb("show", commands.show, "show a prompt with its responses and rewards, before and after")
     show.add_argument("run", **RUN)

@@ -94,13 +94,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Column:
-    """How the report's table shows a figure: under which title and label, in which form, and what it means."""
+    """How the report shows a figure: under which title and label, in which form, and what it means.
+
+    The table of iterations has the `main` figures; the table below it has all of them.
+    """
 
     title: str
     label: str
-    form: Literal["reward", "share", "number", "count"]
+    form: Literal["reward", "share", "number", "count", "phrases"]
     meaning: str
     key: str | None = None  # where it is not that of the diagnostic
+    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def figures(known: HeldOut | Training) -> dict[str, Any]:
 
 
 def columns() -> dict[str, dict[str, Column]]:
-    """The columns of the report's table by title, then by key."""
+    """How the report shows each figure, by title, then by key."""
     found: dict[str, dict[str, Column]] = {title: {} for title in TITLES}
     for diagnostic in DIAGNOSTICS:
         of_it = [diagnostic.columns] if isinstance(diagnostic.columns, Column) else diagnostic.columns
@@ -238,7 +242,7 @@ DIAGNOSTICS = [
         "train", HeldOut, lambda it: it.training,
         [
             Column(TRAINED, "first loss", "number", "loss of the first step, in nats per token", "train/loss_first"),
-            Column(TRAINED, "loss", "number", "mean loss over all steps, in nats per token", "train/loss"),
+            Column(TRAINED, "loss", "number", "mean loss over all steps, in nats per token", "train/loss", main=True),
             Column(TRAINED, "steps", "count", "steps of the optimiser", "train/steps"),
             Column(TRAINED, "examples", "count", "rows that were learned from", "train/examples"),
             Column(TRAINED, "tokens", "count", "tokens that were learned", "train/tokens"),
@@ -247,7 +251,9 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "reward/eval", HeldOut, lambda it: _evaluated("reward/eval", it.rewards),
-        Column(HELD_OUT, "reward", "reward", "mean over held-out prompts of the mean reward of their responses"),
+        Column(
+            HELD_OUT, "reward", "reward", "mean over held-out prompts of the mean reward of their responses", main=True
+        ),
         Rule(
             name="gain", look=alerts.gain,
             then="it has stopped rising: stop here, or change the data or the reward",
@@ -263,7 +269,7 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "gold/eval", HeldOut, lambda it: _evaluated("gold/eval", it.gold),
-        Column(HELD_OUT, "gold", "reward", "the same of the gold reward, which selection never sees"),
+        Column(HELD_OUT, "gold", "reward", "the same of the gold reward, which selection never sees", main=True),
         Rule(
             name="gold", look=alerts.gold_falls,
             then="training now gains reward at the expense of what was meant: go back to that policy, and stop earlier",
@@ -281,10 +287,15 @@ DIAGNOSTICS = [
             then="what the reward prefers is hardly what gold prefers: fix the reward first",
         ),
     ),
-    Diagnostic("agreement/prompts", HeldOut, _agreement_of_prompts),
+    Diagnostic(
+        "agreement/prompts", HeldOut, _agreement_of_prompts,
+        Column(POLICY, "agreement, prompts", "number", "Kendall's tau of reward and gold reward over the prompts"),
+    ),
     Diagnostic(
         "eval/tokens", HeldOut, _of_answers(lambda answers: answers.tokens.mean()),
-        Column(HELD_OUT, "tokens", "number", "mean length of the responses to held-out prompts, in tokens"),
+        Column(
+            HELD_OUT, "tokens", "number", "mean length of the responses to held-out prompts, in tokens", main=True
+        ),
         Rule(
             name="length", limits=(1.5, 2.0), style=True,
             look=alerts.times_first(
@@ -296,10 +307,12 @@ DIAGNOSTICS = [
     Diagnostic(
         "eval/words", HeldOut,
         lambda it: None if it.answers is None else np.mean([len(text_metrics.words(text)) for text in it.texts]),
+        Column(HELD_OUT, "words", "number", "mean length of the responses to held-out prompts, in words"),
     ),
     Diagnostic(
         "eval/truncated", HeldOut, _of_answers(lambda answers: answers.truncated.mean()),
-        rule=Rule(
+        Column(HELD_OUT, "truncated", "share", "share of responses to held-out prompts cut by the limit", main=True),
+        Rule(
             name="truncated", limits=(0.2, 0.5),
             look=alerts.value_of("eval/truncated", "{now:.0%} of the held-out answers are cut by the limit"),
             then="raise generator.max_tokens; filters: [truncated] leaves them out, where enough others remain",
@@ -307,16 +320,20 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "eval/empty", HeldOut, _of_answers(lambda answers: answers.empty.mean()),
-        rule=Rule(
+        Column(HELD_OUT, "empty", "share", "share of responses to held-out prompts that are white space"),
+        Rule(
             name="empty", limits=(0.05, 0.2),
             look=alerts.value_of("eval/empty", "{now:.0%} of the held-out answers are empty"),
             then="see what the reward gives to an empty answer, or use filters: [empty]",
         ),
     ),
-    Diagnostic("eval/duplicate", HeldOut, _of_answers(lambda answers: answers.duplicate.mean())),
+    Diagnostic(
+        "eval/duplicate", HeldOut, _of_answers(lambda answers: answers.duplicate.mean()),
+        Column(HELD_OUT, "duplicate", "share", "share that repeats an earlier response to its prompt"),
+    ),
     Diagnostic(
         "entropy/token", HeldOut, _of_answers(_entropy),
-        Column(POLICY, "entropy", "number", "mean negative log-probability of a generated token, in nats"),
+        Column(POLICY, "entropy", "number", "mean negative log-probability of a generated token, in nats", main=True),
         Rule(
             name="entropy", limits=(0.5, 0.2), style=True,
             look=alerts.times_first(
@@ -329,7 +346,8 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "diversity/same_text", HeldOut, _of_answers(lambda answers: text_metrics.same_text(answers.texts)),
-        rule=Rule(
+        Column(POLICY, "same answer twice", "share", "chance that two held-out answers to a prompt have the same text"),
+        Rule(
             name="duplicates", limits=(0.25, 0.5), style=True, look=alerts.answers_repeat,
             then="the policy collapses to one answer, and K responses say no more than one",
         ),
@@ -338,18 +356,34 @@ DIAGNOSTICS = [
         "diversity", HeldOut, _diversity,
         [
             Column(
-                POLICY, "distinct-2", "share", "share of different pairs of words in held-out answers",
-                "diversity/distinct_2",
+                POLICY, "distinct-1", "share", "distinct words, as a share of all words of the held-out answers",
+                "diversity/distinct_1",
             ),
             Column(
-                POLICY, "MSTTR-100", "share", "different words among 100, averaged over the answers",
+                POLICY, "distinct-2", "share", "distinct bigrams, as a share of all bigrams of the held-out answers",
+                "diversity/distinct_2", main=True,
+            ),
+            Column(
+                POLICY, "MSTTR-100", "share", "distinct words among 100, averaged over the held-out answers",
                 "diversity/msttr_100",
+            ),
+            Column(
+                POLICY, "unique words", "count", "words that occur once in all held-out answers",
+                "diversity/unique_1",
+            ),
+            Column(
+                POLICY, "unique bigrams", "count", "bigrams that occur once in all held-out answers",
+                "diversity/unique_2",
             ),
         ],
     ),
     Diagnostic(
         "diversity/distinct_2_kept", HeldOut, _distinct_kept,
-        rule=Rule(
+        Column(
+            POLICY, "bigrams kept", "number", "distinct bigrams against those of the first policy, among equally many; "
+            "1: as diverse as at the start",
+        ),
+        Rule(
             name="diversity", limits=(0.8, 0.6), style=True,
             look=alerts.value_of(
                 "diversity/distinct_2_kept",
@@ -360,37 +394,43 @@ DIAGNOSTICS = [
     ),
     Diagnostic(
         "ngrams/rising", HeldOut, _rising,
-        rule=Rule(
+        Column(POLICY, "frequent phrases", "phrases", "share of held-out answers that contain them: at first → now"),
+        Rule(
             name="n-grams", limits=(0.25, 0.5), style=True, look=alerts.phrase_rises,
             then="the reward may favour the phrase itself: read some of them, and drop or penalise it",
         ),
     ),
     Diagnostic(
         "kl/first", HeldOut, _kl,
-        Column(POLICY, "KL", "number", "distance from the first policy on held-out answers, in nats per answer"),
+        Column(POLICY, "KL", "number", "KL from the first policy on held-out answers, in nats per answer", main=True),
     ),
     Diagnostic(
         "perplexity/references", HeldOut,
         lambda it: None if it.references is None else text_metrics.perplexity(*it.references),
+        Column(POLICY, "perplexity", "number", "of the reference responses (evaluation.references)"),
     ),
     Diagnostic(
         "reward/mean", Training, _between_prompts(lambda it: reward_metrics.mean_reward(it.rewards)),
-        Column(TRAINING, "mean", "reward", "mean over prompts of the mean of their K rewards"),
+        Column(TRAINING, "mean", "reward", "mean over prompts of the mean of their K rewards", main=True),
     ),
     Diagnostic(
         "reward/best_of_k", Training, _between_prompts(lambda it: reward_metrics.best_of_k(it.rewards)),
-        Column(TRAINING, "best of K", "reward", "mean over prompts of the best of their K rewards"),
+        Column(TRAINING, "best of K", "reward", "mean over prompts of the best of their K rewards", main=True),
     ),
     Diagnostic(
         "reward/headroom", Training,
         _between_prompts(lambda it: reward_metrics.best_of_k(it.rewards) - reward_metrics.mean_reward(it.rewards)),
+        Column(TRAINING, "headroom", "reward", "best of K less the mean: what learning the winners perfectly gains"),
     ),
     Diagnostic(
         "reward/std_within", Training, lambda it: reward_metrics.mean_spread(it.rewards),
-        Column(TRAINING, "spread", "reward", "mean over prompts of the standard deviation of their K rewards"),
+        Column(
+            TRAINING, "spread", "reward", "mean over prompts of the standard deviation of their K rewards", main=True
+        ),
     ),
     Diagnostic(
         "reward/prompts", Training, lambda it: int((~np.isnan(reward_metrics.prompt_means(it.rewards))).sum()),
+        Column(TRAINING, "prompts", "count", "training prompts with a reward"),
     ),
     Diagnostic(
         "reward/failed", Training, lambda it: np.isnan(it.rewards).mean(),
@@ -417,26 +457,73 @@ DIAGNOSTICS = [
         "response/empty", Training, lambda it: it.responses.empty.mean(),
         Column(RESPONSES, "empty", "share", "share of responses that are only white space"),
     ),
-    Diagnostic("response/duplicate", Training, lambda it: it.responses.duplicate.mean()),
-    Diagnostic("reward/absorbed", Training, _between_prompts(_absorbed)),
+    Diagnostic(
+        "response/duplicate", Training, lambda it: it.responses.duplicate.mean(),
+        Column(RESPONSES, "duplicate", "share", "share of responses that repeat an earlier one to the same prompt"),
+    ),
+    Diagnostic(
+        "reward/absorbed", Training, _between_prompts(_absorbed),
+        Column(
+            TRAINING, "absorbed", "number", "how far the mean rose towards the best of K that was learned from; "
+            "1: all the way, 0: not at all",
+        ),
+    ),
     Diagnostic(
         "length/reward_correlation", Training, _length_correlation,
-        Column(POLICY, "length", "number", "Kendall's tau of reward and length within prompts"),
+        Column(POLICY, "reward and length", "number", "Kendall's tau of reward and length within prompts"),
         Rule(
             name="length-reward", look=alerts.length_wins, limits=(0.3, 0.5), style=True,
             then="the reward likes length: answers will grow, whether that is meant or not",
         ),
     ),
-    Diagnostic("length/winner_longest", Training, _longest),
     Diagnostic(
-        "selection/distinct_2_kept", Training, lambda it: text_metrics.distinct_kept(it.winners, it.others)
+        "length/winner_longest", Training, _longest,
+        [
+            Column(SELECTION, "winner is longest", "share", "share of winners that are the longest of their group"),
+            Column(
+                SELECTION, "winner is longest, by chance", "share", "the share that a random choice would have",
+                "length/winner_longest_chance",
+            ),
+            Column(
+                SELECTION, "winner is longest, z", "number", "distance of the share from chance, in standard errors",
+                "length/winner_longest_z",
+            ),
+        ],
     ),
-    Diagnostic("ngrams/selected", Training, _rising_by_selection),
-    Diagnostic("selection/tokens", Training, _against_random("tokens", lambda responses: responses.tokens)),
-    Diagnostic("selection/duplicate", Training, _against_random("duplicate", lambda responses: responses.twin)),
+    Diagnostic(
+        "selection/distinct_2_kept", Training, lambda it: text_metrics.distinct_kept(it.winners, it.others),
+        Column(
+            SELECTION, "bigrams kept", "number", "distinct bigrams of the winners against those of a random choice, "
+            "among equally many",
+        ),
+    ),
+    Diagnostic(
+        "ngrams/selected", Training, _rising_by_selection,
+        Column(SELECTION, "selected phrases", "phrases", "share that contains them: of random responses → of winners"),
+    ),
+    Diagnostic(
+        "selection/tokens", Training, _against_random("tokens", lambda responses: responses.tokens),
+        [
+            Column(SELECTION, "tokens", "number", "mean length of the winners, in tokens"),
+            Column(
+                SELECTION, "tokens, random", "number", "mean length of a random response of the same groups, in tokens",
+                "selection/tokens_random",
+            ),
+        ],
+    ),
+    Diagnostic(
+        "selection/duplicate", Training, _against_random("duplicate", lambda responses: responses.twin),
+        [
+            Column(SELECTION, "duplicate", "share", "share of winners whose text another response of their group has"),
+            Column(
+                SELECTION, "duplicate, random", "share", "the same of a random response of the same groups",
+                "selection/duplicate_random",
+            ),
+        ],
+    ),
     Diagnostic(
         "selection/examples", Training, lambda it: len(it.picks[0]),
-        Column(SELECTION, "kept", "count", "rows that the next policy learned from"),
+        Column(SELECTION, "kept", "count", "rows that the next policy learned from", main=True),
     ),
     Diagnostic(
         "selection/dropped", Training, lambda it: it.dropped,

@@ -178,16 +178,12 @@ def table(results: Mapping[str, Mapping[str, Figures]]) -> str:
         "# Accuracy of rewards\n",
         "The share of pairs, in per cent, in which the chosen response has the higher reward, and its 95 % interval. "
         "Equal rewards count as wrong. Pairs without a reward are left out, and counted.\n",
-        _grid(
-            ["set", *rewards], [[name, *(_cell(one.get(r)) for r in rewards)] for name, one in rows(results).items()]
-        ),
+        _grid(["set", *rewards], [[name, *(cell(one.get(r)) for r in rewards)] for name, one in rows(results).items()]),
     ]
     for name, one in results.items():
         subsets = list(dict.fromkeys(subset for found in one.values() for subset in found.get("subsets", ())))
         if len(subsets) > 1:
-            lines = [
-                [sub, *(_cell(one[r]["subsets"].get(sub)) if r in one else "" for r in rewards)] for sub in subsets
-            ]
+            lines = [[sub, *(cell(one[r]["subsets"].get(sub)) if r in one else "" for r in rewards)] for sub in subsets]
             parts += [f"\n## {name}, by subset\n", _grid(["subset", *rewards], lines)]
     parts += [
         "\n## Size, ties, length, fit\n",
@@ -213,13 +209,14 @@ def _details(results: Mapping[str, Mapping[str, Figures]]) -> list[list[str]]:
             lines.append(
                 [name, reward, *(str(one[key]) for key in ("pairs", "unscored", "tied"))]
                 + [_percent(length[key]) for key in ("longer_preferred", "longer_chosen")]
-                + [_cell(length[key]) for key in ("chosen_longer", "chosen_shorter")]
+                + [cell(length[key]) for key in ("chosen_longer", "chosen_shorter")]
                 + [_number(one[key]) for key in ("margin", "loss", "calibration_error")]
             )
     return lines
 
 
-def _cell(found: Figures | None) -> str:
+def cell(found: Figures | None) -> str:
+    """An accuracy with its interval in per cent, or why there is none; empty where it was not asked for."""
     if found is None:
         return ""
     if "missing" in found:

@@ -4,12 +4,14 @@
 made it already. That is why a killed run goes on by the same command: everything below is simply run again.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from raft.config.jobs import JOB_OUTPUTS, Align, FineTune, TrainReward
 from raft.config.recipe import Loaded
+from raft.core import timing
 from raft.core.user_code import importable_from
 from raft.generators.fallback import supported_or_transformers
 from raft.models import chat_templates
@@ -120,6 +122,7 @@ JOBS: dict[str, Callable[..., None]] = {
 
 def run(loaded: Loaded, observer: Observer) -> None:
     """Runs a recipe and those it needs first, each from where it was left."""
+    began = timing.BEGAN
     for one in [*loaded.needs, loaded]:
         job = JOBS[one.recipe.job]
         with importable_from(one.path), continued(one, partial(job, one.recipe, observer=Observer())) as opened:
@@ -127,8 +130,9 @@ def run(loaded: Loaded, observer: Observer) -> None:
             try:
                 job(one.recipe, opened, observer)
             finally:
-                timeline.record(opened.folder)
+                timeline.record(opened.folder, began)
             if one is not loaded:
                 made = opened.existing(JOB_OUTPUTS[one.recipe.job][1])
                 require(made.place, made.stamp)  # the next recipe reads it by its name
             observer.on_run_end(opened, one)
+        began = time.time()

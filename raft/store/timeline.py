@@ -19,11 +19,14 @@ from raft.store.stamps import stamped
 PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save", "hash": "save"}
 
 
-def record(folder: Path) -> None:
-    """Adds this process to run.json, and brings the timeline there up to what is finished."""
+def record(folder: Path, began: float = timing.BEGAN) -> None:
+    """Adds this process to run.json, and brings the timeline there up to what is finished.
+
+    `began` is when it turned to this run: a process may first make what the recipe needs.
+    """
     known = about(folder)
-    earlier = [one for one in processes(known) if one["began"] != timing.BEGAN]
-    known["processes"] = [*earlier, {"began": timing.BEGAN, "ended": time.time()}]
+    earlier = [one for one in processes(known) if one["began"] != began]
+    known["processes"] = [*earlier, {"began": began, "ended": time.time()}]
     known["timeline"] = [
         {name: one[name] for name in ("artifact", "stage", "began", "seconds", "parts")} for one in artifacts(folder)
     ]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
+from raft.report import palette
 from raft.report.figures import best_of_n, inline, picture, style
 from raft.report.figures.table import COLUMNS, Recipe, recipes
 
@@ -203,6 +205,20 @@ def test_gold_against_the_reward_has_a_numbered_point_for_each_policy(tmp_path):
     assert at_n.get_shared_y_axes().joined(path, at_n)
 
 
+def test_each_panel_of_the_gold_figure_names_its_own_lines(tmp_path):
+    path, at_n = drawn("gold", make_run(tmp_path / "a")).axes
+    for panel, names in ((path, ["each policy at its number"]), (at_n, ["policy 0", "policy 1", "policy 2"])):
+        assert [text.get_text() for text in panel.get_legend().get_texts()] == names
+
+
+def test_a_policy_has_one_look_in_the_panels_of_all_recipes(tmp_path):
+    make_run(tmp_path / "short", training=TRAINING[:1])
+    make_run(tmp_path / "long", training=[*TRAINING, *TRAINING])
+    panels = drawn("best-of-n", tmp_path / "short", tmp_path / "long").axes
+    looks = {(line.get_label(), str(line.get_color()), line.get_marker()) for one in panels for line in one.get_lines()}
+    assert len(looks) == 4 and len({label for label, *_ in looks}) == 4
+
+
 def test_the_distance_has_the_marks_of_the_best_of_k_of_the_best_of_k(tmp_path):
     run = make_run(tmp_path / "a", training=[[[float(one) for one in range(8)]] * 2] * 2, policies=KL)
     found = table("kl", run)
@@ -229,8 +245,20 @@ def test_the_first_policy_is_at_distance_0_and_an_estimate_below_0_too(tmp_path)
 def test_length_draws_the_metrics_that_are_there(tmp_path):
     run = make_run(tmp_path / "a", policies=[{"eval/tokens": 9.0}, {"eval/tokens": 7.0, "diversity/distinct_2": 0.5}])
     length, diversity = drawn("length", run).axes
-    assert points(length) == {"held-out prompts, tokens": [(0, 9.0), (1, 7.0)]}
-    assert points(diversity) == {"distinct-2 (different pairs)": [(1, 0.5)]}
+    assert points(length) == {"held-out prompts, length": [(0, 9.0), (1, 7.0)]}
+    assert points(diversity) == {"held-out, distinct-2": [(1, 0.5)]}
+
+
+def test_measures_of_diversity_each_have_a_scale_of_their_own(tmp_path):
+    shares = {"eval/tokens": 9.0, "diversity/distinct_1": 0.01, "diversity/distinct_2": 0.1, "diversity/msttr_100": 0.6}
+    later = {key: 0.9 * value for key, value in shares.items()}
+    panels = drawn("length", make_run(tmp_path / "a", policies=[shares, later])).axes
+    assert [list(points(panel).values()) for panel in panels] == [
+        [[(0, pytest.approx(value)), (1, pytest.approx(0.9 * value))]] for value in shares.values()
+    ]
+    for panel, value in zip(panels, shares.values(), strict=True):
+        low, high = panel.get_ylim()
+        assert high - low < 0.2 * value  # a fall of a tenth is seen
 
 
 @pytest.mark.parametrize("name", list(picture.FIGURES))
@@ -249,10 +277,12 @@ def test_seeds_of_one_recipe_are_drawn_as_their_mean(tmp_path, name):
 def test_several_recipes_are_told_apart_without_colour(tmp_path, name):
     folders = [make_run(tmp_path / run, policies=KL) for run in ("raft-s0", "raft-s1", "sft", "random")]
     figure = drawn(name, *folders)
-    texts = " ".join([*legend(figure), *(panel.get_title(loc="left") for panel in figure.axes)])
+    legends = [*figure.legends, *(panel.get_legend() for panel in figure.axes if panel.get_legend())]
+    named = [text.get_text() for one in legends for text in (*one.get_texts(), one.get_title())]
+    texts = " ".join([*named, *(panel.get_title(loc="left") for panel in figure.axes)])
     assert "raft (" in texts and "sft" in texts and "random" in texts and "2 seeds" in texts
     for panel in figure.axes:
-        lines = [line for line in panel.get_lines() if line.get_label() in legend(figure)]
+        lines = [line for line in panel.get_lines() if line.get_label() in named]
         assert len({line.get_marker() for line in lines}) == len(lines)
 
 
@@ -315,7 +345,7 @@ def test_what_is_not_finished_is_not_read(tmp_path):
 
 def test_a_figure_that_there_is_none_of_is_refused_with_the_likeliest(tmp_path):
     with pytest.raises(
-        UserError, match=r"no figure 'bestofn'; did you mean best-of-n\? allowed: best-of-n, distribution"
+        UserError, match=r"no figure 'bestofn'; did you mean best-of-n\? allowed: all, best-of-n, distribution"
     ):
         picture.plot("bestofn", [make_run(tmp_path / "a")], tmp_path / "x.png")
 
@@ -344,7 +374,7 @@ def test_a_run_that_labels_has_the_figures_of_its_responses(tmp_path):
     assert table("best-of-n", tmp_path / "a")[0, "reward@2"][0] == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize("colour", [*style.COLOURS, "#ffffff", "#e4e4e4", "#440154"])
+@pytest.mark.parametrize("colour", [*palette.SERIES, "#ffffff", "#e4e4e4", "#440154"])
 def test_a_colour_stands_out_from_a_dark_sheet_as_it_does_from_white_and_keeps_its_hue(colour):
     import colorsys
 
@@ -369,8 +399,37 @@ def test_the_command_writes_the_picture_and_its_numbers_into_the_first_run(tmp_p
     done = raft(tmp_path, "plot", "a", "--figure", "gold")
     assert done.returncode == 0 and done.stdout.split() == ["a/gold.png", "a/gold.csv"]
     assert raft(tmp_path, "plot", "a").stdout.split() == ["a/reward_curve.png", "a/reward_curve.csv"]
+    assert (tmp_path / "a/gold.csv").read_bytes().startswith(b"recipe,run")
     refused = raft(tmp_path, "plot", "a", "--figure", "golden")
     assert refused.returncode == 2 and "did you mean gold?" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_picture_says_above_all_else_what_it_shows(tmp_path):
+    run = make_run(tmp_path / "a", policies=KL)
+    for name, figure in picture.FIGURES.items():
+        picture.plot(name, [run], tmp_path / "x.svg")
+        text = re.findall(r"<!-- (.*?) -->", (tmp_path / "x.svg").read_text())
+        assert figure.title in text and len(figure.title) > 15, name
+
+
+def test_all_figures_that_a_run_has_are_drawn_and_what_the_others_need_is_named(tmp_path):
+    make_run(tmp_path / "a")
+    done = raft(tmp_path, "plot", "a", "--figure", "all")
+    assert done.returncode == 0, done.stderr
+    names = ["reward_curve", "distribution", "best-of-n", "gold"]
+    *files, without_kl, without_length = done.stdout.splitlines()
+    assert files == [f"a/{name}.{kind}" for kind in ("png", "csv") for name in names]
+    assert without_kl.startswith("left out: kl: ") and "evaluation.kl: true" in without_kl
+    assert without_length.startswith("left out: length: ")
+    picture.plot("gold", [tmp_path / "a"], tmp_path / "alone.png")
+    assert (tmp_path / "a/gold.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
+    refused = raft(tmp_path, "plot", "a", "--figure", "all", "-o", "none")
+    assert refused.returncode == 2 and "none: there is no such folder" in refused.stderr
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/gold.csv").write_text("mine\n")
+    with pytest.raises(UserError, match="is not a table of raft plot"):
+        picture.plot_all([tmp_path / "a"], tmp_path / "own")
+    assert [file.name for file in (tmp_path / "own").iterdir()] == ["gold.csv"]
 
 
 def test_a_figure_of_runs_with_different_rewards_says_so_and_one_of_the_same_reward_does_not(tmp_path: Path):

@@ -95,9 +95,8 @@ def test_a_seed_that_is_behind_shortens_the_mean_instead_of_bending_it():
 
 def test_several_recipes_have_a_panel_for_each_figure_and_one_look_each():
     figure = reward_figure([("a", rows()), ("b-s1", rows(1.0)), ("sft-s", rows(2.0))])
-    assert [panel.get_title(loc="left") or panel.get_title() for panel in figure.axes] == list(REWARDS.labels.values())[
-        :3
-    ]
+    titles = [panel.get_title(loc="left") or panel.get_title() for panel in figure.axes]
+    assert titles == [line.label for line in REWARDS.values()][:3]
     looks = {
         (line.get_label(), line.get_color(), line.get_marker()) for panel in figure.axes for line in panel.get_lines()
     }

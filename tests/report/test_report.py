@@ -21,6 +21,7 @@ from pages import HOSTILE, blocks, facts, make_labelled, make_run, packed_groups
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Drop
+from raft.metrics import diagnostics, reward_accuracy
 from raft.report.figures.picture import FIGURES
 from raft.report.page import groups as report_groups
 from raft.report.page import write as report
@@ -115,6 +116,42 @@ def test_every_figure_that_raft_plot_can_draw_of_the_run_is_in_the_page_with_its
             cell = told[f"{one.iteration} {one.quantity}"]
             assert cell.split()[0] == f"{one.value:.4g}"
             assert one.low is None or f"[{one.low:.4g}, {one.high:.4g}]" in cell
+
+
+def test_every_figure_of_a_policy_has_a_label_and_says_what_it_means(tmp_path: Path):
+    run = write_run(tmp_path / "mine", 2, 2, 1, text, reward)
+    known = {key: column for group in diagnostics.columns().values() for key, column in group.items()}
+    told = {key: [] if column.form == "phrases" else 0.5 for key, column in known.items()}
+    counts = {"reward/eval_n": 2, "gold/eval_n": 2}
+    file = run / "iterations" / "001" / "metrics.json"
+    file.write_text(json.dumps({"policy": told | counts, "previous": {}}))
+    shown = [one for group in facts(report.write(run).read_bytes())["figures"] for one in group["figures"]]
+    assert [one["key"] for one in shown] == [*known] and len(known) > 50
+    assert all(one["label"] and one["meaning"] and one["label"] != one["key"] for one in shown)
+
+
+def test_the_best_policy_is_the_one_that_the_run_calls_best(tmp_path: Path):
+    better = [0.0, 3.0, 1.0]
+    run = write_run(tmp_path / "mine", 2, 2, 2, text, lambda policy, prompt, index: better[policy] + index)
+    for number, mean in enumerate(better):
+        file = run / "iterations" / f"{number:03d}" / "metrics.json"
+        told = json.loads(file.read_text())
+        file.write_text(json.dumps({**told, "policy": {**told["policy"], "reward/eval": mean}}))
+    assert facts(report.write(run).read_bytes())["best"] == {"policy": 1, "by": "reward/eval"}
+
+
+def test_a_report_of_rewards_has_their_accuracies_as_bars_with_intervals(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"job": "evaluate-reward", "seed": 0}')
+    name = "a <b> reward"
+    margins = np.array([1.0] * 15 + [-1.0] * 5)
+    results = {"hh": {name: reward_accuracy.figures(margins, np.zeros(20), np.ones((20, 2)))}}
+    (tmp_path / "accuracy.json").write_text(json.dumps(results))
+    page = report.write(tmp_path).read_bytes()
+    (shown,) = re.findall(rb'<figure [^>]*id="figure-accuracy".*?</figure>', page, re.DOTALL)
+    assert b"<svg" in shown and "a &lt;b&gt; reward" in shown.decode() and b"<b>" not in shown
+    low, high = reward_accuracy.wilson(15, 20)
+    assert f"75.0 ({100 * low:.1f}–{100 * high:.1f})" in shown.decode()
+    assert "95 % interval" in shown.decode() and "chance (50 %)" in shown.decode()
 
 
 def test_figures_stand_in_the_page_as_its_policy_and_other_figures_allow(page: bytes):
@@ -269,7 +306,10 @@ def test_a_training_that_diverged_is_reported_too(tmp_path: Path):
     told["policy"] |= {"train/loss": float("nan"), "new/figure": 3.0, "new/list": risen}
     file.write_text(json.dumps(told))
     made = facts(report.write(run).read_bytes())
-    assert made["rows"][1]["train/loss"] == "nan" and made["others"] == ["new/figure", "new/list"]
+    assert made["rows"][1]["train/loss"] == "nan" and made["figures"][-1]["title"] == "Other figures"
+    assert [(one["key"], one["form"]) for one in made["figures"][-1]["figures"]] == [
+        ("new/figure", "number"), ("new/list", "phrases"),
+    ]  # fmt: skip
 
 
 def test_a_branch_tells_of_the_iterations_that_it_shares(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from chromium import FOUND, Page, browser
 from folders import write_run
 from pages import ARABIC, HOSTILE, JAPANESE, make_labelled, make_run, packed_groups, reward, text
 
+from raft.metrics import reward_accuracy
+from raft.metrics.diagnostics import columns
 from raft.report.page import write as report
 
 
@@ -64,7 +67,7 @@ def test_what_a_model_wrote_is_shown_and_never_runs(tab: Page, opened: Any):
     opened("#run")
     assert HOSTILE in tab.js("document.querySelector('.recipe').textContent")
     opened("#overview")
-    assert HOSTILE in tab.js("document.querySelector('#view-overview .notice').textContent")
+    assert HOSTILE in tab.js("document.querySelector('#warnings').textContent")
     assert tab.js("typeof window.pwned") == "undefined"
 
 
@@ -166,14 +169,102 @@ def test_figures_are_drawn_for_light_and_dark_and_stand_over_their_numbers(tab: 
     means = [np.mean([one for one in rewards[at : at + 2] if one is not None]) for at in range(0, 8, 2)]
     assert told[0] == "2" and float(told[3].split()[0]) == pytest.approx(np.mean(means), rel=1e-3)
     cells = tab.js("[...document.querySelectorAll('#view-overview .iterations')][0].rows[4].innerText")
-    assert cells.split("\t")[:3] == ["2", "2.000 ±0.490", "20.000"]
+    assert cells.split("\t")[:3] == ["2 ★", "2.000 ±0.490", "20.000"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run whose three policies have every figure, and which took longer than its artifacts did."""
+    run = make_run(tmp_path_factory.mktemp("whole") / "mine")
+    values = {"reward": -12.345, "share": 0.123, "number": 123.4, "count": 12345}
+    phrase = {"text": HOSTILE, "before": 0.1, "now": 0.5}
+    known = {key: column for group in columns().values() for key, column in group.items()}
+    told = {key: values.get(column.form, [phrase]) for key, column in known.items()}
+    told |= {f"{key}_se": 1.234 for key in ("reward/eval", "gold/eval", "kl/first", "entropy/token")}
+    for number in range(3):
+        row = {**told, "reward/eval": number - 20.5, "reward/eval_n": 4, "gold/eval_n": 4}
+        (run / f"iterations/{number:03d}/metrics.json").write_text(json.dumps({"policy": row, "previous": {}}))
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**about, "processes": [{"began": 1.7e9 - 2000, "ended": 1.7e9 + 50}]}))
+    return report.write(run)
+
+
+def test_the_table_of_iterations_is_whole_at_1366_pixels_and_every_other_figure_is_below_it(tab: Page, whole: Path):
+    tab.shape(1366, 900)
+    tab.open(whole, "#overview")
+    table = "document.querySelector('.iterations').parentElement"
+    assert tab.js(f"{table}.scrollWidth <= {table}.clientWidth")
+    assert tab.js("document.querySelectorAll('.iterations')[0].rows[1].cells.length") > 12
+    assert tab.js("document.querySelector('.every').checkVisibility()") is False
+    tab.js("document.querySelector('.every').closest('details').querySelector('summary').click()")
+    rows = tab.js(each(".every tbody tr:not(.group)", "[one.querySelector('small').innerText, one.cells.length]"))
+    told = {text.rpartition("; ")[2]: text.rpartition("; ")[0] for text, _ in rows}
+    numbers = {key: column for group in columns().values() for key, column in group.items() if column.form != "phrases"}
+    assert told == {key: column.meaning for key, column in numbers.items()} and {cells for _, cells in rows} == {4}
+    assert HOSTILE in tab.js("document.querySelector('.risen').textContent") and not tab.errors
+
+
+def test_results_come_before_warnings_and_the_best_policy_has_its_legend(tab: Page, whole: Path):
+    tab.open(whole, "#overview")
+    order = each("#view-overview .tiles, #warnings, #figures, .iterations", "one.id || one.className")
+    assert tab.js(order)[:4] == ["tiles", "warnings", "figures", "iterations"]
+    tab.js("document.querySelector('.tile a').click()")
+    assert 0 <= tab.js("document.getElementById('warnings').getBoundingClientRect().top") < 800
+    assert tab.js(each(".iterations:not(.every) tr.best", "one.cells[0].innerText")) == ["2 ★"]
+    assert "★ marks the best policy" in tab.js("document.querySelector('.iterations').closest('.card').innerText")
+
+
+def test_the_time_of_the_overview_is_the_sum_of_the_view_of_the_run(tab: Page, whole: Path):
+    tab.open(whole, "#overview")
+    tiles = tab.js(each(".tile", "[...one.children].map((part) => part.innerText)"))
+    (time,) = [value for label, value, *_ in tiles if label == "Time"]
+    tab.open(whole, "#run")
+    row = tab.js(each("#view-run tfoot td", "one.innerText"))
+    assert time == row[-1] and "min" in time
+
+
+def test_no_number_is_parted_from_its_unit(tab: Page, whole: Path):
+    for view in ("overview", "run"):
+        tab.open(whole, f"#{view}")
+        told = tab.js(f"document.getElementById('view-{view}').querySelectorAll('.tile, td').length")
+        assert told > 20
+        cells = tab.js(each(f"#view-{view} :is(.tile, td)", "one.textContent"))
+        parted = [cell for cell in cells if re.search(r"\d (?:%|s\b|min\b|h\b)|± |\d ±(?!\d)", cell)]
+        assert not [cell for cell in parted if "%" in cell or "±" in cell or " min" in cell]
+
+
+@pytest.mark.parametrize("view", ["overview", "run"])
+def test_on_a_phone_text_is_inside_and_every_bar_is_seen(tab: Page, whole: Path, view: str):
+    tab.shape(390, 844)
+    tab.open(whole, f"#{view}")
+    inside = f"#view-{view} :is(p, h3, dd, .texts td, figure:not(.wide) svg)"
+    assert max(tab.js(each(inside, "one.getBoundingClientRect().right"))) <= 390
+    if view == "run":
+        width = "getBoundingClientRect().width"
+        bars = tab.js(each(".stack", f"one.{width}"))
+        painted = tab.js(each(".stack", f"[...one.children].reduce((sum, part) => sum + part.{width}, 0)"))
+        assert len(bars) == 4 and min(bars) >= 3 and painted == pytest.approx(bars, abs=0.5)
+    tab.shape(1366, 800)
+
+
+def test_accuracies_of_rewards_have_their_tables_below_the_bars(tab: Page, tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"job": "evaluate-reward", "seed": 0}')
+    margins = np.array([1.0] * 15 + [-1.0] * 5)
+    results = {"hh": {"a|<b>": reward_accuracy.figures(margins, np.zeros(20), np.ones((20, 2)))}}
+    (tmp_path / "accuracy.json").write_text(json.dumps(results))
+    (tmp_path / "accuracy.md").write_text(reward_accuracy.table(results))
+    tab.open(report.write(tmp_path), "#overview")
+    assert tab.js("document.querySelector('#figure-accuracy svg').getBBox().width > 200")
+    low, high = reward_accuracy.wilson(15, 20)
+    first = tab.js("document.querySelectorAll('#view-overview .card table')[1].innerText").split()
+    assert first == ["set", "a|<b>", "hh", "75.0", f"({100 * low:.1f}–{100 * high:.1f})"] and not tab.errors
 
 
 def test_a_figure_opens_as_a_picture_of_its_own(tab: Page, opened: Any):
     opened("#overview")
     tab.call("Page.navigate", url=tab.js("document.querySelector('#figure-gold figcaption a').href"))
     tab.until("document.documentElement?.tagName === 'svg'")
-    assert "policies on held-out prompts" in tab.js("document.documentElement.textContent")
+    assert "both rewards of each policy" in tab.js("document.documentElement.textContent")
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1366])

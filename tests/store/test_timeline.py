@@ -57,6 +57,21 @@ def test_a_run_records_every_artifact_and_its_process_once(tmp_path, monkeypatch
     assert {"load", "save", "sync"} <= set(train["parts"]) and sum(train["parts"].values()) <= train["seconds"]
 
 
+def test_the_time_of_a_recipe_that_is_needed_is_not_that_of_the_run_that_needs_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = worlds.make_recipe(tmp_path, iterations=1)
+    file.write_text(file.read_text().replace("model: base", "recipe: warm.yaml"))
+    rows = [json.dumps({"prompt": f"{n}", "answer": "aaa"}) for n in range(8)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(rows))
+    examples = "{kind: file, path: answers.jsonl, prompt_column: prompt, response: answer}"
+    more = f"examples: {examples}\ntrainer: {{kind: sft, batch_size: 4}}\n"
+    (tmp_path / "warm.yaml").write_text("job: sft\nname: warm\npolicy: {model: base}\n" + more)
+    loop.run(recipe.load(file), Quiet())
+    warm, tiny = (json.loads((tmp_path / f"outputs/{name}/run.json").read_text()) for name in ("warm", "tiny"))
+    ((first,), (then,)) = warm["processes"], tiny["processes"]
+    assert first["began"] < first["ended"] <= then["began"] < min(one["began"] for one in tiny["timeline"])
+
+
 def test_every_part_that_a_stage_counts_has_a_name_in_the_timeline(tmp_path):
     files = Path(timeline.__file__).parents[1].rglob("*.py")
     used = {name for file in files for name in re.findall(r'\bpart\("(\w+)"\)', file.read_text())}

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft.metrics.reward_accuracy import Figures, rows
-from raft.report.figures.style import COLOURS, HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save
+from raft.report.figures.style import HANDLE_INCHES, LETTER_INCHES, LINE_INCHES, save, titled
+from raft.report.palette import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TITLE = "Accuracy of rewards"
 INTERVAL, CHANCE = "95 % interval", "chance (50 %)"
-BARS = (*COLOURS[:-1], "#999999")  # on black the interval would not be seen
+BARS = (*SERIES[:-1], "#999999")  # on black the interval would not be seen
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "oo")  # for print in black and white
 BAR_INCHES, GROUP_INCHES = 0.3, 0.35  # a bar, and the room between two groups
 LETTERS = 16  # of a label on one line
@@ -23,11 +25,11 @@ MOST_NUMBERS = 32  # bars with their value above them; more would not be read
 def accuracy_bars(results: Mapping[str, Mapping[str, Figures]], path: Path) -> None:
     """Draws figures by set and by reward, in a group of bars for each set and each section of RewardBench, into a png,
     svg or pdf file. Where there is no accuracy there is no bar, and without bars no group."""
-    save(lambda: accuracy_figure(results), path)
+    save(lambda: titled(accuracy_figure(results), TITLE), path)
 
 
 def accuracy_figure(results: Mapping[str, Mapping[str, Figures]]) -> "Figure":
-    """The figure that `accuracy_bars` saves."""
+    """The bars, without the title that they have as a file."""
     from matplotlib.figure import Figure
 
     rewards = list(dict.fromkeys(reward for one in results.values() for reward in one))
@@ -101,4 +103,5 @@ def _legend(figure: "Figure", panel: "Axes") -> None:
         loc="outside upper left",
         ncols=min(columns, len(labels)),
         handlelength=1.8,
+        alignment="left",
     )

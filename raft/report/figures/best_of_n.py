@@ -42,21 +42,26 @@ def draw(found: list[Recipe]) -> "Figure":
     heights = [3.6] * -(-len(found) // columns)
     figure, grid = style.panels(len(found), columns, 6.8 if columns == 1 else 9.4, heights, sharey=True)
     for panel, recipe in zip(grid, found, strict=True):
-        over_n(panel, recipe, "reward", best="")
+        over_n(panel, recipe, "reward", policies_of(found), best="")
         if len(found) > 1:
             panel.set_title(recipe.title(), fontweight="bold")
     for panel in grid[::columns]:
-        panel.set_ylabel("reward@n, training prompts (own units)")
+        panel.set_ylabel("reward@n, training prompts")
     style.legend(figure, grid, [one.band for one in found], found[0].title() if len(found) == 1 else None)
     return figure
 
 
-def over_n(panel: "Axes", recipe: Recipe, quantity: str, best: str) -> None:
+def policies_of(found: list[Recipe]) -> list[int]:
+    """The policies of several recipes that are drawn; they look the same in the panel of each recipe."""
+    return style.thinned(sorted({at for recipe in found for at in recipe.policies}), MOST_LINES)
+
+
+def over_n(panel: "Axes", recipe: Recipe, quantity: str, policies: list[int], best: str) -> None:
     """The quantities `<quantity>@<n>` of a recipe, on a logarithmic scale of n; `best` says by what the best is."""
     curves = {at: curve for at in recipe.policies if (curve := recipe.over_n(quantity, at))}
-    shown = style.thinned(list(curves), MOST_LINES)
-    for place, (at, colour) in enumerate(zip(shown, style.gradient(len(shown)), strict=True)):
-        style.draw(panel, curves[at], place, f"policy {at}", colour)
+    for place, (at, colour) in enumerate(zip(policies, style.gradient(len(policies)), strict=True)):
+        if at in curves:
+            style.draw(panel, curves[at], place, f"policy {at}", colour)
     most = max((int(curve.x[-1]) for curve in curves.values()), default=1)
     ticks = ticks_to(most)
     panel.set_xscale("log", base=2)
@@ -74,7 +79,7 @@ def ticks_to(most: int) -> list[int]:
 
 PLOT = Plot(
     name="best-of-n",
-    title="Best of n",
+    title="Reward of the best of n responses",
     shows="What choosing the best of n responses gains, estimated without bias from all K: where the right end still "
     "rises, a larger K would pay.",
     missing=reading.NO_TRAINING_REWARDS,

@@ -12,6 +12,7 @@ import numpy as np
 from raft.metrics import reward_metrics
 from raft.report.figures import reading, style
 from raft.report.figures.table import Measured, Number, Plot, Recipe
+from raft.report.palette import SELECTED, TRAINING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SETS = {"all": "all K responses", "winners": "winners: what was selected"}
 LOOKS: dict[str, Any] = {
-    "all": {"facecolor": "#DCE9F2", "edgecolor": style.COLOURS[0], "hatch": ""},
-    "winners": {"facecolor": "#F3C6A5", "edgecolor": style.COLOURS[1], "hatch": "////"},
+    "all": {"facecolor": TRAINING.tint.light, "edgecolor": TRAINING.light, "hatch": ""},
+    "winners": {"facecolor": SELECTED.tint.light, "edgecolor": SELECTED.light, "hatch": "////"},
 }
 HALF, BINS = 0.44, 256
 MOST_VIOLINS = 12  # in one panel
@@ -79,7 +80,7 @@ def _panel(panel: "Axes", recipe: Recipe) -> None:
         _half_violin(panel, at, -half if name == "all" else half, shape, LOOKS[name])
     panel.grid(visible=False, axis="x")
     panel.set_xlim(policies[0] - 1.25 * half, policies[-1] + 1.25 * half)
-    panel.set_ylabel("reward, training prompts (own units)")
+    panel.set_ylabel("reward, training prompts")
 
 
 def _shape(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,7 +121,7 @@ def _entries() -> dict[str, Any]:
 
 PLOT = Plot(
     name="distribution",
-    title="Distribution of rewards",
+    title="Training rewards: all responses and winners",
     shows="The rewards of all responses to training prompts, and of those that were selected: when the left shape has "
     "become that of earlier winners, what they had to teach was learned.",
     missing=reading.NO_TRAINING_REWARDS,

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from raft.report.figures.style import STYLE
+from raft.report.palette import MEANINGS, Colour
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 # XML has no place for these two; control characters have already become visible in the titles of recipes
 NO_XML = {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}
+DARK = {one.light: one.dark for colour in MEANINGS.values() for one in (colour, colour.tint)}
 NUMBERS = ("d", "x", "y", "transform")
 SHEET = 0.014  # luminance of the dark sheet that figures lie on
 FLARE = 0.15  # WCAG 2.1 has 0.05, and takes dim colours on a dark sheet for clearer than they are
@@ -68,7 +70,7 @@ def _rewrite(one: ElementTree.Element) -> None:
 
 
 def _both(colour: str) -> str:
-    return f"light-dark({colour}, {dark(colour)})"
+    return Colour(colour, DARK.get(colour) or dark(colour)).css()
 
 
 def dark(colour: str) -> str:

@@ -5,61 +5,49 @@ best of K and the held-out reward in one panel and the gold reward below. Severa
 each metric.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft.metrics.reward_metrics import NORMAL_95
+from raft.report import palette
 from raft.report.figures import reading, style
 from raft.report.figures.table import Measured, Number, Plot, Recipe
+from raft.report.palette import Colour
 from raft.store.runs import metrics_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]  # of one metrics.jsonl
+LAYOUTS = {1: (1, 6.8, [3.4]), 2: (1, 6.8, [3.0, 2.0])}  # columns, width, and heights of so many panels; of more, pairs
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Which metrics a figure shows: their labels, and the scale of each, by the name of the metric."""
+class Line:
+    """How a metric is drawn: its name in the legend, the scale that it shares with others, and its colour."""
 
-    labels: Mapping[str, str]
-    scales: Mapping[str, str]
+    label: str
+    scale: str
+    colour: Colour
 
 
-REWARDS = Sheet(
-    labels={
-        "reward/best_of_k": "training prompts, best of K",
-        "reward/mean": "training prompts, mean of K",
-        "reward/eval": "held-out prompts, mean",
-        "gold/eval": "held-out prompts, gold reward",
-    },
-    scales={
-        "reward/best_of_k": "reward (own units)",
-        "reward/mean": "reward (own units)",
-        "reward/eval": "reward (own units)",
-        "gold/eval": "gold reward (own units)",
-    },
-)
-LENGTHS = Sheet(
-    labels={
-        "response/tokens": "training prompts, tokens",
-        "eval/tokens": "held-out prompts, tokens",
-        "diversity/distinct_1": "distinct-1 (different words)",
-        "diversity/distinct_2": "distinct-2 (different pairs)",
-        "diversity/msttr_100": "MSTTR-100 (in 100 words)",
-    },
-    scales={
-        "response/tokens": "mean length (tokens)",
-        "eval/tokens": "mean length (tokens)",
-        "diversity/distinct_1": "diversity, held-out (share)",
-        "diversity/distinct_2": "diversity, held-out (share)",
-        "diversity/msttr_100": "diversity, held-out (share)",
-    },
-)
+Sheet = Mapping[str, Line]  # which metrics a figure shows
+REWARDS: Sheet = {
+    "reward/best_of_k": Line("training prompts, best of K", "reward", palette.SELECTED),
+    "reward/mean": Line("training prompts, mean of K", "reward", palette.TRAINING),
+    "reward/eval": Line("held-out prompts, mean", "reward", palette.HELD_OUT),
+    "gold/eval": Line("held-out prompts, gold reward", "gold reward", palette.GOLD),
+}
+LENGTHS: Sheet = {
+    "response/tokens": Line("training prompts, length", "mean length (tokens)", palette.TRAINING),
+    "eval/tokens": Line("held-out prompts, length", "mean length (tokens)", palette.HELD_OUT),
+    "diversity/distinct_1": Line("held-out, distinct-1", "distinct words (share of all)", palette.HELD_OUT),
+    "diversity/distinct_2": Line("held-out, distinct-2", "distinct bigrams (share of all)", palette.HELD_OUT),
+    "diversity/msttr_100": Line("held-out, MSTTR-100", "distinct words (share of 100)", palette.HELD_OUT),
+}
 
 
 def measure_rewards(folder: Path) -> Measured:
@@ -72,9 +60,9 @@ def measure_lengths(folder: Path) -> Measured:
     return Measured(folder.name, numbers(metrics_rows(folder), LENGTHS))
 
 
-def numbers(rows: Rows, sheet: Sheet) -> list[Number]:
-    """The metrics of a sheet that rows have, each with its 95 % interval where they have its standard error, too."""
-    return [_number(row, metric) for metric in sheet.labels for row in rows if row.get(metric) is not None]
+def numbers(rows: Rows, metrics: Iterable[str]) -> list[Number]:
+    """The metrics that rows have, each with its 95 % interval where they have its standard error, too."""
+    return [_number(row, metric) for metric in metrics for row in rows if row.get(metric) is not None]
 
 
 def _number(row: dict[str, Any], metric: str) -> Number:
@@ -89,24 +77,25 @@ def figure(found: list[Recipe], sheet: Sheet) -> "Figure":
 
 
 def _one_recipe(recipe: Recipe, sheet: Sheet) -> "Figure":
-    """All metrics of a scale in one panel, the panels below each other."""
-    curves = {metric: curve for metric in sheet.labels if (curve := recipe.over_iterations(metric))}
-    scales = list(dict.fromkeys(sheet.scales[metric] for metric in curves))
-    heights = [3.0, *[2.0] * (len(scales) - 1)] if len(scales) > 1 else [3.4]
-    drawn, grid = style.panels(len(scales), 1, 6.8, heights, sharex=True)
+    """All metrics of a scale in one panel; two panels are below each other."""
+    curves = {metric: curve for metric in sheet if (curve := recipe.over_iterations(metric))}
+    scales = list(dict.fromkeys(sheet[metric].scale for metric in curves))
+    columns, width, heights = LAYOUTS.get(len(scales), (2, 9.4, [2.6] * -(-len(scales) // 2)))
+    drawn, grid = style.panels(len(scales), columns, width, heights, sharex=True)
     for metric, curve in curves.items():
-        panel = grid[scales.index(sheet.scales[metric])]
-        style.draw(panel, curve, list(sheet.labels).index(metric), sheet.labels[metric])
-        panel.set_ylabel(sheet.scales[metric])
-    style.label_iterations(grid, 1)
+        line = sheet[metric]
+        panel = grid[scales.index(line.scale)]
+        style.draw(panel, curve, list(sheet).index(metric), line.label, line.colour.light)
+        panel.set_ylabel(line.scale)
+    style.label_iterations(grid, columns)
     style.legend(drawn, grid, [curve.band for curve in curves.values()], recipe.title())
     return drawn
 
 
 def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
     """A panel for each metric that any recipe has, and in each panel the same line for the same recipe."""
-    curves = {metric: [recipe.over_iterations(metric) for recipe in found] for metric in sheet.labels}
-    metrics = [metric for metric in sheet.labels if any(curves[metric])]
+    curves = {metric: [recipe.over_iterations(metric) for recipe in found] for metric in sheet}
+    metrics = [metric for metric in sheet if any(curves[metric])]
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     heights = [2.9] * -(-len(metrics) // columns)
     drawn, grid = style.panels(len(metrics), columns, 1.4 + 3.4 * columns, heights, sharex=True)
@@ -114,8 +103,8 @@ def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
         for place, (curve, recipe) in enumerate(zip(curves[metric], found, strict=True)):
             if curve:
                 style.draw(panel, curve, place, recipe.title())
-        panel.set_title(sheet.labels[metric], fontweight="bold")
-        panel.set_ylabel(sheet.scales[metric])
+        panel.set_title(sheet[metric].label, fontweight="bold")
+        panel.set_ylabel(sheet[metric].scale)
     style.label_iterations(grid, columns)
     style.legend(drawn, grid, [curve.band for metric in metrics for curve in curves[metric] if curve])
     return drawn
@@ -123,7 +112,7 @@ def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
 
 REWARD = Plot(
     name="reward",
-    title="Reward",
+    title="Reward by iteration",
     shows="The mean of K on training prompts should follow the best of K, which is learned from; the gold reward, "
     "which selection never sees, tells whether that is progress.",
     missing="it has no reward yet; leave it out, or wait for its first iteration (raft status shows how far it is)",
@@ -132,7 +121,7 @@ REWARD = Plot(
 )
 LENGTH = Plot(
     name="length",
-    title="Length and diversity",
+    title="Length and diversity of responses by iteration",
     shows="A reward that likes long or short responses shows here first, and so does a policy that repeats itself.",
     missing="its metrics.jsonl has no length yet; "
     "leave it out, or wait for its first iteration (raft status shows how far it is)",

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raft.metrics import reward_metrics
+from raft.report import palette
 from raft.report.figures import reading, style
-from raft.report.figures.best_of_n import over_n
-from raft.report.figures.lines import Sheet
+from raft.report.figures.best_of_n import over_n, policies_of
 from raft.report.figures.lines import numbers as numbers_of
 from raft.report.figures.table import Measured, Number, Plot, Recipe
 from raft.store.runs import metrics_rows
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 PROXY, GOLD_REWARD = "reward/eval", "gold/eval"
 KL, BOUND = "kl/first", "kl/bound"
-SCALES = {PROXY: "reward, held-out (own units)", GOLD_REWARD: "gold reward (own units)"}
+SCALES = {PROXY: "reward, held-out prompts", GOLD_REWARD: "gold reward, held-out prompts"}
+COLOURS = {PROXY: palette.HELD_OUT.light, GOLD_REWARD: palette.GOLD.light}
+WIDTH = 9.4  # inches
 MOST_MARKS = 10
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -54,28 +56,27 @@ def _gold_at_n(iteration: int, proxy: np.ndarray, gold: np.ndarray) -> list[Numb
 
 
 def draw_gold(found: list[Recipe]) -> "Figure":
-    """One panel with the paths of all recipes, and one for gold@n of each recipe."""
+    """One panel with the paths of all recipes, and one for gold@n of each recipe; each panel has its own lines."""
     panels = 1 + len(found)
-    figure, grid = style.panels(panels, 2, 9.4, [3.7] * -(-panels // 2), sharey=True)
+    figure, grid = style.panels(panels, 2, WIDTH, [3.9] * -(-panels // 2), sharey=True)
     for place, recipe in enumerate(found):
         iterations = sorted(set(recipe.find(PROXY)) & set(recipe.find(GOLD_REWARD)))
         x, y = (_ends(recipe.find(quantity), iterations) for quantity in (PROXY, GOLD_REWARD))
-        _path(grid[0], iterations, x, y, place, _label(recipe, found))
-    grid[0].set_title("policies on held-out prompts", fontweight="bold")
-    grid[0].set_xlabel("reward (own units)")
-    grid[0].set_ylabel("gold reward (own units)")
+        _path(grid[0], iterations, x, y, place, _label(recipe, found, "each policy at its number"), _own(found, PROXY))
+    grid[0].set_xlabel(SCALES[PROXY])
+    grid[0].set_ylabel(SCALES[GOLD_REWARD])
+    style.panel_legend(grid[0], "both rewards of each policy", WIDTH / 2)
     for panel, recipe in zip(grid[1:], found, strict=True):
-        over_n(panel, recipe, "gold", best=" by the reward")
-        panel.set_title(
-            "gold@n on held-out prompts" if len(found) == 1 else f"gold@n: {recipe.title()}", fontweight="bold"
-        )
-    style.legend(figure, grid, [one.band for one in found], _title(found), shape="band, cross")
+        over_n(panel, recipe, "gold", policies_of(found), best=" by the reward")
+        title = "gold@n: gold reward of the best of n" + (f"\n{recipe.title()}" if len(found) > 1 else "")
+        style.panel_legend(panel, title, WIDTH / 2)
+    style.legend(figure, [], [one.band for one in found], _title(found), shape="band, cross")
     return figure
 
 
 def measure_kl(folder: Path) -> Measured:
     """The distance of each policy, both rewards on held-out prompts, and the bound for n = K^iteration."""
-    distances = numbers_of(metrics_rows(folder), Sheet({KL: KL}, {}))
+    distances = numbers_of(metrics_rows(folder), [KL])
     rewards = [one for one in reading.rewards(folder) if one.quantity in SCALES] if distances else []
     if not rewards:
         return Measured(folder.name, [])
@@ -95,7 +96,8 @@ def draw_kl(found: list[Recipe]) -> "Figure":
             iterations = sorted(set(recipe.find(KL)) & set(recipe.find(quantity)))
             if iterations:
                 y = _ends(recipe.find(quantity), iterations)
-                _path(panel, iterations, _roots(recipe, iterations), y, place, _label(recipe, found))
+                label = _label(recipe, found, f"{SCALES[quantity]}: each policy at its number")
+                _path(panel, iterations, _roots(recipe, iterations), y, place, label, _own(found, quantity))
         panel.set_ylabel(SCALES[quantity])
     _mark(grid, found)
     grid[-1].set_xlabel("distance from the first policy: √KL (KL in nats per response)")
@@ -135,9 +137,12 @@ def _name(k: int, times: int) -> str:
     return f"{k}{str(times).translate(SUPERSCRIPTS) if times > 1 else ''}"
 
 
-def _path(panel: "Axes", iterations: list[int], x: np.ndarray, y: np.ndarray, place: int, label: str) -> None:
+def _path(
+    panel: "Axes", iterations: list[int], x: np.ndarray, y: np.ndarray, place: int, label: str, colour: str | None
+) -> None:
     """One path; x and y are [3, T]: values, and the lower and upper ends of their intervals (NaN: none)."""
-    colour, marker, dashes = style.look(place)
+    own, marker, dashes = style.look(place)
+    colour = colour or own
     every = math.ceil(len(iterations) / style.MOST_MARKERS)
     shown = slice(None, None, every)
     panel.plot(x[0], y[0], color=colour, linestyle=dashes, linewidth=1.3, zorder=2 + 3 * place)
@@ -167,9 +172,14 @@ def _title(found: list[Recipe]) -> str | None:
     return found[0].title() if len(found) == 1 else None
 
 
-def _label(recipe: Recipe, found: list[Recipe]) -> str:
+def _label(recipe: Recipe, found: list[Recipe], alone: str) -> str:
     """What the legend calls a path: the recipe, unless it is the only one."""
-    return recipe.title() if len(found) > 1 else "each policy at its number"
+    return recipe.title() if len(found) > 1 else alone
+
+
+def _own(found: list[Recipe], quantity: str) -> str | None:
+    """The colour of a quantity, unless colours tell recipes apart."""
+    return COLOURS[quantity] if len(found) == 1 else None
 
 
 def _reach(ends: np.ndarray) -> np.ndarray:
@@ -185,7 +195,7 @@ def _ends(numbers: dict[int, Number], iterations: list[int]) -> np.ndarray:
 
 GOLD = Plot(
     name="gold",
-    title="Reward and gold reward",
+    title="Gold reward against reward",
     shows="Each policy on held-out prompts: up and to the right is progress; where the path turns downwards, the "
     "reward is being over-optimised.",
     missing="no held-out prompts with both rewards; set evaluation.gold in its recipe for a gold reward, "
@@ -195,7 +205,7 @@ GOLD = Plot(
 )
 DISTANCE = Plot(
     name="kl",
-    title="Distance from the first policy",
+    title="Rewards against the KL from the first policy",
     shows="What each step away from the first policy bought: right of the line of K^t, policy t has also learned "
     "what selection did not ask for.",
     missing="it has no reward on held-out prompts beside a distance from the first policy (kl/first in its "

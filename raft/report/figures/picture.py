@@ -8,12 +8,13 @@ from raft.core.errors import UserError
 from raft.core.options import suggest
 from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
-from raft.report.figures.table import is_table, recipes, tabulate
+from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulate
 from raft.store.runs import read_resolved
 
 FIGURES = {  # in the order in which the report shows them
-    one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, lines.LENGTH, paths.DISTANCE, paths.GOLD)
+    one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)
 }
+ALL = "all"  # in place of a name: every figure that the runs have numbers for
 
 
 def file_name(name: str) -> str:
@@ -45,12 +46,31 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     UserError if there is no such figure, if a run has nothing to draw, or if the file cannot be written.
     """
     if name not in FIGURES:
-        raise UserError(f"there is no figure {name!r}; {suggest(name, list(FIGURES))}")
+        raise UserError(f"there is no figure {name!r}; {suggest(name, [*FIGURES, ALL])}")
     style.writable(out)
-    figure = FIGURES[name]
-    found = recipes([figure.measure(folder) for folder in folders], figure.missing)
-    note = different_rewards(folders) if len(folders) > 1 and name != "length" else ""
-    style.save(lambda: style.noted(figure.draw(found), note), out)
+    return _write(FIGURES[name], [FIGURES[name].measure(folder) for folder in folders], folders, out)
+
+
+def plot_all(folders: Sequence[Path], place: Path) -> tuple[list[Path], list[Plot]]:
+    """Draws every figure that all of the runs have numbers for into a folder, and says which ones they lack.
+
+    UserError if there is no such folder, or if something else would be overwritten.
+    """
+    if not place.is_dir():
+        raise UserError(f"{place}: there is no such folder; with --figure {ALL}, -o names one that is there")
+    measured = {name: [figure.measure(folder) for folder in folders] for name, figure in FIGURES.items()}
+    there = [name for name, runs in measured.items() if all(run.numbers for run in runs)]
+    files = {name: place / file_name(name) for name in there}
+    for file in files.values():
+        refuse(file)
+    tables = [_write(FIGURES[name], measured[name], folders, file) for name, file in files.items()]
+    return [*files.values(), *tables], [figure for name, figure in FIGURES.items() if name not in there]
+
+
+def _write(figure: Plot, measured: Sequence[Measured], folders: Sequence[Path], out: Path) -> Path:
+    found = recipes(measured, figure.missing)
+    note = different_rewards(folders) if len(folders) > 1 and figure is not lines.LENGTH else ""
+    style.save(lambda: style.noted(style.titled(figure.draw(found), figure.title), note), out)
     table = out.with_suffix(".csv")
     tabulate(found, table)
     return table

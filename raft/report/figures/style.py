@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from raft.core.atomic import write_bytes
 from raft.core.errors import UserError
 from raft.report.figures.table import OF_PROMPTS, OF_SEEDS, Curve
+from raft.report.palette import FIRST_POLICY, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-# Okabe and Ito's colours without the yellow that paper swallows; with markers and dashes for print in black and white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Beside the colours, for print in black and white
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)))
 STYLE: Any = {
@@ -49,6 +49,7 @@ STYLE: Any = {
 }
 HANDLE_INCHES, LETTER_INCHES, LINE_INCHES = 0.85, 0.082, 0.24  # of a legend in this font
 MOST_MARKERS = 20  # on one line; more hide it
+HEADING: Any = {"weight": "bold", "size": 11}
 PARTIAL = "open: some rewards are missing"
 OPEN: Any = {"markerfacecolor": "white", "markeredgecolor": "#000000", "markeredgewidth": 1.2}
 UNNAMED = "_child"  # how matplotlib labels what has no label
@@ -110,14 +111,15 @@ def label_iterations(grid: list["Axes"], columns: int) -> None:
 
 def look(place: int) -> tuple[str, str, Any]:
     """The colour, marker and dashes of one of several things side by side."""
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]
+    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]
 
 
 def gradient(count: int) -> list[Any]:
-    """Colours of things that have an order, from dark to light, also in black and white."""
+    """Colours of policies in their order, the first one's own and then from dark to light, also in black and white."""
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.82 * at / max(count - 1, 1)) for at in range(count)]
+    steps = max(count - 2, 1)
+    return [FIRST_POLICY.light, *(colormaps["viridis"](0.2 + 0.62 * at / steps) for at in range(count - 1))][:count]
 
 
 def thinned(numbers: list[int], most: int) -> list[int]:
@@ -150,15 +152,13 @@ def legend(
     more: dict[str, Any] | None = None,
     shape: str = "band",
 ) -> None:
-    """Above the panels, in as many columns as fit: every line once, what else is given, then what the bands mean.
+    """Above the panels, in as many columns as fit: every line of `grid` once, what else is given, what the bands mean.
 
     `shape` says what stands for an interval, where that is no band.
     """
     from matplotlib.patches import Patch
 
-    lines = {str(line.get_label()): line for panel in grid for line in panel.get_lines()}
-    entries: dict[str, Any] = {label: line for label, line in lines.items() if not label.startswith(UNNAMED)}
-    entries |= more or {}
+    entries = _named(grid) | (more or {})
     meant = [one for one in (OF_SEEDS, OF_PROMPTS) if one in bands]
     if meant:
         entries[f"{shape}: {'; of a single run '.join(meant)}"] = Patch(color="#888888", alpha=0.3, linewidth=0)
@@ -172,8 +172,39 @@ def legend(
         ncols=columns,
         title=title,
         alignment="left",
-        title_fontproperties={"weight": "bold", "size": 11},
+        title_fontproperties=HEADING,
     )
+
+
+def panel_legend(panel: "Axes", title: str, width: float) -> None:
+    """Above one panel of so many inches, where the lines of each panel are their own: its title and its lines."""
+    entries = _named([panel])
+    panel.legend(
+        entries.values(),
+        entries.keys(),
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.3,
+        ncols=_columns(list(map(len, entries)), width),
+        title=title,
+        alignment="left",
+        title_fontproperties={**HEADING, "size": 10},
+    )
+
+
+def titled(figure: "Figure", title: str) -> "Figure":
+    """The figure with a title above what heads its legend: outside of the page, nothing else says what it shows."""
+    (legend,) = figure.legends
+    own = legend.get_title().get_text()
+    legend.set_title(f"{title}\n{own}" if own else title, HEADING)
+    figure.set_figheight(figure.get_figheight() + LINE_INCHES)
+    return figure
+
+
+def _named(grid: Iterable["Axes"]) -> dict[str, Any]:
+    """The lines of panels by their labels, each label once."""
+    lines = {str(line.get_label()): line for panel in grid for line in panel.get_lines()}
+    return {label: line for label, line in lines.items() if not label.startswith(UNNAMED)}
 
 
 def _columns(letters: list[int], width: float) -> int:

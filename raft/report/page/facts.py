@@ -14,13 +14,15 @@ from raft.core.errors import UserError
 from raft.core.registry import build
 from raft.core.run_paths import RunPaths
 from raft.metrics import diagnostics, reward_metrics
-from raft.metrics.diagnostics import Alerts
+from raft.metrics.diagnostics import Alerts, Column
+from raft.pipeline import policies
 from raft.store import timeline
 from raft.store.measuring import held_out_means
 from raft.store.runs import about, is_running, metrics_rows, read_resolved
 from raft.store.stamps import stamp_path
 
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
+UNNAMED = "Other figures"  # of a newer version, or of one's own
 STAMP = ("artifact", "iteration", "stage", "began", "seconds", "rows", "dropped", "pruned")
 
 
@@ -44,8 +46,8 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "iterations": {"made": max((row["iteration"] for row in rows), default=0), "wanted": _wanted(text)},
         "as_of": max((one["began"] + one["seconds"] for one in made), default=None),
         "rows": rows,
-        "columns": columns(rows),
-        "others": others(rows),
+        "best": _best(folder, measured),
+        "figures": figures(rows),
         "measured": {} if rows else _measured(made),
         "batches": packed,
         "stages": [{name: one.get(name) for name in STAMP} for one in made],
@@ -75,28 +77,35 @@ def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*examined, *of_figures]
 
 
-def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns of the table of iterations by group: those that some row has."""
-    present = {key for row in rows for key in row}
-    return [
-        {
-            "title": title,
-            "columns": [
-                {"key": key, "label": column.label, "form": column.form, "tip": f"{key}: {column.meaning}"}
-                for key, column in group.items()
-                if key in present
-            ],
-        }
-        for title, group in diagnostics.columns().items()
-        if present & group.keys()
-    ]
+def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures that some row has, by title, with how each is shown (raft/metrics/diagnostics.py).
 
-
-def others(rows: list[dict[str, Any]]) -> list[str]:
-    """The figures that have no column, in order; a standard error and a number of prompts go with their figure."""
+    A figure that no diagnostic names keeps its key as its label; a standard error and a number of prompts go with
+    their figure.
+    """
     present = {key for row in rows for key in row} - {"iteration"}
+    known = diagnostics.columns()
     beside = {key for key in present for end in ("_se", "_n") if key.endswith(end) and key.removesuffix(end) in present}
-    return sorted(present - beside - {key for group in diagnostics.columns().values() for key in group})
+    unknown = sorted(present - beside - {key for group in known.values() for key in group})
+    lists = {key for row in rows for key in unknown if isinstance(row.get(key), list)}
+    known[UNNAMED] = {key: Column(UNNAMED, key, "phrases" if key in lists else "number", "") for key in unknown}
+    shown = [
+        (title, [_shown(key, column) for key, column in group.items() if key in present])
+        for title, group in known.items()
+    ]
+    return [{"title": title, "figures": group} for title, group in shown if group]
+
+
+def _shown(key: str, column: Column) -> dict[str, Any]:
+    names = ("label", "form", "meaning", "main")
+    return {"key": key, **{name: getattr(column, name) for name in names}}
+
+
+def _best(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The policy that is called best, and by which figure, once there are several to choose from."""
+    if len(rows) < 2:
+        return None
+    return {"policy": policies.number_of(folder, "best"), "by": reward_metrics.held_out_key(rows)}
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ const FORMS = {
   number: (value) => signed(Math.abs(value) >= 1000 ? counts.format(Math.round(value)) : fixed(value)),
   tick: (value) => signed(rounded.format(value)),
   count: (value) => counts.format(value),
-  share: (value) => `${(100 * value).toFixed(1)} %`,
+  share: (value) => `${(100 * value).toFixed(1)}\u00a0%`,
 };
 
 const signed = (text) => text.replace("-", "−");
@@ -51,11 +51,12 @@ const gained = (value) => (value > 0 ? "+" : "") + show(value);
 const named = (count, one, many = `${one}s`) => `${counts.format(count)} ${count === 1 ? one : many}`;
 
 function duration(seconds) {
-  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const units = (...parts) => parts.map(([count, unit]) => `${count}\u00a0${unit}`).join("\u00a0");
+  if (seconds < 9.95) return units([seconds.toFixed(1), "s"]);
   const whole = Math.round(seconds);
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  if (whole < 60) return units([whole, "s"]);
+  if (whole < 3600) return units([Math.floor(whole / 60), "min"], [whole % 60, "s"]);
+  return units([Math.floor(whole / 3600), "h"], [Math.floor((whole % 3600) / 60), "min"]);
 }
 
 function moment(seconds) {

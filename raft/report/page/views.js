@@ -39,19 +39,22 @@ function tile(label, value, note, tone) {
   );
 }
 
-function rise(key, label) {
+function rise(key, label, tone) {
   const rows = facts.rows.filter((row) => Number.isFinite(row[key]));
   if (!rows.length) return null;
   const [from, to] = [rows[0], rows[rows.length - 1]];
-  if (from === to) return tile(label, show(to[key]), `policy ${to.iteration}`);
+  if (from === to) return tile(label, show(to[key]), `policy ${to.iteration}`, tone);
   const error = Math.hypot(from[`${key}_se`] ?? 0, to[`${key}_se`] ?? 0);
-  const note = `${gained(to[key] - from[key])} since policy ${from.iteration}${error ? `, ± ${show(NORMAL_95 * error)}` : ""}${[from, to].some((row) => row[`${key}_failed`] > 0) ? ", some rewards are missing" : ""}`;
-  return tile(label, h("span", {}, h("span", { class: "from" }, `${show(from[key])} → `), show(to[key])), note);
+  const margin = error ? `\u00a0±\u00a0${show(NORMAL_95 * error)}` : "";
+  const missing = [from, to].some((row) => row[`${key}_failed`] > 0) ? ", some rewards are missing" : "";
+  const note = `${gained(to[key] - from[key])}${margin} since policy\u00a0${from.iteration}${missing}`;
+  const change = h("span", {}, h("span", { class: "from" }, `${show(from[key])} → `), show(to[key]));
+  return tile(label, change, note, tone);
 }
 
 function tiles() {
   const sum = (rows, of) => rows.reduce((total, one) => total + of(one), 0);
-  const seconds = sum(facts.stages, (one) => one.seconds);
+  const seconds = sum(facts.timeline, (one) => one.seconds);
   const made = sum(facts.batches, (one) => one.responses);
   const training = sum(
     facts.batches.filter((one) => one.kind !== "held-out"),
@@ -63,8 +66,10 @@ function tiles() {
   return h(
     "div",
     { class: "tiles" },
-    rise("reward/eval", "Held-out reward"),
-    rise("gold/eval", "Gold reward, held-out"),
+    rise("reward/eval", "Held-out reward", "held-out"),
+    rise("gold/eval", "Gold reward, held-out", "gold"),
+    best !== null &&
+      tile("Best policy", h("span", {}, star(), ` policy ${best}`), `of ${facts.rows.length}, ${byWhat}`),
     made > 0 &&
       tile("Responses", counts.format(made), training > 0 && `${counts.format(training)} to training prompts`),
     failed > 0 && tile("Without a reward", counts.format(failed), `${show(failed / made, "share")} of all`, "alarm"),
@@ -72,10 +77,10 @@ function tiles() {
       tile(
         "Checks",
         alarms ? `${alarms} warning${alarms === 1 ? "" : "s"}` : "all well",
-        `of ${named(checks, "check")}`,
+        [`of ${named(checks, "check")}`, alarms > 0 && [", ", h("a", { href: "#warnings", onclick: toWarnings }, "below")]],
         alarms ? "alarm" : "",
       ),
-    seconds > 0 && tile("Time", duration(seconds), `for ${named(facts.stages.length, "artifact")}`),
+    seconds > 0 && tile("Time", duration(seconds), "all stages, start-up and pauses between them"),
   );
 }
 
@@ -84,81 +89,114 @@ const interval = (row, key, form) => {
   return Number.isFinite(error) && h("small", {}, ` ±${show(NORMAL_95 * error, form)}`);
 };
 
+const best = facts.best && facts.best.policy;
+const byWhat = facts.best && `by ${facts.best.by === "gold/eval" ? "gold reward" : "held-out reward"}`;
+const star = () => h("span", { class: "star", role: "img", "aria-label": "best policy" }, "★");
+const policyName = (row) => [row.iteration, row.iteration === best && [" ", star()]];
+
 function iterationTable() {
   if (!facts.rows.length) return null;
-  const columns = facts.columns.flatMap((one) => one.columns);
-  const edge = (column) => facts.columns.some((one) => one.columns[0] === column);
-  const best = Math.max(...facts.rows.map((row) => row["reward/eval"]).filter((one) => Number.isFinite(one)));
-  const cell = (row, column) => {
-    const top = column.key === "reward/eval" && row[column.key] === best;
-    const kind = [edge(column) && "edge", top && "top"].filter(Boolean).join(" ");
-    const title = top ? "the best policy by held-out reward" : null;
-    return h("td", { class: kind || null, title }, show(row[column.key], column.form), interval(row, column.key));
-  };
+  const groups = facts.figures
+    .map(({ title, figures }) => ({ title, columns: figures.filter((one) => one.main) }))
+    .filter(({ columns }) => columns.length);
+  const columns = groups.flatMap((one) => one.columns);
+  const edge = (column) => groups.some((one) => one.columns[0] === column);
+  const cell = (row, { key, form }, kind) => h("td", { class: kind }, show(row[key], form), interval(row, key, form));
   const group = (one) => h("th", { colspan: one.columns.length, scope: "colgroup", class: "edge" }, one.title);
-  const head = (one) => h("th", { scope: "col", title: one.tip, class: edge(one) ? "edge" : null }, one.label);
+  const head = (one) =>
+    h("th", { scope: "col", title: `${one.key}: ${one.meaning}`, class: edge(one) ? "edge" : null }, one.label);
+  const notes = [
+    best !== null && [star(), ` marks the best policy, ${byWhat}. `],
+    "A row is a policy; training figures are of the responses it gave. ±\u00a0is 1.96 standard errors over prompts.",
+  ];
   return sheet(
     "Iterations",
-    "A row is a policy; training figures are of the responses it gave. ± is 1.96 standard errors over prompts. " +
-      "Every heading explains itself under the pointer.",
+    notes,
     grid(
       "Table of iterations",
       "iterations",
-      h("thead", {}, h("tr", {}, h("td"), facts.columns.map(group)), h("tr", {}, heads(["policy"]), columns.map(head))),
+      h("thead", {}, h("tr", {}, h("td"), groups.map(group)), h("tr", {}, heads(["policy"]), columns.map(head))),
       h(
         "tbody",
         {},
         facts.rows.map((row) =>
-          line(
-            row.iteration,
-            columns.map((column) => cell(row, column)),
+          h(
+            "tr",
+            { class: row.iteration === best ? "best" : null },
+            h("th", { scope: "row" }, policyName(row)),
+            columns.map((column) => cell(row, column, edge(column) ? "edge" : null)),
           ),
         ),
       ),
     ),
+    h("details", {}, h("summary", {}, "All figures, with what they mean"), allFigures()),
   );
 }
 
-// Figures without a column of their own, a row for each: numbers by policy, and lists such as words that have risen.
-function otherFigures() {
-  if (!facts.others.length) return null;
-  const listed = facts.others.filter((key) => facts.rows.some((row) => Array.isArray(row[key])));
-  const numbers = facts.others.filter((key) => !listed.includes(key));
-  const cell = (row, key) => h("td", {}, show(row[key], "number"), interval(row, key, "number"));
-  const table = () =>
-    grid(
-      "More figures",
-      "iterations narrow",
-      h("thead", {}, h("tr", {}, heads(["policy", ...facts.rows.map((row) => row.iteration)]))),
-      h(
-        "tbody",
-        {},
-        numbers.map((key) =>
-          line(
-            key,
-            facts.rows.map((row) => cell(row, key)),
-          ),
-        ),
-      ),
+// Every figure that a number says, a row for each, by policy.
+function allFigures() {
+  const numbers = (one) => one.figures.filter(({ form }) => form !== "phrases");
+  const row = ({ key, label, form, meaning }) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, label, h("small", {}, `${meaning && `${meaning}; `}${key}`)),
+      facts.rows.map((of) => h("td", {}, show(of[key], form), interval(of, key, form))),
     );
-  return sheet(
-    "More figures",
-    "By policy, under their names in metrics.jsonl.",
-    numbers.length > 0 && table(),
-    listed.map(list),
+  const group = (one) => [
+    h("tr", { class: "group" }, h("th", { colspan: facts.rows.length + 1, scope: "colgroup" }, one.title)),
+    numbers(one).map(row),
+  ];
+  return grid(
+    "All figures",
+    "iterations every",
+    h("thead", {}, h("tr", {}, heads(["policy"]), facts.rows.map((of) => h("th", { scope: "col" }, policyName(of))))),
+    h("tbody", {}, facts.figures.filter((one) => numbers(one).length).map(group)),
   );
 }
 
-function list(key) {
+// Words and phrases that rose, of the last policy that has them.
+function phrases() {
+  const lists = facts.figures.flatMap((one) => one.figures).filter(({ form }) => form === "phrases");
+  return lists.length > 0 && sheet("Phrases", "Words and phrases whose share rose most.", lists.map(list));
+}
+
+function list({ key, label, meaning }) {
   const row = facts.rows.findLast((one) => Array.isArray(one[key]));
   const item = (one) => {
     if (!one || one.text === undefined) return h("span", {}, inline(JSON.stringify(one)));
     return h("span", {}, inline(one.text), h("small", {}, ` ${show(one.before, "share")} → ${show(one.now, "share")}`));
   };
   return [
-    h("h3", { class: "list" }, key, h("span", { class: "quiet" }, ` of policy ${row.iteration}`)),
+    h("h3", { class: "list" }, label, h("span", { class: "quiet" }, `, policy ${row.iteration}: ${meaning}`)),
     row[key].length ? h("p", { class: "risen" }, row[key].slice(0, MOST_LISTED).map(item)) : quiet("none"),
   ];
+}
+
+function toWarnings(event) {
+  event.preventDefault(); // the address behind the # is that of the view
+  $("warnings").scrollIntoView();
+}
+
+function warnings() {
+  const alarms = facts.findings.filter((one) => one.level !== "ok");
+  const alarm = (one) =>
+    h("p", {}, h("b", {}, `${one.level}: `), inline(`${one.reward}: ${one.check.replaceAll("_", " ")}: ${one.message}`));
+  return alarms.length > 0 && h("section", { class: "notice", id: "warnings", "aria-label": "Warnings" }, alarms.map(alarm));
+}
+
+// A text of headings, paragraphs and tables; a heading of the first level is the sheet's own.
+function markdown(text) {
+  const cellsOf = (one) => one.split(/(?<!\\)\|/).slice(1, -1).map((cell) => inline(cell.trim().replaceAll("\\|", "|")));
+  const block = (one) => {
+    const lines = one.trim().split("\n");
+    if (one.startsWith("# ")) return null;
+    if (one.startsWith("## ")) return h("h3", { class: "list" }, seen(one.slice(3)));
+    if (!one.startsWith("|")) return quiet(seen(one));
+    const rows = lines.slice(2).map((row) => line(...cellsOf(row).map((cell, at) => (at ? h("td", {}, cell) : cell))));
+    return grid("Accuracy", "iterations", h("thead", {}, h("tr", {}, heads(cellsOf(lines[0])))), h("tbody", {}, rows));
+  };
+  return text.trim().split(/\n\n+/).map(block);
 }
 
 // Drawn by raft/report/figures/, and part of the page as it was written.
@@ -179,14 +217,6 @@ function overview() {
     standing(),
     facts.as_of && `as of ${moment(facts.as_of)}`,
   ];
-  const alarms = facts.findings.filter((one) => one.level !== "ok");
-  const alarm = (one) =>
-    h(
-      "p",
-      {},
-      h("b", {}, `${one.level}: `),
-      inline(`${one.reward}: ${one.check.replaceAll("_", " ")}: ${one.message}`),
-    );
   const half = facts.half_made.map((one) => `${one.artifact} (${named(one.groups, "group")})`).join(", ");
   const measured = Object.entries(facts.measured).map(([name, value]) => [
     name,
@@ -195,12 +225,12 @@ function overview() {
   return [
     h("div", { class: "title" }, h("h1", {}, h("bdi", {}, seen(facts.name))), quiet(told.filter(Boolean).join(" · "))),
     half && h("p", { class: "notice" }, `Half-made: ${half}`),
-    alarms.length > 0 && h("div", { class: "notice" }, alarms.map(alarm)),
     tiles(),
+    warnings(),
     figures(),
     iterationTable(),
-    otherFigures(),
-    facts.table && sheet("Accuracy", null, h("div", { class: "scroll" }, h("pre", {}, seen(facts.table)))),
+    phrases(),
+    facts.table && sheet("Accuracy", null, markdown(facts.table)),
     measured.length > 0 && sheet("Measured", null, pairs(measured)),
   ].filter(Boolean);
 }
@@ -212,11 +242,11 @@ const STAGES = [
   ...["start-up", "load", "save", "between"],
 ];
 const PAINTS = {
-  generate: "var(--c0)",
-  score: "var(--c4)",
-  train: "var(--c2)",
-  evaluate: "var(--c3)",
-  other: "var(--c5)",
+  generate: "var(--training)",
+  score: "color-mix(in oklab, var(--training) 45%, var(--sheet))",
+  train: "var(--selected)",
+  evaluate: "var(--held-out)",
+  other: "var(--grey)",
 };
 
 // Seconds of each stage by iteration; null is what was made before the first.
@@ -276,7 +306,7 @@ function timings() {
     ),
     grid(
       "Time by stage",
-      null,
+      "iterations",
       h("thead", {}, h("tr", {}, heads(["iteration"]), h("th", { class: "bars" }), heads([...names, "all"]))),
       h(
         "tbody",

@@ -18,6 +18,7 @@ from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.page.facts import facts
 from raft.report.page.figures import figures
 from raft.report.page.groups import batches, encoded, pack
+from raft.report.palette import variables
 
 SCRIPTS = tuple(f"{name}.js" for name in ("page", "prompt", "browser", "views"))
 POLICY = (
@@ -50,7 +51,7 @@ def _write(folder: Path, page: BinaryIO) -> None:
     with tempfile.TemporaryFile(dir=near) as chunks, tempfile.TemporaryFile(dir=near) as index:
         packed = [pack(batch, chunks, index) for batch in batches(folder)]
         told = facts(folder, packed)
-        style, script = _asset("page.css"), "".join(map(_asset, SCRIPTS))
+        style, script = _asset("page.css").replace("/* palette */", variables()), "".join(map(_asset, SCRIPTS))
         head, tail = _asset("page.html").split("<!-- data -->\n")
         drawn = figures(folder)
         policy = POLICY.format(script=_hash(script), style=_hash(style))
