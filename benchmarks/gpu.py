@@ -41,10 +41,10 @@ from raft import __version__
 from raft.cli.console import Console
 from raft.config import recipe
 from raft.core import atomic, records
+from raft.core.versions import versions
 from raft.generators import vllm
 from raft.models import chat_templates
 from raft.pipeline import loop
-from raft.core.versions import versions
 from raft.store import runs
 from raft.trainers.hf_trainer import free
 

@@ -183,4 +183,6 @@ def _default(item: Any, given: Mapping[str, Any]) -> str:
     if value is dataclasses.MISSING:
         return "" if item.default_factory is not dataclasses.MISSING else "  (must be given)"
     words = {None: "null", True: "true", False: "false"}
+    if dataclasses.is_dataclass(value):
+        return f"  (default: kind: {registry.stable_name(type(value)).rpartition('/')[2]})"
     return f"  (default: {words[value] if value is None or isinstance(value, bool) else value})"

@@ -1,4 +1,7 @@
-"""kind: local. Everything in this process, on one device, whose memory generator, reward and trainer take in turns."""
+"""kind: local. One process on one device, whose memory generator, reward and trainer take in turns.
+
+The stages call a launch for all that a device computes; `raft.launch.ray.Ray` has the same methods.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """kind: local. The stages call a launch for all that a device computes; `Ray` has the same methods."""
+    """kind: local. One process on one device, which generates, scores and trains in turns."""
 
     def answers(self, generator: Any, policy: Policy, blocks: Iterable[list[Prompt]], seed: int) -> Iterator[Group]:
         """The groups of a generator as they finish; a block holds the prompts that share its numerics."""
