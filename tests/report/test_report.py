@@ -18,6 +18,7 @@ import worlds
 from folders import stamp, write_run
 from pages import HOSTILE, blocks, facts, make_labelled, make_run, packed_groups, reward, text
 
+from raft.cli import console
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Drop
@@ -25,6 +26,7 @@ from raft.metrics import diagnostics, reward_accuracy
 from raft.report.figures.picture import FIGURES
 from raft.report.page import groups as report_groups
 from raft.report.page import write as report
+from raft.store.runs import Run
 
 ASSETS = Path(report.__file__).parent
 
@@ -138,6 +140,16 @@ def test_the_best_policy_is_the_one_that_the_run_calls_best(tmp_path: Path):
         told = json.loads(file.read_text())
         file.write_text(json.dumps({**told, "policy": {**told["policy"], "reward/eval": mean}}))
     assert facts(report.write(run).read_bytes())["best"] == {"policy": 1, "by": "reward/eval"}
+
+
+def test_the_gain_is_that_of_the_same_prompts_as_the_run_says_at_its_end(run: Path, page: bytes):
+    rewards = np.array([[reward(policy, n, k) for k in range(2)] for policy in (0, 2) for n in range(4)], dtype=float)
+    means = np.nanmean(rewards, axis=1).reshape(2, 4)
+    change = means[1] - means[0]
+    gain = facts(page)["gains"]["reward/eval"]
+    assert gain["difference"] == pytest.approx(change.mean())
+    assert gain["half_width"] == pytest.approx(1.96 * change.std(ddof=1) / 2, rel=1e-4)
+    assert any(f"± {gain['half_width']:.3f}" in line for line in console.verdict(Run(run, 5)))
 
 
 def test_a_report_of_rewards_has_their_accuracies_as_bars_with_intervals(tmp_path: Path):

@@ -15,10 +15,10 @@ from raft.core.registry import build
 from raft.core.run_paths import RunPaths
 from raft.metrics import diagnostics, reward_metrics
 from raft.metrics.diagnostics import Alerts, Column
-from raft.pipeline import policies
+from raft.pipeline import evaluation, policies
 from raft.store import timeline
 from raft.store.measuring import held_out_means
-from raft.store.runs import about, is_running, metrics_rows, read_resolved
+from raft.store.runs import Run, about, is_running, metrics_rows, read_resolved
 from raft.store.stamps import stamp_path
 
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
@@ -47,6 +47,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "as_of": max((one["began"] + one["seconds"] for one in made), default=None),
         "rows": rows,
         "best": _best(folder, measured),
+        "gains": _gains(folder) if rows else {},
         "figures": figures(rows),
         "measured": {} if rows else _measured(made),
         "batches": packed,
@@ -106,6 +107,14 @@ def _best(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     if len(rows) < 2:
         return None
     return {"policy": policies.number_of(folder, "best"), "by": reward_metrics.held_out_key(rows)}
+
+
+def _gains(folder: Path) -> dict[str, Any]:
+    """How the last policy compares with the first on the same prompts, as the run says at its end."""
+    found = evaluation.gains(Run(folder, 0))
+    return _finite(
+        {key: {"difference": one.difference, "half_width": one.half_width} for key, (_, one) in found.items()}
+    )
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:

@@ -44,10 +44,10 @@ function rise(key, label, tone) {
   if (!rows.length) return null;
   const [from, to] = [rows[0], rows[rows.length - 1]];
   if (from === to) return tile(label, show(to[key]), `policy ${to.iteration}`, tone);
-  const error = Math.hypot(from[`${key}_se`] ?? 0, to[`${key}_se`] ?? 0);
-  const margin = error ? `\u00a0±\u00a0${show(NORMAL_95 * error)}` : "";
+  const gain = facts.gains[key];
+  const margin = gain && Number.isFinite(gain.half_width) ? `\u00a0±\u00a0${show(gain.half_width)}` : "";
   const missing = [from, to].some((row) => row[`${key}_failed`] > 0) ? ", some rewards are missing" : "";
-  const note = `${gained(to[key] - from[key])}${margin} since policy\u00a0${from.iteration}${missing}`;
+  const note = `${gained(gain ? gain.difference : to[key] - from[key])}${margin} since policy\u00a0${from.iteration}${missing}`;
   const change = h("span", {}, h("span", { class: "from" }, `${show(from[key])} → `), show(to[key]));
   return tile(label, change, note, tone);
 }
