@@ -1,16 +1,21 @@
 """launch: {kind: ray}: the artifacts of one process on a real cluster, whatever dies meanwhile."""
 
 import os
+import random
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import reward_models
 import torch
+import worlds
 import yaml
 from worlds import fingerprint, make_recipe
 
@@ -155,6 +160,57 @@ def test_a_prompt_that_kills_every_worker_is_named(world, cluster):
             prompts={"per_iteration": None}, evaluation={"count": 59},
             launch={"kind": "ray", "address": cluster.address, "failures": 2},
         )  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.engine
+def test_whatever_is_killed_at_random_the_same_command_ends_with_the_same_bytes(tmp_path):
+    """Workers, Ray's own process on the node, and the process that drives, in all stages; KILLS times in all."""
+    wanted, chance = int(os.environ.get("KILLS", "30")), random.Random(7)
+    command = ["run", "recipe.yaml", "launch.kind=ray", "launch.address=local", "launch.workers=2"]
+    for name in ("undisturbed", "killed"):
+        reward_models.save(tmp_path / name / "scorer", "LlamaForSequenceClassification", **reward_models.SIZE)
+        make_recipe(tmp_path / name, reward=SCORER)
+    done = worlds.raft(tmp_path / "undisturbed", *command)
+    assert done.returncode == 0, done.stderr
+    kills: dict[str, int] = {}
+    places, run = set(), tmp_path / "killed" / "outputs" / "tiny"
+    while sum(kills.values()) < wanted:
+        process = worlds.Command(tmp_path / "killed", *command)
+        began, strikes = time.monotonic(), chance.randint(1, 3)
+        while process.poll() is None and strikes and sum(kills.values()) < wanted:
+            time.sleep(chance.random() * 3)
+            family = processes.family(process.pid)
+            names = {pid: kind for pid in family if (kind := victim(pid)) is not None} | {process.pid: "driver"}
+            kind = chance.choice(["worker", "worker", "worker", "raylet", "driver"])
+            if some := [pid for pid, name in names.items() if name == kind]:
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(some), signal.SIGKILL)
+                kills[kind] = kills.get(kind, 0) + 1
+                places.add(len(list(run.rglob("*.stamp.json"))))
+                strikes -= 1
+            assert time.monotonic() - began < 300, "the run does not get on"
+        if process.poll() is None and sum(kills.values()) >= wanted:
+            process.wait()
+        elif process.poll() is None:
+            process.kill()
+            process.wait()
+        if (run / "iterations" / "002" / "metrics.json.stamp.json").exists():
+            assert fingerprint(run) == fingerprint(tmp_path / "undisturbed" / "outputs" / "tiny")
+            shutil.rmtree(run)
+    done = worlds.raft(tmp_path / "killed", *command)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(run) == fingerprint(tmp_path / "undisturbed" / "outputs" / "tiny")
+    print(f"killed: {kills}, after {sorted(places)} finished artifacts")
+
+
+def victim(pid: int) -> str | None:
+    """What of Ray a process is: a worker, or the process of its node."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return "worker" if command.startswith(b"ray::Worker") else "raylet" if b"raylet/raylet" in command else None
 
 
 def test_what_a_worker_died_with_is_handed_out_first_and_a_suspect_alone():
