@@ -1,1 +1,1 @@
-"""Where things compute: the engine's options, servers that raft starts, and clients of servers."""
+"""Where things compute: one device or the workers of a cluster; the engine's options, servers and their clients."""

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from raft.core import logs, protocols, signals
+from raft.core import device, logs, protocols, signals
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
@@ -548,11 +548,14 @@ def _cores(slot: Slot) -> list[int]:
 
 
 def _require_same(theirs: dict[str, str], slot: Slot) -> None:
-    """UserError if a worker computes with other versions than the driver."""
-    ours = versions()
+    """UserError if a worker computes with other versions than the driver, or on another kind of device.
+
+    The driver's own device decides what `dtype: auto` means in the keys of artifacts.
+    """
+    ours = {**versions(), "device": device.current()}
     if unlike := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
         name = unlike[0]
         raise UserError(
             f"launch: node {slot.node[:8]} of the cluster has {name} {theirs.get(name, 'not installed')}, and here it "
-            f"is {ours.get(name, 'not installed')}; results depend on it, so install the same versions on all nodes"
+            f"is {ours.get(name, 'not installed')}; results depend on it, so start raft on a node like the others"
         )

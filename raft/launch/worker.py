@@ -47,8 +47,8 @@ class Worker:
         self._steps = (0, 0)
 
     def ready(self) -> dict[str, str]:
-        """The versions that it computes with."""
-        return versions()
+        """What its results depend on: the versions, and the kind of its device."""
+        return {**versions(), "device": device.current()}
 
     def run(self, component: bytes, policy: Any, seed: int) -> Iterator[tuple[str | None, Any]]:
         """Ids of prompts, each with its group (of a generator, with a policy) or with its scores (of a reward).
