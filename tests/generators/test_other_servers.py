@@ -12,6 +12,7 @@ from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response, Score
 from raft.generators.remote import Remote
 from raft.generators.sampling import spell
+from raft.launch.local import Local
 from raft.models.chat_templates import load_tokenizer
 from raft.pipeline import stages
 from raft.pipeline.score_file import score_file
@@ -285,5 +286,6 @@ def test_a_reward_is_asked_for_nothing_that_was_withheld():
 
     fine, gone = Response("a b", [5], None, "stop"), Response.missing("filtered")
     groups = [Group(PROMPTS[0], [fine, fine]), Group(PROMPTS[1], [gone, gone]), Group(PROMPTS[2], [gone, fine])]
-    found = [[one.reward for one in scores] for _, scores in stages._scored(Longest(), groups)]
-    assert found == [[3.0, 3.0], [None, None], [None, 3.0]]
+    scored = stages._scored(Local(), Longest(), groups)
+    found = {group.prompt.id: [one.reward for one in scores] for group, scores in scored}
+    assert [found[prompt.id] for prompt in PROMPTS[:3]] == [[3.0, 3.0], [None, None], [None, 3.0]]

@@ -6,6 +6,7 @@ import pytest
 
 from raft.core.records import Example, Group, Prompt, Response, Score
 from raft.generators.sampling import Sampling
+from raft.launch.local import Local
 from raft.models.reasoning import answer_at, opening, without_thought
 from raft.pipeline.stages import _scored
 from raft.trainers.sft import _tokens
@@ -151,7 +152,7 @@ def test_no_reward_is_asked_of_a_thought_without_an_answer(tokenizer: Any):
         Group(Prompt("b", text=""), [cut]),
         Group(Prompt("c", text=""), [good]),
     ]
-    found = {group.prompt.id: scores for group, scores in _scored(Lengths(), groups)}
+    found = {group.prompt.id: scores for group, scores in _scored(Local(), Lengths(), groups)}
     assert [[one.reward for one in found[name]] for name in "abc"] == [[None, 4.0, None], [None], [4.0]]
     assert found["a"][0].error == cut.unanswered
 
