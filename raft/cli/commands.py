@@ -75,6 +75,7 @@ def check(options: Namespace) -> None:
 
     from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
     from raft.core.terminal import say
+    from raft.models import hub
 
     where = memory_plan.device()
     for needed in [*loaded.needs, loaded]:
@@ -86,7 +87,8 @@ def check(options: Namespace) -> None:
             say(f"  {line}")
         for asked in preflight.requests(needed.recipe):
             say(f"  {asked}")
-        for warning in [*warnings, *preflight.foreseen(needed)]:
+        unchecked = [hub.UNCHECKED.pop(0) for _ in list(hub.UNCHECKED)]
+        for warning in [*unchecked, *warnings, *preflight.foreseen(needed)]:
             say(f"  warning: {warning}")
     if options.measure:
         _measure(loaded, options.overrides)

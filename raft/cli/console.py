@@ -9,6 +9,7 @@ from typing import Any
 
 from raft.cli import forecast
 from raft.cli.show import before_and_after
+from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import safe, say
@@ -87,6 +88,9 @@ class Console(Observer):
     def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""
         if loaded.recipe.job != "align":
+            if loaded.recipe.job in JOB_OUTPUTS:
+                key, name = JOB_OUTPUTS[loaded.recipe.job]
+                say(f"{name}: {run.folder / name}    (in a recipe {key}: this path, or recipe: {loaded.path.name})")
             return
         paths = RunPaths(run.folder)
         if not self.finished:

@@ -108,6 +108,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 RUN: Any = {"type": Path, "help": "the folder of a run, such as outputs/quickstart"}
 
 
+class Command(argparse.ArgumentParser):
+    """The arguments of one command: options may stand before, between and behind the others."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._within:  # the intermixed parse calls this twice itself
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raft",
@@ -115,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with: raft run quickstart. raft COMMAND --help says more.",
     )
     parser.add_argument("--version", action="version", version=f"raft {__version__}")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
 
     def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         subparser = verbs.add_parser(name, help=text, description=text)

@@ -7,11 +7,13 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raft.config.jobs import DEFAULTS, JOBS
+from raft.config.jobs import DEFAULTS, JOBS, Evaluation, Start
 from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.options import suggest
+from raft.metrics.diagnostics import Alerts
 
+SECTIONS: dict[str, type] = {"policy": Start, "evaluation": Evaluation, "alerts": Alerts}  # which have no kinds
 INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 PLAIN: dict[Any, str] = {
@@ -25,9 +27,12 @@ def listed(name: str | None) -> Iterator[str]:
         yield "jobs: " + ", ".join(JOBS)
         for section, kinds in registry.TABLE.items():
             yield f"{section}: {', '.join(kinds)}"
+        yield f"sections without kinds: {', '.join(SECTIONS)}"
         yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options"
     elif name in JOBS:
         yield from of_class(JOBS[name], DEFAULTS.get(name, {}))
+    elif name in SECTIONS:
+        yield from of_class(SECTIONS[name])
     elif name in registry.TABLE:
         for kind in registry.TABLE[name]:
             yield f"{name}.{kind}: {_summary(registry.find(name, kind))}"
@@ -41,7 +46,7 @@ def listed(name: str | None) -> Iterator[str]:
 def names() -> list[str]:
     """All that `listed` takes: jobs, sections, and kinds as `section.kind`."""
     kinds = [f"{section}.{kind}" for section, known in registry.TABLE.items() for kind in known]
-    return [*JOBS, *registry.TABLE, *kinds]
+    return [*JOBS, *SECTIONS, *registry.TABLE, *kinds]
 
 
 def of_class(cls: type, given: Mapping[str, Any] | None = None) -> Iterator[str]:

@@ -34,7 +34,7 @@ WHICH = {  # the place of a prompt among those of a run, ordered by how much the
 
 @dataclass(frozen=True)
 class Change:
-    """The first and the last policy that are evaluated, and the reward of a held-out prompt's first answer by each."""
+    """The first and the last policy that are evaluated, and the mean reward of a held-out prompt's answers by each."""
 
     first: IterationPaths
     last: IterationPaths
@@ -60,7 +60,7 @@ def changes(folder: Path) -> list[Change]:
     if len(evaluated) < 2:
         return []
     first, last = evaluated[0], evaluated[-1]
-    before, after = (dict(_first_rewards(scores[it.number])) for it in (first, last))
+    before, after = (dict(_means(scores[it.number])) for it in (first, last))
     figure = "gold reward" if gold else "reward"
     found = [Change(first, last, name, before[name], after[name], figure) for name in before if name in after]
     return sorted(found, key=lambda one: one.gain)
@@ -76,19 +76,26 @@ def before_and_after(folder: Path, *which: str) -> str:
         place, title = WHICH[name]
         one = found[place(len(found))]
         shown = prompt(folder, one.prompt_id, [one.first, one.last], answers=1)
-        parts.append(f"{title} ({one.figure} {one.gain:+.3f}):\n{shown}")
+        parts.append(
+            f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}; the first answer of each "
+            f"policy is shown):\n{shown}"
+        )
     return "\n\n".join(parts)
 
 
 def listed(folder: Path) -> list[str]:
-    """A line for each held-out prompt: its id, its reward before and after, how much it gained, and how it begins."""
+    """A line for each held-out prompt: its id, its mean reward before and after, its gain, and how it begins."""
     said = {row["id"]: records.Prompt.of(row).content for row in records.read(RunPaths(folder).evaluation)}
     found = changes(folder)
     wide = max((len(one.prompt_id) for one in found), default=0)
+    head = f"{'prompt':{wide}s}  mean {found[0].figure} of policy 0 -> the last, and the gain" if found else ""
     return [
-        f"{safe(one.prompt_id):{wide}s}  {one.before:8.3f} -> {one.after:8.3f}  {one.gain:+8.3f}  "
-        + safe(" ".join(said.get(one.prompt_id, "").split()))[:LINE]
-        for one in reversed(found)
+        *([head] if found else []),
+        *(
+            f"{safe(one.prompt_id):{wide}s}  {one.before:8.3f} -> {one.after:8.3f}  {one.gain:+8.3f}  "
+            + safe(" ".join(said.get(one.prompt_id, "").split()))[:LINE]
+            for one in reversed(found)
+        ),
     ]
 
 
@@ -142,11 +149,12 @@ def _winner(selected: Path, prompt_id: str) -> int | None:
     return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
 
 
-def _first_rewards(scores: Path) -> Iterator[tuple[str, float]]:
-    """The reward of each prompt's first response, where it has one."""
+def _means(scores: Path) -> Iterator[tuple[str, float]]:
+    """The mean reward of each prompt's responses, where all of them have one."""
     for row in records.read(scores):
-        if row["scores"][0].get("reward") is not None:
-            yield row["prompt_id"], row["scores"][0]["reward"]
+        rewards = [score.get("reward") for score in row["scores"]]
+        if None not in rewards:
+            yield row["prompt_id"], sum(rewards) / len(rewards)
 
 
 def files(folder: Path) -> str:

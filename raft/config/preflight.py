@@ -4,6 +4,7 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,19 +36,49 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
     if loaded.recipe.job == "align":
         known = {fault.key for fault in faults}
-        faults += [fault for fault in _written(loaded.recipe, made) if fault.key not in known]
-    warnings = []
+        with _reading(faults):
+            faults += [fault for fault in _written(loaded.recipe, made) if fault.key not in known]
+    warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
-        faults += _enough(loaded.recipe)
-        faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]
-        for key, message, bug in _trials(loaded):
-            faults += [Fault(key, message)] if bug else []
-            warnings += [] if bug else [f"{key}: {message}"]
+        with _reading(faults):
+            warnings += _of_rows(loaded, faults)
     if faults:
         raise RecipeError(loaded.path, faults, loaded.lines)
+    warnings += _keys_that_are_not_set(loaded.recipe)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
     return warnings
+
+
+@contextmanager
+def _reading(faults: list[Fault]) -> Iterator[None]:
+    """Adds to the faults what is wrong with rows that are read in the block."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except UserError as fault:
+        faults.append(Fault("prompts", str(fault)))
+
+
+def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:
+    """Adds to the faults those that the first rows show; returns warnings."""
+    warnings = []
+    faults += _enough(loaded.recipe)
+    faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]
+    for key, message, bug in _trials(loaded):
+        faults += [Fault(key, message)] if bug else []
+        warnings += [] if bug else [f"{key}: {message}"]
+    return warnings
+
+
+def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
+    """Warnings about servers that will be asked without the key that the recipe names."""
+    gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
+    sections = {"generator": getattr(recipe, "generator", None), "reward": getattr(recipe, "reward", None)}
+    for key, part in _parts_of({**sections, "evaluation.gold": gold}, "api_key_env"):
+        if part.api_key_env and not os.environ.get(part.api_key_env):
+            yield f"{key}.api_key_env: the environment has no {part.api_key_env}, so no key will be sent"
 
 
 @contextmanager

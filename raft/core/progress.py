@@ -333,10 +333,10 @@ def other_work() -> str | None:
         return None
     if load <= 1.5 * cores + 1:
         return None
-    return (
-        f"slow? other work uses these cores (load {load:.1f} on {cores}): wait for it, or leave it some of them, for "
-        "instance with OMP_NUM_THREADS=1"
+    fewer = (
+        "" if os.environ.get("OMP_NUM_THREADS") == "1" else "; OMP_NUM_THREADS=1 raft ... can be ten times as fast then"
     )
+    return f"slow? other work uses these cores (load {load:.1f} on {cores}){fewer}"
 
 
 _screen: Screen | None = None

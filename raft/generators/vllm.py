@@ -96,7 +96,8 @@ class VLLM(Sampling):
             if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
                 yield (
                     f"engine_args.{name}",
-                    "raft's engine computes on one GPU; remove it, or use vllm serve and kind: remote",
+                    "each engine of raft computes on one GPU; remove it, and use launch: {kind: ray} for several, or "
+                    "vllm serve and kind: remote for a policy that needs several",
                 )
             elif UNTRIED.fullmatch(name):
                 yield (

@@ -179,6 +179,9 @@ async def connected(
         yield Server(options, section, url, key, client)
 
 
+UNKNOWN_METHOD = 501  # of a server without that part of the protocol: it will not have it at the next attempt
+
+
 class Server:
     """The server: `ask` it, with retries."""
 
@@ -216,7 +219,7 @@ class Server:
         words = error[1] if error else completions.words_of(reply) if reply else _words(content)
         fault = f"status {error[0] if error else status}: {self._excerpt(words)}"
         status = error[0] if error else status
-        if status >= 500 or status in TRANSIENT:
+        if (status >= 500 and status != UNKNOWN_METHOD) or status in TRANSIENT:
             raise Passing(fault, retry_after(headers))
         if sent and "max_tokens" in sent and RENAMED in words:
             self.renamed = True

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -39,20 +38,20 @@ T = TypeVar("T")
 TOGETHER = 4  # prompts that a worker is handed at once
 LOOK = 2.0  # seconds between two looks at the cluster
 TICK = 0.5  # seconds after which the driver looks for signals
-NO_RAY = "ray is not installed here: pip install 'raft-align[ray]'"
+NO_RAY = "ray is not installed here: pip install 'ray>=2.60,<3'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ray(Local):
     """kind: ray. A worker on each GPU of the cluster, or on each CPU core where it has no GPU.
 
-    `address` is that of a running cluster. Without it the cluster of RAY_ADDRESS, or one that runs on this machine, is
-    joined, and otherwise one is started here, for this run; `local` always starts one.
-    `workers` bounds their number; without GPUs they share the cores evenly. A worker that dies is started again, and
-    the run fails when workers have died `failures` times more often than there are workers without any progress, or
-    when the cluster has no device for `wait` seconds. `env` is set in every worker.
+    `address` is that of a running cluster (`auto`: the one on this machine). Without it and without RAY_ADDRESS a
+    cluster is started on this machine, for this run. `workers` bounds the number of workers; without GPUs they share
+    the cores evenly. A worker that dies is started again. The run fails after `failures` deaths for each worker in a
+    row without any progress, after `failures` deaths with the same prompt under way, or when no worker has been ready
+    for `wait` seconds. `env` is set in every worker.
 
-    Rules, judges and everything behind a url are asked by the process that drives the run.
+    Rules, judges and everything behind a url are called by the driver, the process of `raft run`.
     """
 
     address: str | None = None
@@ -138,8 +137,9 @@ class Ray(Local):
             import ray
 
             ray.shutdown()
-        return [f"launch: {len(slots)} workers on {len(nodes)} nodes"] + [
-            f"  node {node[:8]}: {len(some)} " + ("GPUs" if some[0].gpu else f"parts of {some[0].cpus} cores")
+        return [f"launch: workers: {len(slots)}, nodes: {len(nodes)}"] + [
+            f"  node {node[:8]}: workers: {len(some)}, "
+            + ("each with a GPU" if some[0].gpu else f"which share cores: {some[0].cpus}")
             for node, some in nodes.items()
         ]
 
@@ -373,7 +373,7 @@ class Cluster:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from None
         self.deaths += 1
-        self.reason = (str(cause or fault).strip().splitlines() or [type(fault).__name__])[0]
+        self.reason = (str(cause or fault).strip().splitlines() or [type(fault).__name__])[0].rstrip(".")
         LOG.warning("a worker died: %s", fault)
         if self.deaths > self.options.failures * max(1, len(self.hands)):
             raise UserError(
@@ -477,17 +477,18 @@ def _begin(options: Ray) -> bool:
     handler = signal.getsignal(signal.SIGTERM) if main else None
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cores = max(options.workers or 0, len(os.sched_getaffinity(0)))
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     with logs.stderr_to_log():
         try:
-            if options.address != "local":
-                with suppress(*([] if options.address else [ConnectionError])):
-                    ray.init(address=options.address or "auto", **common)
-            if not ray.is_initialized():
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
-        except (ConnectionError, ValueError, RuntimeError) as fault:
-            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+            if address == "local":
+                ray.init(address=address, num_cpus=cores, include_dashboard=False, **common)
+            else:
+                ray.init(address=address, **common)
+        except Exception as fault:  # Ray raises a bare Exception if a node does not start in time
+            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0].rstrip(".")
+            what = "start a cluster on this machine" if address == "local" else f"join the cluster at {address}"
             raise UserError(
-                f"launch.address: Ray cannot join {options.address or 'a cluster'} or start one here: {reason}"
+                f"launch.address: Ray cannot {what} ({reason}); run the same command again, or say where"
             ) from fault
     if main:
         signal.signal(signal.SIGTERM, handler)

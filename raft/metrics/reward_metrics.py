@@ -139,8 +139,8 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval of the difference leaves 0 out."""
-        return abs(self.difference) > self.half_width
+        """Whether the interval of the difference leaves 0 out; one of no width is of too few prompts to know."""
+        return abs(self.difference) > self.half_width > 0
 
 
 def gain(before: np.ndarray, after: np.ndarray) -> Gain | None:

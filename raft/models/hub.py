@@ -166,7 +166,10 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -
 
 
 def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
-    """Why the hub does not give a model or data set; None if it does, if it is here, or if the hub does not answer."""
+    """Why the hub does not give a model or data set; None if it does, if it is here, or if the hub does not answer.
+
+    Names that the hub did not answer for are in UNCHECKED.
+    """
     from huggingface_hub import HfApi, constants
 
     here = Path(name).exists() if kind == "dataset" else fetched(name, revision) is not None
@@ -175,8 +178,14 @@ def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
     except Exception as fault:
-        return _refusal(fault, name, revision, kind)
+        refused = _refusal(fault, name, revision, kind)
+        if refused is None:
+            UNCHECKED.append(f"{_wanted(name, revision, kind)} was not checked: the hub did not answer")
+        return refused
     return None
+
+
+UNCHECKED: list[str] = []  # in words, of this process
 
 
 def _refusal(fault: Exception, name: str, revision: str | None, kind: str) -> str | None:

@@ -113,7 +113,7 @@ def _written(tokenizer: Tokenizer, prompt: Prompt, response: str, template: str)
     if prompt.messages is None:
         return _continued(prompt, template) + special_tokens.of(tokenizer).hide(response)
     if template == "plain":
-        raise UserError(f"prompt {prompt.id} has messages, but the template is plain; use template: chat")
+        raise UserError(f"prompt {prompt.id} has messages, which template: plain does not write; use template: chat")
     answered = [*prompt.messages, {"role": "assistant", "content": response}]
     if template in SPEAKERS:
         return _spoken(prompt, special_tokens.of(tokenizer).hide(answered), template)

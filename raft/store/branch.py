@@ -13,7 +13,7 @@ from raft.config import preflight, recipe
 from raft.config.recipe import Loaded, value_at
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
-from raft.core.run_paths import RUN, RunPaths
+from raft.core.run_paths import OUTPUTS, RUN, RunPaths
 from raft.store import stamps
 from raft.store.runs import about
 from raft.store.stamps import differences, read_stamp, require_all, stamp_path
@@ -25,6 +25,8 @@ OWN = "prompts.per_iteration"  # each iteration draws its own
 def existing(folder: Path) -> Path:
     """The folder of a run, by its own name; UserError if it is not a run, or its run.json is damaged."""
     folder = folder.resolve() if folder.name in ("", "..") else folder
+    if not folder.exists() and RunPaths(OUTPUTS / folder).about.exists():
+        folder = OUTPUTS / folder  # a run's name alone, as recipes have it
     if not RunPaths(folder).about.exists():
         near = sorted(str(file.parent) for file in folder.parent.glob(f"*/{RUN}"))[:5]
         raise UserError(

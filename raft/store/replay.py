@@ -149,7 +149,7 @@ def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     """Commands that lead on, each with what it does."""
     folder, words = loaded.folder, [word for word in loaded.overrides if not word.startswith("name=")]
     number = _first_to_repeat(conflict.path, folder)
-    if number is not None and branch.may_branch(folder, number, loaded):
+    if number is not None and not loaded.python and branch.may_branch(folder, number, loaded):
         again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
         yield shlex.join(again), f"a new run that shares what comes before iteration {number} with this one"
     if loaded.python:

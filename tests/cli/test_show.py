@@ -7,15 +7,19 @@ import pytest
 
 from raft.cli import show
 
-GAINS = [0.5, -1.0, 0.0, 2.0, 0.25]  # of the held-out prompts h0 to h4, from policy 0 to 2
+GAINS = [0.5, -1.0, 0.0, 2.0, 0.25]  # of the held-out prompts h0 to h4, from policy 0 to 2, on average over answers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run whose held-out prompts gain what GAINS says; the gold reward is ten times the reward."""
+    """A run whose held-out prompts gain what GAINS says; the gold reward is ten times the reward.
+
+    The first answer to each alone would say the opposite.
+    """
 
     def reward(policy: int, prompt: int, response: int) -> float:
-        return 1.0 + policy * GAINS[prompt % 5] / 2
+        gain = GAINS[prompt % 5]
+        return 1.0 + policy * (-gain if response == 0 else 3 * gain) / 2
 
     return folders.write_run(
         tmp_path_factory.mktemp("show") / "run", 5, 2, 2, lambda *at: f"answer {at}", reward, held_out=5
@@ -25,14 +29,15 @@ def run(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("which", "prompt", "said"),
     [
-        ("best", "h3", "the prompt that gained most (gold reward +20.000)"),
-        ("worst", "h1", "the prompt that lost most, or gained least (gold reward -10.000)"),
-        ("typical", "h4", "a typical prompt (gold reward +2.500)"),
+        ("best", "h3", "the prompt that gained most (mean gold reward of its answers 10.000 -> 30.000"),
+        ("worst", "h1", "the prompt that lost most, or gained least (mean gold reward of its answers 10.000 -> 0.000"),
+        ("typical", "h4", "a typical prompt (mean gold reward of its answers 10.000 -> 12.500"),
     ],
 )
 def test_prompts_are_picked_by_how_much_they_gained_and_typical_is_the_median(run, which, prompt, said):
     shown = show.before_and_after(run, which)
-    assert shown.splitlines()[:2] == [f"{said}:", f"prompt {prompt}: prompt {prompt[1:]}"]
+    head = f"{said}; the first answer of each policy is shown):"
+    assert shown.splitlines()[:2] == [head, f"prompt {prompt}: prompt {prompt[1:]}"]
     assert "policy 0 (held-out prompt)" in shown and "policy 2 (held-out prompt)" in shown
 
 
@@ -42,6 +47,7 @@ def test_a_prompt_at_random_is_one_of_the_held_out_ones_and_not_always_the_same(
 
 
 def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
-    lines = show.listed(run)
+    head, *lines = show.listed(run)
+    assert head.split() == "prompt mean gold reward of policy 0 -> the last, and the gain".split()  # noqa: SIM905
     assert [line.split()[0] for line in lines] == ["h3", "h0", "h4", "h2", "h1"]
     assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")

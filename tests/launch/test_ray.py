@@ -23,7 +23,7 @@ import raft
 from raft.core.errors import UserError
 from raft.launch.ray import Block, Ray, Work
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'raft-align[ray]'")
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 SCORER = {"kind": "model", "model": "scorer", "template": "plain", "max_length": 128}

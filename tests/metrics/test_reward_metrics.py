@@ -208,6 +208,7 @@ def test_a_gain_is_of_the_same_prompts_whose_differences_say_how_sure_it_is():
     assert not reward_metrics.gain(before, before + np.array([1.0, -1.0, 0.5, 0, 0])).clear
     assert reward_metrics.gain(np.array([NAN]), np.array([1.0])) is None
     assert not reward_metrics.gain(np.array([0.0]), np.array([9.0])).clear, "one prompt says nothing"
+    assert not reward_metrics.gain(np.zeros(4), np.ones(4)).clear, "an interval of no width is of too few prompts"
 
 
 def test_policies_are_compared_on_the_prompts_that_all_of_them_have_a_reward_for():
