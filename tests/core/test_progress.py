@@ -149,6 +149,7 @@ def test_a_fast_stage_hardly_pays_for_being_shown(tmp_path: Path):
 
 def test_a_busy_machine_is_told_of_once(monkeypatch, capsys):
     clock = Clock()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (5.1, 0.0, 0.0))
     plain = Screen(io.StringIO(), "starting", clock)
@@ -157,6 +158,8 @@ def test_a_busy_machine_is_told_of_once(monkeypatch, capsys):
         clock.now += 1
     said = capsys.readouterr().err
     assert said.count("slow? other work uses these cores (load 5.1 on 2)") == 1 and "OMP_NUM_THREADS=1" in said
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert "OMP" not in str(progress.other_work()), "what is done already is no advice"
     monkeypatch.setattr(os, "getloadavg", lambda: (3.4, 0.0, 0.0))
     assert progress.other_work() is None
 
