@@ -162,7 +162,7 @@ def watched_on_terminal(run: Path, rows: int, columns: int, then: Callable[[], N
 
     def look(written: bytes) -> None:
         nonlocal ended
-        if not ended and written.count(b"at work") >= 3:
+        if not ended and written.count(b"at work") + written.count(b"is running") >= 3:
             then()
             ended = True
         assert time.monotonic() - began < 240, "it does not end"
@@ -195,7 +195,7 @@ def test_watching_waits_for_a_run_while_another_beside_it_is_at_work(tmp_path: P
 
         status, written = watched_on_terminal(tmp_path / "run", 24, 600, go_on)
     text = written.decode()
-    assert status == 0 and f"{before} is at work: iteration 2 of 5" in text
+    assert status == 0 and f"{before} is running: iteration 2 of 5" in text
     assert "finished on" in text and text.index("does not exist yet") < text.index("finished on")
     status, said = told(tmp_path / "other", "--watch")
     assert status == 2 and "is not a run" in said
