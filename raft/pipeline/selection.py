@@ -190,7 +190,7 @@ class RandomPick(Selection):
 
 @dataclass(frozen=True, kw_only=True)
 class BestVsWorst(Selection):
-    """A pair of each group: its best response, and its worst as rejected; of equals the first (arXiv:2405.07863)."""
+    """A pair of each group: its best response, and its worst as rejected; ties go to the first (arXiv:2405.07863)."""
 
     makes_pairs: ClassVar[bool] = True
     by_order: ClassVar[bool] = True

@@ -51,7 +51,7 @@ class Judge(Connection):
     the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
     `ranking: challenger` compares each response only with the best one before it. A run that would send more than
     `max_requests` is refused before it starts. The group of the regular expression
-    `verdict` is the verdict, where it matches last behind the judge's thoughts; without one, see `judge/verdicts.py`.
+    `verdict` is the verdict, where it matches last behind the judge's reasoning; without one, see `judge/verdicts.py`.
     """
 
     model: str = source("served")
