@@ -44,7 +44,7 @@ def test_tokenizers_that_frame_every_text_keep_their_frame():
 def test_a_prompt_of_the_wrong_kind_names_the_right_template():
     with pytest.raises(UserError, match=r"plain text, but the template is chat; use template: plain"):
         reward_templates.encode(make(), STORY, ANSWER, "chat")
-    with pytest.raises(UserError, match=r"has messages, but the template is plain; use template: chat"):
+    with pytest.raises(UserError, match=r"has messages, which template: plain does not write; use template: chat"):
         reward_templates.encode(make(), ASKED, ANSWER, "plain")
 
 
