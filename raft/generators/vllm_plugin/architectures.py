@@ -7,6 +7,7 @@ so that it costs nothing where they are not needed.
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from raft.core import library_options
 
@@ -47,10 +48,9 @@ def _wrapped(architecture: str) -> bool:
     """Whether vLLM's Transformers backend takes it: vLLM's own rule, which asks transformers' class."""
     import transformers
 
-    model = getattr(transformers, architecture, None)
-    if not (isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)):
-        return False
-    return model.is_backend_compatible() or model._can_set_attn_implementation()
+    model: Any = getattr(transformers, architecture, None)
+    is_model = isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)
+    return is_model and bool(model.is_backend_compatible() or model._can_set_attn_implementation())
 
 
 def _plugged_in() -> bool:
