@@ -8,6 +8,9 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 READY = .venv/ready-$(DEVICE)
 # The CPU build of torch comes from where pip is told to look for files, if it is told; else from PyTorch's own index.
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
+# Tests also wait: for servers, signals and time limits. So there are half as many workers again as cores, 8 at most.
+CORES = $(shell getconf _NPROCESSORS_ONLN)
+WORKERS = $(shell workers=$$(($(CORES) + ($(CORES) + 1) / 2)); echo $$((workers < 8 ? workers : 8)))
 ENGINE = $(shell grep -rl --include='test_*.py' 'mark\.engine' tests)
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --durations=12
 UV = UV_FIND_LINKS="$(LINKS)" .venv/bin/uv pip install --quiet --python .venv/bin/python
@@ -31,15 +34,15 @@ test: check test-fast test-engine
 test-all: test nightly faults
 
 # Each worker has one thread (tests/conftest.py): an engine of a tiny model gains nothing from a second, which only waits.
-# Two workers, as each engine takes 3 GB.
+# Three workers at most, as each engine takes 3 GB.
 test-engine: $(READY)
-	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n auto --maxprocesses 2 $(SIDE_BY_SIDE) $(ENGINE)
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n $(WORKERS) --maxprocesses 3 $(SIDE_BY_SIDE) $(ENGINE)
 
 nightly: $(READY)
 	.venv/bin/python -m pytest -m nightly
 
 test-fast: $(READY)
-	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n auto --maxprocesses 4 $(SIDE_BY_SIDE)
+	.venv/bin/python -m pytest -m "not engine and not nightly and not faults" -n $(WORKERS) $(SIDE_BY_SIDE)
 
 # The wheel in an empty environment: PYTHON=python3.13 tests another version.
 test-wheel: $(READY)
