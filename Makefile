@@ -8,7 +8,7 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 READY = .venv/ready-$(DEVICE)
 # The CPU build of torch comes from where pip is told to look for files, if it is told; else from PyTorch's own index.
 LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
-# Tests also wait: for servers, signals and time limits. So there are half as many workers again as cores, 8 at most.
+# Some tests wait, for servers and signals, so there are half as many workers again as cores, 8 at most.
 CORES = $(shell getconf _NPROCESSORS_ONLN)
 WORKERS = $(shell workers=$$(($(CORES) + ($(CORES) + 1) / 2)); echo $$((workers < 8 ? workers : 8)))
 ENGINE = $(shell grep -rl --include='test_*.py' 'mark\.engine' tests)
