@@ -253,6 +253,7 @@ class Cluster:
         self.options, self.hands, self.looked = options, list[Hand](), 0.0
         self.deaths, self.reason = 0, ""  # since the last progress, and why the last worker died
         self.alone = time.monotonic()  # since when no worker is ready
+        self.size = 1  # the most workers that there have been
         self.own = _begin(options)
         self.look()
 
@@ -277,6 +278,7 @@ class Cluster:
             self.dismiss(hand)  # idle, and not a device of the plan any more
         for slot in [slot for slot in slots if slot not in taken][: max(0, len(slots) - len(self.hands))]:
             self.hands.append(Hand(_hire(slot, self.options), slot))
+        self.size = max(self.size, len(self.hands))
         if any(hand.ready is None for hand in self.hands):
             self.alone = time.monotonic()
         elif time.monotonic() - self.alone > self.options.wait:
@@ -375,7 +377,7 @@ class Cluster:
         self.deaths += 1
         self.reason = (str(cause or fault).strip().splitlines() or [type(fault).__name__])[0].rstrip(".")
         LOG.warning("a worker died: %s", fault)
-        if self.deaths > self.options.failures * max(1, len(self.hands)):
+        if self.deaths > self.options.failures * self.size:
             raise UserError(
                 f"launch: workers died {self.deaths} times without any progress; the last one: {self.reason}. The "
                 "logs of Ray (/tmp/ray/session_latest/logs) say more; fix the cause, and run the same command again"
