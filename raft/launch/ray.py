@@ -245,6 +245,13 @@ class Hand:
         feed = self.actor.feed.options(concurrency_group="feed")
         self.feeding = feed.remote(None if blocks is None else [block.items for block in blocks])
 
+    def end(self) -> None:
+        """Ends the worker, and lets go of what Ray counts: in another cluster the same numbers mean other actors."""
+        import ray
+
+        ray.kill(self.actor)
+        self.actor = self.ready = self.stream = self.feeding = None
+
 
 class Cluster:
     """The workers of a run."""
@@ -262,7 +269,7 @@ class Cluster:
         import ray
 
         for hand in self.hands:
-            ray.kill(hand.actor)
+            hand.end()
         self.hands.clear()
         if self.own:
             ray.shutdown()
@@ -385,9 +392,7 @@ class Cluster:
 
     def dismiss(self, hand: Hand) -> None:
         """Ends a worker; its device gets another one."""
-        import ray
-
-        ray.kill(hand.actor)
+        hand.end()
         self.hands.remove(hand)
         self.looked = 0.0
 
