@@ -80,17 +80,15 @@ def total(numbers: dict[str, float]) -> dict[str, float]:
 def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
     """The gradients in groups of one number format, each of about BUCKET numbers."""
     bucket: list[Any] = []
+    size = 0
     for gradient in gradients:
-        if bucket and (sum(map(_size, bucket)) + _size(gradient) > BUCKET or gradient.dtype != bucket[0].dtype):
+        if bucket and (size + gradient.numel() > BUCKET or gradient.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(gradient)
+        size += gradient.numel()
     if bucket:
         yield bucket
-
-
-def _size(gradient: Any) -> int:
-    return gradient.numel()
 
 
 def _group() -> Any:

@@ -353,10 +353,11 @@ class Cluster:
                 hand.feeding = None
             else:
                 name, result = ray.get(next(hand.stream))
-                if name is not None:
+                if name is None:
+                    yield name, result
+                elif _check_off(hand.blocks, name):
                     self.deaths = 0
-                    _check_off(hand.blocks, name)
-                yield name, result
+                    yield name, result
         except StopIteration:
             assert not hand.blocks, "a worker ended its run with blocks under way"
             hand.stream, hand.ended = None, False
@@ -387,7 +388,8 @@ class Cluster:
         if self.deaths > self.options.failures * self.size:
             raise UserError(
                 f"launch: workers died {self.deaths} times without any progress; the last one: {self.reason}. The "
-                "logs of Ray (/tmp/ray/session_latest/logs) say more; fix the cause, and run the same command again"
+                "logs of Ray (session_latest/logs in its temporary folder) say more; fix the cause, and run the same "
+                "command again"
             )
 
     def dismiss(self, hand: Hand) -> None:
@@ -460,12 +462,18 @@ def _awaited(ref: Any) -> Any:
     return ray.get(ref)
 
 
-def _check_off(blocks: list[Block], name: str) -> None:
-    """Notes that an id came back, and forgets a block of which all have."""
-    block = next(one for one in blocks if name in one.left)
+def _check_off(blocks: list[Block], name: str) -> bool:
+    """Notes that an id came back, and forgets a block of which all have; returns whether it was missing.
+
+    Of a block that is asked again, some came back before its first worker died.
+    """
+    block = next((one for one in blocks if name in one.left), None)
+    if block is None:
+        return False
     block.left.remove(name)
     if not block.left:
         blocks.remove(block)
+    return True
 
 
 def _named(block: Block) -> str:

@@ -21,7 +21,7 @@ from worlds import fingerprint, make_recipe
 
 import raft
 from raft.core.errors import UserError
-from raft.launch.ray import Block, Ray, Work
+from raft.launch.ray import Block, Ray, Work, _check_off
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -228,6 +228,12 @@ def test_what_a_worker_died_with_is_handed_out_first_and_a_suspect_alone():
     assert [work.suspect(3), work.take()] == [False, two]
     assert [work.suspect(3), work.take()] == [True, one]
     assert [work.left(), work.take(), work.take(), work.waits()] == [2, blocks[2], blocks[3], False]
+
+
+def test_what_came_back_before_a_worker_died_does_not_count_twice():
+    blocks = [Block([0, 1], ["b"])]  # "a" had come back
+    assert [_check_off(blocks, name) for name in "aba"] == [False, True, False]
+    assert not blocks
 
 
 def test_an_address_of_the_client_is_refused():
