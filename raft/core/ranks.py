@@ -1,7 +1,8 @@
-"""The ranks of a training: processes that hold the same weights and share the forward passes of a step.
+"""The ranks of a training: processes that share the forward passes of a step, each with all weights or a part of them.
 
 A step's loss is the sum over its forward passes, so rank r of W takes passes r, r + W, r + 2W ... and gradients are
-added up, not averaged. No rank has to have as many passes as another. Without a process group there is one rank.
+added up, not averaged. No rank has to have as many passes as another, unless weights are sharded: then all ranks compute
+together. Without a process group there is one rank.
 """
 
 import sys
@@ -14,11 +15,16 @@ BUCKET = 1 << 24  # numbers that are added up at once: 64 MB of float32
 PATIENCE = timedelta(minutes=30)  # longest wait for another rank
 
 T = TypeVar("T")
+_shards = False
 
 
 @contextmanager
-def joined(rank: int, count: int, address: str) -> Iterator[None]:
-    """Inside the block this process is one of `count` ranks, which meet at the address `host:port` of rank 0."""
+def joined(rank: int, count: int, address: str, shard: bool = False) -> Iterator[None]:
+    """Inside the block this process is one of `count` ranks, which meet at the address `host:port` of rank 0.
+
+    With `shard` trainers shard weights over the ranks, if all of them say so.
+    """
+    global _shards
     if count == 1:
         yield
         return
@@ -28,8 +34,12 @@ def joined(rank: int, count: int, address: str) -> Iterator[None]:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, f"tcp://{address}", rank=rank, world_size=count, timeout=PATIENCE)
     try:
+        found: list[Any] = [None] * count
+        distributed.all_gather_object(found, shard)
+        _shards = any(found)
         yield
     finally:
+        _shards = False
         distributed.destroy_process_group()
 
 
@@ -43,6 +53,27 @@ def number() -> int:
     """Which rank this process is; rank 0 alone writes and reports."""
     group = _group()
     return group.get_rank() if group else 0
+
+
+def sharded() -> bool:
+    """Whether weights are sharded over the ranks."""
+    return _shards
+
+
+def first(value: T) -> T:
+    """What rank 0 says, on every rank."""
+    group = _group()
+    if group is None:
+        return value
+    found = [value]
+    group.broadcast_object_list(found, 0)
+    return found[0]
+
+
+def wait() -> None:
+    """Returns once every rank is here."""
+    if (group := _group()) is not None:
+        group.barrier()
 
 
 def own(items: Sequence[T]) -> Sequence[T]:

@@ -56,6 +56,19 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
     return model
 
 
+def skeleton(folder: Path, kind: str = "CausalLM", **options: Any) -> Any:
+    """The model of a folder without its weights, on torch's meta device; `options` as in `load_model`."""
+    import torch
+    import transformers
+
+    more = {name: value for name, value in options.items() if name not in ("attn_implementation", "may_lack")}
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **more)
+    how = options.get("attn_implementation") or attention(config)
+    with torch.device("meta"):
+        auto = getattr(transformers, f"AutoModelFor{kind}")
+        return auto.from_config(config, trust_remote_code=False, dtype=torch.float32, attn_implementation=how).eval()
+
+
 def positions(model: Any) -> int | None:
     """The most tokens that a model has positions for, None where nothing limits them.
 

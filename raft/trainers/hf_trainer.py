@@ -31,6 +31,7 @@ from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.models import checkpoint, loading, packed_attention, packing
+from raft.trainers import sharding
 from raft.trainers.batches import Order
 
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
@@ -43,6 +44,7 @@ SCHEDULES = Literal[
 
 WORKERS = 256
 MEASURED = "measured.json"  # of a checkpoint: what its steps measured
+IDLE = "idle"  # marks a batch that another rank has, of which nothing is learned here
 SHORT = 60.0  # seconds of training that a stop does not save
 HIGHEST = 65536  # rank of an adapter; the largest models are not as wide
 
@@ -195,22 +197,27 @@ def _not_free(option: str, given: dict, known: Collection[str], decided: re.Patt
 
 
 def load(options: TrainerOptions, start: Path, seed: int, kind: str = "CausalLM", **more: Any) -> Any:
-    """The model to train, in float32 on its device. Everything random from here on depends on the seed alone."""
+    """The model to train, in float32; an empty one where another rank has the weights, to be sharded.
+
+    Everything random from here on depends on the seed alone.
+    """
     from transformers import set_seed
 
     set_seed(torch_seed(seed))
     if options.attn_implementation != "auto":
         more["attn_implementation"] = options.attn_implementation
     with part("load"):
-        return ready(options, loading.load_model(start, kind, **more))
+        if ranks.sharded() and ranks.number():
+            return loading.skeleton(start, kind, **more)
+        return loading.load_model(start, kind, **more)
 
 
 def ready(options: TrainerOptions, model: Any) -> Any:
-    """The model on its device, with our attention if it is to read packed rows and can."""
-    with devices.fits("the model to train", ADVICE):
-        model.to(device())
+    """The model on its device, or sharded, with our attention if it is to read packed rows and can."""
+    with part("load"), devices.fits("the model to train", ADVICE):
+        model = sharding.shard(model, device()) if ranks.sharded() else model.to(device())
     if options.packing and options.attn_implementation == "auto":
-        packed_attention.adopt(model, hidden)
+        packed_attention.adopt(model, lambda model, **inputs: sharding.within(model, hidden, **inputs))
     return model
 
 
@@ -253,7 +260,11 @@ class Steps:
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, list[Batch]]:
-        return {"batches": [tensors(batch) for batch in ranks.own(self.batches(self.order.step(number)))]}
+        batches = self.batches(self.order.step(number))
+        own = list(ranks.own(batches))
+        if ranks.sharded() and len(own) * ranks.count() < len(batches):  # all ranks compute together
+            own.append({**batches[-1], IDLE: True})
+        return {"batches": [tensors(batch) for batch in own]}
 
 
 def fit(
@@ -271,6 +282,8 @@ def fit(
     It goes on from the last whole one of its checkpoints; without a folder for them it has none.
     """
     uses_cache = model.config.use_cache
+    if checkpoints is not None and ranks.sharded():
+        checkpoints = checkpoints / f"rank {ranks.number()} of {ranks.count()}"
     saves = Checkpoints(checkpoints or out, options.checkpoint_minutes if checkpoints else 0, advance)
     with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
         trainer = _trainer(model, _arguments(options, len(steps), saves.folder, seed), steps, loss, saves)
@@ -320,25 +333,32 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, minutes: float, advance: Advance):
-        self.folder, self.seconds, self.advance = folder, 60 * minutes, advance
-        whole = [path for path in folder.glob("checkpoint-*") if (path / MEASURED).exists()]
-        self.last = str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-        self.measured: list[dict[str, float]] = (
-            json.loads((Path(self.last) / MEASURED).read_text()) if self.last else []
-        )
+        self.seconds, self.advance = 60 * minutes, advance
+        self.folder = folder
+        whole = [path for path in self.folder.glob("checkpoint-*") if (path / MEASURED).exists()]
+        last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+        self.measured: list[dict[str, float]] = json.loads((last / MEASURED).read_text()) if last else []
+        name, self.measured = ranks.first((last.name if last else None, self.measured))
+        self.last = str(self.folder / name) if name else None
         self.saved = time.monotonic()
 
     def due(self) -> bool:
         """Whether a state is to be saved now: the time has come, or the process is asked to stop."""
         waited = time.monotonic() - self.saved
         stopping = signals.asked() and waited > min(self.seconds, SHORT)
-        return self.seconds > 0 and (waited >= self.seconds or stopping) and not ranks.number()
+        due = self.seconds > 0 and (waited >= self.seconds or stopping)
+        return ranks.first(due) if ranks.sharded() else due and not ranks.number()
 
     def complete(self, step: int) -> None:
-        """Notes that the state of a step is on the disk, and deletes those before it."""
+        """Notes that the state of a step is on the disk, of every rank that has one, and deletes those before it."""
         path = self.folder / f"checkpoint-{step}"
         fsync_tree(path)
-        write_json(path / MEASURED, self.measured)
+        if ranks.sharded():
+            ranks.wait()
+        if not ranks.number():
+            write_json(path / MEASURED, self.measured)
+        if ranks.sharded():
+            ranks.wait()
         for other in self.folder.glob("checkpoint-*"):
             if other != path:
                 remove(other)
@@ -354,21 +374,38 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkp
             self.parts: list[dict[str, Any]] = []
             losses = (super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
             total = sum(losses, torch.zeros((), device=self.args.device))
-            ranks.add_up([parameter for parameter in model.parameters() if parameter.requires_grad])
+            if not ranks.sharded():
+                ranks.add_up([parameter for parameter in model.parameters() if parameter.requires_grad])
             saves.measured.append(ranks.total(_sums(self.parts)))
             _finite("loss is", saves.measured[-1]["loss"], self.state.global_step + 1)
             return total
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             norm = super()._get_grad_norm(model, grad_norm)  # before the optimiser has spread it into the weights
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             _finite("norm of the gradients is", float(norm), self.state.global_step + 1)
             return norm
 
         def compute_loss(self, model: Any, inputs: Any, *ignored: Any, **more: Any) -> Any:
+            idle = inputs.pop(IDLE, None) is not None
             with self.accelerator.autocast():
-                found = loss(model, inputs)
+                found = sharding.within(model, loss, inputs)
+            if idle:
+                return 0.0 * found["loss"]
             self.parts.append({name: value.detach() for name, value in found.items()})
             return found["loss"]
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            if ranks.sharded():
+                sharding.save_own(model, Path(str(output_dir)))
+            else:
+                super().save_model(output_dir, _internal_call)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if ranks.sharded():
+                sharding.load_own(self.model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0
@@ -415,8 +452,17 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
+def rounded(model: Any, dtype: str) -> None:
+    """Rounds the parameters, in place, to what a number format holds; they stay in float32."""
+    import torch
+
+    for parameter in model.parameters():
+        values = sharding.own(parameter.data)
+        values.copy_(values.to(getattr(torch, dtype)))
+
+
 def cast(model: Any, dtype: str) -> None:
-    """Rounds the parameters, in place; buffers such as the rotary frequencies are not saved and stay as they are."""
+    """Turns the parameters into a number format; buffers such as rotary frequencies are not saved and stay."""
     import torch
 
     for parameter in model.parameters():

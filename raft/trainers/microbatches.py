@@ -9,7 +9,7 @@ import numpy as np
 from raft.core.errors import UserError
 from raft.models import loading, packed_attention, packing
 from raft.models.packing import Layout
-from raft.trainers import hf_trainer
+from raft.trainers import hf_trainer, sharding
 from raft.trainers.hf_trainer import TrainerOptions
 
 Groups = Sequence[Sequence[np.ndarray]]  # texts by what they begin with: both sides of a pair, or each text alone
@@ -54,7 +54,8 @@ def prove(options: TrainerOptions, model: Any, groups: Groups, forward: Callable
 
     def outputs(*chosen: Sequence[np.ndarray]) -> list[Any]:
         layout = pack_or_pad(options, model, chosen)
-        seen = forward(model, packed_attention.inputs(layout.inputs, hf_trainer.device()))[0].float()
+        inputs = packed_attention.inputs(layout.inputs, hf_trainer.device())
+        seen = sharding.within(model, forward, inputs)[0].float()
         return [seen[places] for places in layout.places]
 
     model.eval()

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raft.core import ranks
 from raft.core.errors import RowError, UserError
 from raft.core.options import source
 from raft.core.protocols import Advance, Dropped
@@ -22,7 +21,7 @@ from raft.core.records import Pair
 from raft.core.seeds import derive
 from raft.metrics import reward_accuracy
 from raft.models import chat_templates, loading, packed_attention, reward_templates
-from raft.trainers import hf_trainer, microbatches
+from raft.trainers import hf_trainer, microbatches, sharding
 from raft.trainers.batches import Order, Texts
 from raft.trainers.hf_trainer import Batch, TrainerOptions
 
@@ -70,9 +69,9 @@ class BradleyTerry(TrainerOptions):
         order = Order(len(texts) // 2, self.batch_size, self.num_train_epochs, seed)
         steps = hf_trainer.Steps(order, lambda members: self._batches(model, [_pair(texts, pair) for pair in members]))
         measured = hf_trainer.fit(self, model, steps, _comparison, out, seed, advance, checkpoints)
-        if ranks.number():
+        if (model := sharding.whole(hf_trainer.merged(model))) is None:
             return {}
-        hf_trainer.save(hf_trainer.merged(model), tokenizer, start, out, self.save_dtype, OUTPUTS)
+        hf_trainer.save(model, tokenizer, start, out, self.save_dtype, OUTPUTS)
         return hf_trainer.summary(measured, order)
 
     def evaluate(self, model_folder: Path, pairs: Iterable[Pair]) -> dict[str, float]:
@@ -182,7 +181,7 @@ def _classifier(options: TrainerOptions, start: Path, tokenizer: Any, seed: int)
     if not judged:
         _draw_head(model.score, derive(seed, "head"))
     model.config.get_text_config().pad_token_id = _pad(tokenizer)
-    return model
+    return hf_trainer.ready(options, model)
 
 
 def _draw_head(head: Any, seed: int) -> None:

@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft.core import ranks
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Example
 from raft.models import chat_templates, packed_attention, weight_check
 from raft.models.packing import Layout
-from raft.trainers import hf_trainer, microbatches
+from raft.trainers import hf_trainer, microbatches, sharding
 from raft.trainers.batches import Order, Texts
 from raft.trainers.hf_trainer import Batch, TrainerOptions
 
@@ -52,7 +51,7 @@ class SFT(TrainerOptions):
         """Writes the fine-tuned model, its tokenizer and its probe into `out`; see protocols.Trainer."""
         out.mkdir(parents=True, exist_ok=True)
         tokenizer = chat_templates.load_tokenizer(str(start))
-        model = hf_trainer.load(self, start, seed)
+        model = hf_trainer.ready(self, hf_trainer.load(self, start, seed))
         chat_templates.check_rows(tokenizer, model, str(start))
         corpus = Corpus(out, cut=self.reasoning == "cut")
         if self.block_size is None:
@@ -60,18 +59,18 @@ class SFT(TrainerOptions):
         else:
             corpus.read_blocks(tokenizer, examples, self.block_size, microbatches.longest(self, model), dropped)
         texts = corpus.excerpts()
-        before = weight_check.of_engines(model, texts)
+        before = sharding.within(model, weight_check.of_engines, texts)
         model = hf_trainer.adapt(self, model, "CAUSAL_LM")
         steps = self._steps(model, corpus, seed)
         if self.packing:
             microbatches.prove(self, model, [[text] for text in corpus.two()], _logits)
         measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance, checkpoints)
-        if ranks.number():
-            return {}
         model = hf_trainer.merged(model)
-        hf_trainer.cast(model, self.save_dtype)
-        hf_trainer.cast(model, "float32")  # the probe is of the weights as they are saved
-        weight_check.write(out / "probe.json", texts, weight_check.of_engines(model, texts), before)
+        hf_trainer.rounded(model, self.save_dtype)  # the probe is of the weights as they are saved
+        after = sharding.within(model, weight_check.of_engines, texts)
+        if (model := sharding.whole(model)) is None:
+            return {}
+        weight_check.write(out / "probe.json", texts, after, before)
         hf_trainer.save(model, tokenizer, start, out, self.save_dtype)
         more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
         return {**hf_trainer.summary(measured, steps.order), **more}

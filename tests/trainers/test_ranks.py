@@ -1,16 +1,21 @@
 """Training by several processes: equal to one process but for the rounding of sums, and by sums, not by means."""
 
+import contextlib
+import json
 import multiprocessing
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tuning import EXAMPLES, SGD, difference, make_folders
 
 from raft.core import ranks
+from raft.core.errors import Stopped
 from raft.core.records import Pair, Response
 from raft.trainers.reward_model import BradleyTerry
 from raft.trainers.sft import SFT
@@ -34,11 +39,15 @@ CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
 }
 
 
-def train_all(rank: int, count: int, address: str, folders: dict[str, Path], out: Path) -> None:
+SHARDED = [case for case, (_, _, _, options) in CASES.items() if "lora" not in options]
+
+
+def train_all(rank: int, count: int, address: str, folders: dict[str, Path], out: Path, shard: bool) -> None:
     """What one of the processes does: all cases, one after the other."""
     torch.set_num_threads(1)
-    with ranks.joined(rank, count, address):
-        for name, (start, kind, examples, options) in CASES.items():
+    with ranks.joined(rank, count, address, shard):
+        for name in SHARDED if shard else CASES:
+            start, kind, examples, options = CASES[name]
             place = out / name if rank == 0 else out / f"{name}, rank {rank}"
             measured = kind(**options).train(
                 folders[start], iter(examples), place, 0, lambda done, total: None, lambda *drop: None
@@ -49,32 +58,71 @@ def train_all(rank: int, count: int, address: str, folders: dict[str, Path], out
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The policies before, what one process made of each, and what two did."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The policies before, what one process made of each, and what two did, with whole and with sharded weights."""
     folders = make_folders(tmp_path_factory.mktemp("policies"))
-    found = {0: next(iter(folders.values())).parent}
-    for count in (1, 2):
-        found[count] = tmp_path_factory.mktemp(f"ranks{count}")
-    train_all(0, 1, "", folders, found[1])
+    found = {"before": next(iter(folders.values())).parent}
+    for name in ("one", "two", "sharded"):
+        found[name] = tmp_path_factory.mktemp(name)
+    train_all(0, 1, "", folders, found["one"], False)
+    two_ranks(train_all, folders, found["two"], False)
+    two_ranks(train_all, folders, found["sharded"], True)
+    return found
+
+
+def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
+    """Runs a function in two processes that can meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=train_all, args=(rank, 2, address, folders, found[2])) for rank in range(2)]
+    processes = [spawn.Process(target=function, args=(rank, 2, address, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(180)
         process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
-    return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_what_one_does(trained, case):
-    one, two = (load_file(trained[count] / case / "model.safetensors") for count in (1, 2))
-    before = load_file(trained[0] / CASES[case][0] / "model.safetensors")
+@pytest.mark.parametrize(
+    ("how", "case"), [*(("two", case) for case in CASES), *(("sharded", case) for case in SHARDED)]
+)
+def test_two_ranks_train_what_one_does(trained, how, case):
+    one, two = (load_file(trained[name] / case / "model.safetensors") for name in ("one", how))
+    before = load_file(trained["before"] / CASES[case][0] / "model.safetensors")
     moved = difference({name: before[name] for name in one if name in before}, {n: one[n] for n in one if n in before})
     assert difference(one, two) < 1e-3 * moved, "a loss of the wrong scale would differ by half of what training moved"
-    losses = [float((trained[count] / case / "loss").read_text()) for count in (1, 2)]
+    losses = [float((trained[name] / case / "loss").read_text()) for name in ("one", how)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    if (trained["one"] / case / "probe.json").exists():
+        probes = [json.loads((trained[name] / case / "probe.json").read_text()) for name in ("one", how)]
+        assert np.allclose(*(np.concatenate(one["logprobs"]) for one in probes), atol=1e-3)
+    files = [sorted(file.name for file in (trained[name] / case).iterdir()) for name in ("one", how)]
+    assert files[0] == files[1]
+
+
+def stop_and_go_on(rank: int, count: int, address: str, start: Path, out: Path) -> None:
+    """A sharded training, whole, and one that is stopped at a step and goes on."""
+    torch.set_num_threads(1)
+    steps: list[int] = []
+
+    def advance(done: int, total: int) -> None:
+        steps.append(done)
+        if stop and done == 3:
+            raise Stopped
+
+    with ranks.joined(rank, count, address, shard=True):
+        for name, stop in {"whole": False, "stopped": True, "rest": False}.items():
+            place, kept = out / name if rank == 0 else out / f"{name}, rank {rank}", out / "kept"
+            trainer = SFT(batch_size=2, learning_rate=1e-2, checkpoint_minutes=0 if name == "whole" else 1e-9)
+            with contextlib.suppress(Stopped):
+                trainer.train(start, iter(EXAMPLES), place, 0, advance, lambda *drop: None, kept)
+            assert steps == {"whole": [1, 2, 3, 4, 5, 6], "stopped": [1, 2, 3], "rest": [4, 5, 6]}[name]
+            steps.clear()
+
+
+def test_a_sharded_training_goes_on_from_its_checkpoint_with_the_same_bytes(trained, tmp_path):
+    two_ranks(stop_and_go_on, trained["before"] / "llama-tied", tmp_path)
+    for file in ("model.safetensors", "probe.json"):
+        assert (tmp_path / "rest" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
