@@ -23,7 +23,8 @@ from raft.core.protocols import makes, takes_pairs
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
-from raft.launch import vllm_options
+from raft.launch import vllm_options, worker
+from raft.launch.worker import STATE
 from raft.models import hub, model_sizes, packing
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge.judge import Judge
@@ -35,8 +36,6 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-STATE = 4 * 4  # bytes in float32: a parameter, its gradient, and the two moments of AdamW
-
 Terms = dict[str, int | None]  # bytes by what they are for; None where config.json does not tell
 
 
@@ -301,26 +300,53 @@ def _likelihoods(loaded: Loaded, where: Device) -> Turn:
     )
 
 
+def _lengths(recipe: Any, where: Device) -> tuple[int, int]:
+    """Tokens of the longest text that is trained on, or of both sides of a pair, and of a forward pass."""
+    trainer = recipe.trainer
+    longest = min(trainer.max_length, _longest(recipe) or trainer.max_length) * (2 if takes_pairs(trainer) else 1)
+    return longest, max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
+
+
+def idle(recipe: Any, where: Device) -> Iterator[str]:
+    """A line if some ranks of a training never have a forward pass to make."""
+    trainer, ranks = getattr(recipe, "trainer", None), recipe.launch.size()
+    if isinstance(trainer, TrainerOptions) and ranks > 1:
+        longest, tokens = _lengths(recipe, where)
+        passes = -(-trainer.batch_size * longest // tokens)
+        if passes < ranks:
+            yield (
+                f"of {ranks} workers at most {passes} train: a step is {trainer.batch_size} examples of at most "
+                f"{longest} tokens in forward passes of {tokens}; raise trainer.batch_size, or lower "
+                "trainer.max_tokens_per_microbatch"
+            )
+
+
 def _train(loaded: Loaded, where: Device) -> Turn:
     """With logits for every token of a forward pass, though only response tokens have them."""
     trainer = loaded.recipe.trainer
     if not isinstance(trainer, TrainerOptions):
         raise UserError("trainer.kind is one of your own")
-    model, pairs = model_sizes.read(_folder(loaded, loaded.recipe.policy)), takes_pairs(trainer)
+    model = model_sizes.read(_folder(loaded, loaded.recipe.policy))
     to_policy = makes(trainer) == "policy"
     mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=to_policy)
-    longest = min(trainer.max_length, _longest(loaded.recipe) or trainer.max_length) * (2 if pairs else 1)
-    tokens = max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
-    if trainer.lora is None:
+    longest, tokens = _lengths(loaded.recipe, where)
+    ranks, memory = loaded.recipe.launch.size(), where.memory if where.kind == "cuda" else None
+    sharded = ranks > 1 and worker.shards(loaded.recipe.launch.shard, trainer, count, memory)
+    if sharded:
+        what = f"weights, gradients and AdamW ({count:,} parameters x {STATE} bytes / {ranks} ranks)"
+        terms: Terms = {what: STATE * count // ranks}
+        terms |= _product("layers put together", model.together(), "parameters", 8)
+    elif trainer.lora is None:
         terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
     else:
         terms = _product("weights", count, "parameters", 4)
         terms |= _product("LoRA, its gradients and AdamW", model.adapters(trainer.lora), "parameters", STATE)
-    if mixed and not (trainer.lora is not None and trainer.gradient_checkpointing):
+    if mixed and not (trainer.gradient_checkpointing and (sharded or trainer.lora is not None)):
         terms |= _product("their copies in bfloat16", count, "parameters", 2)
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
     terms |= {} if not to_policy else _product("logits", tokens, "tokens", model.logits())
     ways = {
+        "set launch.shard: fsdp": ranks > 1 and not sharded and trainer.lora is None,
         f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,
         "use trainer.lora": trainer.lora is None,

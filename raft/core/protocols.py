@@ -1,7 +1,7 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`, `makes` and
-`resumes` may be left out. What a user's own kind returns is validated before it is kept: `answers`, `scored` and
+`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`, `makes`, `resumes`
+and `can_shard` may be left out. What a user's own kind returns is validated before it is kept: `answers`, `scored` and
 `trained` are how a launch calls a generator, a reward and a trainer.
 """
 
@@ -129,6 +129,11 @@ class Trainer(Protocol):
 def resumes(trainer: Any) -> bool:
     """Whether a trainer can go on from a checkpoint of its own."""
     return getattr(trainer, "resumes", False)
+
+
+def can_shard(trainer: Any) -> bool:
+    """Whether a trainer can shard weights over the ranks of a training."""
+    return getattr(trainer, "can_shard", False)
 
 
 def trained(

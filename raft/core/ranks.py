@@ -1,7 +1,7 @@
 """The ranks of a training: processes that share the forward passes of a step, each with all weights or a part of them.
 
 A step's loss is the sum over its forward passes, so rank r of W takes passes r, r + W, r + 2W ... and gradients are
-added up, not averaged. No rank has to have as many passes as another, unless weights are sharded: then all ranks compute
+added up, not averaged. No rank has to have as many passes as another, unless weights are sharded: then all compute
 together. Without a process group there is one rank.
 """
 

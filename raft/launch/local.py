@@ -48,6 +48,10 @@ class Local:
         device.take(component)
         return function(component, *arguments)
 
+    def size(self) -> int:
+        """How many devices there are."""
+        return 1
+
     def lines(self) -> list[str]:
         """What `raft check` says of it."""
         return []

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from raft.core import device, logs, protocols, signals
 from raft.core.errors import UserError
@@ -47,15 +47,19 @@ class Ray(Local):
 
     `address` is that of a running cluster (`auto`: the one on this machine). Without it and without RAY_ADDRESS a
     cluster is started on this machine, for this run. `workers` bounds the number of workers; without GPUs they share
-    the cores evenly. A worker that dies is started again. The run fails after `failures` deaths for each worker in a
-    row without any progress, after `failures` deaths with the same prompt under way, or when no worker has been ready
-    for `wait` seconds. `env` is set in every worker.
+    the cores evenly. `shard` says whether each worker trains with a copy of the weights (none) or holds a part of them
+    (fsdp); auto shards what does not fit one GPU. `env` is set in every worker.
+
+    A worker that dies is started again. The run fails after `failures` deaths for each worker in a row without any
+    progress, after `failures` deaths with the same prompt under way, or when no worker has been ready for `wait`
+    seconds.
 
     Rules, judges and everything behind a url are called by the driver, the process of `raft run`.
     """
 
     address: str | None = None
     workers: int | None = None
+    shard: Literal["auto", "none", "fsdp"] = "auto"
     failures: int = 3
     wait: float = 600.0
     env: dict[str, str] = field(default_factory=dict)
@@ -116,7 +120,8 @@ class Ray(Local):
         dropped: Dropped, checkpoints: Path,
     ) -> dict[str, float]:  # fmt: skip
         ranks = 1 if is_own(trainer) else None
-        job = (pickled(trainer), start.absolute(), list(examples), out.absolute(), seed, checkpoints.absolute())
+        there = (start.absolute(), list(examples), out.absolute(), seed, checkpoints.absolute())
+        job = (pickled(trainer), *there, self.shard)
         measured, drops = self._cluster.trained(job, out, ranks, advance)
         for drop in drops:
             dropped(*drop)
@@ -128,15 +133,24 @@ class Ray(Local):
         there = [one.absolute() if isinstance(one, Path) else one for one in arguments]
         return self._cluster.called(pickled(component), function, there)
 
-    def lines(self) -> list[str]:
-        """The nodes of the cluster and their devices."""
+    @cached_property
+    def _found(self) -> list["Slot"]:
+        """The devices of the cluster, which is joined for the moment."""
         own = _begin(self)
         slots = _slots(self.workers)
-        nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
         if own:
             import ray
 
             ray.shutdown()
+        return slots
+
+    def size(self) -> int:
+        return len(self._found)
+
+    def lines(self) -> list[str]:
+        """The nodes of the cluster and their devices."""
+        slots = self._found
+        nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
         return [f"launch: workers: {len(slots)}, nodes: {len(nodes)}"] + [
             f"  node {node[:8]}: workers: {len(some)}, "
             + ("each with a GPU" if some[0].gpu else f"which share cores: {some[0].cpus}")

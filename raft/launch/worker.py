@@ -18,9 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import device, protocols, ranks, user_code
+from raft.core.errors import UserError
 from raft.core.versions import versions
+from raft.models import model_sizes
 
 PAUSE = 0.2  # seconds between two looks whether a run has ended
+STATE = 16  # bytes of a parameter in training: itself, its gradient and the two moments of AdamW, in float32
+FILLED = 0.75  # of a GPU's memory that this may take; activations and logits need the rest
+
+
+def shards(option: str, trainer: Any, parameters: int, memory: int | None) -> bool:
+    """Whether weights are to be sharded over several ranks, whose devices have so many bytes (None: host memory).
+
+    `option` is that of a recipe: none, fsdp, or auto, which shards what does not fit one GPU.
+    """
+    if option == "none" or not protocols.can_shard(trainer):
+        return False
+    return option == "fsdp" or (memory is not None and STATE * parameters > FILLED * memory)
 
 
 class Reader(pickle.Unpickler):
@@ -109,17 +123,21 @@ class Worker:
         out: Path,
         seed: int,
         checkpoints: Path,
+        shard: str,
         rank: int,
         count: int,
         meet: str,
     ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
-        """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`."""
+        """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`.
+
+        `shard` is none, auto or fsdp.
+        """
         known = self._known(trainer)
         drops: list[tuple[str, int | None, str]] = []
         device.take(None)
         self._steps = (0, 0)
         with ExitStack() as stack:
-            stack.enter_context(ranks.joined(rank, count, meet))
+            stack.enter_context(ranks.joined(rank, count, meet, _shards(shard, known, start)))
             place = out if rank == 0 else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             measured = protocols.trained(
                 known, start, iter(examples), place, seed, self._advance, lambda *drop: drops.append(drop), checkpoints
@@ -154,3 +172,16 @@ class Worker:
                 block = self._waiting.popleft() if self._waiting else [None]
                 self._changed.notify_all()
             yield block
+
+
+def _shards(option: str, trainer: Any, start: Path) -> bool:
+    """Whether this rank would shard."""
+    if device.current() == "cpu" or option != "auto":
+        return shards(option, trainer, 0, None)
+    import torch
+
+    try:
+        parameters = model_sizes.read(start).parameters()
+    except UserError:  # old weights, whose sizes are not known; whether they fit will show
+        return False
+    return shards(option, trainer, parameters, torch.cuda.mem_get_info()[1])

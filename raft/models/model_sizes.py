@@ -42,6 +42,14 @@ class Model:
         sides = (sum(shape) for name, shape in self.shapes.items() if len(shape) == 2 and _is_adapted(name, targets))
         return int(lora.get("r", 8)) * sum(sides)
 
+    def together(self) -> int:
+        """The most parameters that a rank puts together of a sharded model: two layers, and all that is in none."""
+        layers: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            found = re.search(r"\.(\d+)\.", name)
+            layers[found[1] if found else ""] = layers.get(found[1] if found else "", 0) + math.prod(shape)
+        return layers.pop("", 0) + sum(sorted(layers.values())[-2:])
+
     def cached(self, size: int) -> int | None:
         """Bytes that a token leaves in the cache: a key and a value of each head in each layer."""
         layers, heads, width = map(self._number, ("layers", "heads", "width"))

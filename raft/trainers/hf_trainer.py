@@ -92,6 +92,11 @@ class TrainerOptions:
     checkpoint_minutes: float = speed(30.0)  # between two states that a killed training goes on from; 0: none
     args: dict = field(default_factory=dict)  # options of transformers.TrainingArguments that are free
 
+    @property
+    def can_shard(self) -> bool:
+        """Whether weights can be sharded; an adapter is small, and the same on every rank."""
+        return self.lora is None
+
     def train(
         self, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance, dropped: Dropped,
         checkpoints: Path | None = None,
@@ -367,6 +372,7 @@ class Checkpoints:
 
 def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkpoints) -> Any:
     import torch
+    from accelerate.utils import AutocastKwargs
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     class Fit(Trainer):
@@ -422,6 +428,10 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkp
 
     trainer = Fit(model, arguments, data_collator=lambda items: items[0], train_dataset=steps, callbacks=[Tell()])
     trainer.remove_callback(PrinterCallback)
+    if (
+        ranks.sharded()
+    ):  # kept until the end of the forward pass, copies of all weights in bfloat16 would be whole again
+        trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     return trainer
 
 

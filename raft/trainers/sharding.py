@@ -16,7 +16,6 @@ ROOT = "sharded_root"  # the attribute by which a model finds the module that pu
 
 def shard(model: Any, device: Any) -> Any:
     """The model, in float32, sharded over the ranks; only rank 0 gives its weights, the others an empty one."""
-    import torch
     from torch import distributed, nn
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -65,7 +64,7 @@ def own(parameter: Any) -> Any:
 
 
 def whole(model: Any) -> Any:
-    """On rank 0 the model with all its weights; on the others None. Sharded ones are gathered in host memory, one by one."""
+    """On rank 0 the model with all its weights, on the others None. Sharded ones are gathered in host memory."""
     if ROOT not in vars(model):
         return None if ranks.number() else model
     state = {}

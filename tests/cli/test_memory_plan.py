@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +17,10 @@ from reward_models import save as save_model
 from safetensors.torch import load_file
 
 from raft.cli import memory_plan
-from raft.cli.memory_plan import Device, Turn, lines, plan
-from raft.config.recipe import load
+from raft.cli.memory_plan import Device, Turn, idle, lines, plan
+from raft.config.recipe import Loaded, load
 from raft.launch import vllm_options
+from raft.launch.ray import Ray
 from raft.models import model_sizes
 
 GPU = Device("cuda", 80 * 10**9)
@@ -61,6 +63,47 @@ def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path:
     assert [*turns["likelihoods"].terms.values()] == [4 * policy, vocabulary]
     layer = 16 * 64 + 2 * (7 * 64 + 4 * 128)
     assert [*turns["train"].terms.values()] == [16 * policy, 2 * policy, 8192 * 2 * layer, vocabulary]
+
+
+@dataclass(frozen=True)
+class Eight(Ray):
+    """A cluster of eight devices, which is not there."""
+
+    def size(self) -> int:
+        return 8
+
+
+def on_eight(loaded: Loaded, **options) -> Loaded:
+    return replace(loaded, recipe=replace(loaded.recipe, launch=Eight(**options)))
+
+
+def test_sharded_weights_are_divided_by_the_ranks_and_shard_auto_shards_what_does_not_fit(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    model = model_sizes.read(tmp_path / "base")
+    tight = Device("cuda", int(16 * model.parameters() / 0.75) - 1)
+    roomy = Device("cuda", int(16 * model.parameters() / 0.75) + 1)
+    for options, where, divided in (
+        ({}, tight, True), ({}, roomy, False), ({"shard": "none"}, tight, False), ({"shard": "fsdp"}, roomy, True),
+        ({"shard": "fsdp"}, HOST, True), ({}, HOST, False),
+    ):  # fmt: skip
+        terms = [*by_name(plan(on_eight(loaded, **options), where))["train"].terms.values()]
+        assert terms[0] == (2 * model.parameters() if divided else 16 * model.parameters())
+
+
+def test_a_rank_puts_together_two_layers_and_what_is_in_none():
+    shapes = {"embed.weight": [300, 32], "norm.weight": [32]}
+    shapes |= {f"model.layers.{layer}.mlp.weight": [32, 10 * (layer + 1)] for layer in range(4)}
+    assert model_sizes.Model({}, shapes).together() == 300 * 32 + 32 + 32 * 40 + 32 * 30
+
+
+def test_check_warns_of_workers_that_have_nothing_to_train(tmp_path: Path, monkeypatch):
+    loaded = a_recipe(tmp_path, monkeypatch)
+    trainer = replace(loaded.recipe.trainer, batch_size=16, max_length=64, max_tokens_per_microbatch=512)
+    few = replace(loaded.recipe, trainer=trainer, launch=Eight())
+    (line,) = idle(few, GPU)
+    assert "of 8 workers at most 2 train" in line  # 16 x 64 tokens fill two passes of 512
+    assert not [*idle(replace(few, trainer=replace(trainer, max_tokens_per_microbatch=128)), GPU)]
+    assert not [*idle(loaded.recipe, GPU)]
 
 
 def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):

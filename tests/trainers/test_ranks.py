@@ -109,11 +109,11 @@ def stop_and_go_on(rank: int, count: int, address: str, start: Path, out: Path) 
 
     def advance(done: int, total: int) -> None:
         steps.append(done)
-        if stop and done == 3:
+        if name == "stopped" and done == 3:
             raise Stopped
 
     with ranks.joined(rank, count, address, shard=True):
-        for name, stop in {"whole": False, "stopped": True, "rest": False}.items():
+        for name in ("whole", "stopped", "rest"):
             place, kept = out / name if rank == 0 else out / f"{name}, rank {rank}", out / "kept"
             trainer = SFT(batch_size=2, learning_rate=1e-2, checkpoint_minutes=0 if name == "whole" else 1e-9)
             with contextlib.suppress(Stopped):
