@@ -17,6 +17,7 @@ import reward_models
 import torch
 import worlds
 import yaml
+from safetensors.torch import load_file
 from worlds import fingerprint, make_recipe
 
 import raft
@@ -109,6 +110,18 @@ def test_engines_on_two_nodes_write_what_one_engine_writes(world, cluster):
     raft.run(recipe, name="engines", quiet=True, launch={"kind": "ray", "address": cluster.address, "env": as_many()})
     one, two = (fingerprint(world / "outputs" / name) for name in ("engine", "engines"))
     assert early(two) == early(one)
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_a_policy_that_is_sharded_over_two_nodes_is_that_of_whole_weights(world, cluster):
+    whole, sharded = (run(how, cluster.address, shard=how) for how in ("none", "fsdp"))
+    assert early(sharded) == early(whole)
+    one, two = (load_file(f"outputs/{how}/iterations/001/policy/model.safetensors") for how in ("none", "fsdp"))
+    before = load_file("base/model.safetensors")
+    moved = max(float((one[name] - before[name]).abs().max()) for name in one)
+    assert moved > 0
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 0.01 * moved
 
 
 @pytest.mark.engine
