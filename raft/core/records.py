@@ -7,7 +7,8 @@ reading is lazy: no function here holds more than one row of a file.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,16 +22,22 @@ ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a promp
 WITHHELD = "withheld"
 
 
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a record."""
+    return tuple(item.name for item in fields(kind))
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A row of an artifact."""
 
     def row(self) -> dict[str, Any]:
-        """The row as JSON-able data; options that are None are left out."""
-        inner = {
-            item.name: value.row() for item in fields(self) if isinstance(value := getattr(self, item.name), Record)
+        """The row as JSON-able data, with the record's own lists and mappings; what is None is left out."""
+        values = ((name, getattr(self, name)) for name in _names(type(self)))
+        return {
+            name: value.row() if isinstance(value, Record) else value for name, value in values if value is not None
         }
-        return {key: value for key, value in {**asdict(self), **inner}.items() if value is not None}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Self:
@@ -100,8 +107,8 @@ class Response(Record):
 
     def row(self) -> dict[str, Any]:
         """As JSON; the fields of a thought only if there is a thought."""
-        row = asdict(self)
-        return row if self.reasoning is not None else {name: row[name] for name in RESPONSE}
+        names = RESPONSE if self.reasoning is None else _names(Response)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def unanswered(self) -> str | None:
@@ -212,7 +219,7 @@ class Drop(Record):
     reason: str
 
     def row(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in _names(Drop)}
 
 
 @dataclass(frozen=True)

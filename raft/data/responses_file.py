@@ -14,7 +14,7 @@ from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Group, Prompt, Response
 from raft.data.sources import jsonl
-from raft.models.messages import Malformed, tools, turns, words
+from raft.models.messages import Malformed, require_json, tools, turns, words
 from raft.models.reasoning import without_thought
 
 SHAPE = (
@@ -77,6 +77,7 @@ def _prompt(row: dict[str, Any], column: str) -> Prompt:
         raise Malformed(f"{column} is neither text nor a whole number but {name!r}")
     if not isinstance(meta, dict | None):
         raise Malformed(f"meta is not a mapping but {meta!r}")
+    require_json(meta, "meta")
     there = [one for one in ("messages", "text") if row.get(one) is not None]
     if len(there) != 1:
         raise Malformed(f"has {' and '.join(there) or 'neither messages nor text'}; its keys are {', '.join(row)}")

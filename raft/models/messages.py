@@ -125,7 +125,7 @@ def words(row: dict[str, Any], column: str) -> str:
 
 
 def require_json(value: Any, what: str) -> None:
-    """Malformed if a value cannot be written as JSON in UTF-8, or is nested too deep for a record to be copied."""
+    """Malformed if a value cannot be written as JSON in UTF-8, or is nested too deep to travel between processes."""
     try:
         records.dump({"": value})
     except UnicodeError:

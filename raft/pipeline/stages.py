@@ -386,7 +386,8 @@ def select(
     rewards = rewards_of(scores)[0]
     eligible = rewards if reference is None else _shaped(selection, rewards, reference)
     eligible = eligible.copy()
-    for row, group in enumerate(records.groups(prompts.path, responses.path)):
+    whole = not selection.filters and not np.isnan(rewards).any()  # nothing to look for in the responses
+    for row, group in enumerate(() if whole else records.groups(prompts.path, responses.path)):
         scored = np.flatnonzero(~np.isnan(rewards[row]))
         for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
             response = group.responses[index]
