@@ -67,7 +67,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "logprobs a number": ({"responses": [{"text": "a", "logprobs": 1}]}, r"responses\[0\]\.logprobs is not a list"),
     "a reason that is 1": ({"responses": [{"text": "a", "finish_reason": 1}]}, r"finish_reason is not text but 1"),
     "half a character": ({"responses": [{"text": "\ud800"}]}, "holds what no JSON can say"),
-    "not a number": ({"meta": {"a": float("nan")}}, "holds what no JSON can say"),
+    "not a number": ({"meta": {"a": float("nan")}}, "meta cannot be written as JSON"),
     "the same id": ({}, "a second row has prompt_id p; give each its own"),
 }  # fmt: skip
 
