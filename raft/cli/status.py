@@ -51,6 +51,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "iterations": wanted,
         "stopped_by": stopped_by if on_warning == "stop" and not running and not finished else [],
         "now": None if now is None else asdict(now),
+        "workers": _workers(folder) if running else [],
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": None if warnings is None else [f"{one['check']}: {one['message']}" for one in warnings],
@@ -65,6 +66,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     said = [f"{found['run']}  job: {found['job']}", _state(found)]
     if found["now"] and (left := found["now"]["run_left"]) is not None:
         said.append(f"the whole run: about {words(round(left))} left")
+    said += _at_work(found["workers"])
     said += curves(found["curves"])
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
@@ -78,6 +80,32 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["state"] != "at work":
         said.append(f"report: {found['report'] or 'raft report ' + found['run'] + ' writes it'}")
     return [safe(line) for line in said]
+
+
+def _workers(folder: Path) -> list[dict[str, Any]]:
+    """What the workers of a cluster have done of the stage that is being made, each lane with its rate."""
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        lanes = json.loads(RunPaths(folder).workers.read_bytes())
+        return [
+            {
+                "worker": str(one["worker"]),
+                "done": int(one["done"]),
+                "died": bool(one["died"]),
+                "rate": round(float(one["done"]) / max(1e-3, one["ended"] - one["began"]), 3),
+            }
+            for one in lanes
+        ]
+    return []
+
+
+def _at_work(lanes: list[dict[str, Any]]) -> Iterator[str]:
+    """A line on the workers of a cluster, if there are any."""
+    working = [lane for lane in lanes if not lane["died"]]
+    if lanes:
+        rates = sorted(lane["rate"] for lane in working if lane["done"])
+        pace = f"; {rates[0]:.3g} to {rates[-1]:.3g} a second each" if rates else ""
+        died = len(lanes) - len(working)
+        yield f"workers: {len(working)} at work{pace}" + (f"; {died} died in this stage" if died else "")
 
 
 def _few(names: list[str]) -> str:

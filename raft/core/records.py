@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,19 +21,13 @@ ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a promp
 WITHHELD = "withheld"
 
 
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    """The fields of a record."""
-    return tuple(item.name for item in fields(kind))
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """A row of an artifact."""
 
     def row(self) -> dict[str, Any]:
         """The row as JSON-able data, with the record's own lists and mappings; what is None is left out."""
-        values = ((name, getattr(self, name)) for name in _names(type(self)))
+        values = ((name, getattr(self, name)) for name in _names(self))
         return {
             name: value.row() if isinstance(value, Record) else value for name, value in values if value is not None
         }
@@ -43,6 +36,10 @@ class Record:
     def of(cls, row: dict[str, Any]) -> Self:
         """The record that `row()` wrote."""
         return cls(**row)
+
+
+def _names(record: Record) -> list[str]:
+    return [item.name for item in fields(record)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class Response(Record):
 
     def row(self) -> dict[str, Any]:
         """As JSON; the fields of a thought only if there is a thought."""
-        names = RESPONSE if self.reasoning is None else _names(Response)
+        names = RESPONSE if self.reasoning is None else _names(self)
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -219,7 +216,7 @@ class Drop(Record):
     reason: str
 
     def row(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _names(Drop)}
+        return {name: getattr(self, name) for name in _names(self)}
 
 
 @dataclass(frozen=True)

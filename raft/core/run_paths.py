@@ -170,6 +170,11 @@ class RunPaths(GroupPaths):
         return self.folder / "progress.json"
 
     @property
+    def workers(self) -> Path:
+        """What the workers of a cluster do now."""
+        return self.folder / "workers.json"
+
+    @property
     def log(self) -> Path:
         """A link to the log of the newest launch."""
         return self.folder / "logs" / "latest.log"

@@ -48,6 +48,14 @@ class Local:
         device.take(component)
         return function(component, *arguments)
 
+    def lanes(self) -> list[dict[str, Any]]:
+        """What each worker of a cluster has done of the stage that is being made."""
+        return []
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The same of a stage that is made, which begins anew."""
+        return []
+
     def size(self) -> int:
         """How many devices there are."""
         return 1

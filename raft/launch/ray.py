@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +133,15 @@ class Ray(Local):
         there = [one.absolute() if isinstance(one, Path) else one for one in arguments]
         return self._cluster.called(pickled(component), function, there)
 
+    def lanes(self) -> list[dict[str, Any]]:
+        return [asdict(lane) for lane in self._cluster.lanes] if "_cluster" in vars(self) else []
+
+    def taken(self) -> list[dict[str, Any]]:
+        taken = self.lanes()
+        if taken:
+            self._cluster.lanes.clear()
+        return taken
+
     @cached_property
     def _found(self) -> list["Slot"]:
         """The devices of the cluster, which is joined for the moment."""
@@ -177,6 +186,11 @@ class Slot(NamedTuple):
     of: int
     gpu: bool
     cpus: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in `raft status` and in the report."""
+        return f"{self.node[:8]}/{self.place}"
 
 
 @dataclass
@@ -232,11 +246,23 @@ class Work:
         self._back = deque(sorted([*blocks, *self._back], key=lambda block: block.deaths))
 
 
+@dataclass
+class Lane:
+    """What a worker did of a stage: from when to when (seconds since 1970), and how many prompts or steps."""
+
+    worker: str
+    began: float
+    ended: float
+    done: int = 0
+    died: bool = False
+
+
 class Hand:
     """What the driver holds of a worker."""
 
     def __init__(self, actor: Any, slot: Slot):
         self.actor, self.slot = actor, slot
+        self.lane = Lane(slot.name, time.time(), time.time())
         self.ready: Any = actor.ready.remote()  # None once it is
         self.stream: Any = None  # of the run, while one is under way
         self.feeding: Any = None  # the last call of `feed`, while the worker has not taken it
@@ -272,6 +298,7 @@ class Cluster:
 
     def __init__(self, options: Ray):
         self.options, self.hands, self.looked = options, list[Hand](), 0.0
+        self.lanes: list[Lane] = []  # of the stage that is being made
         self.deaths, self.reason = 0, ""  # since the last progress, and why the last worker died
         self.alone = time.monotonic()  # since when no worker is ready
         self.size = 1  # the most workers that there have been
@@ -336,6 +363,7 @@ class Cluster:
             if not work.waits():
                 return
             hand.begin(work)
+            self._follow(hand)
         suspect, failures = work.waits() and work.suspect(self.options.failures), self.options.failures
         if any(block.deaths >= failures - 1 for block in hand.blocks) or (suspect and hand.blocks):
             return  # a suspect block has a worker of its own
@@ -371,9 +399,12 @@ class Cluster:
                     yield name, result
                 elif _check_off(hand.blocks, name):
                     self.deaths = 0
+                    hand.lane.done += 1
+                    hand.lane.ended = time.time()
                     yield name, result
         except StopIteration:
             assert not hand.blocks, "a worker ended its run with blocks under way"
+            hand.lane.ended = time.time()
             hand.stream, hand.ended = None, False
         except ray.exceptions.RayError as fault:
             self._died(hand, fault, work)
@@ -381,6 +412,9 @@ class Cluster:
     def _died(self, hand: Hand, fault: Any, work: Work) -> None:
         """Puts a worker that died or failed out of service, and its blocks back; UserError names a block that kills."""
         self.dismiss(hand)
+        hand.lane.ended, hand.lane.died = time.time(), True
+        if all(lane is not hand.lane for lane in self.lanes):  # it died before it began
+            self.lanes.append(hand.lane)
         self._count(fault)
         for block in hand.blocks:
             block.deaths += 1
@@ -405,6 +439,11 @@ class Cluster:
                 "logs of Ray (session_latest/logs in its temporary folder) say more; fix the cause, and run the same "
                 "command again"
             )
+
+    def _follow(self, hand: Hand) -> None:
+        """Gives a worker a lane of the stage."""
+        hand.lane = Lane(hand.slot.name, time.time(), time.time())
+        self.lanes.append(hand.lane)
 
     def dismiss(self, hand: Hand) -> None:
         """Ends a worker; its device gets another one."""
@@ -432,12 +471,14 @@ class Cluster:
 
         while True:
             hand = self.idle()[0]
+            self._follow(hand)
             try:
                 found = _awaited(hand.actor.call.remote(component, function, tuple(arguments)))
-                self.deaths = 0
+                self.deaths, hand.lane.ended = 0, time.time()
                 return found
             except ray.exceptions.RayError as fault:
                 self.dismiss(hand)
+                hand.lane.ended, hand.lane.died = time.time(), True
                 self._count(fault)
 
     def trained(self, job: tuple[Any, ...], out: Path, most: int | None, advance: Advance) -> tuple[Any, Any]:
@@ -446,6 +487,8 @@ class Cluster:
 
         while True:
             hands = list(self.idle()[:most])
+            for hand in hands:
+                self._follow(hand)
             try:
                 meet = ray.get(hands[0].actor.address.remote())
                 refs = [hand.actor.train.remote(*job, rank, len(hands), meet) for rank, hand in enumerate(hands)]
@@ -455,12 +498,15 @@ class Cluster:
                     ray.get(ready)  # raises what a rank has raised
                     steps = hands[0].actor.steps.options(concurrency_group="feed")
                     if (at := ray.get(steps.remote()))[1]:
+                        for hand in hands:
+                            hand.lane.done, hand.lane.ended = at[0], time.time()
                         advance(*at)
                 self.deaths = 0
                 return ray.get(refs[0])
             except BaseException as fault:
                 for hand in hands:
                     self.dismiss(hand)  # the ranks wait for each other
+                    hand.lane.ended, hand.lane.died = time.time(), True
                 if not isinstance(fault, ray.exceptions.RayError):
                     raise
                 self._count(fault)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import records, signals
-from raft.core.atomic import create
+from raft.core.atomic import create, write_json
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.terminal import complain
@@ -18,6 +18,7 @@ from raft.models import jinja
 from raft.store.stamps import checkpoints_path, differences
 
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
+TELL_EVERY = 1.0  # seconds between two writes of what workers do
 
 
 @dataclass
@@ -39,8 +40,10 @@ class ArtifactWriter:
     stage: str = ""
     key: dict[str, Any] = field(default_factory=dict)
     launch: Any = field(default_factory=Local)  # where models compute
+    workers: Path | None = None  # the file that says what the workers of a cluster do now
     _file: Any = None
     _synced: float = 0.0
+    _told: float = 0.0
 
     @property
     def checkpoints(self) -> Path:
@@ -56,8 +59,12 @@ class ArtifactWriter:
         self.drops.append(records.Drop(prompt_id, index, self.stage, reason))
 
     def advance(self, done: int, total: int) -> None:
-        """Moves the progress bar."""
+        """Moves the progress bar, and says what the workers do."""
         self.progress.advance(done, total)
+        if self.workers is not None and time.monotonic() - self._told > TELL_EVERY:
+            self._told = time.monotonic()
+            if lanes := self.launch.lanes():
+                write_json(self.workers, lanes)
 
     def resume(self) -> dict[str, int]:
         """Opens the partial file where an earlier attempt left it: ids that are done, and where they stand.

@@ -142,9 +142,11 @@ class Folder:
             stage=stage.__name__,
             key=key,
             launch=self.run.launch,
+            workers=RunPaths(self.run.folder).workers,
         )  # fmt: skip
         began = time.time()
         timing.taken()
+        self.run.launch.taken()
         logs.silence_libraries()
         with output.progress, disk_faults():
             stage(section, output, **inputs)
@@ -170,6 +172,9 @@ class Folder:
             "versions": versions(),
             "content": content,
         }
+        if lanes := self.run.launch.taken():
+            stamp["workers"] = lanes
+        RunPaths(self.run.folder).workers.unlink(missing_ok=True)
         write_json(stamp_path(path), stamp)
         output.partial.unlink(missing_ok=True)
         remove(checkpoints_path(path))
@@ -235,7 +240,8 @@ class Run(Folder):
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
             run = cls(folder, loaded.recipe.seed)
             run.wanted = loaded.recipe.iterations if isinstance(loaded.recipe, Align) else 0
-            RunPaths(folder).progress.unlink(missing_ok=True)  # of an earlier process
+            for file in (RunPaths(folder).progress, RunPaths(folder).workers):
+                file.unlink(missing_ok=True)  # of an earlier process
             run.launch = loaded.recipe.launch
             run.look_over()
             begun = about(folder).get("date") if RunPaths(folder).about.exists() else None

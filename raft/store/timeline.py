@@ -76,5 +76,15 @@ def shares(made: list[dict[str, Any]], processes: list[dict[str, float]]) -> Ite
             yield _share(one, name, max(0.0, one["began"] - end))
 
 
+def lanes(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each worker of a cluster did and when, by its name: spans with the stage, and how much was done."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in made:
+        for lane in one.get("workers", []):
+            span = {"artifact": one["artifact"], "iteration": one["iteration"], "stage": one["stage"], **lane}
+            found.setdefault(span.pop("worker"), []).append(span)
+    return [{"worker": name, "spans": spans} for name, spans in sorted(found.items())]
+
+
 def _share(artifact: dict[str, Any], stage: str, seconds: float) -> dict[str, Any]:
     return {"iteration": artifact["iteration"], "stage": stage, "seconds": round(seconds, 3)}

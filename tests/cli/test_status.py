@@ -105,6 +105,24 @@ def test_a_run_at_work_says_iteration_stage_share_and_time_left(tmp_path: Path):
     assert lines[2] == "the whole run: about 1 h 40 min left"
 
 
+def test_a_run_on_a_cluster_says_how_its_workers_fare(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    with held(run):
+        write_progress(run, 40)
+        lanes = [
+            {"worker": f"node/{place}", "began": 100.0, "ended": 110.0, "done": done, "died": place == 3}
+            for place, done in enumerate((20, 25, 0, 5))
+        ]
+        (run / "workers.json").write_text(json.dumps(lanes))
+        _, said = told(run)
+        assert "workers: 3 at work; 2 to 2.5 a second each; 1 died in this stage" in said.splitlines()
+        workers = json.loads(told(run, "--json")[1])["workers"]
+        assert workers[1] == {"worker": "node/1", "done": 25, "died": False, "rate": 2.5}
+        (run / "workers.json").write_text("[{")
+        assert "workers" not in told(run)[1]
+    assert json.loads(told(run, "--json")[1])["workers"] == []
+
+
 def test_a_damaged_progress_file_stands_in_nobodys_way(tmp_path: Path):
     run = write_run(tmp_path / "run", 1, wanted=5)
     (run / "progress.json").write_bytes(b"\0" * 600)

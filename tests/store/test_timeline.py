@@ -79,3 +79,26 @@ def test_every_part_that_a_stage_counts_has_a_name_in_the_timeline(tmp_path):
     write_json(tmp_path / "run.json", {"job": "sft"})
     timeline.record(tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["timeline"] == []
+
+
+def test_lanes_hold_what_each_worker_did_of_each_stage():
+    spans = [
+        {"began": 1.0, "ended": 4.0, "done": 7, "died": False},
+        {"began": 4.0, "ended": 5.0, "done": 1, "died": True},
+    ]
+    made = [
+        {"artifact": "a", "iteration": 1, "stage": "generate", "workers": [{"worker": "n/1", **spans[0]}]},
+        {"artifact": "b", "iteration": 1, "stage": "draw"},
+        {
+            "artifact": "c",
+            "iteration": 2,
+            "stage": "score",
+            "workers": [{"worker": name, **spans[1]} for name in ("n/0", "n/1")],
+        },
+    ]
+    found = timeline.lanes(made)
+    assert [one["worker"] for one in found] == ["n/0", "n/1"]
+    assert [(one["artifact"], one["stage"], one["done"], one["died"]) for one in found[1]["spans"]] == [
+        ("a", "generate", 7, False), ("c", "score", 1, True),
+    ]  # fmt: skip
+    assert sum(one["ended"] - one["began"] for one in found[1]["spans"]) == 4.0

@@ -53,6 +53,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
         "batches": packed,
         "stages": [{name: one.get(name) for name in STAMP} for one in made],
         "timeline": list(timeline.shares(made, timeline.processes(known))),
+        "lanes": timeline.lanes(made),
         "half_made": _half_made(folder),
         "dropped": dropped(folder),
         "findings": findings(folder, measured),

@@ -266,6 +266,45 @@ function seconds() {
 
 const patch = (colour) => h("span", { class: "patch", style: { "--colour": colour } });
 
+// What each worker of a cluster did, on the time of the whole run.
+function lanes() {
+  if (!facts.lanes.length) return null;
+  const all = facts.lanes.flatMap((one) => one.spans);
+  const from = Math.min(...all.map((one) => one.began));
+  const whole = Math.max(...all.map((one) => one.ended)) - from || 1;
+  const share = (seconds) => `${(100 * seconds) / whole}%`;
+  const span = (one) =>
+    h("span", {
+      title: `${one.artifact}: ${duration(one.ended - one.began)}, ${one.done} done${one.died ? ", died" : ""}`,
+      class: one.died ? "died" : null,
+      style: {
+        left: share(one.began - from),
+        width: share(one.ended - one.began),
+        background: PAINTS[one.stage] || PAINTS.other,
+      },
+    });
+  const row = ({ worker, spans }) => {
+    const busy = spans.reduce((sum, one) => sum + one.ended - one.began, 0);
+    const died = spans.filter((one) => one.died).length;
+    return line(
+      worker,
+      h("td", { class: "bars" }, h("span", { class: "lane", "aria-hidden": "true" }, spans.map(span))),
+      cells([duration(busy), show(busy / whole, "share"), died ? counts.format(died) : "–"]),
+    );
+  };
+  return sheet(
+    "Workers",
+    "The devices of the cluster over the time of the run, in the colours of the stages above; gaps are times in which a " +
+      "device had nothing to do.",
+    grid(
+      "Workers",
+      "iterations lanes",
+      h("thead", {}, h("tr", {}, heads(["worker"]), h("th", { class: "bars" }), heads(["at work", "share", "died"]))),
+      h("tbody", {}, facts.lanes.map(row)),
+    ),
+  );
+}
+
 function timings() {
   if (!facts.stages.length) return null;
   const { names, rows } = seconds();
@@ -363,6 +402,7 @@ function about() {
   const machine = Object.entries(facts.machine).map(([name, value]) => [name, String(value)]);
   return [
     timings(),
+    lanes(),
     findings(),
     drops(),
     sheet(
