@@ -68,8 +68,8 @@ class Reward(Protocol):
 
 
 def uses_device(component: Any) -> bool:
-    """Whether a generator or a reward computes on a device of this run, as most do."""
-    return getattr(component, "uses_device", True)
+    """Whether a generator or a reward computes on a device of this run, as most do that are not remote."""
+    return getattr(component, "uses_device", not getattr(component, "remote", False))
 
 
 def comparable(reward: Any) -> bool:

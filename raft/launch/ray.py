@@ -47,8 +47,9 @@ class Ray(Local):
 
     `address` is that of a running cluster (`auto`: the one on this machine). Without it and without RAY_ADDRESS a
     cluster is started on this machine, for this run. `workers` bounds the number of workers; without GPUs they share
-    the cores evenly. `shard` says whether each worker trains with a copy of the weights (none) or holds a part of them
-    (fsdp); auto shards what does not fit one GPU. `env` is set in every worker.
+    the cores evenly. `reward_workers` of them do nothing but score, while the others generate. `shard` says whether
+    each worker trains with a copy of the weights (none) or holds a part of them (fsdp); auto shards what does not fit
+    one GPU. `env` is set in every worker.
 
     A worker that dies is started again. The run fails after `failures` deaths for each worker in a row without any
     progress, after `failures` deaths with the same prompt under way, or when no worker has been ready for `wait`
@@ -59,6 +60,7 @@ class Ray(Local):
 
     address: str | None = None
     workers: int | None = None
+    reward_workers: int = 0
     shard: Literal["auto", "none", "fsdp"] = "auto"
     failures: int = 3
     wait: float = 600.0
@@ -73,10 +75,21 @@ class Ray(Local):
                 "raft cannot run through Ray's client; start it on a node of the cluster, with address: auto",
             )
         yield from faults_of_range(self, workers=(1, 100_000), failures=(2, 1000), wait=(0, float("inf")))
+        yield from faults_of_range(self, reward_workers=(0, 100_000))
+        if self.workers is not None and self.reward_workers >= self.workers:
+            yield "reward_workers", f"all {self.workers} workers would score; leave at least one to generate"
 
     @cached_property
     def _cluster(self) -> "Cluster":
         return Cluster(self)
+
+    @cached_property
+    def _scorers(self) -> "Cluster":
+        """The workers that score: those of their own, or all."""
+        return Cluster(self, beside=self._cluster) if self.reward_workers else self._cluster
+
+    def scores_apart(self, reward: Any) -> bool:
+        return self.reward_workers > 0 and protocols.uses_device(reward)
 
     @cached_property
     def _proofs(self) -> list[dict[str, Any]]:
@@ -112,7 +125,7 @@ class Ray(Local):
                 asked.update((group.prompt.id, group) for group in block)
                 yield Block(block, [group.prompt.id for group in block])
 
-        for name, scores in self._cluster.done(Work(pickled(reward), None, 0, noted())):
+        for name, scores in self._scorers.done(Work(pickled(reward), None, 0, noted())):
             yield asked.pop(str(name)), scores
 
     def train(
@@ -134,13 +147,18 @@ class Ray(Local):
         return self._cluster.called(pickled(component), function, there)
 
     def lanes(self) -> list[dict[str, Any]]:
-        return [asdict(lane) for lane in self._cluster.lanes] if "_cluster" in vars(self) else []
+        return [asdict(lane) for cluster in self._clusters() for lane in cluster.lanes]
 
     def taken(self) -> list[dict[str, Any]]:
         taken = self.lanes()
-        if taken:
-            self._cluster.lanes.clear()
+        for cluster in self._clusters():
+            cluster.lanes.clear()
         return taken
+
+    def _clusters(self) -> list["Cluster"]:
+        """Those that have been started, the one that joined first."""
+        made = [cluster for name in ("_cluster", "_scorers") if (cluster := vars(self).get(name)) is not None]
+        return made[:1] if made[1:] == made[:1] else made
 
     @cached_property
     def _found(self) -> list["Slot"]:
@@ -168,9 +186,10 @@ class Ray(Local):
 
     def close(self) -> None:
         """Ends the workers, and the cluster if it was started here."""
-        if "_cluster" in vars(self):
-            self._cluster.close()
-            del vars(self)["_cluster"]
+        for cluster in reversed(self._clusters()):
+            cluster.close()
+        for name in ("_cluster", "_scorers"):
+            vars(self).pop(name, None)
 
 
 def pickled(component: Any) -> bytes:
@@ -294,10 +313,14 @@ class Hand:
 
 
 class Cluster:
-    """The workers of a run."""
+    """The workers of a run, or those that score `beside` others."""
 
-    def __init__(self, options: Ray):
+    def __init__(self, options: Ray, beside: "Cluster | None" = None):
         self.options, self.hands, self.looked = options, list[Hand](), 0.0
+        self.scores = beside is not None
+        self.beside = beside
+        if beside is not None:
+            beside.beside = self
         self.lanes: list[Lane] = []  # of the stage that is being made
         self.deaths, self.reason = 0, ""  # since the last progress, and why the last worker died
         self.alone = time.monotonic()  # since when no worker is ready
@@ -320,7 +343,7 @@ class Cluster:
         if time.monotonic() - self.looked < LOOK:
             return
         self.looked = time.monotonic()
-        slots = _slots(self.options.workers)
+        slots = self._own(_slots(self.options.workers))
         taken = {hand.slot for hand in self.hands}
         for hand in [hand for hand in self.hands if hand.slot not in slots and not hand.waited_for()]:
             self.dismiss(hand)  # idle, and not a device of the plan any more
@@ -334,6 +357,13 @@ class Cluster:
                 f"launch: no worker of the cluster has been ready for {self.options.wait:g} s (ray status shows what "
                 "is free); add a node, or end other work, and run the same command again"
             )
+
+    def _own(self, slots: list[Slot]) -> list[Slot]:
+        """The devices that are for these workers: as many as are theirs, of those that others do not have."""
+        scorers = min(self.options.reward_workers, len(slots) - 1)
+        others = {hand.slot for hand in self.beside.hands} if self.beside is not None else set()
+        free = [slot for slot in slots if slot not in others]
+        return free[-scorers:] if self.scores else free[: len(slots) - scorers]
 
     def done(self, work: Work) -> Iterator[tuple[str | None, Any]]:
         """What comes back of the work, by the id of its prompt, as it comes; None is the id of a proof."""

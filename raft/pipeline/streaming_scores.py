@@ -1,7 +1,8 @@
-"""Scores that follow responses: a reward that computes elsewhere scores while this machine still generates.
+"""Scores that follow responses: a reward that computes elsewhere scores while responses are still generated.
 
-A follower reads the partial file of the responses as it grows, and writes that of the scores, from which the score
-stage then goes on. So a kill loses nothing, and what a follower leaves undone is done as if there had been none.
+Elsewhere is behind a url, or on workers of a cluster that do nothing but score. A follower reads the partial file of
+the responses as it grows, and writes that of the scores, from which the score stage then goes on. So a kill loses
+nothing, and what a follower leaves undone is done as if there had been none.
 """
 
 import contextlib
@@ -30,10 +31,13 @@ PAUSE = 0.05  # seconds between two looks for more
 @contextmanager
 def streamed(place: Folder, responses: str, scores: Mapping[str, Any], prompts: Artifact) -> Iterator[None]:
     """While `responses` are made in the block, remote rewards score them already; `scores` are rewards by artifact."""
+    new = place.run.makes and not place.shared and not place.is_done(responses)
+    remote = [name for name, reward in scores.items() if protocols.remote(reward)]
+    apart = [name for name, reward in scores.items() if place.run.launch.scores_apart(reward)]
     followers = [
-        StreamingScorer(place, responses, name, reward, prompts)
-        for name, reward in scores.items()
-        if protocols.remote(reward) and place.run.makes and not place.shared and not place.is_done(responses)
+        StreamingScorer(place, responses, name, scores[name], prompts)
+        for name in (*remote, *apart[:1])  # two models on the same devices would be loaded in turns, block by block
+        if new
     ]
     for one in followers:
         one.start()
@@ -83,7 +87,7 @@ class StreamingScorer(threading.Thread):
         output = self._output(Artifact(self.responses, *head))
         output.resume()
         try:
-            for rows in self._come(TOGETHER):
+            for rows in self._blocks(list(prompts)):
                 groups = (Group(prompts[row["prompt_id"]], records.answers(row)) for row in rows)
                 for _ in stages.score_missing(self.reward, output, groups):
                     if self.cancelled:
@@ -91,13 +95,32 @@ class StreamingScorer(threading.Thread):
         finally:
             output.close()
 
+    def _blocks(self, ids: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """The rows as they come; of a reward whose scores depend on the batch, in the blocks of the score stage."""
+        size = protocols.batch_size(self.reward)
+        if size == 1:
+            yield from self._come(TOGETHER)
+            return
+        places = {name: divmod(place, size) for place, name in enumerate(ids)}
+        blocks: dict[int, dict[int, dict[str, Any]]] = {}
+        for rows in self._come(TOGETHER):
+            for row in rows:
+                number, place = places[row["prompt_id"]]
+                block = blocks.setdefault(number, {})
+                block[place] = row
+                if len(block) == min(size, len(ids) - number * size):
+                    yield [row for _, row in sorted(blocks.pop(number).items())]
+
     def _output(self, responses: Artifact) -> ArtifactWriter:
         """That of the score stage, so far as it is known while the responses are not."""
         path, place = self.scores, self.place
         key = place.key(stages.score, self.reward, {"prompts": self.prompts, "responses": responses})
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(self.name, "prompts")
-        return ArtifactWriter(path, partial_path(path), digest(key), place.run.seed, place.number, progress)
+        launch = place.run.launch
+        return ArtifactWriter(
+            path, partial_path(path), digest(key), place.run.seed, place.number, progress, launch=launch
+        )
 
     def _come(self, most: int) -> Iterator[list[dict[str, Any]]]:
         """The rows of the responses as they come, up to `most` at once, until it is time to leave."""
