@@ -1,5 +1,6 @@
 """launch: {kind: ray}: the artifacts of one process on a real cluster, whatever dies meanwhile."""
 
+import json
 import os
 import random
 import shutil
@@ -110,6 +111,22 @@ def test_engines_on_two_nodes_write_what_one_engine_writes(world, cluster):
     raft.run(recipe, name="engines", quiet=True, launch={"kind": "ray", "address": cluster.address, "env": as_many()})
     one, two = (fingerprint(world / "outputs" / name) for name in ("engine", "engines"))
     assert early(two) == early(one)
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_workers_of_their_own_score_while_others_generate_and_scores_stay_the_same(world, cluster):
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    items = [f"the fox counts {number} plums and says " for number in range(200)]
+    recipe["prompts"] = {"kind": "list", "items": items, "per_iteration": 180, "max_prompt_length": 64}
+    raft.run(recipe, name="alone", quiet=True)
+    launch = {"kind": "ray", "address": cluster.address, "env": as_many(), "reward_workers": 1}
+    raft.run(recipe, name="apart", quiet=True, launch=launch)
+    one, two = (fingerprint(world / "outputs" / name) for name in ("alone", "apart"))
+    assert early(two) == early(one)
+    stamp = json.loads((world / "outputs/apart/iterations/001/responses.jsonl.stamp.json").read_text())
+    assert sorted(lane["done"] for lane in stamp["workers"]) == [64, 64, 180], "two blocks were scored meanwhile"
+    assert len({lane["worker"] for lane in stamp["workers"]}) == 2
 
 
 @pytest.mark.engine
