@@ -82,13 +82,18 @@ def dtype_of(option: str) -> str:
     return ("bfloat16" if current() == "cuda" else "float32") if option == "auto" else option
 
 
+def is_full(fault: BaseException) -> bool:
+    """Whether an error says that memory is short."""
+    return any(phrase in str(fault).lower() for phrase in FULL)
+
+
 @contextmanager
 def fits(what: str, advice: str) -> Iterator[None]:
     """A block that takes the accelerator's memory: running out of it is a UserError, for torch and vLLM."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as fault:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(fault, UserError) or not any(phrase in str(fault).lower() for phrase in FULL):
+        if isinstance(fault, UserError) or not is_full(fault):
             raise
         reason = str(fault).splitlines()[0]
         raise UserError(

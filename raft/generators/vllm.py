@@ -7,6 +7,7 @@ policy is 0.1 s away instead of a restart.
 """
 
 import gc
+import itertools
 import json
 import logging
 import math
@@ -108,11 +109,27 @@ class VLLM(Sampling):
             yield "engine_args.load_format", f"{form!r} cannot load a policy's folder; allowed: {', '.join(FORMATS)}"
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
+        """As `protocols.Generator` says; an engine that fails is built again, once, and goes on."""
+        asked: dict[str, Prompt] = {}
+        rest = _noted(prompts, asked)
+        try:
+            yield from self._generate(policy, rest, seed, asked)
+        except EngineError as fault:
+            LOG.warning("the engine failed (%s) and is built again; %d prompts are asked again", fault, len(asked))
+            close()
+            yield from self._generate(policy, itertools.chain([*asked.values()], rest), seed, asked)
+
+    def _generate(
+        self, policy: Policy, prompts: Iterable[Prompt], seed: int, asked: dict[str, Prompt]
+    ) -> Iterator[Group]:
+        """Groups as they finish, which are then not `asked` any more."""
         with part("start"):
             engine = _engine(self, policy)
         with part("reload"):
             engine.hold(policy)
-        yield from engine.answer(self, prompts, seed)
+        for group in engine.answer(self, prompts, seed):
+            del asked[group.prompt.id]
+            yield group
 
     def release(self) -> None:
         for engine in _engines.values():
@@ -133,6 +150,18 @@ class VLLM(Sampling):
     def device_key(self) -> str:
         """All generators of a run share one engine."""
         return "vllm"
+
+
+class EngineError(RuntimeError):
+    """The engine itself failed, not what it was asked."""
+
+
+def _noted(prompts: Iterable[Prompt], asked: dict[str, Prompt]) -> Iterator[Prompt]:
+    """The prompts, each noted as it goes; None, where there is none yet, is not."""
+    for prompt in prompts:
+        if prompt is not None:
+            asked[prompt.id] = prompt
+        yield prompt
 
 
 _engines: dict[str, "Engine"] = {}
@@ -156,9 +185,10 @@ def _engine(options: VLLM, policy: Policy) -> "Engine":
 
 def close() -> None:
     """Closes the engine, so that another can be built in this process for other shapes or options."""
-    for engine in _engines.values():
-        engine.llm.engine_core.shutdown()
+    engines = [*_engines.values()]
     _engines.clear()
+    for engine in engines:
+        engine.llm.engine_core.shutdown()
     garbage.restore()
     gc.collect()
 
@@ -280,6 +310,9 @@ class Engine:
         live: dict[str, int] = {}
         try:
             yield from self._answer(options, prompts, seed, live)
+        except EngineError:
+            live.clear()  # there is nothing left that could be aborted
+            raise
         finally:
             if live:
                 self.llm.abort_request(list(live))
@@ -310,7 +343,7 @@ class Engine:
                 time.sleep(PAUSE)
                 continue
             with device.fits("a step of the engine", "lower generator.engine_args.gpu_memory_utilization"):
-                outputs = self.llm.step()
+                outputs = self._step()
             for output in outputs:  # only finished outputs: FINAL_ONLY
                 del live[output.request_id]
                 place, _, prompt_id = output.request_id.partition("/")
@@ -320,6 +353,15 @@ class Engine:
                 if None not in responses:
                     del unfinished[prompt_id]
                     yield Group(prompt, responses)  # type: ignore[arg-type]
+
+    def _step(self) -> list[Any]:
+        """What the engine has finished. EngineError; what says that memory is short is raised as it is."""
+        try:
+            return self.llm.step()
+        except Exception as fault:
+            if device.is_full(fault):
+                raise
+            raise EngineError(f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}") from fault
 
     def blocks(self, tokens: int) -> int:
         """How many blocks of the cache a response of so many tokens takes, its prompt's among them.

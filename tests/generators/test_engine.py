@@ -266,3 +266,28 @@ def test_the_end_token_is_no_text_even_where_its_tokenizer_does_not_mark_it_as_s
     output = SimpleNamespace(token_ids=ids, logprobs=logprobs, finish_reason="stop")
     response = vllm._response(output, tokenizer, Sampling().ends(tokenizer))
     assert response.text == " The end." and response.token_ids == ids  # as it goes on from a prompt
+
+
+@pytest.mark.nightly
+def test_an_engine_that_fails_is_built_again_once_and_the_answers_are_the_same(policies, monkeypatch):
+    whole = answers(policies[0])
+    (engine,) = vllm._engines.values()
+    step, left = engine.llm.step, [30]
+
+    def failing():
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("a kernel failed")
+        return step()
+
+    monkeypatch.setattr(engine.llm, "step", failing)
+    found = list(OPTIONS.generate(policies[0], PROMPTS, 7))
+    assert left[0] < 0, "the engine did not fail"
+    assert engine not in vllm._engines.values()
+    assert sorted(group.prompt.id for group in found) == sorted(prompt.id for prompt in PROMPTS)
+    assert {group.prompt.id: group.responses for group in found} == whole
+    (second,) = vllm._engines.values()
+    monkeypatch.setattr(vllm, "Engine", lambda *_: second)  # which fails too
+    monkeypatch.setattr(second.llm, "step", lambda: 1 / 0)
+    with pytest.raises(vllm.EngineError, match="ZeroDivisionError"):
+        answers(policies[0])
