@@ -41,6 +41,7 @@ NEO = {
 
 
 @pytest.mark.engine
+@pytest.mark.nightly
 def test_policies_of_two_shapes_and_two_contexts_follow_each_other_in_one_process(tmp_path):
     """The second is a GPT-Neo with an untied head."""
     small = policy(tmp_path / "small", {}, 0)

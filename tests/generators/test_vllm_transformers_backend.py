@@ -7,7 +7,7 @@ from raft.generators import vllm
 from raft.generators.vllm import VLLM
 from raft.models import chat_templates, from_scratch, loading, weight_check
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 
 CONFIG = {
     "model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
