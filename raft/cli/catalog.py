@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +14,7 @@ from raft.core.terminal import safe
 from raft.metrics import reward_metrics
 from raft.store import runs, stamps
 
+WIDE = 110  # characters of what is said of a recipe
 WORD = re.compile(r"[\w./-]+")
 
 
@@ -47,10 +49,10 @@ def copy(name: str, to: Path) -> list[Path]:
 
 
 def _title(file: Path) -> str:
-    """The first sentence of the comment that a recipe begins with."""
+    """The first sentence of the comment that a recipe begins with, as much of it as fits a line."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("# "), lines))
-    return comment.split(". ")[0].removesuffix(".")
+    return textwrap.shorten(comment.split(". ")[0].removesuffix("."), WIDE, placeholder=" ...")
 
 
 def _line(folder: Path) -> str:

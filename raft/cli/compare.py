@@ -100,6 +100,8 @@ def _paired(one: np.ndarray, other: np.ndarray, both: list[tuple[int, int]]) -> 
 def _parting(first: Path, second: Path) -> str:
     """The first artifact that is not the same in both runs, and why."""
     one, other = _by_name(first), _by_name(second)
+    if one.keys().isdisjoint(other):
+        return "artifacts: none is in both runs, whose jobs or stages differ"
     for name in (name for name in one if name in other):
         here, there = one[name], other[name]
         if here["hash"] != there["hash"]:

@@ -161,7 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     for one in (run, check, resume):
         one.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="for example generator.k=4; ~key removes a key"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="key=value",
+            help="for example generator.k=4; ~key removes a key",
         )
     ls = verb("ls", commands.ls, "list the recipes that come with raft, and your runs")
     ls.add_argument(

@@ -18,6 +18,7 @@ from raft.core.options import Fault, fault_of_file, is_there
 from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.run_paths import RunPaths
+from raft.data import responses_file
 from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
 from raft.models import hub, jinja, model_folder, reward_templates
@@ -131,11 +132,12 @@ class Requests:
     key: str
     judge: Any
     training: int
-    held_out: int
+    held_out: int = 0
+    checks: int = 0  # that a judge behind a url answers
 
     @property
     def total(self) -> int:
-        return self.training + self.held_out
+        return self.training + self.held_out + self.checks
 
     @property
     def excess(self) -> str:
@@ -148,19 +150,21 @@ class Requests:
         )
 
     def __str__(self) -> str:
-        parts = f"{self.training:,} for training, {self.held_out:,} for held-out prompts" if self.held_out else ""
+        kinds = {"for training": self.training, "for held-out prompts": self.held_out, "as a check": self.checks}
+        parts = [f"{count:,} {what}" for what, count in kinds.items() if count]
+        listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         return (
-            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{f' ({parts})' if parts else ''}, each "
+            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}, each "
             f"answered with up to {self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} at most"
         )
 
 
 def requests(recipe: Any) -> Iterator[Requests]:
-    """What a job that generates asks of its judges, for the whole run."""
-    if recipe.job == "label" and recipe.responses is None:
-        drawn = recipe.prompts.per_iteration or PER_ITERATION
+    """What a job asks of its judges, for the whole run; nothing of responses that are not here yet."""
+    if recipe.job == "label":
         for key, judge in _parts_of({"reward": recipe.reward}, "requests"):
-            yield Requests(key, judge, drawn * judge.requests(recipe.generator.k), 0)
+            if (asked := _labelled(recipe, judge)) is not None:
+                yield Requests(key, judge, asked)
     if recipe.job != "align" or not hasattr(recipe.prompts, "per_iteration"):
         return
     whole, options = sized(recipe), recipe.evaluation
@@ -170,7 +174,20 @@ def requests(recipe: Any) -> Iterator[Requests]:
             trains = recipe.iterations * whole.prompts.per_iteration * judge.requests(recipe.generator.k)
             looks = policies * whole.evaluation.count * judge.requests(options.k)
             own = name == "reward"
-            yield Requests(key, judge, trains if own else 0, looks if not own or comparable(recipe.reward) else 0)
+            looked = looks if not own or comparable(recipe.reward) else 0
+            yield Requests(key, judge, trains if own else 0, looked, judge.requests(2) if judge.url else 0)
+
+
+def _labelled(recipe: Any, judge: Any) -> int | None:
+    """The requests of a job: label; None if its responses cannot be read."""
+    if recipe.responses is None:
+        return (recipe.prompts.per_iteration or PER_ITERATION) * judge.requests(recipe.generator.k)
+    given = recipe.responses
+    try:
+        groups = responses_file.groups(Path(given.path), given.prompts and Path(given.prompts))
+        return sum(judge.requests(len(group.responses)) for group in groups)
+    except (UserError, OSError):  # said elsewhere
+        return None
 
 
 def sized(recipe: Any) -> Any:

@@ -151,9 +151,11 @@ def _refuse_other(new: Path, folder: Path, number: int) -> None:
 def _refuse_pruned(folder: Path, number: int) -> None:
     stamp = read_stamp(RunPaths(folder).iteration(number - 1).policy)
     if stamp is not None and stamp.get("pruned"):
+        there = [it.number + 1 for it in RunPaths(folder).iterations() if it.policy.exists()]
         raise UserError(
-            f"the policy of iteration {number - 1} was deleted to save room; branch off before a folder whose "
-            "predecessor is still there (see raft status), or make the run again with keep_policies: all"
+            f"--from-iteration {number}: iteration {number} begins with policy {number - 1}, which was deleted to save "
+            f"room (keep_policies); allowed: {', '.join(map(str, there))}. A run with keep_policies=all can branch off "
+            "anywhere"
         )
 
 

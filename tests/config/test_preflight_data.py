@@ -131,6 +131,18 @@ def test_a_mixture_that_leaves_its_number_out_draws_as_many_as_the_scarcest_part
     assert drawn_at_once([(1.0, 10**6)], None) == 2048
 
 
+def test_the_requests_of_a_judge_of_given_responses_are_those_of_each_group(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt_id": str(n), "text": "why?", "responses": [{"text": "so"}] * n} for n in (2, 3, 5)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "label.yaml").write_text(
+        "job: label\nname: l\nresponses: {path: in.jsonl}\nselection: {kind: all-pairs}\n"
+        "reward: {kind: judge, url: 'http://127.0.0.1:1/v1', model: m}\n"
+    )
+    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    assert asked.total == 2 * 1 + 3 * 2 + 5 * 4
+
+
 @pytest.mark.parametrize(
     ("options", "training", "held_out"),
     [
@@ -148,7 +160,8 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     monkeypatch.chdir(tmp_path)
     (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
     assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
-    total = training + held_out
+    assert asked.checks == 2  # whether it answers: two short responses
+    total = training + held_out + 2
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
     assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total};" in found
