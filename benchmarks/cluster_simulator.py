@@ -2,6 +2,7 @@
 
     python benchmarks/cluster_simulator.py                      the tables of docs/scaling.md, and docs/scaling.png
     python benchmarks/cluster_simulator.py batch_size=256       another iteration: any field of Work
+    python benchmarks/cluster_simulator.py --sensitivity        each constant halved and doubled
     python benchmarks/cluster_simulator.py --measure            what the driver and Ray take on this machine
 
 It follows raft/launch/ray.py as it is: prompts go out four at a time, and no worker has more than its share under way;
@@ -461,7 +462,7 @@ def validation() -> Iterator[str]:
         said = predicted(work)
         pairs = [*zip(measured, said, strict=True), (sum(measured), sum(said))]
         told = " | ".join(f"{one:.1f}, {other:.1f}" for one, other in pairs)
-        yield f"| {name} | {told} | {sum(said) / sum(measured) - 1:+.0%} |"
+        yield f"| {name} | {told} | {round(sum(said) / sum(measured) - 1, 2) + 0.0:+.0%} |"
 
 
 def tables(work: Work, of: Constants) -> tuple[dict[str, list[str]], dict[str, dict[int, dict[str, float]]]]:
@@ -524,6 +525,29 @@ def rows(name: str, times: Mapping[int, Mapping[str, float]]) -> Iterator[str]:
             f"| {name} | {devices} | {told} | {whole:,.0f} | {sum(base.values()) * linear / whole:.1%} | "
             f"{worst}{f', +{over[worst]:,.0f} s' if worst else ''} |"
         )
+
+
+def sensitivity(work: Work, of: Constants) -> Iterator[str]:
+    """Where half or twice a constant changes the worst stage, or the time on 64 GPUs by more than a seventh."""
+
+    def verdict(of: Constants) -> tuple[list[float], list[str]]:
+        times = {}
+        for devices in DEVICES:
+            one = rates(POLICIES[0], "full", devices, work, of)
+            assert isinstance(one, Rates)
+            times[devices] = iteration(work, devices, one, of)
+        over = {
+            devices: {stage: seconds - times[1][stage] / devices for stage, seconds in stages.items()}
+            for devices, stages in times.items()
+        }
+        worst = [max(one, key=lambda stage: one[stage]) for one in list(over.values())[1:]]
+        return [sum(stages.values()) for stages in times.values()], worst
+
+    expected = verdict(of)
+    for name, factor in [("as it is", 1.0), *itertools.product(CONSTANTS, (0.5, 2.0))]:
+        seconds, worst = verdict({**of, name: of.get(name, 0.0) * factor})
+        if name == "as it is" or worst != expected[1] or abs(math.log(seconds[2] / expected[0][2])) > math.log(8 / 7):
+            yield f"{name} x {factor:g}: {', '.join(f'{one:,.0f}' for one in seconds)} s; {', '.join(worst)}"
 
 
 def figure(times: Mapping[str, Mapping[int, Mapping[str, float]]]) -> "Figure":
@@ -615,10 +639,14 @@ def main() -> None:
         return
     from raft.report.figures import style
 
-    given = dict(one.split("=") for one in sys.argv[1:])
+    given = dict(one.split("=") for one in sys.argv[1:] if not one.startswith("--"))
     kinds = {one.name: type(getattr(Work, one.name)) for one in fields(Work)}
     work = replace(Work(), **{name: kinds[name](value) for name, value in given.items()})
-    made, times = tables(work, {name: value for name, (value, _) in CONSTANTS.items()})
+    of = {name: value for name, (value, _) in CONSTANTS.items()}
+    if "--sensitivity" in sys.argv:
+        print("\n".join(sensitivity(work, of)))
+        return
+    made, times = tables(work, of)
     print("\n\n".join("\n".join(table) for table in made.values()))
     if not given:
         style.save(lambda: figure(times), Path(__file__).parents[1] / "docs" / "scaling.png")
