@@ -1,0 +1,56 @@
+"""The tables of docs/hardware.md are those of the memory plan, and their models have the sizes that are published."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import hardware  # noqa: E402
+
+PUBLISHED = {  # parameters, as the models' own pages and files have them
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Gemma-2-27B": 27_227_128_320,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Llama-3.1-70B": 70_553_706_496,
+}
+
+
+def test_models_have_as_many_parameters_as_is_published():
+    assert {name: hardware.model(name).parameters() for name in hardware.MODELS} == PUBLISHED
+
+
+def test_the_arithmetic_of_a_policy_by_hand():
+    """Qwen2.5-7B: 28 layers of width 3,584 with an inner layer of 18,944; 152,064 tokens; four heads of 128 cached."""
+    train = hardware.turns("Qwen2.5-7B", hardware.REWARDS[0], False, 141)["train"]
+    count, layer = PUBLISHED["Qwen2.5-7B"], 4 * 4 * 3584 + 2 * (7 * 3584 + 4 * 18944)
+    assert list(train.terms.values()) == [
+        16 * count,
+        2 * count,
+        2048 * (28 * 4 * 3584 + layer),
+        2048 * 3 * 4 * 152064,
+    ]
+    assert hardware.model("Qwen2.5-7B").cached(2) == 2 * 28 * 4 * 128 * 2
+    matrices = [(3584, 3584), (512, 3584), (512, 3584), (3584, 3584), (18944, 3584), (18944, 3584), (3584, 18944)]
+    adapters = 28 * 32 * sum(rows + columns for rows, columns in matrices)
+    lora = hardware.turns("Qwen2.5-7B", hardware.REWARDS[0], True, 141)["train"]
+    assert list(lora.terms.values())[:2] == [4 * count, 16 * adapters]
+
+
+def test_what_fits_a_gpu_fits_every_larger_one():
+    for policy in hardware.POLICIES:
+        for turn in ("generate", "train", "likelihoods"):
+            found = [hardware.fits(turn, policy, gpu=gpu) for gpu in hardware.GPUS]
+            assert found == sorted(found)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_the_page_has_the_tables_of_the_memory_plan(place: int):
+    assert hardware.tables()[place] in (ROOT / "docs" / "hardware.md").read_text()
