@@ -6,11 +6,14 @@ The stages call a launch for all that a device computes; `raft.launch.ray.Ray` h
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raft.core import device, protocols
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Group, Policy, Prompt, Score
+
+if TYPE_CHECKING:
+    from raft.models.logprobs import Likelihood  # which imports numpy
 
 T = TypeVar("T")
 
@@ -32,6 +35,10 @@ class Local:
         """Groups with their scores, in any order; a block holds the groups that are scored together."""
         _take(reward)
         return (pair for block in blocks for pair in protocols.scored(reward, block))
+
+    def likelihoods(self, model: "Likelihood", blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
+        """Groups with the log-probabilities of their responses under a policy, in any order."""
+        return self.scored(model, blocks)
 
     def train(
         self, trainer: Any, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance,

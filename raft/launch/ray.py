@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from raft.core import device, logs, protocols, signals
 from raft.core.errors import UserError
@@ -31,6 +31,9 @@ from raft.core.user_code import folders, is_own
 from raft.core.versions import versions
 from raft.launch import vllm_options
 from raft.launch.local import Local
+
+if TYPE_CHECKING:
+    from raft.models.logprobs import Likelihood  # which imports numpy
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -116,25 +119,19 @@ class Ray(Local):
 
     def scored(self, reward: Any, blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
         if not protocols.uses_device(reward):
-            yield from super().scored(reward, blocks)
-            return
-        asked: dict[str, Group] = {}
+            return super().scored(reward, blocks)
+        return _scored(self._scorers, reward, blocks)
 
-        def noted() -> Iterator[Block]:
-            for block in blocks:
-                asked.update((group.prompt.id, group) for group in block)
-                yield Block(block, [group.prompt.id for group in block])
-
-        for name, scores in self._scorers.done(Work(pickled(reward), None, 0, noted())):
-            yield asked.pop(str(name)), scores
+    def likelihoods(self, model: "Likelihood", blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
+        return _scored(self._cluster, replace(model, folder=model.folder.absolute()), blocks)
 
     def train(
         self, trainer: Any, start: Path, examples: Iterable[Any], out: Path, seed: int, advance: Advance,
         dropped: Dropped, checkpoints: Path,
     ) -> dict[str, float]:  # fmt: skip
         ranks = 1 if is_own(trainer) else None
-        there = (start.absolute(), list(examples), out.absolute(), seed, checkpoints.absolute())
-        job = (pickled(trainer), *there, self.shard)
+        there = (start.absolute(), list(examples), out.absolute(), seed, checkpoints.absolute(), self.shard)
+        job = (pickled(trainer), *there)
         measured, drops = self._cluster.trained(job, out, ranks, advance)
         for drop in drops:
             dropped(*drop)
@@ -190,6 +187,19 @@ class Ray(Local):
             cluster.close()
         for name in ("_cluster", "_scorers"):
             vars(self).pop(name, None)
+
+
+def _scored(cluster: "Cluster", component: Any, blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
+    """Groups with what a component says of them, as they come."""
+    asked: dict[str, Group] = {}
+
+    def noted() -> Iterator[Block]:
+        for block in blocks:
+            asked.update((group.prompt.id, group) for group in block)
+            yield Block(block, [group.prompt.id for group in block])
+
+    for name, scores in cluster.done(Work(pickled(component), None, 0, noted())):
+        yield asked.pop(str(name)), scores
 
 
 def pickled(component: Any) -> bytes:
@@ -407,7 +417,8 @@ class Cluster:
     def _room(self, hand: Hand, work: Work) -> int:
         """How many blocks a worker may be given now: no more than its share, so that every worker has some."""
         if work.known is None:
-            return max(0, 2 - len(hand.blocks))
+            waits = any(one.ready is None and not one.blocks for one in self.hands if one is not hand)
+            return max(0, (1 if waits else 2) - len(hand.blocks))
         under_way = sum(len(one.blocks) for one in self.hands)
         left = work.left() + under_way
         return min(TOGETHER, max(0, -(-left // len(self.hands)) - len(hand.blocks)))
@@ -520,8 +531,8 @@ class Cluster:
             for hand in hands:
                 self._follow(hand)
             try:
-                meet = ray.get(hands[0].actor.address.remote())
-                refs = [hand.actor.train.remote(*job, rank, len(hands), meet) for rank, hand in enumerate(hands)]
+                meet, once = ray.get(hands[0].actor.address.remote()), [ray.put(one) for one in job]
+                refs = [hand.actor.train.remote(*once, rank, len(hands), meet) for rank, hand in enumerate(hands)]
                 waiting = refs
                 while waiting:
                     ready, waiting = ray.wait(waiting, num_returns=1, timeout=TICK)

@@ -1,33 +1,53 @@
 """Log-probabilities of responses under a policy, computed by transformers in the same way for every policy."""
 
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raft.core import device, signals
-from raft.core.records import Group
+from raft.core.records import Group, Score
 from raft.core.timing import part
 from raft.models import chat_templates, loading, packed_attention, packing
 
 BLOCK = 16  # groups that share batches; fixed, because floats can depend on the batch
+ADVICE = "leave out evaluation.kl and selection.kl_coef"
 
 
-def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[float]]:
-    """For each group, the natural log-probability of each response's tokens given its prompt, at temperature 1.
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """How likely a policy finds responses, as a launch asks for rewards: by blocks of groups, on any device."""
 
-    Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.
-    """
-    where = device.current()
-    with part("load"), device.fits(f"{folder}, in float32,", "leave out evaluation.kl and selection.kl_coef"):
-        model, tokenizer = loading.load_model(folder).to(where), chat_templates.load_tokenizer(str(folder))
-        packed = packed_attention.adopt(model, _hidden)
-    iterator = iter(groups)
-    while block := list(itertools.islice(iterator, BLOCK)):
+    folder: Path
+    batch_size = BLOCK
+
+    def score(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
+        """For each response the natural log-probability of its tokens given its prompt, at temperature 1.
+
+        Where a prompt has no token, as an empty text of a tokenizer without BOS, a response is given its first token.
+        """
+        for logprobs in self._block(list(groups)):
+            yield [Score(logprob) for logprob in logprobs]
+
+    def release(self) -> None:
+        """Forgets the model."""
+        vars(self).pop("_loaded", None)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, bool]:
+        """The model, its tokenizer, and whether it reads packed rows."""
+        with part("load"), device.fits(f"{self.folder}, in float32,", ADVICE):
+            model = loading.load_model(self.folder).to(device.current())
+            return model, chat_templates.load_tokenizer(str(self.folder)), packed_attention.adopt(model, _hidden)
+
+    def _block(self, block: list[Group]) -> list[list[float]]:
+        """The log-probabilities of groups that share batches."""
+        model, tokenizer, packed = self._loaded
         prompts = [chat_templates.encode_prompt(tokenizer, group.prompt) for group in block]
         rows = [
             [prompt + response.token_ids for response in group.responses]
@@ -35,15 +55,15 @@ def response_logprobs(folder: Path, groups: Iterable[Group]) -> Iterator[list[fl
         ]
         sums = [[0.0] * len(texts) for texts in rows]
         signals.check()
-        for batch in packing.batches(rows, packing.FORWARD[where], packed):
+        for batch in packing.batches(rows, packing.FORWARD[device.current()], packed):
             texts = [[rows[number][at] for number, at in part] for part in batch]
             places = [place for part in batch for place in part]
             layout = packing.pack(texts) if packed else packing.pad([text for part in texts for text in part])
-            with device.fits("a batch of responses, in float32,", "leave out evaluation.kl and selection.kl_coef"):
+            with device.fits("a batch of responses, in float32,", ADVICE):
                 totals = _likely(model, layout, [max(1, len(prompts[number])) for number, _ in places])
             for (number, at), total in zip(places, totals, strict=True):
                 sums[number][at] = total
-        yield from sums
+        return sums
 
 
 def _likely(model: Any, layout: packing.Layout, begins: list[int]) -> list[float]:

@@ -329,21 +329,22 @@ def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) 
 def logprobs(first: Artifact, output: ArtifactWriter, prompts: Artifact, responses: Artifact, policy: Artifact) -> None:
     """Log-probability of each response under the first policy and under the policy that wrote it."""
     of_first, of_policy = (
-        output.launch.call(None, _logprobs, policy_of(model).path, prompts.path, responses.path)
+        _logprobs(output, policy_of(model).path, records.groups(prompts.path, responses.path))
         for model in (first, policy)
     )
-    ids = (row["id"] for row in prompts.read())
     output.write(
-        {"prompt_id": prompt_id, "first": under_first, "policy": under_policy}
-        for prompt_id, under_first, under_policy in zip(ids, of_first, of_policy, strict=True)
+        {"prompt_id": row["id"], "first": of_first[row["id"]], "policy": of_policy[row["id"]]} for row in prompts.read()
     )
     output.rows_in = responses.rows
 
 
-def _logprobs(component: None, folder: Path, prompts: Path, responses: Path) -> list[list[float]]:
-    from raft.models.logprobs import response_logprobs
+def _logprobs(output: ArtifactWriter, folder: Path, groups: Iterable[Group]) -> dict[str, list[float]]:
+    """The log-probability of each response under a policy, by the id of its prompt."""
+    from raft.models.logprobs import BLOCK, Likelihood
 
-    return list(response_logprobs(folder, records.groups(prompts, responses)))
+    blocks = iter(lambda: list(itertools.islice(groups, BLOCK)), [])
+    found = output.launch.likelihoods(Likelihood(folder=folder), blocks)
+    return {group.prompt.id: [score.reward for score in scores] for group, scores in found}
 
 
 def reference_logprobs(section: None, output: ArtifactWriter, policy: Artifact, references: Artifact) -> None:
@@ -352,23 +353,18 @@ def reference_logprobs(section: None, output: ArtifactWriter, policy: Artifact, 
 
     tokenizer = _tokenizer(policy)
     examples = [Example.of(row) for row in references.read()]
-    logprobs = output.launch.call(None, _example_logprobs, policy_of(policy).path, references.path)
+    named = (replace(example.prompt, id=str(place)) for place, example in enumerate(examples))  # ids may repeat
+    groups = (Group(prompt, [example.response]) for prompt, example in zip(named, examples, strict=True))
+    logprobs = _logprobs(output, policy_of(policy).path, groups)
     output.write(
         {
             "prompt_id": example.prompt_id,
-            "logprob": logprob,
+            "logprob": logprobs[str(place)][0],
             "tokens": len(example.response.token_ids) - (not encode_prompt(tokenizer, example.prompt)),
         }
-        for example, (logprob,) in zip(examples, logprobs, strict=True)
+        for place, example in enumerate(examples)
     )
     output.rows_in = references.rows
-
-
-def _example_logprobs(component: None, folder: Path, examples: Path) -> list[list[float]]:
-    from raft.models.logprobs import response_logprobs
-
-    read = (Example.of(row) for row in records.read(examples))
-    return list(response_logprobs(folder, (Group(example.prompt, [example.response]) for example in read)))
 
 
 def select(

@@ -9,7 +9,7 @@ import worlds
 from raft.core.progress import Progress
 from raft.core.records import Example, Group, Prompt, Response, read, write
 from raft.models import chat_templates, loading
-from raft.models.logprobs import response_logprobs
+from raft.models.logprobs import Likelihood
 from raft.pipeline import stages
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
@@ -35,7 +35,8 @@ def test_a_response_after_no_token_is_given_its_first_one(policy, text):
     answers = [tokenizer(one)["input_ids"] for one in ("runs and sees", "sits", "the hen eats the big cat")]
     group = Group(prompt, [Response("", ids, None, "stop") for ids in answers])
     expected = [by_hand(policy, before, ids) for ids in answers]
-    assert list(response_logprobs(policy, [group])) == [pytest.approx(expected, abs=1e-4)]
+    (scores,) = Likelihood(folder=policy).score([group])
+    assert [score.reward for score in scores] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_perplexity_counts_the_tokens_that_were_predicted(policy, tmp_path):
