@@ -309,8 +309,9 @@ def _containing(texts: Sequence[str]) -> dict[Gram, float]:
     """The share of texts that contain each n-gram and symbol."""
     counts: Counter[Gram] = Counter()
     for text in texts:
-        found = {gram for n in (1, 2, 3) for gram in grams(text, n)}
-        counts.update(found | {(symbol,) for symbol in SYMBOL.findall(text)})
+        found = words(text)
+        single = zip([*found, *SYMBOL.findall(text)], strict=True)
+        counts.update({*single, *zip(found, found[1:], strict=False), *zip(found, found[1:], found[2:], strict=False)})
     return {gram: count / len(texts) for gram, count in counts.items()}
 
 
