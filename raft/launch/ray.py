@@ -354,6 +354,11 @@ class Cluster:
             return
         self.looked = time.monotonic()
         slots = self._own(_slots(self.options.workers))
+        if not slots and _address(self.options) == "local":  # where no other node can come
+            raise UserError(
+                "launch: Ray's processes on this machine have died (its logs, session_latest/logs in Ray's temporary "
+                "folder, say why); all finished work is saved: run the same command again"
+            )
         taken = {hand.slot for hand in self.hands}
         for hand in [hand for hand in self.hands if hand.slot not in slots and not hand.waited_for()]:
             self.dismiss(hand)  # idle, and not a device of the plan any more
@@ -502,7 +507,10 @@ class Cluster:
             starting = {hand.ready: hand for hand in self.hands if hand.ready is not None}
             if self.hands and not starting:
                 return self.hands
-            for ref in ray.wait(list(starting), num_returns=1, timeout=TICK)[0] if starting else ():
+            if not starting:
+                time.sleep(TICK)
+                continue
+            for ref in ray.wait(list(starting), num_returns=1, timeout=TICK)[0]:
                 for _ in self._came(starting[ref], ref, Work(b"", None, 0, [])):
                     raise AssertionError("a worker that starts has no result")
 
@@ -581,6 +589,11 @@ def _named(block: Block) -> str:
     return f"prompt {block.left[0]}" if len(block.left) == 1 else f"one of the prompts {', '.join(block.left[:20])}"
 
 
+def _address(options: Ray) -> str:
+    """The cluster to join, or `local`: one that is started here."""
+    return options.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 def _begin(options: Ray) -> bool:
     """Joins the cluster, or starts one here; returns whether this process was not part of one already."""
     import ray
@@ -593,7 +606,7 @@ def _begin(options: Ray) -> bool:
     handler = signal.getsignal(signal.SIGTERM) if main else None
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cores = max(options.workers or 0, len(os.sched_getaffinity(0)))
-    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(options)
     with logs.stderr_to_log():
         try:
             if address == "local":
