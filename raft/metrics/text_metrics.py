@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -311,7 +311,7 @@ def _containing(texts: Sequence[str]) -> dict[Gram, float]:
     for text in texts:
         found = words(text)
         single = zip([*found, *SYMBOL.findall(text)], strict=True)
-        counts.update({*single, *zip(found, found[1:], strict=False), *zip(found, found[1:], found[2:], strict=False)})
+        counts.update({*single, *pairwise(found), *zip(found, found[1:], found[2:], strict=False)})
     return {gram: count / len(texts) for gram, count in counts.items()}
 
 
