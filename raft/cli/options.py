@@ -13,12 +13,9 @@ from raft.core.errors import UserError
 from raft.core.options import suggest
 from raft.metrics.diagnostics import Alerts
 
-SECTIONS: dict[str, type] = {
-    "policy": Start,
-    "store": Store,
-    "evaluation": Evaluation,
-    "alerts": Alerts,
-}  # which have no kinds
+SECTIONS: dict[str, type] = {  # which have no kinds
+    "store": Store, "policy": Start, "evaluation": Evaluation, "alerts": Alerts,
+}  # fmt: skip
 INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 PLAIN: dict[Any, str] = {

@@ -79,8 +79,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Where a run is kept beside its folder. `mirror` is a URL for fsspec (s3://bucket/prefix, gs://..., file:///...): what
-    is finished is uploaded into the folder of the run's name there, and `raft pull URL/NAME` brings it back."""
+    """Where a run is kept beside its folder. `mirror` is a URL for fsspec, such as s3://bucket/prefix.
+
+    What is finished is uploaded into the folder of the run's name there, and `raft pull URL/NAME` brings it back.
+    """
 
     mirror: str | None = None
 

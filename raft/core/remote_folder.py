@@ -1,4 +1,4 @@
-"""A folder behind an fsspec URL, such as s3://bucket/prefix: why a URL is refused, its files, and whether it is writable.
+"""A folder behind an fsspec URL, such as s3://bucket/prefix: why a URL is refused, its files, a trial of writing.
 
 Credentials are those of the environment and of fsspec's own configuration. A URL that holds one is refused: recipes and
 runs keep it.
@@ -47,7 +47,7 @@ def told(fault: BaseException) -> str:
 
 
 class RemoteFolder:
-    """The files of such a folder by their names in it. What its methods raise is of many classes, as libraries have it."""
+    """The files of such a folder by their names in it. Its methods raise whatever the library of the protocol does."""
 
     def __init__(self, url: str, *below: str):
         from fsspec.core import url_to_fs
@@ -121,7 +121,7 @@ def _tried(url: str) -> str | None:
         folder.remove(name)
     except Exception as fault:  # of the library of any protocol
         return (
-            f"{url} cannot be written, read and cleared from here ({told(fault)}); see whether it exists, and whether the "
-            "environment has credentials for it (docs/mirror.md)"
+            f"{url} cannot be written, read and cleared from here ({told(fault)}); see whether it exists, and whether "
+            "the environment has credentials for it (docs/mirror.md)"
         )
     return None if read == nonce else f"{url} gave back other bytes than were written to it; use another place"

@@ -1,4 +1,4 @@
-"""The mirror of a run (`store: {mirror: URL}`): what is finished is uploaded while the run goes on; `pull` brings it back.
+"""The mirror of a run (`store: {mirror: URL}`): what is finished is uploaded, and `pull` brings it back.
 
 An artifact's stamp is uploaded after all its files, and deleted before any of them is replaced, so what is stamped in
 the mirror is whole. What is there already is known by its stamp, so uploading again sends only what is missing.
@@ -28,11 +28,7 @@ from raft.store.stamps import Stamp, stamp_path
 LOG = logging.getLogger(__name__)
 PAUSES = (1.0, 5.0, 20.0)  # seconds before a failed upload is tried again
 READERS = 8  # stamps that are read at once
-SAME = (
-    "hash",
-    "content",
-    "drops",
-)  # fields of a stamp that say which artifact it is of; the others say how it was made
+SAME = ("hash", "content", "drops")  # fields of a stamp that say which artifact it is of
 ID = "id"  # in run.json: which run a mirror holds
 SUFFIX = ".stamp.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -94,8 +90,8 @@ class Mirror:
             lacks = ", ".join(path.relative_to(self.folder).as_posix() for path in self._unsent())
             why = f" ({self.fault})" if self.fault else ""
             self.unsaid = [
-                f"the mirror {self.place} lacks {lacks or 'the newest metrics and logs'}{why}; the run itself is whole, "
-                "and the next raft run or raft resume uploads what is missing"
+                f"the mirror {self.place} lacks {lacks or 'the newest metrics and logs'}{why}; the run itself is "
+                "whole, and the next raft run or raft resume uploads what is missing"
             ]
         elif self.uploaded:
             self.unsaid.append(f"all of it is in {self.place}; elsewhere, raft pull {self.place} brings it back")
@@ -178,14 +174,21 @@ class Mirror:
         """The mirror as it is found. UserError if it holds another run."""
         remote = RemoteFolder(self.url, self.folder.name)
         self.names = remote.names()
-        own, other = about(self.folder).get(ID), _read_object(remote, RUN) if RUN in self.names else {ID: None}
-        if self.names and other.get(ID) != own:
+        self.known = _stamps_in(remote, self.names)
+        held = _read_object(remote, RUN).get(ID) if RUN in self.names else None
+        if not self._is_ours(held):
             raise UserError(
                 f"{self.place} holds another run, so nothing is uploaded; delete it there, or give this run another "
                 "store.mirror"
             )
-        self.known = _stamps_in(remote, self.names)
         return remote
+
+    def _is_ours(self, held: Any) -> bool:
+        """Whether the mirror holds this run: by the id in its run.json, or, where that is torn, by its stamps."""
+        if held is not None:
+            return held == about(self.folder).get(ID)
+        here = {self._name(path): stamp for path, stamp in stamps.stamped(self.folder)}
+        return all(_same(stamp, here[name]) for name, stamp in self.known.items() if name in here)
 
     def _unsent(self) -> Iterator[Path]:
         """The finished artifacts whose stamps have not been uploaded as they are."""
@@ -386,9 +389,8 @@ class _Pull:
         notes = [file for file in self.names if file.startswith(f"{name}/") and file.endswith(".md")]
         for below in [*content, *(file.removeprefix(f"{name}/") for file in notes)]:
             file, place = temporary / below, f"{name}/{below}".rstrip("/")
-            if place not in self.names or (
-                file.is_file() and [file.stat().st_size, file_digest(file)] == content.get(below)
-            ):
+            here = [file.stat().st_size, file_digest(file)] if file.is_file() else None
+            if place not in self.names or (here is not None and here == content.get(below)):
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
             self._get(place, file)
@@ -433,9 +435,9 @@ def _refuse_folder(folder: Path, url: str) -> None:
 
 def _refuse_other(folder: Path, url: str, known: dict[str, Stamp], identity: Any) -> None:
     """UserError if the folder holds another run, or something that the mirror does not have."""
-    there = about(folder).get(ID, identity) if RunPaths(folder).about.exists() else identity
+    there = about(folder).get(ID) if RunPaths(folder).about.exists() else None
     elsewhere = f"nothing was fetched. Pull into another folder: raft pull {url} --to FOLDER"
-    if there != identity:
+    if None not in (there, identity) and there != identity:
         raise UserError(f"{folder} holds another run than {url}; {elsewhere}")
     for path, stamp in stamps.stamped(folder):
         other = known.get(path.relative_to(folder).as_posix())
@@ -449,7 +451,7 @@ def _refuse_other(folder: Path, url: str, known: dict[str, Stamp], identity: Any
 
 def _rest(folder: Path) -> Iterator[Path]:
     """The files of a run that are no artifacts, but for what only this machine needs."""
-    for pattern in ("*", "logs/*.log", f"{given.ROWS}/*"):
+    for pattern in (RUN, "*", "logs/*.log", f"{given.ROWS}/*"):
         yield from (
             file
             for file in sorted(folder.glob(pattern))

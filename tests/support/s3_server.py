@@ -51,7 +51,7 @@ class S3Server:
             self.requests.append((method, key))
             answered = list(self.app(environ, start_response))
             if method in ("PUT", "POST", "DELETE"):
-                self.look()
+                self.look(key)
             return answered
 
     def buckets(self) -> dict[str, Any]:
@@ -71,10 +71,14 @@ class S3Server:
     def puts(self, ending: str = "") -> list[str]:
         return [key for method, key in self.requests if method == "PUT" and key.endswith(ending)]
 
-    def look(self) -> None:
-        """Compares every stamp with what is there."""
-        for bucket, one in self.buckets().items():
+    def look(self, changed: str) -> None:
+        """Compares the stamps beside and above what was changed with what is there."""
+        bucket, _, changed = changed.strip("/").partition("/")
+        one = self.buckets().get(bucket)
+        if one is not None:
             for name in [name for name in one.keys if name.endswith(".stamp.json")]:
+                if not changed.startswith(name.removesuffix(".stamp.json")):
+                    continue
                 stamp = json.loads(one.keys[name].value)
                 artifact = name.removesuffix(".stamp.json")
                 for file, (size, digest) in stamp["content"].items() if not stamp.get("pruned") else ():
