@@ -9,6 +9,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ SAME = ("hash", "content", "drops")  # fields of a stamp that say which artifact
 ID = "id"  # in run.json: which run a mirror holds
 SUFFIX = ".stamp.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SILENCE = 300.0  # seconds in which nothing arrives before an upload is not waited for any more
 ENDING = 1.0  # seconds that are left of a signal's grace when nothing is waited for any more
 
 
@@ -106,17 +108,21 @@ class Mirror:
         """Waits until an upload was tried; without patience not for one that has failed and is tried again."""
 
         def enough() -> bool:
-            late = signals.asked() and (signals.left() < ENDING or self.fault is not None)
-            return self.tried >= number or late or (self.fault is not None and not patient)
+            failed = self.fault is not None
+            stopped = signals.asked() and (not patient or failed or signals.left() < ENDING)
+            return self.tried >= number or stopped or (failed and not patient)
 
         with self.turn:
             if self.turn.wait_for(enough, 0.05):
                 return
         with Progress("mirror", "MB", RunPaths(self.folder).progress, "uploading to the mirror") as progress:
-            while not enough():
+            moved, since = self.moved, time.monotonic()
+            while not enough() and time.monotonic() - since < SILENCE:
                 progress.advance(self.moved >> 20, self.size >> 20)
                 with self.turn:
                     self.turn.wait_for(enough, 0.2)
+                if self.moved != moved:
+                    moved, since = self.moved, time.monotonic()
 
     def _work(self) -> None:
         said = None
@@ -321,9 +327,9 @@ def pull(url: str, to: Path | None = None) -> tuple[Path, int, int]:
         pulling = _Pull(remote, folder, names)
         pulling.all_of(known)
     if pulling.damaged:
-        listed = "".join(f"  {fault}\n" for fault in pulling.damaged)
+        damaged = "".join(f"  {fault}\n" for fault in pulling.damaged)
         raise UserError(
-            f"{len(pulling.damaged)} artifacts of {url} are not what their stamps say, and were left out:\n{listed}"
+            f"{len(pulling.damaged)} artifacts of {url} are not what their stamps say, and were left out:\n{damaged}"
             "If the run is at work, pull again later. If not, delete their stamps in the mirror, and raft resume where "
             f"the run is uploads them again; or raft resume {folder} makes them again here"
         )

@@ -158,7 +158,7 @@ def test_wherever_a_server_begins_to_fail_what_is_stamped_is_whole_and_only_what
     upload(folder, f"{bucket}/all")
     needed = [key.removeprefix("/failing/all/tiny/") for key in server.puts() if "/all/" in key]
     assert len(needed) > 30 and len(set(needed)) == len(needed)
-    for count in range(1, len(needed), len(needed) // 5):
+    for count in range(1, len(needed), len(needed) // 3):
         done: list[str] = []
 
         def refuses(method: str, key: str, count: int = count, done: list[str] = done) -> bool:
@@ -180,6 +180,42 @@ def test_wherever_a_server_begins_to_fail_what_is_stamped_is_whole_and_only_what
         complete, whole = (server.files("failing", f"{one}/tiny/") for one in (count, "all"))
         assert complete.keys() == whole.keys()
         assert [name for name in whole if whole[name] != complete[name] and not name.startswith("logs/")] == []
+
+
+def test_an_artifact_that_was_made_again_replaces_that_in_the_mirror_and_is_never_half_of_both(
+    finished, server, tmp_path
+):
+    url = server.make("again")
+    folder = shutil.copytree(finished[0] / "outputs" / "tiny", tmp_path / "tiny", symlinks=True)
+    upload(folder, url)
+    policy = folder / "iterations" / "002" / "policy"
+    (policy / "config.json").write_text((policy / "config.json").read_text() + " ")
+    stamp = stamps.read_stamp(policy)
+    assert stamp is not None
+    stamps.stamp_path(policy).write_text(json.dumps({**stamp, "content": stamps.content_of(policy)}))
+    server.requests.clear()
+    upload(folder, url)
+    assert len(server.puts("policy.stamp.json")) == 1
+    assert server.files("again")["tiny/iterations/002/policy/config.json"].endswith(b" ")
+
+
+@pytest.mark.nightly
+def test_a_branch_is_pulled_as_a_run_that_stands_alone(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0], tmp_path / "one", symlinks=True)
+    url = f"file://{tmp_path}/there"
+    off = ["resume", "outputs/tiny", "--from-iteration", "2", "name=branch", f"store.mirror={url}"]
+    done = worlds.raft(folder, *off, "iterations=2")
+    assert done.returncode != 0 and "deleted to save room" in done.stderr  # keep_policies: last
+    done = worlds.raft(folder, *off[:3], "1", *off[4:], "iterations=1")
+    assert done.returncode == 0 and f"all of it is in {url}/branch" in done.stdout, done.stdout + done.stderr
+    shutil.rmtree(folder / "outputs")
+    for command in (["pull", f"{url}/branch"], ["resume", "outputs/branch", "iterations=2"]):
+        done = worlds.raft(folder, *command)
+        assert done.returncode == 0, done.stderr
+    whole, made = (worlds.fingerprint(one) for one in (finished[0] / "outputs" / "tiny", folder / "outputs" / "branch"))
+    assert {name: made.get(name) for name in whole if name != "dropped.jsonl"} == {  # what a branch has no own of
+        name: content for name, content in whole.items() if name != "dropped.jsonl"
+    }
 
 
 @pytest.mark.nightly
