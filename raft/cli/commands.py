@@ -100,6 +100,8 @@ def check(options: Namespace) -> None:
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
         for line in memory_plan.lines(memory_plan.plan(needed, where), where):
             say(line)
+        if (place := needed.recipe.store.mirror) is not None:
+            say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():
             say(f"  {line}")
         for asked in preflight.requests(needed.recipe):

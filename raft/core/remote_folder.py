@@ -54,13 +54,14 @@ class RemoteFolder:
 
         if (fault := fault_of_url(url)) is not None:
             raise UserError(f"the url {fault}")
-        local = {"auto_mkdir": True} if url.startswith(("file:", "local:")) else {}  # others would make the bucket
+        local = url.startswith(("file:", "local:"))
         try:
-            self.fs, root = url_to_fs(url, **local)
+            self.fs, root = url_to_fs(url, **({"auto_mkdir": True} if local else {}))  # others would make the bucket
         except ImportError as fault:
             raise UserError(f"{url}: {fault}; install it") from None
         self.url = "/".join([url.rstrip("/"), *below])
         self.root = "/".join([root.rstrip("/"), *below])
+        self.path = Path(self.root) if local else None  # of a folder of this machine
 
     def names(self) -> set[str]:
         """All files in it, at any depth; none where there is no such folder."""

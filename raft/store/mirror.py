@@ -41,10 +41,6 @@ class Unreadable(UserError):
     """A mirror, or a file of it, cannot be read."""
 
 
-class _Over(Exception):
-    """The run has ended, and nobody waits for the upload."""
-
-
 class Mirror:
     """Uploads what is finished in a run, in a thread of its own.
 
@@ -220,15 +216,15 @@ class Mirror:
         name, state = self._name(path), _state(stamp_path(path))
         try:
             if (fault := stamps.damage(path, stamp)) is not None:
-                return f"{path} is not uploaded: {fault}" if path.exists() else None
+                return None if _is_gone(path) else f"{path} is not uploaded: {fault}"
             self._remove(f"{name}{SUFFIX}")
             for file in [*(path / one for one in stamp["content"]), *sorted(path.rglob("*.md"))]:
                 self._put(file)
             self._send_newer(RunPaths(path.parent).dropped)
         except FileNotFoundError:
-            if not path.exists():  # the run has deleted it meanwhile, and the next upload says so
-                return None
-            raise
+            if not _is_gone(path):
+                raise
+            return None
         self._stamp(path, stamp)
         self.sent[stamp_path(path)] = state
         self.uploaded += 1
@@ -276,7 +272,7 @@ class Mirror:
 
     def _go_on(self) -> None:
         if self.over.is_set():
-            raise _Over
+            raise UserError("the run has ended, and nobody waits for the upload")
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
@@ -288,6 +284,7 @@ def mirrored(run: Run, store: Any, tell: Callable[[str], None]) -> Iterator[None
     if store.mirror is None:
         yield
         return
+    _refuse_place(run.folder, store.mirror)
     if ID not in (known := about(run.folder)):
         write_json(RunPaths(run.folder).about, {**known, ID: secrets.token_hex(8)})
     run.mirror = mirror = Mirror(run, store.mirror, tell)
@@ -297,6 +294,14 @@ def mirrored(run: Run, store: Any, tell: Callable[[str], None]) -> Iterator[None
     finally:
         run.mirror = None
         mirror.close()
+
+
+def _refuse_place(folder: Path, url: str) -> None:
+    """UserError if the mirror of a run lies in the run itself, or the other way round."""
+    place = RemoteFolder(url, folder.name).path
+    here = folder.resolve()
+    if place is not None and ((there := place.resolve()) in (here, *here.parents) or here in there.parents):
+        raise UserError(f"store.mirror: {url} would put the mirror of {folder} in its own place; name another")
 
 
 def pull(url: str, to: Path | None = None) -> tuple[Path, int, int]:
@@ -501,6 +506,12 @@ def _read_object(remote: RemoteFolder, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether the run has deleted an artifact, or begun to; the next upload says so in the mirror."""
+    stamp = stamps.read_stamp(path)
+    return stamp is None or bool(stamp.get("pruned")) or not path.exists()
 
 
 def _content(stamp: Stamp) -> stamps.Content:

@@ -199,6 +199,36 @@ def test_an_artifact_that_was_made_again_replaces_that_in_the_mirror_and_is_neve
     assert server.files("again")["tiny/iterations/002/policy/config.json"].endswith(b" ")
 
 
+def test_a_policy_that_the_run_deletes_while_it_is_uploaded_is_deleted_in_the_mirror_too(finished, server, tmp_path):
+    url = server.make("meanwhile")
+    folder = shutil.copytree(finished[0] / "outputs" / "tiny", tmp_path / "tiny", symlinks=True)
+    policy = folder / "iterations" / "002" / "policy"
+
+    def deletes(method: str, key: str) -> bool:
+        if method == "PUT" and "002/policy/" in key and policy.exists():
+            stamp = stamps.read_stamp(policy)
+            stamps.stamp_path(policy).write_text(json.dumps({**(stamp or {}), "pruned": True}))
+            shutil.rmtree(policy)
+        return False
+
+    server.refuses = deletes
+    assert upload(folder, url) == [f"all of it is in {url}/tiny; elsewhere, raft pull {url}/tiny brings it back"]
+    upload(folder, url)  # the next process
+    there = server.files("meanwhile", "tiny/iterations/002/")
+    assert json.loads(there["policy.stamp.json"])["pruned"]
+    assert not [name for name in there if name.startswith("policy/")]
+
+
+def test_a_mirror_in_the_place_of_its_run_is_refused(finished, tmp_path):
+    folder = shutil.copytree(finished[0] / "outputs" / "tiny", tmp_path / "tiny", symlinks=True)
+    before = sorted(folder.rglob("*"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in (tmp_path, folder, folder / "logs", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"store\.mirror: .* in its own place"):
+            upload(folder, f"file://{place}")
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.mark.nightly
 def test_a_branch_is_pulled_as_a_run_that_stands_alone(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished[0], tmp_path / "one", symlinks=True)
