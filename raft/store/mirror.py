@@ -24,7 +24,7 @@ from raft.core.remote_folder import RemoteFolder, fault_of_url, told
 from raft.core.run_paths import DEPTH, OUTPUTS, RUN, RunPaths
 from raft.store import stamps
 from raft.store.runs import Run, about, locked, refuse_foreign
-from raft.store.stamps import Stamp, stamp_path
+from raft.store.stamps import WIDE, Stamp, stamp_path
 
 LOG = logging.getLogger(__name__)
 PAUSES = (1.0, 5.0, 20.0)  # seconds before a failed upload is tried again
@@ -85,15 +85,22 @@ class Mirror:
         with self.turn:
             self.turn.notify_all()
         if self.fault is not None or not done:
-            lacks = ", ".join(path.relative_to(self.folder).as_posix() for path in self._unsent())
             why = f" ({self.fault})" if self.fault else ""
             self.unsaid = [
-                f"the mirror {self.place} lacks {lacks or 'the newest metrics and logs'}{why}; the run itself is "
-                "whole, and the next raft run or raft resume uploads what is missing"
+                f"the mirror {self.place} {self._lack()}{why}; the run itself is whole, and the next raft run or "
+                "raft resume uploads what is missing"
             ]
         elif self.uploaded:
             self.unsaid.append(f"all of it is in {self.place}; elsewhere, raft pull {self.place} brings it back")
         self._tell()
+
+    def _lack(self) -> str:
+        """What the mirror does not have."""
+        if self.remote is None:
+            return "has got nothing from this process"
+        names = [self._name(path) for path in self._unsent()]
+        more = f" and {len(names) - WIDE} more" if len(names) > WIDE else ""
+        return f"lacks {', '.join(names[:WIDE]) or 'the newest metrics and logs'}{more}"
 
     def _tell(self) -> None:
         """What the thread has to say, said by the caller's."""
