@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py recipes/tiny-2048x8.yaml iterations=3
 
-Three ways, each in a process of its own, ROUNDS times in turns: `kind: local`, which has all cores; Ray with one worker,
+Three ways, each in a process of its own, ROUNDS times in turns: `kind: local` on all cores; Ray with one worker,
 which has them too, so that the difference is Ray's overhead; and Ray with a worker on each core. The first iteration is
 left out, as engines and models start in it. Prints medians of whole iterations and of their stages in seconds, with
 their ratios to `local`, and whether the artifacts that have to be equal are.

@@ -84,7 +84,10 @@ def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **o
             loaded = objects.load(recipe, overrides, Path(outputs))
             objects.write(Path(folder))
             needed = [*loaded.needs, loaded]
-            return [warning for one in needed for warning in [*preflight.check(one), *preflight.foreseen(one)]]
+            warnings = [warning for one in needed for warning in [*preflight.check(one), *preflight.foreseen(one)]]
+            for one in needed:
+                preflight.try_mirror(one)
+            return warnings
 
 
 def open_run(folder: str | os.PathLike[str]) -> "Run":

@@ -66,6 +66,22 @@ def resume(options: Namespace) -> None:
     _start(loaded)
 
 
+def pull(options: Namespace) -> None:
+    """Brings a mirrored run into a folder, and names the command that goes on with it."""
+    from raft.core import progress
+    from raft.core.terminal import say
+
+    with progress.screen("reading the mirror"):
+        from raft.pipeline import policies
+        from raft.store import mirror, runs, stamps
+
+        folder, fetched, there = mirror.pull(options.url, options.to)
+    if runs.about(folder)["job"] == "align" and stamps.complete(folder):
+        runs.Run(folder, 0).link_best(policies.number_of(folder, "best"))
+    say(f"{folder}: {fetched} artifacts fetched" + (f", {there} were there" if there else ""))
+    say(f"next: raft resume {folder}")
+
+
 def check(options: Namespace) -> None:
     """Says everything that is wrong with a recipe; loads no weights but, with --measure, those of its rewards."""
     from raft.config import preflight, recipe
@@ -80,9 +96,12 @@ def check(options: Namespace) -> None:
     where = memory_plan.device()
     for needed in [*loaded.needs, loaded]:
         warnings = preflight.check(needed)
+        preflight.try_mirror(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
         for line in memory_plan.lines(memory_plan.plan(needed, where), where):
             say(line)
+        if (place := needed.recipe.store.mirror) is not None:
+            say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():
             say(f"  {line}")
         for asked in preflight.requests(needed.recipe):

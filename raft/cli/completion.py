@@ -64,5 +64,5 @@ PLACES: dict[str, Callable[[str], Iterable[str]]] = {
     "name": _options,
     "figure": _figures,
     "policy": lambda _: ("best", "last"),
-    **dict.fromkeys(("overrides", "seeds", "from_iteration", "prompt", "push", "seed"), lambda _: ()),
+    **dict.fromkeys(("overrides", "seeds", "from_iteration", "prompt", "push", "seed", "url"), lambda _: ()),
 }

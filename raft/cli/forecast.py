@@ -134,7 +134,7 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: P
     count = min(prompts, loaded.recipe.evaluation.count)
     smaller = [
         *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
-        "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
+        "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]", "store.mirror=null",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
     with progress.screen(f"forecast: an iteration of {prompts} prompts"):

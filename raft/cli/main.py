@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     resume = verb(
         "resume", commands.resume, "resume a run from its folder, or start a new one from one of its iterations"
     )
+    pull = verb("pull", commands.pull, "bring a mirrored run (store.mirror) into a folder, to go on with it here")
+    pull.add_argument("url", metavar="URL", help="the run in its mirror, such as s3://bucket/prefix/quickstart")
+    pull.add_argument("--to", type=Path, metavar="DIR", help="default: outputs/NAME, with the last part of the URL")
     check = verb("check", commands.check, "report everything wrong with a recipe, without loading a model")
     for one in (run, check):
         one.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with raft (see raft ls)")

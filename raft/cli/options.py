@@ -7,13 +7,15 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raft.config.jobs import DEFAULTS, JOBS, Evaluation, Start
+from raft.config.jobs import DEFAULTS, JOBS, Evaluation, Start, Store
 from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.options import suggest
 from raft.metrics.diagnostics import Alerts
 
-SECTIONS: dict[str, type] = {"policy": Start, "evaluation": Evaluation, "alerts": Alerts}  # which have no kinds
+SECTIONS: dict[str, type] = {  # which have no kinds
+    "store": Store, "policy": Start, "evaluation": Evaluation, "alerts": Alerts,
+}  # fmt: skip
 INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 PLAIN: dict[Any, str] = {

@@ -10,6 +10,7 @@ from raft.core.options import faults_of_range, faults_of_text, section, sections
 from raft.core.protocols import can_shard, comparable, makes, takes_pairs
 from raft.core.records import Response
 from raft.core.registry import PAIRS
+from raft.core.remote_folder import fault_of_url
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
 from raft.models import reasoning
@@ -77,6 +78,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where a run is kept beside its folder. `mirror` is a URL for fsspec, such as s3://bucket/prefix.
+
+    What is finished is uploaded into the folder of the run's name there, and `raft pull URL/NAME` brings it back.
+    """
+
+    mirror: str | None = None
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.mirror is not None and (fault := fault_of_url(self.mirror)) is not None:
+            yield "mirror", fault
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What every recipe has. `variables` are for its own interpolations: `${variables.data}/prompts.jsonl`.
 
@@ -88,6 +103,7 @@ class Job:
     date: str | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     launch: Any = section("launch", Local())
+    store: Store = field(default_factory=Store)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.date is not None and not is_day(self.date):
@@ -302,4 +318,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-MUTABLE_KEYS = ("name", "launch", "iterations", "keep_policies", "report_to", "alerts")
+MUTABLE_KEYS = ("name", "launch", "store", "iterations", "keep_policies", "report_to", "alerts")

@@ -17,6 +17,7 @@ from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there
 from raft.core.protocols import comparable
 from raft.core.records import Prompt
+from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import RunPaths
 from raft.data import responses_file
 from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
@@ -49,6 +50,13 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
     return warnings
+
+
+def try_mirror(loaded: Loaded) -> None:
+    """Raises RecipeError if the mirror of the run cannot be written from here; a run itself would go on without it."""
+    mirror = loaded.recipe.store.mirror
+    if mirror is not None and (fault := fault_of_trial(mirror)) is not None:
+        raise RecipeError(loaded.path, [Fault("store.mirror", fault)], loaded.lines)
 
 
 @contextmanager

@@ -165,6 +165,11 @@ class RunPaths(GroupPaths):
         return self.folder / "forecast.json"
 
     @property
+    def tracked(self) -> Path:
+        """What trackers have been sent."""
+        return self.folder / "tracked.json"
+
+    @property
     def progress(self) -> Path:
         """What is being made now."""
         return self.folder / "progress.json"

@@ -66,6 +66,8 @@ class Evaluator:
         self.run.prune(self.recipe.keep_policies, best)
         self.run.link_best(best)
         self.observer.on_iteration_end(it, alerts)
+        if self.run.mirror is not None:
+            self.run.mirror.iteration_ended()
         self.stopped = self.recipe.alerts.stop(alerts)
 
     def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:

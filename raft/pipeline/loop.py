@@ -24,6 +24,7 @@ from raft.pipeline.streaming_scores import streamed
 from raft.store import timeline
 from raft.store.keys import Artifact
 from raft.store.measuring import MaxFailed
+from raft.store.mirror import mirrored
 from raft.store.replay import continued
 from raft.store.runs import Folder, Run
 from raft.store.stamps import require
@@ -125,7 +126,11 @@ def run(loaded: Loaded, observer: Observer) -> None:
     began = timing.BEGAN
     for one in [*loaded.needs, loaded]:
         job = JOBS[one.recipe.job]
-        with importable_from(one.path), continued(one, partial(job, one.recipe, observer=Observer())) as opened:
+        with (
+            importable_from(one.path),
+            continued(one, partial(job, one.recipe, observer=Observer())) as opened,
+            mirrored(opened, one.recipe.store, observer.on_notice),
+        ):
             observer.on_run_begin(opened, one)
             try:
                 job(one.recipe, opened, observer)

@@ -20,7 +20,6 @@ from raft.pipeline.observer import Observer
 from raft.store import runs
 
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
-STATE = "tracked.json"
 SHOWN = 16  # held-out prompts of a table
 
 
@@ -77,7 +76,7 @@ class Tracked(Observer):
         if (table := _answers(it)) and str(it.number) not in self.state["tables"].setdefault(name, []):
             self._table(name, it.number, table)
             self.state["tables"][name].append(str(it.number))
-        atomic.write_json(self.run.folder / STATE, self.state)
+        atomic.write_json(RunPaths(self.run.folder).tracked, self.state)
 
     def _table(self, name: str, number: int, table: list[list[str]]) -> None:
         columns = ["prompt", "answer", "reward"]
@@ -95,7 +94,7 @@ class Tracked(Observer):
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    file = folder / STATE
+    file = RunPaths(folder).tracked
     if file.exists():
         return read_object(file, f"delete {file}; then all figures are sent again")
     return {"id": secrets.token_hex(8), "sent": {}, "tables": {}}

@@ -96,7 +96,8 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
             _link(stamp_path(file), new)
     shutil.copyfile(old.recipe, branch.recipe)
     shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
-    write_json(branch.about, {**about(folder), "shared": shared})
+    known = {name: value for name, value in about(folder).items() if name != "id"}  # it is another run
+    write_json(branch.about, {**known, "shared": shared})
     branch.resolved.write_text(loaded.resolved, encoding="utf-8")
     commit(new, loaded.folder)
 

@@ -176,6 +176,8 @@ class Folder:
             stamp["workers"] = lanes
         RunPaths(self.run.folder).workers.unlink(missing_ok=True)
         write_json(stamp_path(path), stamp)
+        if self.run.mirror is not None:
+            self.run.mirror.ask()
         output.partial.unlink(missing_ok=True)
         remove(checkpoints_path(path))
         return Artifact(path, stamp)
@@ -200,6 +202,7 @@ class Run(Folder):
         self.seed, self.incomplete = seed, False  # whether there is something to make in it though it was finished
         self.wanted = 0  # the number of its last iteration, as far as it has any
         self.launch: Any = Local()
+        self.mirror: Any = None  # while it has one (raft.store.mirror)
         super().__init__(folder, 0, self)
         self._shared = {folder / name for name in shared_names(folder)}
 

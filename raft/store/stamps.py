@@ -54,7 +54,7 @@ def read_stamp(path: Path) -> Stamp | None:
     if not file.exists():
         return None
     stamp = read_object(file, f"delete {file}; then {again(path)}")
-    if (fault := _fault(stamp)) is not None:
+    if (fault := fault_of(stamp)) is not None:
         raise UserError(f"{file} is damaged: {fault}; delete it; then {again(path)}")
     return stamp
 
@@ -203,7 +203,7 @@ def _difference(path: Path, name: str, entry: list[Any], whole: bool) -> str | N
     return None
 
 
-def _fault(stamp: Stamp) -> str | None:
+def fault_of(stamp: Stamp) -> str | None:
     """What is wrong with the fields of a stamp."""
     for name, kind in FIELDS.items():
         value = stamp.get(name)
