@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from worlds import fingerprint, make_recipe
 
 import raft
+from raft.core import progress
 from raft.core.errors import UserError
 from raft.launch.ray import Block, Ray, Work, _check_off
 
@@ -209,35 +211,55 @@ def test_whatever_is_killed_at_random_the_same_command_ends_with_the_same_bytes(
         make_recipe(tmp_path / name, reward=SCORER)
     done = worlds.raft(tmp_path / "undisturbed", *command)
     assert done.returncode == 0, done.stderr
-    kills: dict[str, int] = {}
-    places, run = set(), tmp_path / "killed" / "outputs" / "tiny"
-    while sum(kills.values()) < wanted:
+    kills: Counter[str] = Counter()
+    stages: Counter[str] = Counter()
+    run = tmp_path / "killed" / "outputs" / "tiny"
+    while kills.total() < wanted:
         process = worlds.Command(tmp_path / "killed", *command)
-        began, strikes = time.monotonic(), chance.randint(1, 3)
-        while process.poll() is None and strikes and sum(kills.values()) < wanted:
-            time.sleep(chance.random() * 3)
-            family = processes.family(process.pid)
-            names = {pid: kind for pid in family if (kind := victim(pid)) is not None} | {process.pid: "driver"}
+        while process.poll() is None and kills.total() < wanted:
+            stage = after(process, run, chance.randint(1, 5))
+            time.sleep(0.5 * chance.random())
             kind = chance.choice(["worker", "worker", "worker", "raylet", "driver"])
-            if some := [pid for pid, name in names.items() if name == kind]:
-                with suppress(ProcessLookupError):
-                    os.kill(chance.choice(some), signal.SIGKILL)
-                kills[kind] = kills.get(kind, 0) + 1
-                places.add(len(list(run.rglob("*.stamp.json"))))
-                strikes -= 1
-            assert time.monotonic() - began < 300, "the run does not get on"
-        if process.poll() is None and sum(kills.values()) >= wanted:
-            process.wait()
-        elif process.poll() is None:
-            process.kill()
-            process.wait()
+            found = [pid for pid in processes.family(process.pid) if victim(pid) == kind]
+            if stage is None or not (found := [process.pid] if kind == "driver" else found):
+                continue
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(found), signal.SIGKILL)
+            kills[kind] += 1
+            stages[stage] += 1
+            if kind != "worker":
+                until_its_end(process)
         if (run / "iterations" / "002" / "metrics.json.stamp.json").exists():
+            until_its_end(process)
             assert fingerprint(run) == fingerprint(tmp_path / "undisturbed" / "outputs" / "tiny")
             shutil.rmtree(run)
+    process.kill()
+    process.wait()
     done = worlds.raft(tmp_path / "killed", *command)
     assert done.returncode == 0, done.stderr
     assert fingerprint(run) == fingerprint(tmp_path / "undisturbed" / "outputs" / "tiny")
-    print(f"killed: {kills}, after {sorted(places)} finished artifacts")
+    print(f"killed: {dict(kills)}, while they made {dict(stages)}")
+
+
+def until_its_end(process: worlds.Command) -> None:
+    began = time.monotonic()
+    while process.poll() is None:
+        assert time.monotonic() - began < 180, "the run does not end"
+        time.sleep(0.05)
+
+
+def after(process: worlds.Command, run: Path, changes: int) -> str | None:
+    """What is made once the run has turned to something else so many times; None if it ended before."""
+    seen, began = None, time.monotonic()
+    while process.poll() is None:
+        assert time.monotonic() - began < 180, "the run does not get on"
+        now = progress.read(run / "progress.json")
+        if now is not None and now.artifact != seen:
+            seen, changes = now.artifact, changes - 1
+            if changes < 0:
+                return seen
+        time.sleep(0.01)
+    return None
 
 
 def victim(pid: int) -> str | None:
