@@ -244,7 +244,9 @@ def _engine(
 ) -> Turn:
     """vLLM: on a GPU it takes a share of all there is, and what the weights leave of that is the cache."""
     model, context = model_sizes.read(folder), context or vllm_options.default_context(folder)
-    count, token = model.parameters(), model.cached(size)
+    gpus = max(1, int(options.get("tensor_parallel_size", 1)))
+    count, token = -(-model.parameters() // gpus), model.cached(size)
+    token = None if token is None else -(-token // gpus)
     setting, share = (
         f"{key}.engine_args.gpu_memory_utilization",
         float(options.get("gpu_memory_utilization", UTILIZATION)),
@@ -254,7 +256,8 @@ def _engine(
         cache, setting = int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"]) * 2**30, "VLLM_CPU_KVCACHE_SPACE"
     text = context * (token or 0)
     holds = f"room for {cache // text:,} texts of {context:,} tokens x {token:,} bytes" if text else "texts not known"
-    terms = _product("weights", count, "parameters", size) | {f"cache ({holds})": cache}
+    weights = "weights" if gpus == 1 else f"weights on each of {gpus} GPUs"
+    terms = _product(weights, count, "parameters", size) | {f"cache ({holds})": cache}
     return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text, shares=True)
 
 

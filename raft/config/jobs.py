@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
-from raft.core.protocols import can_shard, comparable, makes, takes_pairs
+from raft.core.protocols import can_shard, comparable, gpus, makes, takes_pairs
 from raft.core.records import Response
 from raft.core.registry import PAIRS
 from raft.core.remote_folder import fault_of_url
@@ -110,6 +110,12 @@ class Job:
             yield "date", f"{self.date!r} is no day; write it as 2026-01-31"
         if not FOLDER_NAME.fullmatch(self.name) or not self.name.isprintable() or len(self.name.encode()) > 200:
             yield "name", f"{short(self.name)} is no folder name; letters, digits, - and _ are safe, 200 bytes at most"
+        each = getattr(self.launch, "gpus_per_worker", None)
+        if each is not None and (wanted := gpus(getattr(self, "generator", None))) > each:
+            yield (
+                "launch.gpus_per_worker",
+                f"{each}, but generator.engine_args.tensor_parallel_size splits the policy over {wanted}; give as many",
+            )
         if getattr(self.launch, "shard", None) == "fsdp" and hasattr(self, "trainer") and not can_shard(self.trainer):
             yield (
                 "launch.shard",

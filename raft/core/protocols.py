@@ -72,6 +72,11 @@ def uses_device(component: Any) -> bool:
     return getattr(component, "uses_device", not getattr(component, "remote", False))
 
 
+def gpus(component: Any) -> int:
+    """Over how many GPUs a component is split."""
+    return getattr(component, "gpus", 1)
+
+
 def comparable(reward: Any) -> bool:
     """Whether the numbers of a reward say which of two responses to different prompts is better, as most do."""
     return getattr(reward, "comparable", True)

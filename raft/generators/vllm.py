@@ -53,8 +53,8 @@ RESERVED = (
     "worker_cls",
     "allowed_local_media_path",
 )
-ONE_GPU = re.compile(
-    r"(tensor|pipeline|data|prefill_context|decode_context)_parallel_.*|distributed_executor_backend|nnodes|node_rank"
+NOT_SPLIT = re.compile(
+    r"(pipeline|data|prefill_context|decode_context)_parallel_.*|distributed_executor_backend|nnodes|node_rank"
     r"|master_(addr|port)|device_ids|enable_(expert_parallel|elastic_ep|eplb|dbo)"
 )
 UNTRIED = re.compile(
@@ -94,12 +94,14 @@ class VLLM(Sampling):
             )
         yield from vllm_options.faults(self.engine_args, RESERVED)
         for name, value in self.engine_args.items():
-            if ONE_GPU.fullmatch(name) and not (name.endswith("_size") and value == 1):
+            if NOT_SPLIT.fullmatch(name) and not (name.endswith("_size") and value == 1):
                 yield (
                     f"engine_args.{name}",
-                    "each engine of raft computes on one GPU; remove it, and use launch: {kind: ray} for several, or "
-                    "vllm serve and kind: remote for a policy that needs several",
+                    "an engine of raft computes on one machine; remove it, and use launch: {kind: ray} for several "
+                    "GPUs, and tensor_parallel_size for a policy that one GPU does not hold",
                 )
+            elif name == "tensor_parallel_size" and not (isinstance(value, int) and value >= 1):
+                yield "engine_args.tensor_parallel_size", f"{value!r} is no number of GPUs"
             elif UNTRIED.fullmatch(name):
                 yield (
                     f"engine_args.{name}",
@@ -145,6 +147,11 @@ class VLLM(Sampling):
             head = str(engine.llm.vllm_config.model_config.head_dtype).removeprefix("torch.")
             return {"probe_rms_nats": engine.distance, "head_dtype": head}
         return {}
+
+    @property
+    def gpus(self) -> int:
+        """Over how many GPUs a policy is split."""
+        return self.engine_args.get("tensor_parallel_size", 1)
 
     @property
     def device_key(self) -> str:
@@ -389,6 +396,8 @@ def _defaults(options: VLLM, dtype: str, context: int, on_gpu: bool) -> dict[str
     to 0.1 nats. What sleeps gives the memory of its CUDA graphs back, too.
     """
     defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    if options.gpus > 1:
+        defaults["distributed_executor_backend"] = "mp"  # inside a worker of Ray vLLM would choose Ray
     if not on_gpu:
         return defaults | vllm_options.cpu_defaults(context) | options.engine_args
     defaults |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True} | options.engine_args
@@ -447,3 +456,7 @@ def _environment(options: VLLM) -> None:
     os.environ.update(vllm_options.environment() | vllm_options.IN_PROCESS)
     if options.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    if options.gpus > 1 and "|" not in os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""):
+        cores, count = sorted(os.sched_getaffinity(0)), options.gpus
+        shares = (cores[part * len(cores) // count : (part + 1) * len(cores) // count] for part in range(count))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share or cores[:1])) for share in shares)

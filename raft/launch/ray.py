@@ -50,9 +50,10 @@ class Ray(Local):
 
     `address` is that of a running cluster (`auto`: the one on this machine). Without it and without RAY_ADDRESS a
     cluster is started on this machine, for this run. `workers` bounds the number of workers; without GPUs they share
-    the cores evenly. `reward_workers` of them do nothing but score, while the others generate. `shard` says whether
-    each worker trains with a copy of the weights (none) or holds a part of them (fsdp); auto shards what does not fit
-    one GPU. `env` is set in every worker.
+    the cores evenly. A worker has `gpus_per_worker` GPUs (or cores) of one node, over which its engine can split a
+    policy (tensor_parallel_size), and trains with a rank on each. `reward_workers` of the workers do nothing but score,
+    while the others generate. `shard` says whether each rank trains with a copy of the weights (none) or holds a part
+    of them (fsdp); auto shards what does not fit one GPU. `env` is set in every worker.
 
     A worker that dies is started again. The run fails after `failures` deaths for each worker in a row without any
     progress, after `failures` deaths with the same prompt under way, or when no worker has been ready for `wait`
@@ -63,6 +64,7 @@ class Ray(Local):
 
     address: str | None = None
     workers: int | None = None
+    gpus_per_worker: int = 1
     reward_workers: int = 0
     shard: Literal["auto", "none", "fsdp"] = "auto"
     failures: int = 3
@@ -78,7 +80,7 @@ class Ray(Local):
                 "raft cannot run through Ray's client; start it on a node of the cluster, with address: auto",
             )
         yield from faults_of_range(self, workers=(1, 100_000), failures=(2, 1000), wait=(0, float("inf")))
-        yield from faults_of_range(self, reward_workers=(0, 100_000))
+        yield from faults_of_range(self, reward_workers=(0, 100_000), gpus_per_worker=(1, 1024))
         if self.workers is not None and self.reward_workers >= self.workers:
             yield "reward_workers", f"all {self.workers} workers would score; leave at least one to generate"
 
@@ -161,7 +163,7 @@ class Ray(Local):
     def _found(self) -> list["Slot"]:
         """The devices of the cluster, which is joined for the moment."""
         own = _begin(self)
-        slots = _slots(self.workers)
+        slots = _slots(self)
         if own:
             import ray
 
@@ -169,7 +171,7 @@ class Ray(Local):
         return slots
 
     def size(self) -> int:
-        return len(self._found)
+        return len(self._found) * self.gpus_per_worker
 
     def lines(self) -> list[str]:
         """The nodes of the cluster and their devices."""
@@ -177,7 +179,7 @@ class Ray(Local):
         nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
         return [f"launch: workers: {len(slots)}, nodes: {len(nodes)}"] + [
             f"  node {node[:8]}: workers: {len(some)}, "
-            + ("each with a GPU" if some[0].gpu else f"which share cores: {some[0].cpus}")
+            + (f"GPUs of each: {self.gpus_per_worker}" if some[0].gpu else f"which share cores: {some[0].cpus}")
             for node, some in nodes.items()
         ]
 
@@ -208,7 +210,7 @@ def pickled(component: Any) -> bytes:
 
 
 class Slot(NamedTuple):
-    """A device of the cluster: one of the GPUs of a node, or one of `of` parts of its `cpus` cores."""
+    """A part of the devices of a node: some of its GPUs, or one of `of` parts of its `cpus` cores."""
 
     node: str
     place: int
@@ -353,7 +355,7 @@ class Cluster:
         if time.monotonic() - self.looked < LOOK:
             return
         self.looked = time.monotonic()
-        slots = self._own(_slots(self.options.workers))
+        slots = self._own(_slots(self.options))
         if not slots and _address(self.options) == "local":  # where no other node can come
             raise UserError(
                 "launch: Ray's processes on this machine have died (its logs, session_latest/logs in Ray's temporary "
@@ -531,8 +533,10 @@ class Cluster:
                 self._count(fault)
 
     def trained(self, job: tuple[Any, ...], out: Path, most: int | None, advance: Advance) -> tuple[Any, Any]:
-        """What rank 0 of a training says; if a rank dies, all begin again."""
+        """What rank 0 of a training says, which has at most so many ranks; if a rank dies, all begin again."""
         import ray
+
+        each = self.options.gpus_per_worker if most is None else 1
 
         while True:
             hands = list(self.idle()[:most])
@@ -540,7 +544,9 @@ class Cluster:
                 self._follow(hand)
             try:
                 meet, once = ray.get(hands[0].actor.address.remote()), [ray.put(one) for one in job]
-                refs = [hand.actor.train.remote(*once, rank, len(hands), meet) for rank, hand in enumerate(hands)]
+                refs = [
+                    hand.actor.train.remote(*once, place, len(hands), each, meet) for place, hand in enumerate(hands)
+                ]
                 waiting = refs
                 while waiting:
                     ready, waiting = ray.wait(waiting, num_returns=1, timeout=TICK)
@@ -624,15 +630,18 @@ def _begin(options: Ray) -> bool:
     return True
 
 
-def _slots(most: int | None) -> list[Slot]:
-    """The devices of the cluster as it is, at most so many: its GPUs, or else parts of its cores."""
+def _slots(options: Ray) -> list[Slot]:
+    """The places for workers in the cluster as it is: its GPUs, or else parts of its cores."""
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     gpus = any(resources.get("GPU") for resources in nodes.values())
-    counts = {node: int(resources.get("GPU" if gpus else "CPU", 0)) for node, resources in sorted(nodes.items())}
+    counts = {
+        node: int(resources.get("GPU" if gpus else "CPU", 0)) // options.gpus_per_worker
+        for node, resources in sorted(nodes.items())
+    }
     taken = dict.fromkeys(counts, 0)
-    for _ in range(min(most or sum(counts.values()), sum(counts.values()))):
+    for _ in range(min(options.workers or sum(counts.values()), sum(counts.values()))):
         taken[max(counts, key=lambda node: counts[node] - taken[node])] += 1  # nodes fill evenly
     return [
         Slot(node, place, count, gpus, int(nodes[node].get("CPU", 0)))
@@ -651,13 +660,13 @@ def _hire(slot: Slot, options: Ray) -> Any:
     remote: Any = ray.remote
     actor = remote(
         num_cpus=0 if slot.gpu else slot.cpus // slot.of,
-        num_gpus=1 if slot.gpu else 0,
+        num_gpus=options.gpus_per_worker if slot.gpu else 0,
         concurrency_groups={"feed": 1},
         max_restarts=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         runtime_env={"env_vars": {**({} if slot.gpu else _environment(slot)), **options.env}},
     )(Worker)
-    return actor.remote(folders(), [] if slot.gpu else _cores(slot))
+    return actor.remote(folders(), [] if slot.gpu else _cores(slot), options.gpus_per_worker)
 
 
 def _environment(slot: Slot) -> dict[str, str]:

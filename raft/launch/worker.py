@@ -6,6 +6,8 @@ with, and is given no more than it has room for.
 """
 
 import io
+import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import socket
@@ -13,12 +15,13 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from raft.core import device, protocols, ranks, user_code
 from raft.core.errors import UserError
+from raft.core.protocols import Advance
 from raft.core.versions import versions
 from raft.models import model_sizes
 
@@ -47,11 +50,12 @@ class Reader(pickle.Unpickler):
 
 
 class Worker:
-    """One device of a cluster."""
+    """One device of a cluster, or `gpus` devices of a node."""
 
-    def __init__(self, folders: list[str], cores: list[int]):
+    def __init__(self, folders: list[str], cores: list[int], gpus: int = 1):
         if cores:
             os.sched_setaffinity(0, cores)
+        self._folders, self._gpus = folders, gpus
         self._stack = ExitStack()
         self._stack.enter_context(user_code.importable_in(folders))
         self._components: dict[bytes, Any] = {}
@@ -124,26 +128,24 @@ class Worker:
         seed: int,
         checkpoints: Path,
         shard: str,
-        rank: int,
-        count: int,
+        place: int,
+        workers: int,
+        each: int,
         meet: str,
     ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
         """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`.
 
-        `shard` is none, auto or fsdp.
+        `shard` is none, auto or fsdp. This is worker `place` of so many, with `each` ranks, one on each of its GPUs:
+        the first is this process, and the others end with it.
         """
-        known = self._known(trainer)
-        drops: list[tuple[str, int | None, str]] = []
         device.take(None)
         self._steps = (0, 0)
-        with ExitStack() as stack:
-            stack.enter_context(ranks.joined(rank, count, meet, _shards(shard, known, start)))
-            place = out if rank == 0 else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            measured = protocols.trained(
-                known, start, iter(examples), place, seed, self._advance, lambda *drop: drops.append(drop), checkpoints
-            )
+        job = (trainer, start, examples, out, seed, checkpoints, shard)
+        first = place * each
+        with _beside(each, [(job, first + at, workers * each, meet, self._folders) for at in range(1, each)]):
+            found = as_rank(job, first, workers * each, meet, self._known(trainer), self._advance)
         device.take(None)
-        return measured, drops
+        return found
 
     def steps(self) -> tuple[int, int]:
         """How far the training is: steps done, and steps in all."""
@@ -172,6 +174,71 @@ class Worker:
                 block = self._waiting.popleft() if self._waiting else [None]
                 self._changed.notify_all()
             yield block
+
+
+def as_rank(
+    job: tuple[Any, ...], rank: int, count: int, meet: str, trainer: Any, advance: Advance
+) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
+    """What a trainer measured as one rank of so many, and what it dropped."""
+    _, start, examples, out, seed, checkpoints, shard = job
+    drops: list[tuple[str, int | None, str]] = []
+    with ExitStack() as stack:
+        stack.enter_context(ranks.joined(rank, count, meet, _shards(shard, trainer, start)))
+        place = out if rank == 0 else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        measured = protocols.trained(
+            trainer, start, iter(examples), place, seed, advance, lambda *drop: drops.append(drop), checkpoints
+        )
+    return measured, drops
+
+
+@contextmanager
+def _beside(each: int, others: list[tuple[Any, ...]]) -> Iterator[None]:
+    """Inside the block the other ranks of this worker are at work, each on a GPU of its own."""
+    spawn, over = multiprocessing.get_context("spawn"), threading.Event()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    processes = [spawn.Process(target=_rank, args=arguments) for arguments in others]
+    for at, process in enumerate(processes, start=1):
+        with _environment(CUDA_VISIBLE_DEVICES=visible[at] if len(visible) == each else None):
+            process.start()
+    threading.Thread(target=_die_with, args=(processes, over), daemon=True).start()
+    try:
+        yield
+        for process in processes:
+            process.join()
+    finally:
+        over.set()
+        for process in processes:
+            process.kill()
+
+
+def _rank(job: tuple[Any, ...], rank: int, count: int, meet: str, folders: list[str]) -> None:
+    """A rank in a process of its own. What is wrong with the recipe, the first rank of its worker says too."""
+    with user_code.importable_in(folders), suppress(UserError):
+        as_rank(job, rank, count, meet, Reader(io.BytesIO(job[0])).load(), lambda done, total: None)
+
+
+def _die_with(processes: list[Any], over: threading.Event) -> None:
+    """Ends this worker if one of its ranks dies before it is over: the others would wait for it."""
+    waiting = {process.sentinel: process for process in processes}
+    while waiting:
+        for sentinel in multiprocessing.connection.wait(list(waiting)):
+            if waiting.pop(sentinel).exitcode and not over.is_set():
+                os._exit(1)
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Inside the block these variables are set; None leaves one as it is."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _shards(option: str, trainer: Any, start: Path) -> bool:

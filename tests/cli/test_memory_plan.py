@@ -96,6 +96,14 @@ def test_a_rank_puts_together_two_layers_and_what_is_in_none():
     assert model_sizes.Model({}, shapes).together() == 300 * 32 + 32 + 32 * 40 + 32 * 30
 
 
+def test_a_policy_that_is_split_takes_a_share_of_each_gpu(tmp_path: Path, monkeypatch):
+    split = {"kind": "vllm", "k": 4, "max_tokens": 12, "engine_args": {"tensor_parallel_size": 2}}
+    turn = by_name(plan(a_recipe(tmp_path, monkeypatch, generator=split), GPU))["generate"]
+    policy = model_sizes.read(tmp_path / "base").parameters()
+    assert next(iter(turn.terms.values())) == 2 * policy / 2
+    assert turn.total - turn.spare == 2 * policy / 2 + 2 * 2 * 2 * 32 * 2 * 256 / 2
+
+
 def test_check_warns_of_workers_that_have_nothing_to_train(tmp_path: Path, monkeypatch):
     loaded = a_recipe(tmp_path, monkeypatch)
     trainer = replace(loaded.recipe.trainer, batch_size=16, max_length=64, max_tokens_per_microbatch=512)

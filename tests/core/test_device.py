@@ -74,7 +74,8 @@ def test_a_step_that_would_break_the_weights_is_refused(value):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("tensor_parallel_size", 2), ("data_parallel_size", 2), ("skip_tokenizer_init", True), ("revision", "main"),
+        ("tensor_parallel_size", 0), ("pipeline_parallel_size", 2),
+        ("data_parallel_size", 2), ("skip_tokenizer_init", True), ("revision", "main"),
         ("logprobs_mode", "processed_logprobs"), ("load_format", "dummy"), ("worker_cls", "x"), ("runner", "pooling"),
         ("speculative_config", {}), ("enable_lora", True), ("swap_space", 4), ("model_weights", "x"),
     ],
@@ -87,7 +88,7 @@ def test_an_option_of_the_engine_that_cannot_work_is_refused_by_check(option, va
 
 def test_options_of_speed_are_free():
     faults = []
-    options = {"disable_log_stats": False, "use_tqdm_on_load": True, "tensor_parallel_size": 1, "max_num_seqs": 8}
+    options = {"disable_log_stats": False, "use_tqdm_on_load": True, "tensor_parallel_size": 2, "max_num_seqs": 8}
     build(VLLM, {"max_tokens": 8, "engine_args": options}, "generator", faults)
     assert faults == []
 

@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 from worlds import fingerprint, make_recipe
 
 import raft
+from raft.config import recipe as recipes
 from raft.core import progress
 from raft.core.errors import UserError
+from raft.generators import vllm
 from raft.launch.ray import Block, Ray, Work, _check_off
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
@@ -129,6 +131,27 @@ def test_workers_of_their_own_score_while_others_generate_and_scores_stay_the_sa
     stamp = json.loads((world / "outputs/apart/iterations/001/responses.jsonl.stamp.json").read_text())
     assert sorted(lane["done"] for lane in stamp["workers"]) == [64, 64, 180], "two blocks were scored meanwhile"
     assert len({lane["worker"] for lane in stamp["workers"]}) == 2
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_a_worker_of_two_devices_splits_its_engine_and_trains_with_two_ranks(world):
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    recipe["generator"] = {"kind": "vllm", "k": 4, "max_tokens": 12, "engine_args": {"tensor_parallel_size": 2}}
+    raft.run(recipe, name="split-alone", quiet=True)
+    vllm.close()
+    launch = {"kind": "ray", "address": "local", "workers": 1, "gpus_per_worker": 2, "shard": "fsdp"}
+    raft.run(recipe, name="split", quiet=True, launch=launch)
+    one, two = (fingerprint(world / "outputs" / name) for name in ("split-alone", "split"))
+    made = "iterations/001/responses.jsonl"
+    assert two[made] == one[made]
+    assert two.keys() == one.keys()
+    weights = [
+        load_file(f"outputs/{name}/iterations/001/policy/model.safetensors") for name in ("split-alone", "split")
+    ]
+    before = load_file("base/model.safetensors")
+    moved = max(float((weights[0][name] - before[name]).abs().max()) for name in before if name in weights[0])
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 0.01 * moved
 
 
 @pytest.mark.engine
@@ -286,6 +309,16 @@ def test_what_came_back_before_a_worker_died_does_not_count_twice():
     blocks = [Block([0, 1], ["b"])]  # "a" had come back
     assert [_check_off(blocks, name) for name in "aba"] == [False, True, False]
     assert not blocks
+
+
+def test_an_engine_over_more_gpus_than_a_worker_has_is_refused(tmp_path, monkeypatch):
+    make_recipe(
+        tmp_path, generator={"kind": "vllm", "k": 2, "max_tokens": 8, "engine_args": {"tensor_parallel_size": 2}}
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"launch\.gpus_per_worker: 1, but .*tensor_parallel_size splits .* over 2"):
+        recipes.load(Path("recipe.yaml"), ["launch.kind=ray"])
+    recipes.load(Path("recipe.yaml"), ["launch.kind=ray", "launch.gpus_per_worker=2"])
 
 
 def test_an_address_of_the_client_is_refused():
