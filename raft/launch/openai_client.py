@@ -423,8 +423,11 @@ class Server:
         missing = f"the environment has no {name}" if name else f"{self.section}.api_key_env names the variable of one"
         return f"; no key was sent ({missing})"
 
-    async def card(self, model: str) -> dict[str, Any]:
-        """What the server says of a model, {} if it does not say what it has. UserError: it has no such model."""
+    async def card(self, model: str, option: str = "model") -> dict[str, Any]:
+        """What the server says of a model, {} if it does not say what it has. UserError: it has no such model.
+
+        `option` is the one that names the model.
+        """
         try:
             models = (await self.ask("the list of models", "models")).get("data")
         except Refused:
@@ -433,7 +436,7 @@ class Server:
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if model not in cards:
             known = self._excerpt(suggest(model, list(cards)) if cards else f"what it lists is {models!r}{OTHER}")
-            raise UserError(f"{self.section}.model: {self.url} has no model {model!r}; {known}")
+            raise UserError(f"{self.section}.{option}: {self.url} has no model {model!r}; {known}")
         return cards[model]
 
     def _excerpt(self, text: str) -> str:
