@@ -125,8 +125,8 @@ def _served(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     together = reward.runner.outputs([rows])
     apart = [abs(a - b) for row in rows for a, b in zip(alone[row], together[row], strict=True)]
     return "ok", (
-        f"{len(reward.runner.names)} raw outputs by vLLM's server, which differ by {max(apart, default=0.0):.2g} alone "
-        f"and together; the reward is {_read(reward.runner)}"
+        f"raw outputs by vLLM's server, the same alone and together up to {max(apart, default=0.0):.2g}; the reward is "
+        f"{_read(reward.runner)}"
     )
 
 

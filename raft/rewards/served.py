@@ -30,7 +30,7 @@ LOADED = ("dtype", "attn_implementation", "max_tokens_per_batch")  # options of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedOptions(Options, Connection):
+class ServedOptions(Connection, Options):
     """Which model is read, and where.
 
     With `url`, the address of a vLLM server up to its version (http://127.0.0.1:8000/v1) or a list of them, these

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import worlds
 from reward_models import SIZE, edit, groups, rewards, save
 from reward_server import RewardServer
 
+from raft.cli import memory_plan
+from raft.config import preflight, recipe
 from raft.core import protocols
 from raft.core.errors import UserError
 from raft.core.records import Group, Prompt, Response
@@ -217,11 +220,26 @@ def test_it_scores_while_responses_are_made_and_needs_no_device(llama):
     assert (protocols.remote(near), protocols.uses_device(near), protocols.batch_size(near)) == (False, True, 64)
 
 
+def test_a_recipe_with_a_url_is_sound_without_weights_and_needs_no_memory_for_them(
+    without_weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    reward = {"kind": "model", "model": str(without_weights), "template": "plain"}
+    url = {"url": ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"], "served_model_name": "tiny"}
+    turns = {}
+    for name, given in (("far", reward | url), ("near", reward)):
+        worlds.make_recipe(tmp_path, name=name, reward=given)
+        loaded = recipe.load(tmp_path / "recipe.yaml")
+        assert list(preflight.check(loaded)) == []
+        turns[name] = [turn.name for turn in memory_plan.plan(loaded, memory_plan.device())]
+    assert set(turns["near"]) - set(turns["far"]) == {"score"}
+
+
 def test_the_doctor_examines_it_by_its_server(llama, serve):
     prompts = [group.prompt for group in many(3)]
     found = {one.check: one for one in doctor.examine(served(llama, serve(llama)), prompts)}
     assert list(found) == ["served", "bos", "round_trip", "tells_apart", "room"]
-    assert found["served"].level == "ok" and "1 raw outputs by vLLM's server" in found["served"].message
+    assert found["served"].level == "ok" and "raw outputs by vLLM's server" in found["served"].message
     near = {one.check: one for one in doctor.examine(RewardModel(model=str(llama)), prompts)}
     assert all(found[check] == near[check] for check in ("bos", "round_trip", "tells_apart", "room"))
 

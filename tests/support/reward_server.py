@@ -29,6 +29,9 @@ class RewardServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is part of these tests."""
+
     def stop(self) -> None:
         self.shutdown()
         self.server_close()
