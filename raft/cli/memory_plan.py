@@ -262,7 +262,7 @@ def _engine(
 
 
 def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> Turn | None:
-    if reward is None or isinstance(reward, Rule) or (isinstance(reward, Judge) and reward.url):
+    if reward is None or isinstance(reward, Rule) or (isinstance(reward, Judge | RewardModel) and reward.url):
         return None
     if isinstance(reward, Ensemble):
         return _members(loaded, where, name, key, reward)

@@ -323,7 +323,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
             if (fault := fault_of_file(value)) is not None:
                 yield Fault(below, fault)
         elif kind == "model" and str(Path(value).parent) not in made:
-            yield from _model(value, getattr(part, "revision", None), below, fetch)
+            loaded = getattr(part, "url", None) is None
+            yield from _model(value, getattr(part, "revision", None), below, fetch, loaded)
             yield from _layout(part, key)
         elif kind == "served" and part.url is None and str(Path(value).parent) not in made:
             yield from _model(value, part.revision, below, fetch)
@@ -338,11 +339,11 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
                     yield from _named(entry, f"{below}{place if place[:1] == '[' else f'.{place}'}", made, fetch)
 
 
-def _model(name: str, revision: str | None, key: str, fetch: bool) -> Iterator[Fault]:
+def _model(name: str, revision: str | None, key: str, fetch: bool, weights: bool = True) -> Iterator[Fault]:
     looks_local = is_there(name) or name.count("/") != 1 or name.startswith((".", "/"))
     if looks_local or fetch:
         try:
-            model_folder.check(hub.locate_model(name, revision))
+            model_folder.check(hub.locate_model(name, revision, weights))
         except UserError as fault:
             yield Fault(key, str(fault))
     elif (refused := hub.fault_of_name(name, revision, "model")) is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from raft.core import signals
 from raft.core.errors import UserError
-from raft.core.protocols import release
+from raft.core.protocols import release, uses_device
 
 # Intel's library of matrix products otherwise adds up in another order with another number of threads, so that a
 # reward's last bits depended on how many cores a process has. Read when torch first multiplies; it costs no time.
@@ -27,9 +27,14 @@ _holder: Any = None
 
 
 def take(component: Any) -> None:
-    """Makes the component (or, with None, the caller) the only component that holds accelerator memory."""
+    """Makes the component (or, with None, the caller) the only component that holds accelerator memory.
+
+    What uses no device, such as a remote reward, may work while the holder does: it takes nothing from it.
+    """
     global _holder
     signals.check()
+    if not uses_device(component):
+        return
     if _holder is not None and _key(_holder) != _key(component):
         release(_holder)
         free_cache()

@@ -20,7 +20,18 @@ from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
 from raft.launch import completions
 from raft.launch.completions import excerpt, foreign
-from raft.launch.openai_client import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
+from raft.launch.openai_client import (
+    Connection,
+    Refused,
+    Server,
+    Servers,
+    connected,
+    is_vllm,
+    items,
+    together,
+    url_faults,
+    urls,
+)
 from raft.models.chat_templates import (
     Tokenizer,
     continuation,
@@ -40,14 +51,15 @@ USUAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # what a server d
 class Remote(Sampling, Connection):
     """One request for each response, `max_concurrency` of them at a time, each with its own seed of 63 bits.
 
-    `url` is the server's address up to its version (http://127.0.0.1:8000/v1), `model` the name the
-    server gives the policy; see `raft.launch.openai_client.Connection` for requests.
+    `url` is the server's address up to its version (http://127.0.0.1:8000/v1), or a list of them, `model` the name the
+    server gives the policy. Several servers share the requests, each with `max_concurrency` of its own; see
+    `raft.launch.openai_client.Connection` for requests.
 
     vLLM's server returns the tokens and their log-probabilities. Of another server only the text is read:
     its tokens are those of the policy's tokenizer, an end token after all that was not cut by the limit.
     """
 
-    url: str = speed()  # where it runs changes nothing; the probe and `model` say what it is
+    url: str | list[str] = speed()  # where it runs changes nothing; the probe and `model` say what it is
     model: str
 
     batch_size = 1
@@ -59,7 +71,7 @@ class Remote(Sampling, Connection):
         yield from url_faults(self.url)
 
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
-        """One group for each prompt as it is finished; at most `max_concurrency` prompts are under way."""
+        """One group for each prompt as it is finished; at most `max_concurrency` prompts a server are under way."""
         yield from items(self._groups(policy, prompts, seed))  # leaving it, however that comes, ends what is under way
 
     def release(self) -> None:
@@ -67,13 +79,13 @@ class Remote(Sampling, Connection):
 
     async def _groups(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> AsyncGenerator[Group]:
         reader = Reader.of(policy, self)
-        async with connected(self, "generator", self.url, self.key) as server:
-            host = await Host.met(server, self, policy)
+        meet = Meeting(self, policy)
+        async with connected(self, "generator", self.url, self.key, meet) as servers:
             under_way: set[asyncio.Task[Group]] = set()
             try:
                 for prompt in prompts:
-                    under_way.add(asyncio.create_task(self._answer(host, reader, prompt, seed)))
-                    if len(under_way) == self.max_concurrency:
+                    under_way.add(asyncio.create_task(self._answer(servers, reader, prompt, seed)))
+                    if len(under_way) == self.max_concurrency * len(urls(self.url)):
                         for group in await _finished(under_way):
                             yield group
                 while under_way:
@@ -84,19 +96,19 @@ class Remote(Sampling, Connection):
                     task.cancel()
                 await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _answer(self, host: "Host", reader: "Reader", prompt: Prompt, seed: int) -> Group:
-        asked = encode_prompt(reader.tokenizer, prompt)
-        self.check_room(prompt, asked, host.context)
+    async def _answer(self, servers: Servers, reader: "Reader", prompt: Prompt, seed: int) -> Group:
+        asked, is_vllm = encode_prompt(reader.tokenizer, prompt), servers.facts["vllm"]
+        self.check_room(prompt, asked, servers.facts["max_model_len"])
         opened = self.opening(reader.tokenizer, asked)
         ends = self.ends(reader.tokenizer)
 
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
-            body = self._body(prompt, derive(seed, prompt.id, k), host.is_vllm)
-            if host.is_vllm:  # which knows no end of a turn that its model's folder does not name
+            body = self._body(prompt, derive(seed, prompt.id, k), is_vllm)
+            if is_vllm:  # which knows no end of a turn that its model's folder does not name
                 body |= {"stop": ends.texts, "stop_token_ids": sorted(ends.tokens)}
             try:
-                answer = await host.server.ask(f"prompt {prompt.id}", path, body)
+                answer = await servers.ask(f"prompt {prompt.id}", path, body)
             except Refused as fault:
                 if not fault.filtered:
                     raise
@@ -133,41 +145,40 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}}
 
 
-class Host:
-    """What is known of the server that holds the policy; `met` asks it."""
+@dataclass(frozen=True)
+class Meeting:
+    """Asks a server whether it has the policy. UserError: it has no such model, or other weights than the policy."""
 
-    def __init__(self, server: Server, options: Remote, card: dict[str, Any]) -> None:
-        self.server, self.options, self.is_vllm = server, options, is_vllm(card)
-        self.context: int | None = card.get("max_model_len")  # vLLM cuts what is longer without a word
-        if self.context is not None and type(self.context) is not int:
+    options: Remote
+    policy: Policy
+
+    async def __call__(self, server: Server) -> dict[str, Any]:
+        card = await server.card(self.options.model)
+        context = card.get("max_model_len")  # vLLM cuts what is longer without a word
+        if context is not None and type(context) is not int:
             raise UserError(
-                f"{options.url} says max_model_len: {excerpt(str(self.context))}, which is not a whole number; check "
-                "what runs there"
+                f"{server.url} says max_model_len: {excerpt(str(context))}, which is not a whole number; check what "
+                "runs there"
             )
+        if is_vllm(card) and self.policy.probe.exists():
+            await self._prove(server)
+        return {"vllm": is_vllm(card), "max_model_len": context}
 
-    @classmethod
-    async def met(cls, server: Server, options: Remote, policy: Policy) -> "Host":
-        """Learns what the server is. UserError: it has no such model, or other weights than the policy."""
-        host = cls(server, options, await server.card(options.model))
-        if host.is_vllm and policy.probe.exists():
-            await host._prove(policy)
-        return host
-
-    async def _prove(self, policy: Policy) -> None:
-        probe = json.loads(policy.probe.read_bytes())
-        theirs = np.concatenate(await together(*map(self._logprobs, probe["tokens"])))
+    async def _prove(self, server: Server) -> None:
+        probe = json.loads(self.policy.probe.read_bytes())
+        theirs = np.concatenate(await together(*(self._logprobs(server, ids) for ids in probe["tokens"])))
         difference = float(np.abs(np.concatenate(probe["logprobs"]) - theirs).mean())
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{self.options.url} holds other weights than the policy {policy.path}: the log-probabilities of its "
+                f"{server.url} holds other weights than the policy {self.policy.path}: the log-probabilities of its "
                 f"probe differ by {difference:.2f} on average; start the server with that folder "
-                f"(vllm serve {policy.path} --served-model-name {self.options.model}), then run it again"
+                f"(vllm serve {self.policy.path} --served-model-name {self.options.model}), then run it again"
             )
 
-    async def _logprobs(self, ids: list[int]) -> list[float]:
+    async def _logprobs(self, server: Server, ids: list[int]) -> list[float]:
         """The log-probability of each token but the first, given those before it."""
         body = {"model": self.options.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        answer = await self.server.ask("the policy's probe", "completions", body)
+        answer = await server.ask("the policy's probe", "completions", body)
         try:
             table = answer["choices"][0]["prompt_logprobs"]
             values = [table[at][str(token)]["logprob"] for at, token in enumerate(ids[1:], start=1)]
@@ -176,8 +187,8 @@ class Host:
             return values
         except (KeyError, IndexError, TypeError):
             raise UserError(
-                f"{self.options.url} gives no log-probabilities of a prompt, so raft cannot check whether it holds "
-                "the policy; start it without options that turn prompt_logprobs off"
+                f"{server.url} gives no log-probabilities of a prompt, so raft cannot check whether it holds the "
+                "policy; start it without options that turn prompt_logprobs off"
             ) from None
 
 
@@ -199,12 +210,12 @@ class Reader:
 
     def read(self, prompt: Prompt, answer: dict[str, Any]) -> Response:
         """The response in an answer, or why it is missing. UserError: the policy cannot have made it."""
-        what, tokenizer = f"prompt {prompt.id}", self.tokenizer
+        what, tokenizer, servers = f"prompt {prompt.id}", self.tokenizer, " or ".join(urls(self.options.url))
         completion = completions.read(what, answer, prompt.messages is not None, self.options.max_tokens)
         if completion.fault or completion.ended is None:
             return Response.missing(completion.fault)
         ids = completion.choice.get("token_ids")
-        logprobs = _logprobs(f"{what}: {self.options.url}", completion.choice.get("logprobs"))
+        logprobs = _logprobs(f"{what}: {servers}", completion.choice.get("logprobs"))
         if ids is None:
             stops = completion.ended == "stop"
             own = (
@@ -216,13 +227,13 @@ class Reader:
                 return Response.missing(strange)
             return Response(completion.text, own, None, completion.ended)
         if fault := self._fault(ids, logprobs):
-            raise UserError(f"{what}: {self.options.url} answers with {fault}, so the server is not to be trusted")
+            raise UserError(f"{what}: {servers} answers with {fault}, so the server is not to be trusted")
         text = (
             completion.text.removesuffix(tokenizer.eos_token) if ids[-1] == tokenizer.eos_token_id else completion.text
         )
         if not self._spelled(ids, text):
             raise UserError(
-                f"{what}: the tokens that {self.options.url} sends do not spell its text {excerpt(text)!r}; start it "
+                f"{what}: the tokens that {servers} sends do not spell its text {excerpt(text)!r}; start it "
                 "with the policy's own tokenizer, and without reasoning or tool parsers"
             )
         return Response(text, ids, logprobs, completion.ended)

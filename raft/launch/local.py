@@ -24,7 +24,7 @@ class Local:
 
     def answers(self, generator: Any, policy: Policy, blocks: Iterable[list[Prompt]], seed: int) -> Iterator[Group]:
         """The groups of a generator as they finish; a block holds the prompts that share its numerics."""
-        _take(generator)
+        device.take(generator)
         return protocols.answers(generator, policy, (prompt for block in blocks for prompt in block), seed)
 
     def proof(self, generator: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Local:
 
     def scored(self, reward: Any, blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
         """Groups with their scores, in any order; a block holds the groups that are scored together."""
-        _take(reward)
+        device.take(reward)
         return (pair for block in blocks for pair in protocols.scored(reward, block))
 
     def likelihoods(self, model: "Likelihood", blocks: Iterable[list[Group]]) -> Iterator[tuple[Group, list[Score]]]:
@@ -52,10 +52,7 @@ class Local:
 
     def call(self, component: Any, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function that computes on the device; its first argument is a component, or None."""
-        if component is None:
-            device.take(None)
-        else:
-            _take(component)
+        device.take(component)
         return function(component, *arguments)
 
     def scores_apart(self, reward: Any) -> bool:
@@ -80,9 +77,3 @@ class Local:
 
     def close(self) -> None:
         """Gives everything back."""
-
-
-def _take(component: Any) -> None:
-    """Gives the device to a component that uses it; a remote one may work beside the one that has it."""
-    if protocols.uses_device(component):
-        device.take(component)

@@ -1,16 +1,22 @@
-"""The client of OpenAI-compatible servers: limited in time and size, and silent about the key."""
+"""The client of OpenAI-compatible servers: limited in time and size, and silent about the key.
+
+Several servers of one model share the requests. One that fails is left out for a while; the others answer for it.
+"""
 
 import asyncio
 import json
+import logging
 import os
 import random
 import re
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,7 +25,10 @@ from raft.core.options import faults_of_range, speed, suggest
 from raft.launch import completions
 from raft.launch.completions import EXCERPT, excerpt
 
+LOG = logging.getLogger(__name__)
+
 LONGEST_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
+AWAY = 60.0  # seconds for which a server that failed is left out while others answer
 TRANSIENT = {408, 409, 425, 429}  # statuses that another attempt may change, beside all from 500 on
 LARGEST = 32 << 20  # bytes of an answer, unpacked: 100,000 tokens with their log-probabilities take 15 MB
 PACKED = {"", "identity", "gzip", "deflate"}  # unpacked piece by piece, no piece more than a thousandfold
@@ -29,7 +38,7 @@ RENAMED = "max_completion_tokens"  # what some APIs call max_tokens; they say so
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """How a server is asked: `max_concurrency` requests at a time, a failed one repeated `max_retries` times.
+    """How servers are asked: each `max_concurrency` requests at a time, a failed one repeated `max_retries` times.
 
     `api_key_env` is the name of the environment variable that holds the key. A recipe names a server by any address, so
     without it no key is sent. `timeout` is in seconds, from the connection to the last byte of an answer.
@@ -58,9 +67,28 @@ class Connection:
             raise UserError(f"the key in {self.api_key_env} holds characters that no key has; set it again")
         return key
 
+    @cached_property
+    def away(self) -> dict[str, float]:
+        """The servers that failed and were not met again, by url: until when each is left out (`time.monotonic`)."""
+        return {}
 
-def url_faults(url: str) -> Iterator[tuple[str, str]]:
-    """Why an option `url` is not an address up to a server's version, or holds a secret."""
+
+def urls(url: str | list[str]) -> list[str]:
+    """The addresses in an option `url`, which is one or a list."""
+    return [url] if isinstance(url, str) else url
+
+
+def url_faults(url: str | list[str]) -> Iterator[tuple[str, str]]:
+    """Why an option `url` is not an address up to a server's version, or a list of such, or holds a secret."""
+    for one in urls(url):
+        yield from _url_faults(one)
+    if not url:
+        yield "url", "names no server; give an address like http://127.0.0.1:8000/v1, or a list of them"
+    elif len({one.rstrip("/") for one in urls(url)}) < len(urls(url)):
+        yield "url", "names a server twice; give each once, and raise max_concurrency to send it more"
+
+
+def _url_faults(url: str) -> Iterator[tuple[str, str]]:
     if not _is_address(url):
         yield "url", f"{url!r} is not an address; it must be like http://127.0.0.1:8000/v1"
     elif urlsplit(url).username is not None or urlsplit(url).query or urlsplit(url).fragment:
@@ -78,12 +106,23 @@ class Refused(UserError):
         self.status, self.filtered = status, filtered
 
 
-class Passing(Exception):
-    """A fault that another attempt may not meet; `wait` is how many seconds the server asks for before it."""
+class NoAnswer(UserError):
+    """A server gave no answer after all attempts; `fault` is the last one's."""
 
-    def __init__(self, fault: str, wait: float = 0.0):
+    def __init__(self, message: str, fault: str):
+        super().__init__(message)
+        self.fault = fault
+
+
+class Passing(Exception):
+    """A fault that another attempt may not meet; `wait` is how many seconds the server asks for before it.
+
+    `unreachable`: no connection came about at all.
+    """
+
+    def __init__(self, fault: str, wait: float = 0.0, unreachable: bool = False):
         super().__init__(fault)
-        self.wait = wait
+        self.wait, self.unreachable = wait, unreachable
 
 
 _under_way: dict[int, Callable[[], Any]] = {}  # by thread: what cancels its requests
@@ -163,47 +202,166 @@ def stoppable() -> "Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]":
             del _under_way[threading.get_ident()]
 
 
+Meet = Callable[["Server"], Awaitable[dict[str, Any]]]  # proves that a server has the right model: what it says of it
+
+
 @asynccontextmanager
 async def connected(
-    options: Connection, section: str, url: str, key: str, proxies: bool = True
-) -> "AsyncIterator[Server]":
-    """The server at `url`, for the options of a section of the recipe; without `proxies` it is reached directly."""
+    options: Connection, section: str, url: str | list[str], key: str, meet: Meet, proxies: bool = True
+) -> "AsyncIterator[Servers]":
+    """The servers at `url`, one or a list, met, for the options of a section of the recipe.
+
+    Without `proxies` they are reached directly.
+    """
     import httpx
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     headers |= {"Accept-Encoding": "gzip, deflate"}
     limits = httpx.Limits(max_connections=None)  # Server.slots is the bound: to wait there is no timeout
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=None, limits=limits, trust_env=proxies
-    ) as client:  # fmt: skip
-        yield Server(options, section, url, key, client)
+    async with AsyncExitStack() as stack:
+        servers = []
+        for one in urls(url):
+            client = httpx.AsyncClient(base_url=one, headers=headers, timeout=None, limits=limits, trust_env=proxies)
+            servers.append(Server(options, section, one, key, await stack.enter_async_context(client)))
+        everyone = Servers(options, section, servers, meet)
+        await everyone.assemble()
+        yield everyone
+
+
+class Servers:
+    """Servers of one model: each request goes to the one with the fewest requests under way.
+
+    One that gives no answer is left out for a while, and its requests go to the others. `facts` is what a server said
+    when it was met, the same of each; one that was left out is met again first, since it may hold another model by now.
+    """
+
+    def __init__(self, options: Connection, section: str, servers: "list[Server]", meet: Meet):
+        self.options, self.section, self.servers, self.meet = options, section, servers, meet
+        self.facts: dict[str, Any] = {}
+        self.met: list[Server] = []
+        self.slots = asyncio.Semaphore(options.max_concurrency * len(servers))  # the choice is made when one is free
+        for server in servers:
+            server.others = [other for other in servers if other is not server]
+
+    async def assemble(self) -> None:
+        """Meets every server that is not left out. UserError: none answers, or they have not one model."""
+        faults: dict[str, NoAnswer] = {}
+        while not self.met and (rest := [one for one in self.servers if one.url not in faults]):
+            there = [one for one in rest if not one.left_out] or rest
+            await together(*(self._tried(one, faults, self._meet(one)) for one in there))
+        if not self.met:
+            raise self._silent("the servers", faults)
+
+    async def ask(self, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer of one of the servers, a JSON object. Refused: it was refused; UserError: none answers."""
+        faults: dict[str, NoAnswer] = {}
+        async with self.slots:
+            while rest := [one for one in self.servers if one.url not in faults]:
+                server = min(rest, key=lambda one: (one.left_out or one.meeting.locked(), one.busy))
+                answer = await self._tried(server, faults, self._asked(server, what, path, body))
+                if answer is not None:
+                    return answer
+        raise self._silent(what, faults)
+
+    async def _asked(self, server: "Server", what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        server.busy += 1
+        try:
+            await self._meet(server)
+            return await server.ask(what, path, body)
+        finally:
+            server.busy -= 1
+
+    async def _tried(self, server: "Server", faults: dict[str, NoAnswer], asked: Awaitable[Item]) -> Item | None:
+        """What is asked of a server, None if it gives no answer: then it is left out, and noted if that is its last."""
+        fault: Exception
+        try:
+            return await asked
+        except NoAnswer as last:
+            faults[server.url] = last
+            fault = last
+        except Passing as passing:
+            fault = passing
+        if server in self.met:
+            self.met.remove(server)
+        if server.others and server.url not in self.options.away:
+            said = fault.fault if isinstance(fault, NoAnswer) else fault
+            LOG.warning("%s.url: %s is left out for %g s at a time: %s", self.section, server.url, AWAY, said)
+        self.options.away[server.url] = time.monotonic() + AWAY
+        return None
+
+    async def _meet(self, server: "Server") -> None:
+        """Meets a server where that was not done since it was left out last."""
+        async with server.meeting:
+            if server in self.met:
+                return
+            facts = await self.meet(server)
+            if self.facts not in ({}, facts):
+                shown = [", ".join(f"{name} {value}" for name, value in one.items()) for one in (facts, self.facts)]
+                raise UserError(
+                    f"{self.section}.url: the servers differ: {server.url} has {shown[0]}, and another has {shown[1]}; "
+                    "start all of them with the same model and options"
+                )
+            self.facts = facts
+            self.met.append(server)
+            if self.options.away.pop(server.url, None) is not None:
+                LOG.info("%s.url: %s answers again", self.section, server.url)
+
+    def _silent(self, what: str, faults: dict[str, NoAnswer]) -> NoAnswer:
+        """The error where no server answers."""
+        if len(faults) == 1:
+            return next(iter(faults.values()))
+        each = "".join(f"\n  {url}: {fault.fault}" for url, fault in faults.items())
+        return NoAnswer(
+            f"{what}: no answer from any of {len(faults)} servers after {self.options.max_retries + 1} attempts each; "
+            f"check that they run and are not overloaded ({self.section}.max_concurrency, timeout), then run it again"
+            f"{each}",
+            each,
+        )
 
 
 UNKNOWN_METHOD = 501  # of a server without that part of the protocol: it will not have it at the next attempt
 
 
 class Server:
-    """The server: `ask` it, with retries."""
+    """One server: `ask` it, with retries."""
 
     def __init__(self, options: Connection, section: str, url: str, key: str, client: Any):
         self.options, self.section, self.url, self.key, self.client = options, section, url, key, client
         self.slots = asyncio.Semaphore(options.max_concurrency)
         self.renamed = False
+        self.others: list[Server] = []  # that have the same model
+        self.busy, self.meeting = 0, asyncio.Lock()
+
+    @property
+    def left_out(self) -> bool:
+        """Whether others are to be asked in its place now."""
+        return self.options.away.get(self.url, 0.0) > time.monotonic()
+
+    def _gives_way(self, fault: Passing) -> bool:
+        """Whether another server is asked in place of one more attempt: of one that is not there, or was left out."""
+        away = self.options.away
+        return (fault.unreachable or self.url in away) and any(other.url not in away for other in self.others)
 
     async def ask(self, what: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The server's answer, a JSON object. Refused: it was refused; UserError: no answer after all attempts."""
+        """The server's answer, a JSON object.
+
+        Refused: it was refused; NoAnswer: none after all attempts; Passing: another server is to be asked.
+        """
         async with self.slots:
             for attempt in range(self.options.max_retries + 1):
                 try:
                     return await self._attempt(what, path, body)
                 except Passing as passing:
                     fault = passing
+                if self._gives_way(fault):
+                    raise fault
                 if attempt < self.options.max_retries:
                     await asyncio.sleep(max(pause(attempt), min(fault.wait, self.options.timeout)))
-        raise UserError(
+        raise NoAnswer(
             f"{what}: no answer from {self.url} after {self.options.max_retries + 1} attempts, at last {fault}; check "
             "that the server runs, speaks OpenAI's protocol and is not overloaded "
-            f"({self.section}.max_concurrency, timeout), then run it again"
+            f"({self.section}.max_concurrency, timeout), then run it again",
+            str(fault),
         )
 
     async def _attempt(self, what: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -249,7 +407,8 @@ class Server:
         except TimeoutError:
             raise Passing(f"no complete answer within {self.options.timeout:g} s") from None
         except httpx.RequestError as error:
-            raise Passing(f"{type(error).__name__} {self._excerpt(str(error))}".strip()) from None
+            unreachable = isinstance(error, httpx.ConnectError)
+            raise Passing(f"{type(error).__name__} {self._excerpt(str(error))}".strip(), 0.0, unreachable) from None
 
     def _worded(self, body: dict[str, Any] | None) -> dict[str, Any] | None:
         """The request with the server's names of options, where it has said that they differ."""
@@ -264,8 +423,11 @@ class Server:
         missing = f"the environment has no {name}" if name else f"{self.section}.api_key_env names the variable of one"
         return f"; no key was sent ({missing})"
 
-    async def card(self, model: str) -> dict[str, Any]:
-        """What the server says of a model, {} if it does not say what it has. UserError: it has no such model."""
+    async def card(self, model: str, option: str = "model") -> dict[str, Any]:
+        """What the server says of a model, {} if it does not say what it has. UserError: it has no such model.
+
+        `option` is the one that names the model.
+        """
         try:
             models = (await self.ask("the list of models", "models")).get("data")
         except Refused:
@@ -274,7 +436,7 @@ class Server:
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if model not in cards:
             known = self._excerpt(suggest(model, list(cards)) if cards else f"what it lists is {models!r}{OTHER}")
-            raise UserError(f"{self.section}.model: {self.url} has no model {model!r}; {known}")
+            raise UserError(f"{self.section}.{option}: {self.url} has no model {model!r}; {known}")
         return cards[model]
 
     def _excerpt(self, text: str) -> str:

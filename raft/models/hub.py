@@ -16,7 +16,8 @@ from raft.core.atomic import file_digest, files_of
 from raft.core.errors import UserError
 from raft.models import model_folder
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]  # config, tokenizer and template
+FILES = ["*.safetensors", *DESCRIPTION]
 OLD_WEIGHTS = "pytorch_model*.bin"  # read as tensors alone, and only where there is nothing better
 NESTED = "*/*"  # exports for other programs, original weights once more
 
@@ -30,16 +31,19 @@ REFUSALS = {
 }
 
 
-def locate_model(name: str, revision: str | None = None) -> Path:
+def locate_model(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a model: `name` itself if it is one, else the snapshot of a hub model, downloaded if need be.
 
-    `revision` is a branch, tag or commit of the hub model. UserError if it does not exist, or cannot be reached.
+    `revision` is a branch, tag or commit of the hub model. Without `weights` a folder need not hold them, and of the
+    hub's none are fetched. UserError if it does not exist, or cannot be reached.
     """
     path = Path(name)
     if path.is_dir():
         return model_folder.whole(path)
     if not NAME.fullmatch(name):
         raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
+    if not weights:
+        return model_folder.whole(_snapshot(name, revision, DESCRIPTION, "model"))
     folder = _snapshot(name, revision, FILES, "model")
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(name, revision, [*FILES, OLD_WEIGHTS], "model")

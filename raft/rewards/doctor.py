@@ -75,7 +75,9 @@ def examine(
             yield Finding(name, "conversations", "warning" if prompts else "fault", refused)
         if not prompts:
             return
-        for check in (_head, _bos, _round_trip, _padding, _same_everywhere, _tells_apart, _room):
+        loaded = (_head, _bos, _round_trip, _padding, _same_everywhere, _tells_apart, _room)
+        served = (_served, _bos, _round_trip, _tells_apart, _room)
+        for check in served if getattr(reward, "remote", False) else loaded:
             level, message = check(reward, prompts)
             yield Finding(name, check.__name__.strip("_"), level, message)
         if answers is not None and prompts:
@@ -114,6 +116,24 @@ def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     runner = reward.runner
     tensors = "read by transformers" if runner.head is None else ", ".join(sorted(runner.head.weights)[:4])
     return "ok", f"whole, with {len(runner.names)} outputs ({tensors}); the reward is {_read(runner)}"
+
+
+def _served(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
+    """Rows alone and together, of a server that has been proved when it was met (`rewards.served`)."""
+    rows = _rows(reward, prompts)
+    alone = {row: reward.runner.outputs([[row]])[row] for row in rows}
+    together = reward.runner.outputs([rows])
+    apart = [abs(a - b) for row in rows for a, b in zip(alone[row], together[row], strict=True)]
+    return "ok", (
+        f"raw outputs by vLLM's server, the same alone and together up to {max(apart, default=0.0):.2g}; the reward is "
+        f"{_read(reward.runner)}"
+    )
+
+
+def _rows(reward: Any, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """A few conversations that can be scored, as tokens."""
+    rows = {reward.encode(prompt, answer)[0] for prompt in prompts[:3] for answer in ANSWERS}
+    return sorted(row for row in rows if reward.fault(row) is None)
 
 
 def _read(runner: Any) -> str:
@@ -158,8 +178,7 @@ def _padding(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
 def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     """One row alone, in a batch, in a shuffled batch, and padded on the other side."""
     runner = reward.runner
-    rows = [reward.encode(prompt, answer)[0] for prompt in prompts[:3] for answer in ANSWERS]
-    rows = sorted({row for row in rows if reward.fault(row) is None})
+    rows = _rows(reward, prompts)
     if len(rows) < 2:
         return "warning", "fewer than two of the first prompts can be read at all; see the check room"
     alone = {row: runner.read_together([row])[0] for row in rows}
@@ -187,8 +206,8 @@ def _same_everywhere(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str
 
 def _tells_apart(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     groups = [
-        Group(_asked(reward.template, number, question), [Response(text, [], None, "stop") for text in answers])
-        for number, (question, *answers) in enumerate(PAIRS)
+        Group(prompt, [Response(text, [], None, "stop") for text in answers])
+        for prompt, *answers in (asked(reward.template, number) for number in range(len(PAIRS)))
     ]
     scores = [row for row in reward.score(groups) if all(score.reward is not None for score in row)]
     if len(scores) > 1 and len({score.reward for row in scores for score in row}) == 1:
@@ -263,7 +282,9 @@ def _leading(ids: Sequence[int], token: int) -> int:
     return count
 
 
-def _asked(template: str, number: int, question: str) -> Prompt:
+def asked(template: str, number: int) -> tuple[Prompt, str, str]:
+    """A question of PAIRS as the template writes it, with its better and its worse answer."""
+    question, better, worse = PAIRS[number]
     if template == "plain":
-        return Prompt(f"doctor-{number}", text=f"{question}\n")
-    return Prompt(f"doctor-{number}", messages=[{"role": "user", "content": question}])
+        return Prompt(f"doctor-{number}", text=f"{question}\n"), better, worse
+    return Prompt(f"doctor-{number}", messages=[{"role": "user", "content": question}]), better, worse

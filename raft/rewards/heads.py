@@ -335,6 +335,8 @@ HEADS: dict[str, type[Head]] = {
     head.name: head for head in (Quantile, Objectives, Value, Regression, MLP, Attributes, Classifier, Token)
 }
 
+SERVED: tuple[type[Head], ...] = (Classifier, Attributes)  # what vLLM's server computes
+
 
 def attributes(config: Any, count: int) -> list[str]:
     """The names of `count` outputs: those of the config, else HelpSteer2's five, else numbers."""
@@ -380,6 +382,20 @@ def choose(model: str, asked: str, config: Any, checkpoint: Checkpoint) -> type[
         f"{model} is a {architecture}, which reads head: {' or '.join(head.name for head in expected)}, but its "
         f"checkpoint holds the tensor {shown[found]}, which belongs to head: {found.name}; one of the two would be "
         f"left out. If the card of the model agrees with the checkpoint, say reward.head: {found.name}"
+    )
+
+
+def choose_served(model: str, asked: str, config: Any) -> type[Head]:
+    """The head of a model that vLLM serves, whose tensors are not here. UserError: vLLM does not compute it."""
+    architecture = (config.architectures or ["none"])[0]
+    found = [HEADS[asked]] if asked != "auto" else _heads_of(architecture)
+    if len(found) == 1 and found[0] in SERVED and not set(_heads_of(architecture)) - {*SERVED}:
+        return found[0]
+    name = " or ".join(head.name for head in found) or "none that raft knows"
+    served = ", ".join(head.name for head in SERVED)
+    raise UserError(
+        f"{model} is a {architecture}, head: {name}, and vLLM's server computes only head: {served}; leave reward.url "
+        "out, and raft loads the model itself"
     )
 
 

@@ -1,6 +1,7 @@
 """kind: model. A model that reads a whole conversation; one of its outputs is the reward.
 
     reward: {kind: model, model: some/reward-model, template: chat, max_length: 2048}
+    reward: {kind: model, model: some/reward-model, url: "http://127.0.0.1:8000/v1"}    # served by vLLM
 
 The head is found by the architecture in config.json and by the tensors that are really in the checkpoint; where the
 two disagree the model is refused. The reward is read at the last token of the conversation by its position, not by its
@@ -18,11 +19,12 @@ from raft.core.options import faults_of_range, source
 from raft.core.records import Group, Prompt, Score
 from raft.core.timing import part
 from raft.models import reward_templates
-from raft.rewards.runner import Ids, Options, RewardModelRunner
+from raft.rewards.runner import Ids, RewardModelRunner
+from raft.rewards.served import Served, ServedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModel(Options):
+class RewardModel(ServedOptions):
     """A reward model of any head in `raft.rewards.heads`. All its outputs are in the `parts` of a score.
 
     `template` is one of `models.reward_templates`, or a Jinja file; `bos` the rule for the first token. A conversation
@@ -51,14 +53,19 @@ class RewardModel(Options):
             yield [Score(None, error=row) if isinstance(row, str) else self._score(*row, outputs) for row in group]
 
     def release(self) -> None:
-        if "runner" in vars(self):
-            self.runner.move("cpu")
+        if isinstance(runner := vars(self).get("runner"), RewardModelRunner):
+            runner.move("cpu")
 
     @cached_property
-    def runner(self) -> RewardModelRunner:
-        """The model in memory, loaded when it is first needed."""
+    def runner(self) -> RewardModelRunner | Served:
+        """The model in memory, loaded when it is first needed, or on its servers."""
+        runner: RewardModelRunner | Served
         with part("load"):
-            runner = RewardModelRunner(self, pairs=self.template == "pair")
+            runner = (
+                Served(self, self.template, self.bos)
+                if self.remote
+                else RewardModelRunner(self, pairs=self.template == "pair")
+            )
         if self.template == "chat" and not runner.tokenizer.chat_template:
             raise UserError(f"reward.template: {reward_templates.no_template(self.model)}")
         return runner

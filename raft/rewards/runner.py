@@ -73,10 +73,36 @@ class Options:
             yield "label", f"{self.label!r} is no token id; give a number"
 
 
-class RewardModelRunner:
-    """A reward model that turns rows of tokens into outputs.
+class Outputs:
+    """What the outputs of a reward model are: `names` are theirs, `chosen` is the place of the one that is the reward.
 
-    `names` are the outputs' names; `chosen` is the place of the one that is the reward.
+    `rows` is for how many tokens the model has embeddings.
+    """
+
+    rows: int
+
+    def __init__(self, options: Options, kind: type[Head], config: Any, names: Sequence[str]):
+        self.name, self.config, self.names = options.model, config, names
+        self.chosen = 0 if kind is Token else _chosen(options, names)
+        self.reading = reading(options, kind, config, names)
+
+    def reward(self, outputs: Sequence[float]) -> float:
+        """The reward by the outputs of a conversation: what `reading` says of the chosen one."""
+        logit, others = outputs[self.chosen], [one for at, one in enumerate(outputs) if at != self.chosen]
+        if self.reading == "logit":
+            return logit
+        odds = logit - _logsumexp(others) if others and not _independent(self.config) else logit
+        return odds if self.reading == "log-odds" else 0.5 * (1 + math.tanh(odds / 2))
+
+    def fault(self, ids: Ids) -> str | None:
+        """Why the model cannot read a conversation, None where it can."""
+        if max(ids) < self.rows:
+            return None
+        return f"the model has embeddings for {self.rows:,} tokens, and this conversation has the id {max(ids)}"
+
+
+class RewardModelRunner(Outputs):
+    """A reward model that turns rows of tokens into outputs.
 
     With `pairs` a conversation is two segments, which some encoders have to be told apart.
     """
@@ -84,27 +110,25 @@ class RewardModelRunner:
     def __init__(self, options: Options, pairs: bool = False):
         from raft.models.hub import locate_model
 
-        self.name, self.pairs = options.model, pairs
+        self.pairs = pairs
         folder = locate_model(options.model, options.revision)
         model_folder.check(folder)
         self.device = device.current()
         self.max_tokens_per_batch = options.max_tokens_per_batch or BATCH_TOKENS[self.device]
         self.tokenizer = chat_templates.load_tokenizer(str(folder))
-        self.config = _config(options.model, folder)
+        config = read_config(options.model, folder)
         checkpoint = Checkpoint(folder)
-        kind = heads.choose(options.model, options.head, self.config, checkpoint)
+        kind = heads.choose(options.model, options.head, config, checkpoint)
         self.head: Head | None = None
         if kind is Classifier and "score.weight" not in checkpoint.names:
-            self.model = _load(options, folder, self.config, "SequenceClassification", set())
-            count = self.config.num_labels
-            self.names = ["reward"] if count == 1 else heads.attributes(self.config, count)
+            self.model = _load(options, folder, config, "SequenceClassification", set())
+            names: Sequence[str] = heads.labels(config, config.num_labels)
         else:
-            self.head = heads.build(kind, options.model, self.config, checkpoint, self.tokenizer, options.label)
+            self.head = heads.build(kind, options.model, config, checkpoint, self.tokenizer, options.label)
             own = {"lm_head.weight"} & checkpoint.names if kind is Token else {*self.head.weights}
-            self.model = _load(options, folder, self.config, "", own)
-            self.names = list(self.head.names)
-        self.chosen = 0 if kind is Token else _chosen(options, self.names)
-        self.reading = reading(options, kind, self.config, self.names)
+            self.model = _load(options, folder, config, "", own)
+            names = list(self.head.names)
+        super().__init__(options, kind, config, names)
         self.rows = chat_templates.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
         self.packs = (
@@ -156,19 +180,8 @@ class RewardModelRunner:
             read = [[start + at for at in self.head.places(row)] for start, row in zip(behind, rows, strict=True)]
             return self.head(hidden[torch.arange(len(rows))[:, None], torch.tensor(read)]).float().tolist()
 
-    def reward(self, outputs: Sequence[float]) -> float:
-        """The reward by the outputs of a conversation: what `reading` says of the chosen one."""
-        logit, others = outputs[self.chosen], [one for at, one in enumerate(outputs) if at != self.chosen]
-        if self.reading == "logit":
-            return logit
-        odds = logit - _logsumexp(others) if others and not _independent(self.config) else logit
-        return odds if self.reading == "log-odds" else 0.5 * (1 + math.tanh(odds / 2))
-
     def fault(self, ids: Ids) -> str | None:
-        """Why the model cannot read a conversation, None where it can."""
-        if max(ids) >= self.rows:
-            return f"the model has embeddings for {self.rows:,} tokens, and this conversation has the id {max(ids)}"
-        return None if self.head is None else self.head.fault(ids)
+        return super().fault(ids) or (None if self.head is None else self.head.fault(ids))
 
     def move(self, where: str) -> None:
         """To the accelerator, or to host memory, which gives the accelerator's memory back."""
@@ -229,7 +242,8 @@ def _hidden(model: Any, **inputs: Any) -> Any:
     return model(**inputs, use_cache=False).last_hidden_state
 
 
-def _config(name: str, folder: Path) -> Any:
+def read_config(name: str, folder: Path) -> Any:
+    """The config of a model folder. UserError: transformers has no such architecture."""
     from transformers import AutoConfig
 
     try:

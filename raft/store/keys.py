@@ -91,7 +91,8 @@ def _described(owner: Any, item: dataclasses.Field, stage: str) -> Any:
     if kind in ("file", "template"):
         return None if hasattr(owner, "identify") else _with_day(hub.identity(Path(value)), Path(value))
     if kind == "model":
-        folder = hub.locate_model(value, getattr(owner, "revision", None))
+        loaded = getattr(owner, "url", None) is None
+        folder = hub.locate_model(value, getattr(owner, "revision", None), weights=loaded)
         return _with_day(hub.identity(folder), folder)
     if kind == "served":
         return value if owner.url else None

@@ -24,6 +24,7 @@ from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
 from raft.launch.openai_client import pause, retry_after
 from raft.models.chat_templates import encode_response
+from raft.store.keys import describe
 
 PROMPTS = [Prompt(id=f"p{n}", text=text) for n, text in enumerate(["hello", "a", "the cat sat on", "x y"])]
 CHAT = Prompt(id="chat", messages=[{"role": "user", "content": "hello"}])
@@ -281,6 +282,47 @@ def test_ctrl_c_in_a_notebook_ends_everything_promptly(serve, policy):
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, before)
+
+
+def seeds(*servers: TinyServer) -> list[int]:
+    return sorted(asked["seed"] for one in servers for asked in text_requests(one))
+
+
+def test_two_servers_share_the_responses_which_are_those_of_one(serve, policy):
+    alone, *both = serve(), serve(), serve()
+    whole = answers(remote(alone, k=3), policy)
+    assert answers(remote(alone, k=3, max_concurrency=2, url=[one.url for one in both]), policy) == whole
+    assert seeds(*both) == seeds(alone) and all(len(text_requests(one)) >= 3 for one in both)
+    assert all(1 <= one.most_busy <= 2 for one in both)
+    probes = [[asked["prompt"] for asked in one.requests if "prompt_logprobs" in asked] for one in both]
+    assert [sorted(map(tuple, one)) for one in probes] == [[(5, 6, 7, 8), (40, 41, 42)]] * 2
+
+
+def test_a_dead_server_loses_no_response_and_repeats_none(serve, policy):
+    alone, living, dead = serve(), serve(), serve()
+    dead.shutdown()
+    dead.server_close()
+    urls = [dead.url, living.url]
+    assert answers(remote(alone, url=urls), policy) == answers(remote(alone), policy)
+    assert seeds(living) == seeds(alone) and len(set(seeds(living))) == 2 * len(PROMPTS)
+
+
+def test_one_server_of_several_with_other_weights_is_refused_by_its_name(serve, policy, tmp_path):
+    other = tiny_policy(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(other.path)
+    model.get_output_embeddings().weight.data.neg_()
+    model.save_pretrained(other.path)
+    right, wrong = serve(), serve(policy=other)
+    with pytest.raises(UserError, match=rf"^{wrong.url} holds other weights than the policy"):
+        answers(remote(right, url=[right.url, wrong.url]), policy)
+    with pytest.raises(UserError, match=r"generator\.url: the servers differ: .*vllm (True|False), max_model_len"):
+        answers(remote(right, url=[right.url, serve("somebody").url]), policy)
+
+
+def test_no_key_holds_how_many_servers_there_are_or_where():
+    one, other = "http://a/v1", "http://b/v1"
+    keys = [describe(Remote(url=url, model="m")) for url in (one, [other], [one, other], [other, one])]
+    assert all(key == keys[0] for key in keys) and "url" not in keys[0]
 
 
 def test_options_are_checked():

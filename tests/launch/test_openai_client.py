@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 import gzip
 import json
+import logging
+import socket
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from raft.core.errors import UserError
+from raft.launch import openai_client
 from raft.launch.openai_client import Connection, Refused, connected, url_faults
 from raft.store.keys import describe
 
@@ -48,18 +52,33 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
-    saying = Saying()
-    threading.Thread(target=saying.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield saying
-    saying.shutdown()
-    saying.server_close()
+def start():
+    """Starts servers, and stops them after the test."""
+    running = []
+
+    def begin() -> Saying:
+        running.append(Saying())
+        threading.Thread(target=running[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return running[-1]
+
+    yield begin
+    for saying in running:
+        saying.shutdown()
+        saying.server_close()
+
+
+@pytest.fixture
+def server(start):
+    return start()
 
 
 def ask(server: Saying, options: Connection = OPTIONS, section: str = "reward", card: str | None = None, **more):
+    async def meet(one):
+        return {} if card is None else await one.card(card)
+
     async def asked():
-        async with connected(options, section, server.url, options.key, **more) as connection:
-            return await (connection.ask("prompt 7", "models") if card is None else connection.card(card))
+        async with connected(options, section, server.url, options.key, meet, **more) as servers:
+            return servers.facts if card is not None else await servers.ask("prompt 7", "models")
 
     return asyncio.run(asked())
 
@@ -266,3 +285,187 @@ def test_the_name_of_the_variable_with_the_key_is_in_no_key_of_a_run():
 def test_options_out_of_range_are_told():
     options = Connection(max_concurrency=0, max_retries=-1, timeout=float("nan"))
     assert [name for name, _ in options.faults()] == ["max_concurrency", "max_retries", "timeout"]
+
+
+def busy(server: Saying, seconds: float) -> None:
+    """Has a server take this long for an answer, and count how many it works on at once."""
+    server.now, server.most, lock = 0, 0, threading.Lock()
+
+    def writes(handler: Handler) -> None:
+        with lock:
+            server.now += 1
+            server.most = max(server.most, server.now)
+        time.sleep(seconds)
+        with lock:
+            server.now -= 1
+        handler.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n{"by": "%d"}' % server.server_port)
+
+    server.writes = writes
+
+
+def closed_url() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+
+
+async def anything(server) -> dict:
+    return {}
+
+
+def ask_all(urls: list[str], count: int, options: Connection, meet=anything) -> list[dict]:
+    async def asked():
+        async with connected(options, "reward", urls, "", meet) as servers:
+            return await asyncio.gather(*(servers.ask(f"prompt {n}", f"p{n}") for n in range(count)))
+
+    return asyncio.run(asked())
+
+
+def paths(*servers: Saying) -> Counter:
+    return Counter(path for one in servers for path, _ in one.seen)
+
+
+def test_each_request_goes_to_the_server_with_the_fewest_under_way(start):
+    quick, slow = start(), start()
+    busy(quick, 0.02)
+    busy(slow, 0.2)
+    answers = ask_all([slow.url, quick.url], 60, Connection(max_concurrency=3))
+    assert (quick.most, slow.most) == (3, 3)
+    by = Counter(answer["by"] for answer in answers)
+    assert by.total() == 60 and by[str(quick.server_port)] >= 3 * by[str(slow.server_port)] > 0
+    assert paths(quick, slow) == {f"/v1/p{n}": 1 for n in range(60)}
+
+
+def test_a_server_that_is_not_there_is_left_out_at_once_with_one_warning(server, caplog):
+    busy(server, 0.0)
+    options, gone = Connection(max_concurrency=2, max_retries=5), closed_url()
+    began = time.monotonic()
+    for _ in range(3):  # each connects anew
+        assert len(ask_all([gone, server.url], 10, options)) == 10
+    assert time.monotonic() - began < 2
+    warned = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warned) == 1 and warned[0].startswith(f"reward.url: {gone} is left out for 60 s at a time: ConnectError")
+
+
+def test_what_a_server_with_errors_was_asked_is_answered_by_the_others(start, monkeypatch, caplog):
+    monkeypatch.setattr(openai_client, "pause", lambda attempt: 0.01)
+    good, bad = start(), start()
+    busy(good, 0.01)
+    bad.status = 503
+    answers = ask_all([bad.url, good.url], 30, Connection(max_concurrency=2, max_retries=2))
+    assert [answer["by"] for answer in answers] == [str(good.server_port)] * 30
+    assert paths(good) == {f"/v1/p{n}": 1 for n in range(30)}
+    assert max(paths(bad).values()) == 3 and len(paths(bad)) <= 2 and len(caplog.records) == 1
+
+
+def test_a_server_that_ends_in_the_middle_loses_no_request(start, monkeypatch):
+    monkeypatch.setattr(openai_client, "pause", lambda attempt: 0.01)
+    good, dying = start(), start()
+    busy(good, 0.01)
+    busy(dying, 0.01)
+    whole = dying.writes
+
+    def dies(handler: Handler) -> None:
+        if len(dying.seen) > 5:
+            dying.socket.close()
+            handler.connection.close()
+        else:
+            whole(handler)
+
+    dying.writes = dies
+    answers = ask_all([dying.url, good.url], 40, Connection(max_concurrency=3, max_retries=2))
+    by = Counter(answer["by"] for answer in answers)
+    assert by.total() == 40 and by[str(dying.server_port)] == 5
+
+
+def test_the_run_stops_when_no_server_answers_and_each_is_named_with_its_error(start, monkeypatch):
+    monkeypatch.setattr(openai_client, "pause", lambda attempt: 0.01)
+    bad, gone = start(), closed_url()
+    bad.status, bad.content = 500, b"no room"
+    with pytest.raises(UserError) as told:
+        ask_all([gone, bad.url], 3, Connection(max_retries=1))
+    first, *each = str(told.value).splitlines()
+    assert "no answer from any of 2 servers after 2 attempts each" in first and "reward.max_concurrency" in first
+    assert sorted(each) == sorted(
+        [f"  {gone}: ConnectError All connection attempts failed", f"  {bad.url}: status 500: no room"]
+    )
+    asked = max(paths(bad).values())
+    assert asked == 2
+
+
+def test_servers_that_are_all_gone_for_a_moment_are_waited_for_as_one_is(monkeypatch):
+    monkeypatch.setattr(openai_client, "pause", lambda attempt: 0.2)
+    urls = [closed_url(), closed_url()]
+    back = {}
+
+    def come_back() -> None:
+        back["server"] = ThreadingHTTPServer(("127.0.0.1", int(urls[0].split(":")[2][:-3])), Handler)
+        back["server"].seen, back["server"].status, back["server"].content = [], 200, b"{}"
+        back["server"].writes = None
+        back["server"].serve_forever(poll_interval=0.01)
+
+    timer = threading.Timer(0.5, come_back)
+    timer.start()
+    assert ask_all(urls, 4, Connection(max_retries=6)) == [{}] * 4
+    back["server"].shutdown()
+    back["server"].server_close()
+
+
+def test_a_server_that_comes_back_is_met_before_it_is_asked(start, monkeypatch):
+    """Left out for no time at all, it is tried again and again; when it answers, it has another model by then."""
+    monkeypatch.setattr(openai_client, "AWAY", 0.0)
+    good, other = start(), start()
+    busy(good, 0.01)
+    other.status = 503
+    met = Counter()
+
+    async def meet(server) -> dict:
+        await server.ask("its model", "models")
+        met[server.url] += 1
+        return {"model": "large" if server.url == other.url else "small"}
+
+    options = Connection(max_concurrency=2, max_retries=0)
+    assert len(ask_all([good.url, other.url], 6, options, meet)) == 6
+    assert met == {good.url: 1}
+    assert set(paths(other)) == {"/v1/models"}  # nothing else is asked of a server that was not met
+    other.status = 200
+    with pytest.raises(UserError, match=r"reward\.url: the servers differ: .* model .*start all of them with the same"):
+        ask_all([good.url, other.url], 6, options, meet)
+
+
+def test_a_server_that_was_left_out_meanwhile_is_met_again(start, monkeypatch):
+    monkeypatch.setattr(openai_client, "AWAY", 0.0)
+    good, restarted, model = start(), start(), {}
+    busy(good, 0.01)
+
+    def restarts(handler: Handler) -> None:
+        if handler.path == "/v1/p0":
+            model[restarted.url] = "large"
+            handler.wfile.write(b"HTTP/1.0 503 Busy\r\n\r\n")
+        else:
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n{}")
+
+    restarted.writes = restarts
+
+    async def meet(server) -> dict:
+        return {"model": model.get(server.url, "small")}
+
+    with pytest.raises(UserError, match="the servers differ"):
+        ask_all([restarted.url, good.url], 20, Connection(max_concurrency=1, max_retries=0), meet)
+
+
+def test_a_refusal_is_no_reason_to_ask_another_server(start):
+    one, other = start(), start()
+    one.status = other.status = 400
+    with pytest.raises(Refused):
+        ask_all([one.url, other.url], 1, Connection())
+    assert len(one.seen) + len(other.seen) == 1
+
+
+def test_a_list_of_addresses_is_checked_one_by_one_and_names_each_once():
+    assert not list(url_faults(["http://a/v1", "http://b/v1"]))
+    wrong = {"x": "'x' is not an address", "http://u:w@a/v1": "holds a name"}
+    for url, words in wrong.items():
+        ((name, message),) = url_faults(["http://a/v1", url])
+        assert name == "url" and words in message and "w@" not in message
+    assert "names no server" in dict(url_faults([]))["url"]
+    assert "twice" in dict(url_faults(["http://a/v1", "http://a/v1/"]))["url"]

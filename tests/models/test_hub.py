@@ -110,6 +110,13 @@ def test_a_hub_model_is_fetched_once_and_only_what_is_needed(server: Server, mon
     assert server.fetched == []
 
 
+def test_of_a_model_that_is_served_elsewhere_no_weights_are_fetched(server: Server):
+    folder = hub.locate_model("owner/name", weights=False)
+    assert hub.identity(folder) == f"commit:{COMMIT}"
+    assert set(server.fetched) == {"config.json", "tokenizer.model", "chat_template.jinja", "merges.txt"}
+    assert (hub.locate_model("owner/name") / "model.safetensors").exists()  # all the same, where they are needed
+
+
 def test_old_weights_are_fetched_only_where_there_are_no_others(server: Server):
     server.files.remove("model.safetensors")
     hub.locate_model("owner/name")

@@ -35,6 +35,7 @@ class World:
 
     scored: Counter = field(default_factory=Counter)
     made: Counter = field(default_factory=Counter)
+    released: list[int] = field(default_factory=list)  # how much was made when the generator was asked for its memory
     now: threading.Condition = field(default_factory=threading.Condition)
 
     def tell(self, group: Group) -> None:
@@ -67,7 +68,7 @@ class Makes:
             yield Group(prompt, [Response(f"{prompt.text} {k}", [k], None, "stop") for k in range(self.k)])
 
     def release(self) -> None:
-        """It holds nothing."""
+        WORLD.released.append(WORLD.made.total())
 
 
 UNTIL = [10**9]
@@ -128,6 +129,13 @@ def test_a_remote_reward_scores_while_responses_are_made_and_no_group_twice(tmp_
     scores = answer_and_score(tmp_path, Makes(lag=2), Says())
     assert WORLD.scored == Counter({f"p{n}": 1 for n in range(COUNT)}) == WORLD.made
     assert scores.rows == COUNT and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_remote_reward_takes_no_memory_from_the_generator_that_is_at_work(tmp_path):
+    answer_and_score(tmp_path / "far", Makes(lag=2), Says())
+    assert not any(WORLD.released)  # at 0 another test's generator may have been asked
+    answer_and_score(tmp_path / "near", Makes(), Says(remote=False))
+    assert WORLD.released[-1] == 2 * COUNT  # a reward of this machine takes it, when all is made
 
 
 def test_scores_are_those_of_a_reward_that_did_not_follow_byte_by_byte(tmp_path):

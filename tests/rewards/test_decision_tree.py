@@ -13,6 +13,7 @@ import torch
 import worlds
 from heads import labels, make, rand
 from reward_models import TEXTS, chat_ids, groups, llama_hidden, make_tokenizer, rewards
+from reward_server import RewardServer
 
 from raft.core.errors import UserError
 from raft.core.protocols import comparable
@@ -199,6 +200,17 @@ def test_what_cannot_be_scored_stays_beside_the_ranked(folder: Path):
     given = [Group(Prompt("p", messages=[{"role": "user", "content": "x"}]), [Response(long, [], None, "stop")])]
     ((only,),) = DecisionTree(model=str(folder)).score(given)
     assert only.reward is None
+
+
+def test_attributes_that_a_server_computes_are_ranked_as_those_in_memory(folder: Path):
+    server = RewardServer(folder)
+    try:
+        far = DecisionTree(model=str(folder), url=server.url, served_model_name="tiny")
+        near = DecisionTree(model=str(folder))
+        ranks = [[[one.rank for one in scores] for scores in reward.score(groups())] for reward in (far, near)]
+        assert ranks[0] == ranks[1] and len(server.scored) == 2 * len(TEXTS)
+    finally:
+        server.stop()
 
 
 def test_the_tree_of_another_model_is_refused(folder: Path, pickled: Any):

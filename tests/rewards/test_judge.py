@@ -134,6 +134,14 @@ def test_wins_and_losses_are_those_of_every_pair_in_both_orders(ask, proxy, temp
     assert len(proxy.requests) == sum(len(one.responses) * (len(one.responses) - 1) for one in blocks)
 
 
+def test_two_servers_judge_as_one_and_each_question_is_asked_once(ask, proxy, served):
+    before = len(served.requests)
+    (found,) = ask(url=[proxy.url, served.url], max_concurrency=2).score([group(*WORDS)])
+    assert counts(found, "wins", "losses") == brute(FAIR, WORDS)
+    questions = [asked["messages"][-1]["content"] for asked in served.requests[before:]]
+    assert len(questions) == len(set(questions)) == len(WORDS) * (len(WORDS) - 1)
+
+
 def test_a_fair_judge_ranks_and_a_biased_one_has_no_preference(ask):
     (fair,), (biased,) = scores(ask(FAIR), group(*WORDS)), scores(ask(BIASED), group(*WORDS))
     assert [WORDS[i] for i in sorted(range(6), key=lambda i: fair[i].rank)] == sorted(WORDS)

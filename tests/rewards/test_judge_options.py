@@ -87,7 +87,7 @@ def test_the_key_of_a_run_holds_the_question_and_the_weights_not_where_they_are(
     assert content(model=str(tmp_path / "two"))["content"] == first["content"]
     assert content(template=None)["content"] != first["content"] and content(seed=1) != first
     far = content(model="m", url="http://h/v1")
-    assert far == content(model="m", url="https://other/v1") and "model" not in far["content"]
+    assert far == content(model="m", url=["https://other/v1", "http://h/v1"]) and "model" not in far["content"]
     (tmp_path / "one" / "model.safetensors").write_bytes(b"22")
     (tmp_path / "two.jinja").write_text(BIASED)
     assert content()["content"]["model"] != first["content"]["model"]

@@ -26,7 +26,17 @@ from raft.core.seeds import derive
 from raft.data.sources import pattern_faults
 from raft.launch import completions, vllm_options, vllm_server
 from raft.launch.completions import excerpt
-from raft.launch.openai_client import Connection, Refused, Server, connected, is_vllm, items, together, url_faults
+from raft.launch.openai_client import (
+    Connection,
+    Refused,
+    Server,
+    Servers,
+    connected,
+    is_vllm,
+    items,
+    together,
+    url_faults,
+)
 from raft.rewards.judge import prompts, verdicts
 from raft.rewards.judge.verdicts import Outcome, Verdict
 
@@ -35,20 +45,20 @@ NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  #
 
 
 class Asked(NamedTuple):
-    """A server, and the judge's name on it."""
+    """The servers, and the judge's name on them."""
 
-    server: Server
+    servers: Servers
     model: str
-    is_vllm: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge(Connection):
     """A judge that compares the responses of a group two at a time, or grades each alone.
 
-    With `url`, `model` is the name that the server there has for it; without, it is a folder or a hub id, which raft
-    serves itself by vLLM with `engine_args`. `template` is a Jinja file that writes the question, a message of
-    the user after the `system` one, or with `format: text` the whole text that the judge goes on from.
+    With `url`, an address or a list of them, `model` is the name that the servers there have for it; without, it is a
+    folder or a hub id, which raft serves itself by vLLM with `engine_args`. `template` is a Jinja file that writes the
+    question, a message of the user after the `system` one, or with `format: text` the whole text that the judge goes on
+    from.
     `ranking: challenger` compares each response only with the best one before it. A run that would send more than
     `max_requests` is refused before it starts. The group of the regular expression
     `verdict` is the verdict, where it matches last behind the judge's reasoning; without one, see `judge/verdicts.py`.
@@ -56,7 +66,7 @@ class Judge(Connection):
 
     model: str = source("served")
     revision: str | None = None
-    url: str | None = speed(None)
+    url: str | list[str] | None = speed(None)
     mode: Literal["pairwise", "grade"] = "pairwise"
     ranking: Literal["all-pairs", "challenger"] = "all-pairs"
     template: str | None = source("file", None)
@@ -150,20 +160,23 @@ class Judge(Connection):
 
     @asynccontextmanager
     async def _asked(self) -> AsyncIterator[Asked]:
-        """The server, our own or that at `url`, known to have the model."""
+        """The servers, our own or those at `url`, known to have the model."""
         if self.url is not None:
-            async with connected(self, "reward", self.url, self.key) as server:
-                yield Asked(server, self.model, is_vllm(await server.card(self.model)))
+            async with connected(self, "reward", self.url, self.key, self._meet) as servers:
+                yield Asked(servers, self.model)
             return
         if "own" in vars(self) and not self.own.running:
             self.close()
         try:
-            async with connected(self, "reward", self.own.url, self.own.key, proxies=False) as server:
-                yield Asked(server, vllm_server.NAME, True)
+            async with connected(self, "reward", self.own.url, self.own.key, _own, proxies=False) as servers:
+                yield Asked(servers, vllm_server.NAME)
         except UserError:
             if "own" in vars(self) and not self.own.running:
                 raise self.own.ended() from None
             raise
+
+    async def _meet(self, server: Server) -> dict[str, Any]:
+        return {"vllm": is_vllm(await server.card(self.model))}
 
     async def _scored(self, block: list[Group]) -> AsyncGenerator[list[Score]]:
         if not block:
@@ -222,7 +235,7 @@ class Judge(Connection):
         question = prompts.write(self.question, what, prompt=prompt.content, messages=turns, **shown)
         body = self._body(asked, question, derive(self.seed, prompt.id, *places))
         try:
-            answer = await asked.server.ask(what, "chat/completions" if chat else "completions", body)
+            answer = await asked.servers.ask(what, "chat/completions" if chat else "completions", body)
         except Refused as fault:
             if fault.status not in UNREADABLE and not fault.filtered:
                 raise
@@ -249,7 +262,7 @@ class Judge(Connection):
     def _body(self, asked: Asked, question: str, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {"model": asked.model, "n": 1, "seed": seed, "max_tokens": self.max_tokens}
         body |= {"temperature": self.temperature} | ({"stop": self.stop} if self.stop else {})
-        body |= NEUTRAL if asked.is_vllm else {}
+        body |= NEUTRAL if asked.servers.facts["vllm"] else {}
         if self.format == "text":
             return body | {"prompt": question}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -289,6 +302,11 @@ def _pattern_faults(pattern: str) -> Iterator[tuple[str, str]]:
     yield from faults
     if not faults and (count := re.compile(pattern).groups) > 1:
         yield "verdict", f"has {count} groups, but the verdict is one; write the others as (?:...)"
+
+
+async def _own(server: Server) -> dict[str, Any]:
+    """What is known of a server of our own without asking it."""
+    return {"vllm": True}
 
 
 def _texts(group: Group) -> tuple[list[str], list[int]]:
