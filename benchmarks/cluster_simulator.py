@@ -65,7 +65,8 @@ CONSTANTS: dict[str, tuple[float, str]] = {
     "layer": (1e-3, "assumed: seconds of Python and launches of a layer in a pass, forward (three times in training)"),
     "step": (5e-3, "assumed: seconds of a decoding step beside its arithmetic"),
     "sequence": (20e-6, "assumed: ... for each sequence (seeds and log-probabilities of its own)"),
-    "tensor": (0.8, "assumed: of the speed of so many GPUs, that of an engine spread over them (not built)"),
+    "tensor": (0.8, "assumed: of the speed of so many GPUs, that of an engine split over them"),
+    "spawn": (15.0, "assumed: seconds until the other ranks of a worker with several GPUs have torch and are there"),
     "most": (1024, "vLLM's own max_num_seqs on a GPU of 70 GB or more, in offline use"),
     "ray_group": (0.5e-3, MEASURE),
     "ray_give": (40e-6, MEASURE),
@@ -85,7 +86,8 @@ MEDIAN, SIGMA = 250.0, 0.8  # of the lengths of responses; assumed: of chat answ
 GPU = 141
 DEVICES = (1, 8, 64, 512)
 POLICIES = ("Qwen2.5-7B", "Qwen2.5-14B", "Qwen2.5-32B", "Llama-3.1-70B")
-VARIANTS = {"full": "full", "lora": "LoRA", "spread": "spread, not built"}
+VARIANTS = {"full": "full", "lora": "LoRA", "split": "split"}
+SPLIT = 2  # launch.gpus_per_worker and tensor_parallel_size of `split`, which leaves out likelihoods
 PROBES = 4 * weight_check.COUNT  # forward passes of the probe: before and after, with and without rounding
 SELECTED = 4096  # responses that --measure selects from
 WAITING = 200  # streams that --measure waits for
@@ -147,7 +149,7 @@ class Rates:
     load: float = 0.0  # bytes of a policy's file
     pcie: float = 0.0  # seconds of those between a host and its GPU
     wake: float = 0.0
-    together: int = 1  # devices that hold one copy of an engine
+    together: int = 1  # GPUs of a worker, over which its engine is split
 
     def decode(self, sequences: int, context: int, steps: int) -> float:
         """Seconds of so many steps with the same sequences, whose contexts have so many tokens at first."""
@@ -292,22 +294,19 @@ def generate(work: Work, lengths: np.ndarray, engines: int, rates: Rates, of: Co
 def rates(policy: str, variant: str, devices: int, work: Work, of: Constants) -> Rates | str:
     """What a GPU takes for a policy, or why the policy does not fit, by the memory plan of `raft check`.
 
-    `full` and `lora` are what raft does: training is sharded where `launch.shard: auto` says so. `spread` is not built:
-    engines and likelihoods on as many GPUs as they need.
+    Training is sharded where `launch.shard: auto` says so. By `split` an engine has SPLIT GPUs.
     """
-    ranks = max(1, devices - work.reward_workers)
-    size, gpu = model(policy), turns(policy, REWARDS[0], variant == "lora", GPU, ranks)
+    together = SPLIT if variant == "split" else 1
+    if (ranks := devices - together * work.reward_workers) < together:
+        return f"a worker has {together} GPUs"
+    size, gpu = model(policy), turns(policy, REWARDS[0], variant == "lora", GPU, ranks, split=together)
     count, kept = size.parameters(), size.cached(2) or 0
     layers = size.config["num_hidden_layers"]
     apart = sharded(gpu["train"])
-    together = 1
-    if variant == "spread":
-        whole = memory(GPU).memory
-        while 2 * count > 0.8 * UTILIZATION * together * whole or gpu["likelihoods"].total > together * (whole - KEPT):
-            together *= 2
-    asked = () if variant == "spread" else ("generate", "likelihoods") if work.kl else ("generate",)
-    wrong = [name for name in (*asked, "train") if not fits(name, policy, lora=variant == "lora", devices=ranks)]
-    if wrong or together > ranks:
+    asked = ("generate", "likelihoods", "train") if work.kl else ("generate", "train")
+    if wrong := [
+        name for name in asked if not fits(name, policy, lora=variant == "lora", devices=ranks, split=together)
+    ]:
         limit = {"generate": int(UTILIZATION * memory(GPU).memory)}
         told = (f"{name} {gb(gpu[name].total)} of {gb(limit.get(name, memory(GPU).memory - KEPT))}" for name in wrong)
         return f"does not fit: {', '.join(told)} GB"
@@ -331,7 +330,7 @@ def rates(policy: str, variant: str, devices: int, work: Work, of: Constants) ->
         score_token=2 * judge.parameters(output=False) / (of["matrices"] * of["matrices_forward"]),
         score_load=0.0 if work.reward_workers else 2 * judge.parameters(output=False) / of["pcie"],
         likely=layers * of["layer"],
-        likely_token=2 * count / (copy * of["tf32"] * of["matrices_forward"]),
+        likely_token=2 * count / (of["tf32"] * of["matrices_forward"]),
         train_pass=3 * layers * of["layer"],
         train_token=learning,
         update=36 * trained / (ranks if apart else 1) / (of["memory"] * of["memory_share"]),
@@ -442,27 +441,27 @@ def added_up(size: float, devices: int, of: Constants) -> float:
     return 2 * (devices - 1) / devices * size / wire(devices, of) + buckets * 2 * math.log2(devices) * of["hop"]
 
 
-def loading(rates: Rates, workers: int, parts: int, of: Constants) -> float:
-    """Seconds in which workers load a policy's file, each a whole one or one of so many parts."""
-    nodes = -(-workers // int(of["node"]))
+def loading(rates: Rates, processes: int, parts: int, of: Constants) -> float:
+    """Seconds in which a process for each GPU loads a policy's file, all of it or one of so many parts."""
+    nodes = -(-processes // int(of["node"]))
     return max(rates.load * nodes / of["files"], rates.load / of["files_node"], rates.load / parts / of["load"])
 
 
-def handover(rates: Rates, workers: int, of: Constants) -> float:
+def handover(rates: Rates, ranks: int, of: Constants) -> float:
     """Seconds of weights: the ranks load a policy, rank 0 writes the next one, and the engines load that.
 
     Sharded weights are loaded by rank 0, which sends them, and has them back at the end.
     """
-    engines, written = loading(rates, workers, rates.together, of), rates.load / of["files_write"]
+    engines, written = loading(rates, ranks, rates.together, of), rates.load / of["files_write"]
     if rates.gathered:
         return loading(rates, 1, 1, of) + written + engines + 2 * (rates.pcie + rates.gathered)
-    return loading(rates, workers, 1, of) + written + engines
+    return loading(rates, ranks, 1, of) + written + engines
 
 
 def likelihoods(work: Work, answers: np.ndarray, workers: int, rates: Rates, of: Constants) -> float:
     """Seconds of evaluation.kl: held-out answers under two policies, one after the other, each loaded anew."""
     handed = parted(answers, logprobs.BLOCK)
-    load = loading(rates, rates.together * min(workers, len(handed)), rates.together, of)
+    load = loading(rates, min(workers, len(handed)), 1, of)
 
     def seconds(tokens: int, responses: int) -> float:
         return math.ceil(tokens / packing.FORWARD["cuda"]) * rates.likely + tokens * rates.likely_token
@@ -473,15 +472,15 @@ def likelihoods(work: Work, answers: np.ndarray, workers: int, rates: Rates, of:
 def iteration(work: Work, devices: int, rates: Rates, of: Constants) -> dict[str, float]:
     """Seconds by stage."""
     lengths, answers = work.lengths(work.prompts, work.k), work.lengths(work.held_out, work.held_out_k)
-    workers = devices - work.reward_workers
-    engines = workers // rates.together
+    workers = devices // rates.together - work.reward_workers
+    ranks = workers * rates.together
 
     def scored(texts: np.ndarray, made: Generated) -> float:
         if work.reward_workers:
             return followed(work, texts, made, rates, of)
-        return score(work, parted(texts, BATCH_SIZE), devices, rates, of)
+        return score(work, parted(texts, BATCH_SIZE), workers, rates, of)
 
-    made, examined = (generate(work, texts, engines, rates, of) for texts in (lengths, answers))
+    made, examined = (generate(work, texts, workers, rates, of) for texts in (lengths, answers))
     return {
         "generate": rates.wake + made.seconds,
         "score": scored(lengths, made),
@@ -489,10 +488,11 @@ def iteration(work: Work, devices: int, rates: Rates, of: Constants) -> dict[str
             of[f"{what}_response"] * lengths.size + of[f"{what}_token"] * int(lengths.sum())
             for what in ("select", "figures")
         ),
-        "train": train(work, lengths, workers, rates, of) + of["ray_put"] + workers * of["ray_rank"],
-        "handover": handover(rates, workers, of),
+        "train": of["ray_put"] + workers * of["ray_rank"] + of["spawn"] * (ranks > workers)
+        + train(work, lengths, ranks, rates, of),
+        "handover": handover(rates, ranks, of),
         "evaluate": rates.wake + examined.seconds + scored(answers, examined),
-        "likelihoods": likelihoods(work, answers, engines, rates, of) if work.kl else 0.0,
+        "likelihoods": likelihoods(work, answers, workers, rates, of) if work.kl else 0.0,
     }  # fmt: skip
 
 
@@ -549,7 +549,10 @@ def validation() -> Iterator[str]:
 def tables(work: Work, of: Constants) -> tuple[dict[str, list[str]], dict[str, dict[int, dict[str, float]]]]:
     """The tables of docs/scaling.md by name, and seconds by policy, devices and stage."""
     times: dict[str, dict[int, dict[str, float]]] = {}
-    refused = ["| policy | full fine-tuning | LoRA | engines spread (not built) |", "|---|---|---|---|"]
+    refused = [
+        f"| policy | full fine-tuning | LoRA | full, {SPLIT} GPUs for each worker, no likelihoods |",
+        "|---|---|---|---|",
+    ]
     shown = [
         f"| policy | GPUs | {' | '.join(STAGES)} | iteration | efficiency | most over linear |",
         "|---|---|" + "---|" * (len(STAGES) + 3),
@@ -557,13 +560,14 @@ def tables(work: Work, of: Constants) -> tuple[dict[str, list[str]], dict[str, d
     for policy in POLICIES:
         verdicts = {}
         for variant in VARIANTS:
-            tried = {devices: rates(policy, variant, devices, work, of) for devices in DEVICES}
+            asked = replace(work, kl=0) if variant == "split" else work
+            tried = {devices: rates(policy, variant, devices, asked, of) for devices in DEVICES}
             can = {devices: one for devices, one in tried.items() if isinstance(one, Rates)}
             why = next((one for one in reversed(tried.values()) if isinstance(one, str)), "")
             verdicts[variant] = why if not can else "fits" if len(can) == len(tried) else f"from {min(can)} GPUs"
             if can and not any(name.startswith(policy) for name in times):  # the first way that is possible
                 name = f"{policy}, {VARIANTS[variant]}"
-                times[name] = {devices: iteration(work, devices, one, of) for devices, one in can.items()}
+                times[name] = {devices: iteration(asked, devices, one, of) for devices, one in can.items()}
                 shown += rows(name, times[name])
         refused.append(f"| {policy} | {' | '.join(verdicts.values())} |")
     return {

@@ -51,7 +51,7 @@ RECIPE = """\
 name: hardware
 policy: {{model: {policy}}}
 prompts: {{kind: file, path: prompts.jsonl, max_prompt_length: 512}}
-generator: {{kind: vllm, k: 8, max_tokens: 512, max_model_len: 1024}}
+generator: {{kind: vllm, k: 8, max_tokens: 512, max_model_len: 1024, engine_args: {{tensor_parallel_size: {split}}}}}
 reward: {{kind: model, model: {reward}, max_length: 1024}}
 trainer:
   kind: sft
@@ -126,12 +126,17 @@ def write(folder: Path, name: str) -> Path:
 
 @cache
 def turns(
-    policy: str, reward: str, lora: bool, gigabytes: int, devices: int = 1, shard: str = "auto"
+    policy: str, reward: str, lora: bool, gigabytes: int, devices: int = 1, shard: str = "auto", split: int = 1
 ) -> dict[str, Turn]:
-    """What each turn of RECIPE takes on each of so many GPUs, by its name."""
+    """What each turn of RECIPE takes on each of so many GPUs, by its name; an engine is split over `split` of them."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        made = {"policy": write(place, policy), "reward": write(place, reward), "lora": LORA if lora else "null"}
+        made = {
+            "policy": write(place, policy),
+            "reward": write(place, reward),
+            "lora": LORA if lora else "null",
+            "split": split,
+        }
         (place / "recipe.yaml").write_text(RECIPE.format(**made))
         (place / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
         loaded = recipe.load(place / "recipe.yaml", [])
@@ -152,10 +157,11 @@ def sharded(train: Turn) -> bool:
 
 
 def fits(
-    turn: str, policy: str = POLICIES[0], reward: str = REWARDS[0], lora: bool = False, gpu: int = 141, devices: int = 1
-) -> bool:
+    turn: str, policy: str = POLICIES[0], reward: str = REWARDS[0], lora: bool = False, gpu: int = 141,
+    devices: int = 1, split: int = 1,
+) -> bool:  # fmt: skip
     """Whether a turn fits on each of so many GPUs; an engine has to hold one text in its cache."""
-    found = turns(policy, reward, lora, gpu, devices)[turn]
+    found = turns(policy, reward, lora, gpu, devices, split=split)[turn]
     return found.spare >= 0 and memory_plan.fits(found, memory(gpu).memory)
 
 

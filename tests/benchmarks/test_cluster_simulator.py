@@ -203,8 +203,22 @@ def test_a_policy_that_does_not_fit_has_no_seconds():
         assert ("train" in told) == (devices <= 8)
         lora = simulator.rates("Llama-3.1-70B", "lora", devices, Work(), OF)
         assert isinstance(lora, str) and "generate 141.1" in lora and "train 298.3" in lora
-        fits = isinstance(simulator.rates("Llama-3.1-70B", "spread", devices, Work(), OF), Rates)
+        split = simulator.rates("Llama-3.1-70B", "split", devices, Work(), OF)
+        assert isinstance(split, str) and ("likelihoods 294.8" in split) == (devices > 1)
+        fits = isinstance(simulator.rates("Llama-3.1-70B", "split", devices, Work(kl=0), OF), Rates)
         assert fits == (devices > 8)
+
+
+def test_a_worker_with_two_gpus_is_one_engine_and_two_ranks():
+    work = Work(kl=0)
+    split, whole = (simulator.rates("Qwen2.5-7B", variant, 16, work, OF) for variant in ("split", "full"))
+    assert isinstance(split, Rates) and isinstance(whole, Rates)
+    assert split.weights == pytest.approx(whole.weights / (2 * OF["tensor"]))
+    assert split.gathered == whole.gathered and split.update == whole.update
+    stages, sixteen = (simulator.iteration(work, 16, one, OF) for one in (split, whole))
+    eight = simulator.iteration(work, 8, replace(whole, gathered=0.0), OF)
+    assert stages["score"] == eight["score"] > sixteen["score"]
+    assert stages["train"] == pytest.approx(sixteen["train"] + OF["spawn"] - 8 * OF["ray_rank"])
 
 
 def test_what_one_gpu_cannot_train_is_sharded():

@@ -65,6 +65,13 @@ def test_sharded_training_fits_from_as_many_gpus_as_the_page_says():
             assert hardware.fits("train", policy, gpu=gpu, devices=devices) == expected
 
 
+def test_an_engine_that_one_gpu_does_not_hold_fits_two():
+    for gpu in (80, 141):
+        for split, expected in ((1, False), (2, True)):
+            assert (2 * PUBLISHED["Llama-3.1-70B"] / split < 0.92e9 * hardware.GPUS[gpu]) == expected
+            assert hardware.fits("generate", "Llama-3.1-70B", gpu=gpu, split=split) == expected
+
+
 def test_what_fits_a_gpu_fits_every_larger_one():
     for policy in hardware.POLICIES:
         for turn in ("generate", "train", "likelihoods"):
