@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from raft.cli import memory_plan
 from raft.cli.memory_plan import Device, Turn
 from raft.config import recipe
+from raft.launch.ray import Ray
 from raft.models import model_sizes
 
 GPUS = {  # bytes that a card of that name has, in 1e9: RTX 4090, L40S, H100, H200
@@ -49,7 +51,7 @@ RECIPE = """\
 name: hardware
 policy: {{model: {policy}}}
 prompts: {{kind: file, path: prompts.jsonl, max_prompt_length: 512}}
-generator: {{kind: vllm, k: 8, max_tokens: 512, max_model_len: 1024}}
+generator: {{kind: vllm, k: 8, max_tokens: 512, max_model_len: 1024, engine_args: {{tensor_parallel_size: {split}}}}}
 reward: {{kind: model, model: {reward}, max_length: 1024}}
 trainer:
   kind: sft
@@ -60,6 +62,16 @@ trainer:
   lora: {lora}
 """
 LORA = "{r: 32, lora_alpha: 64, target_modules: all-linear}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Ray):
+    """A cluster of so many GPUs, which nobody joins."""
+
+    devices: int = 1
+
+    def size(self) -> int:
+        return self.devices
 
 
 def main() -> None:
@@ -113,14 +125,23 @@ def write(folder: Path, name: str) -> Path:
 
 
 @cache
-def turns(policy: str, reward: str, lora: bool, gigabytes: int) -> dict[str, Turn]:
-    """What each turn of RECIPE takes on a GPU, by its name."""
+def turns(
+    policy: str, reward: str, lora: bool, gigabytes: int, devices: int = 1, shard: str = "auto", split: int = 1
+) -> dict[str, Turn]:
+    """What each turn of RECIPE takes on each of so many GPUs, by its name; an engine is split over `split` of them."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        made = {"policy": write(place, policy), "reward": write(place, reward), "lora": LORA if lora else "null"}
+        made = {
+            "policy": write(place, policy),
+            "reward": write(place, reward),
+            "lora": LORA if lora else "null",
+            "split": split,
+        }
         (place / "recipe.yaml").write_text(RECIPE.format(**made))
         (place / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
-        found = memory_plan.plan(recipe.load(place / "recipe.yaml", []), memory(gigabytes))
+        loaded = recipe.load(place / "recipe.yaml", [])
+        launch = Cluster(devices=devices, shard=shard)  # type: ignore[arg-type]
+        found = memory_plan.plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), memory(gigabytes))
     assert all(turn.terms and None not in turn.terms.values() for turn in found), found
     return {turn.name: turn for turn in found}
 
@@ -130,9 +151,17 @@ def memory(gigabytes: int) -> Device:
     return Device("cuda", int(GPUS[gigabytes] * 1e9))
 
 
-def fits(turn: str, policy: str = POLICIES[0], reward: str = REWARDS[0], lora: bool = False, gpu: int = 141) -> bool:
-    """Whether a turn fits on a GPU; an engine has to hold one text in its cache."""
-    found = turns(policy, reward, lora, gpu)[turn]
+def sharded(train: Turn) -> bool:
+    """Whether a training divides its weights by the ranks."""
+    return any("ranks" in what for what in train.terms)
+
+
+def fits(
+    turn: str, policy: str = POLICIES[0], reward: str = REWARDS[0], lora: bool = False, gpu: int = 141,
+    devices: int = 1, split: int = 1,
+) -> bool:  # fmt: skip
+    """Whether a turn fits on each of so many GPUs; an engine has to hold one text in its cache."""
+    found = turns(policy, reward, lora, gpu, devices, split=split)[turn]
     return found.spare >= 0 and memory_plan.fits(found, memory(gpu).memory)
 
 
@@ -143,7 +172,7 @@ def smallest(turn: str, **which: Any) -> str:
 
 def tables() -> list[str]:
     """The tables of docs/hardware.md."""
-    return ["\n".join(rows) for rows in (training(), generation(), rewards())]
+    return ["\n".join(rows) for rows in (training(), sharding(), generation(), rewards())]
 
 
 def training() -> Iterator[str]:
@@ -162,6 +191,25 @@ def training() -> Iterator[str]:
             f"{smallest('train', policy=name)} | {gb(lora.total)} | {smallest('train', policy=name, lora=True)} | "
             f"{gb(likely.total)} | {smallest('likelihoods', policy=name)} |"
         )
+
+
+def sharding() -> Iterator[str]:
+    """Full fine-tuning sharded over eight GPUs, and what of RECIPE does not fit each of them."""
+    yield (
+        "| policy | weights, gradients, AdamW | layers put together | activations | logits | all "
+        f"| {' | '.join(f'8 x {gpu} GB' for gpu in (80, 141))} |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in POLICIES:
+        terms = turns(name, REWARDS[0], False, 141, 8, "fsdp")["train"]
+        verdicts = []
+        for gpu in (80, 141):
+            found = turns(name, REWARDS[0], False, gpu, 8)
+            wrong = [turn for turn in ("generate", "likelihoods", "train") if not fits(turn, name, gpu=gpu, devices=8)]
+            how = "sharded" if sharded(found["train"]) else "a copy on each"
+            verdicts.append(f"does not fit: {', '.join(wrong)}" if wrong else f"fits, {how}")
+        numbers = " | ".join(gb(value or 0) for value in terms.terms.values())
+        yield f"| {name} | {numbers} | {gb(terms.total)} | {' | '.join(verdicts)} |"
 
 
 def generation() -> Iterator[str]:

@@ -44,6 +44,34 @@ def test_the_arithmetic_of_a_policy_by_hand():
     assert list(lora.terms.values())[:2] == [4 * count, 16 * adapters]
 
 
+def test_the_arithmetic_of_sharding_by_hand():
+    """Qwen2.5-7B over eight ranks: an eighth of its state; two layers, embeddings and output with their gradients."""
+    train = hardware.turns("Qwen2.5-7B", hardware.REWARDS[0], False, 80, 8)["train"]
+    layer = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 3584 * 18944 + (3584 + 2 * 512) + 2 * 3584
+    together = 2 * 152064 * 3584 + 3584 + 2 * layer
+    assert list(train.terms.values())[:2] == [2 * PUBLISHED["Qwen2.5-7B"], 8 * together]
+    assert hardware.sharded(train) and train.total < 0.25 * 142.2e9
+    assert not hardware.sharded(hardware.turns("Qwen2.5-3B", hardware.REWARDS[0], False, 80, 8)["train"])
+
+
+def test_sharded_training_fits_from_as_many_gpus_as_the_page_says():
+    """Of each rank: 16 bytes of a parameter's share, and what is put together, whatever the number of ranks."""
+    for policy, gpu, fewest in (("Qwen2.5-32B", 80, 10), ("Llama-3.1-70B", 80, 27), ("Llama-3.1-70B", 141, 11)):
+        others = hardware.turns(policy, hardware.REWARDS[0], False, gpu, 8, "fsdp")["train"].terms
+        fixed = sum(value or 0 for value in list(others.values())[1:])
+        room = hardware.GPUS[gpu] * 1e9 - 3e9 - fixed
+        assert -(-16 * PUBLISHED[policy] // int(room)) == fewest
+        for devices, expected in ((fewest - 1, False), (fewest, True)):
+            assert hardware.fits("train", policy, gpu=gpu, devices=devices) == expected
+
+
+def test_an_engine_that_one_gpu_does_not_hold_fits_two():
+    for gpu in (80, 141):
+        for split, expected in ((1, False), (2, True)):
+            assert (2 * PUBLISHED["Llama-3.1-70B"] / split < 0.92e9 * hardware.GPUS[gpu]) == expected
+            assert hardware.fits("generate", "Llama-3.1-70B", gpu=gpu, split=split) == expected
+
+
 def test_what_fits_a_gpu_fits_every_larger_one():
     for policy in hardware.POLICIES:
         for turn in ("generate", "train", "likelihoods"):
@@ -51,6 +79,6 @@ def test_what_fits_a_gpu_fits_every_larger_one():
             assert found == sorted(found)
 
 
-@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("place", range(4))
 def test_the_page_has_the_tables_of_the_memory_plan(place: int):
     assert hardware.tables()[place] in (ROOT / "docs" / "hardware.md").read_text()
