@@ -70,7 +70,7 @@ class Cluster(Ray):
 
     devices: int = 1
 
-    def size(self) -> int:
+    def ranks(self) -> int:
         return self.devices
 
 

@@ -312,7 +312,7 @@ def _lengths(recipe: Any, where: Device) -> tuple[int, int]:
 
 def idle(recipe: Any, where: Device) -> Iterator[str]:
     """A line if some ranks of a training never have a forward pass to make."""
-    trainer, ranks = getattr(recipe, "trainer", None), recipe.launch.size()
+    trainer, ranks = getattr(recipe, "trainer", None), recipe.launch.ranks()
     if isinstance(trainer, TrainerOptions) and ranks > 1:
         longest, tokens = _lengths(recipe, where)
         passes = -(-trainer.batch_size * longest // tokens)
@@ -333,7 +333,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     to_policy = makes(trainer) == "policy"
     mixed, count = where.size(trainer.mixed_precision) == 2, model.parameters(output=to_policy)
     longest, tokens = _lengths(loaded.recipe, where)
-    ranks, memory = loaded.recipe.launch.size(), where.memory if where.kind == "cuda" else None
+    ranks, memory = loaded.recipe.launch.ranks(), where.memory if where.kind == "cuda" else None
     sharded = ranks > 1 and worker.shards(loaded.recipe.launch.shard, trainer, count, memory)
     if sharded:
         what = f"weights, gradients and AdamW ({count:,} parameters x {STATE} bytes / {ranks} ranks)"

@@ -67,8 +67,8 @@ class Local:
         """The same of a stage that is made, which begins anew."""
         return []
 
-    def size(self) -> int:
-        """How many devices there are."""
+    def ranks(self) -> int:
+        """How many ranks a training has."""
         return 1
 
     def lines(self) -> list[str]:

@@ -170,12 +170,13 @@ class Ray(Local):
             ray.shutdown()
         return slots
 
-    def size(self) -> int:
-        return len(self._found) * self.gpus_per_worker
+    def ranks(self) -> int:
+        return max(0, len(self._found) - self.reward_workers) * self.gpus_per_worker
 
     def lines(self) -> list[str]:
-        """The nodes of the cluster and their devices."""
+        """The nodes of the cluster and their devices. UserError if all of them would only score."""
         slots = self._found
+        _require_generators(self, slots)
         nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
         return [f"launch: workers: {len(slots)}, nodes: {len(nodes)}"] + [
             f"  node {node[:8]}: workers: {len(some)}, "
@@ -338,6 +339,8 @@ class Cluster:
         self.alone = time.monotonic()  # since when no worker is ready
         self.size = 1  # the most workers that there have been
         self.own = _begin(options)
+        if beside is None:
+            _require_generators(options, _slots(options))
         self.look()
 
     def close(self) -> None:
@@ -377,10 +380,10 @@ class Cluster:
 
     def _own(self, slots: list[Slot]) -> list[Slot]:
         """The devices that are for these workers: as many as are theirs, of those that others do not have."""
-        scorers = min(self.options.reward_workers, len(slots) - 1)
         others = {hand.slot for hand in self.beside.hands} if self.beside is not None else set()
         free = [slot for slot in slots if slot not in others]
-        return free[-scorers:] if self.scores else free[: len(slots) - scorers]
+        generators = max(1, len(slots) - self.options.reward_workers)
+        return free[:generators] if not self.scores else free[::-1][: len(slots) - generators]
 
     def done(self, work: Work) -> Iterator[tuple[str | None, Any]]:
         """What comes back of the work, by the id of its prompt, as it comes; None is the id of a proof."""
@@ -389,8 +392,11 @@ class Cluster:
         try:
             while work.waits() or any(hand.stream for hand in self.hands):
                 self.look()
+                under_way = sum(len(hand.blocks) for hand in self.hands)
+                share = -(-(work.left() + under_way) // max(1, len(self.hands)))
+                idle = [hand for hand in self.hands if hand.ready is None and not hand.blocks]
                 for hand in self.hands:
-                    self._supply(hand, work)
+                    self._supply(hand, work, share, bool(idle) and idle != [hand])
                 by_ref = {one: hand for hand in self.hands for one in hand.waited_for()}
                 if not by_ref:
                     time.sleep(TICK)
@@ -402,8 +408,11 @@ class Cluster:
                 self.dismiss(hand)  # it would go on with what nobody waits for
             raise
 
-    def _supply(self, hand: Hand, work: Work) -> None:
-        """Gives a worker what it has room for."""
+    def _supply(self, hand: Hand, work: Work, share: int, others_wait: bool) -> None:
+        """Gives a worker what it has room for, and no more than its share, so that every worker has some.
+
+        Where it is not known how many blocks there are, none has two while others have none.
+        """
         if hand.ready is not None or hand.feeding is not None or hand.ended:
             return
         if hand.stream is None:
@@ -414,21 +423,13 @@ class Cluster:
         suspect, failures = work.waits() and work.suspect(self.options.failures), self.options.failures
         if any(block.deaths >= failures - 1 for block in hand.blocks) or (suspect and hand.blocks):
             return  # a suspect block has a worker of its own
-        most = 1 if suspect else self._room(hand, work)
+        room = min(TOGETHER, share - len(hand.blocks)) if work.known is not None else 2 - others_wait - len(hand.blocks)
+        most = 1 if suspect else max(0, room)
         blocks = [work.take() for _ in range(most) if work.waits() and (suspect or not work.suspect(failures))]
         if blocks:
             hand.give(blocks)
         elif not work.waits():
             hand.give(None)
-
-    def _room(self, hand: Hand, work: Work) -> int:
-        """How many blocks a worker may be given now: no more than its share, so that every worker has some."""
-        if work.known is None:
-            waits = any(one.ready is None and not one.blocks for one in self.hands if one is not hand)
-            return max(0, (1 if waits else 2) - len(hand.blocks))
-        under_way = sum(len(one.blocks) for one in self.hands)
-        left = work.left() + under_way
-        return min(TOGETHER, max(0, -(-left // len(self.hands)) - len(hand.blocks)))
 
     def _came(self, hand: Hand, ref: Any, work: Work) -> Iterator[tuple[str | None, Any]]:
         """Takes what a worker says: that it is ready, has taken what it was given, or one result."""
@@ -648,6 +649,15 @@ def _slots(options: Ray) -> list[Slot]:
         for node, count in taken.items()
         for place in range(count)
     ]
+
+
+def _require_generators(options: Ray, slots: list[Slot]) -> None:
+    """UserError if all workers would only score."""
+    if options.reward_workers >= len(slots) > 0:
+        raise UserError(
+            f"launch.reward_workers: {options.reward_workers}, but the cluster has room for {len(slots)} workers, of "
+            "which one at least has to generate; lower it, or add nodes"
+        )
 
 
 def _hire(slot: Slot, options: Ray) -> Any:

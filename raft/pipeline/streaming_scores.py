@@ -103,13 +103,13 @@ class StreamingScorer(threading.Thread):
             return
         places = {name: divmod(place, size) for place, name in enumerate(ids)}
         blocks: dict[int, dict[int, dict[str, Any]]] = {}
-        for rows in self._come(TOGETHER):
+        for rows in self._come(len(ids)):  # all that there are, so that every worker has a block
             for row in rows:
                 number, place = places[row["prompt_id"]]
-                block = blocks.setdefault(number, {})
-                block[place] = row
-                if len(block) == min(size, len(ids) - number * size):
-                    yield [row for _, row in sorted(blocks.pop(number).items())]
+                blocks.setdefault(number, {})[place] = row
+            whole = [number for number, block in blocks.items() if len(block) == min(size, len(ids) - number * size)]
+            if whole:
+                yield [row for number in sorted(whole) for _, row in sorted(blocks.pop(number).items())]
 
     def _output(self, responses: Artifact) -> ArtifactWriter:
         """That of the score stage, so far as it is known while the responses are not."""

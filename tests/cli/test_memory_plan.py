@@ -69,7 +69,7 @@ def test_on_a_gpu_the_engine_takes_its_share_and_others_what_they_need(tmp_path:
 class Eight(Ray):
     """A cluster of eight devices, which is not there."""
 
-    def size(self) -> int:
+    def ranks(self) -> int:
         return 8
 
 
