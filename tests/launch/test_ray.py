@@ -26,7 +26,6 @@ import raft
 from raft.config import recipe as recipes
 from raft.core import progress
 from raft.core.errors import UserError
-from raft.generators import vllm
 from raft.launch.ray import Block, Ray, Work, _check_off
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
@@ -138,10 +137,12 @@ def test_workers_of_their_own_score_while_others_generate_and_scores_stay_the_sa
 def test_a_worker_of_two_devices_splits_its_engine_and_trains_with_two_ranks(world):
     recipe = yaml.safe_load((world / "recipe.yaml").read_text())
     recipe["generator"] = {"kind": "vllm", "k": 4, "max_tokens": 12, "engine_args": {"tensor_parallel_size": 2}}
-    raft.run(recipe, name="split-alone", quiet=True)
-    vllm.close()
+    (world / "split.yaml").write_text(yaml.safe_dump(recipe))
     launch = {"kind": "ray", "address": "local", "workers": 1, "gpus_per_worker": 2, "shard": "fsdp"}
-    raft.run(recipe, name="split", quiet=True, launch=launch)
+    for name, options in {"split-alone": {}, "split": launch}.items():
+        given = [f"launch.{key}={value}" for key, value in options.items()]
+        done = worlds.raft(world, "run", "split.yaml", f"name={name}", *given)
+        assert done.returncode == 0, done.stderr
     one, two = (fingerprint(world / "outputs" / name) for name in ("split-alone", "split"))
     made = "iterations/001/responses.jsonl"
     assert two[made] == one[made]
@@ -152,6 +153,27 @@ def test_a_worker_of_two_devices_splits_its_engine_and_trains_with_two_ranks(wor
     before = load_file("base/model.safetensors")
     moved = max(float((weights[0][name] - before[name]).abs().max()) for name in before if name in weights[0])
     assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 0.01 * moved
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_a_node_that_joins_while_responses_are_made_takes_part(tmp_path):
+    prompts = {"kind": "list", "items": [f"the fox counts {number} plums " for number in range(700)]}
+    make_recipe(tmp_path, iterations=1, prompts={**prompts, "per_iteration": 600, "max_prompt_length": 64})
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        process = worlds.Command(tmp_path, "run", "recipe.yaml", "launch.kind=ray", f"launch.address={nodes.address}")
+        run = tmp_path / "outputs" / "tiny"
+        while process.poll() is None and not (run / "iterations/001/responses.jsonl.partial").exists():
+            time.sleep(0.05)
+        nodes.add_node(num_cpus=1)
+        until_its_end(process)
+        assert process.wait() == 0, process.communicate()
+    finally:
+        nodes.shutdown()
+    stamp = json.loads((run / "iterations/001/responses.jsonl.stamp.json").read_text())
+    lanes = {lane["worker"].split("/")[0]: lane["done"] for lane in stamp["workers"]}
+    assert len(lanes) == 2 and min(lanes.values()) > 0 and sum(lanes.values()) == 600
 
 
 @pytest.mark.engine
