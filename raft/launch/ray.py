@@ -676,7 +676,7 @@ def _hire(slot: Slot, options: Ray) -> Any:
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         runtime_env={"env_vars": {**({} if slot.gpu else _environment(slot)), **options.env}},
     )(Worker)
-    return actor.remote(folders(), [] if slot.gpu else _cores(slot), options.gpus_per_worker)
+    return actor.remote(folders(), [] if slot.gpu else _cores(slot))
 
 
 def _environment(slot: Slot) -> dict[str, str]:

@@ -50,12 +50,12 @@ class Reader(pickle.Unpickler):
 
 
 class Worker:
-    """One device of a cluster, or `gpus` devices of a node."""
+    """One device of a cluster, or several of one node."""
 
-    def __init__(self, folders: list[str], cores: list[int], gpus: int = 1):
+    def __init__(self, folders: list[str], cores: list[int]):
         if cores:
             os.sched_setaffinity(0, cores)
-        self._folders, self._gpus = folders, gpus
+        self._folders, self._ranks = folders, list[Rank]()
         self._stack = ExitStack()
         self._stack.enter_context(user_code.importable_in(folders))
         self._components: dict[bytes, Any] = {}
@@ -135,17 +135,48 @@ class Worker:
     ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
         """What a trainer measured as one of several ranks, and what it dropped; rank 0 writes into `out`.
 
-        `shard` is none, auto or fsdp. This is worker `place` of so many, with `each` ranks, one on each of its GPUs:
-        the first is this process, and the others end with it.
+        `shard` is none, auto or fsdp. This is worker `place` of so many, with `each` ranks, one on each of its GPUs.
         """
         device.take(None)
         self._steps = (0, 0)
         job = (trainer, start, examples, out, seed, checkpoints, shard)
-        first = place * each
-        with _beside(each, [(job, first + at, workers * each, meet, self._folders) for at in range(1, each)]):
-            found = as_rank(job, first, workers * each, meet, self._known(trainer), self._advance)
+        if workers * each == 1:
+            found = as_rank(job, 0, 1, meet, self._advance)
+        else:
+            found = self._trained_apart(job, place * each, workers * each, each, meet)
         device.take(None)
         return found
+
+    def _trained_apart(self, job: tuple[Any, ...], first: int, count: int, each: int, meet: str) -> Any:
+        """What rank `first` of a training says; this worker's ranks are processes of their own."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        for at in range(len(self._ranks), each):
+            self._ranks.append(Rank(self._folders, visible[at] if len(visible) == each else None))
+        waiting: dict[Any, int] = {rank.pipe: first + at for at, rank in enumerate(self._ranks)}
+        found: Any = None
+        try:
+            for pipe, number in waiting.items():
+                pipe.send((job, number, count, meet))
+            while waiting:
+                ready: list[Any] = multiprocessing.connection.wait(list(waiting))
+                for pipe in ready:
+                    kind, said = pipe.recv()
+                    if kind == "fault":
+                        raise UserError(said)
+                    if kind == "died":
+                        raise RuntimeError(said)
+                    if kind == "done":
+                        found = said if waiting.pop(pipe) == first else found
+                    elif waiting[pipe] == first:
+                        self._advance(*said)
+            return found
+        except EOFError:
+            raise RuntimeError("a training process died") from None
+        finally:
+            if waiting:
+                for rank in self._ranks:
+                    rank.end()  # they would wait for each other
+                self._ranks.clear()
 
     def steps(self) -> tuple[int, int]:
         """How far the training is: steps done, and steps in all."""
@@ -176,11 +207,46 @@ class Worker:
             yield block
 
 
+class Rank:
+    """A process that trains on a device of a worker, and stays for the next training.
+
+    vLLM's engine has the one process group that torch allows in the worker itself.
+    """
+
+    def __init__(self, folders: list[str], visible: str | None):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, folders))
+        with _environment(CUDA_VISIBLE_DEVICES=visible):
+            self.process.start()
+        theirs.close()  # so that its end is seen here
+
+    def end(self) -> None:
+        """Ends it."""
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(pipe: Any, folders: list[str]) -> None:
+    """Trains as it is told, until the worker ends."""
+    with user_code.importable_in(folders), suppress(EOFError, BrokenPipeError):
+        while True:
+            job, rank, count, meet = pipe.recv()
+            try:
+                found = as_rank(job, rank, count, meet, lambda *at: pipe.send(("step", at)))
+                pipe.send(("done", found))
+            except UserError as fault:
+                pipe.send(("fault", str(fault)))
+            except Exception as fault:
+                pipe.send(("died", f"{type(fault).__name__}: {fault}"))
+
+
 def as_rank(
-    job: tuple[Any, ...], rank: int, count: int, meet: str, trainer: Any, advance: Advance
+    job: tuple[Any, ...], rank: int, count: int, meet: str, advance: Advance
 ) -> tuple[dict[str, float], list[tuple[str, int | None, str]]]:
-    """What a trainer measured as one rank of so many, and what it dropped."""
-    _, start, examples, out, seed, checkpoints, shard = job
+    """What a trainer measured as one rank of so many, and what it dropped; rank 0 writes."""
+    known, start, examples, out, seed, checkpoints, shard = job
+    trainer = Reader(io.BytesIO(known)).load()
     drops: list[tuple[str, int | None, str]] = []
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(rank, count, meet, _shards(shard, trainer, start)))
@@ -189,41 +255,6 @@ def as_rank(
             trainer, start, iter(examples), place, seed, advance, lambda *drop: drops.append(drop), checkpoints
         )
     return measured, drops
-
-
-@contextmanager
-def _beside(each: int, others: list[tuple[Any, ...]]) -> Iterator[None]:
-    """Inside the block the other ranks of this worker are at work, each on a GPU of its own."""
-    spawn, over = multiprocessing.get_context("spawn"), threading.Event()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    processes = [spawn.Process(target=_rank, args=arguments) for arguments in others]
-    for at, process in enumerate(processes, start=1):
-        with _environment(CUDA_VISIBLE_DEVICES=visible[at] if len(visible) == each else None):
-            process.start()
-    threading.Thread(target=_die_with, args=(processes, over), daemon=True).start()
-    try:
-        yield
-        for process in processes:
-            process.join()
-    finally:
-        over.set()
-        for process in processes:
-            process.kill()
-
-
-def _rank(job: tuple[Any, ...], rank: int, count: int, meet: str, folders: list[str]) -> None:
-    """A rank in a process of its own. What is wrong with the recipe, the first rank of its worker says too."""
-    with user_code.importable_in(folders), suppress(UserError):
-        as_rank(job, rank, count, meet, Reader(io.BytesIO(job[0])).load(), lambda done, total: None)
-
-
-def _die_with(processes: list[Any], over: threading.Event) -> None:
-    """Ends this worker if one of its ranks dies before it is over: the others would wait for it."""
-    waiting = {process.sentinel: process for process in processes}
-    while waiting:
-        for sentinel in multiprocessing.connection.wait(list(waiting)):
-            if waiting.pop(sentinel).exitcode and not over.is_set():
-                os._exit(1)
 
 
 @contextmanager

@@ -85,6 +85,12 @@ def early(artifacts: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in artifacts.items() if name.startswith(EARLY)}
 
 
+def died(run: Path) -> list[str]:
+    """The artifacts during which a worker died."""
+    stamps = {file: json.loads(file.read_text()) for file in run.rglob("*.stamp.json")}
+    return [str(file) for file, stamp in stamps.items() if any(lane["died"] for lane in stamp.get("workers", []))]
+
+
 def workers() -> list[int]:
     """The processes of workers that are at work."""
     found = []
@@ -104,6 +110,7 @@ def test_two_nodes_make_what_one_process_makes(world, cluster):
     assert early(two) == early(local)
     assert len(early(local)) > 6
     assert two.keys() == local.keys()
+    assert not died(world / "outputs" / "two")
 
 
 @pytest.mark.engine
@@ -116,6 +123,7 @@ def test_engines_on_two_nodes_write_what_one_engine_writes(world, cluster):
     raft.run(recipe, name="engines", quiet=True, launch={"kind": "ray", "address": cluster.address, "env": as_many()})
     one, two = (fingerprint(world / "outputs" / name) for name in ("engine", "engines"))
     assert early(two) == early(one)
+    assert not died(world / "outputs" / "engines")
 
 
 @pytest.mark.engine
