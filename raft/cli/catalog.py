@@ -40,12 +40,16 @@ def copy(name: str, to: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; make it first")
     files = {source: target} | {file: folder / file.name for file in _needed(source) if file != source}
-    taken = [str(file) for file in files.values() if file.exists()]
+    taken = [str(to) for file, to in files.items() if to.exists() and not _same(file, to)]
     if taken:
         raise UserError(f"{', '.join(taken)} already exists and is not overwritten; name another folder or file")
     for file, place in files.items():
         shutil.copyfile(file, place)
     return list(files.values())
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _title(file: Path) -> str:

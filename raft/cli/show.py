@@ -75,9 +75,12 @@ def before_and_after(folder: Path, *which: str) -> str:
     for name in which:
         place, title = WHICH[name]
         one = found[place(len(found))]
-        shown = prompt(folder, one.prompt_id, [one.first, one.last], answers=1)
+        if name == "best" and one.gain <= 0:
+            parts.append("no held-out prompt gained")
+            continue
+        shown = prompt(folder, one.prompt_id, [one.first, one.last], middle=True)
         parts.append(
-            f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}; the first answer of each "
+            f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}; the middle answer of each "
             f"policy is shown):\n{shown}"
         )
     return "\n\n".join(parts)
@@ -99,8 +102,8 @@ def listed(folder: Path) -> list[str]:
     ]
 
 
-def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = None, answers: int | None = None) -> str:
-    """A prompt and what each policy answered; of training responses the winner is marked."""
+def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = None, middle: bool = False) -> str:
+    """A prompt and what each policy answered, or its `middle` answer; of training responses the winner is marked."""
     lines: list[str] = []
     held_out = RunPaths(folder).evaluation
     for it in among or iterations(folder):
@@ -108,7 +111,7 @@ def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = No
         for place, title, prompts in (
             (it.evaluation, f"policy {it.number} (held-out prompt)", held_out), (it, training, it.prompts),
         ):  # fmt: skip
-            lines += _section(place, title, prompts, prompt_id, lines, answers)
+            lines += _section(place, title, prompts, prompt_id, lines, middle)
     if not lines:
         raise UserError(
             f"no prompt {prompt_id!r} in {folder}; the ids are in its evaluation.jsonl and iterations/*/prompts.jsonl"
@@ -117,7 +120,7 @@ def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = No
 
 
 def _section(
-    place: GroupPaths, title: str, prompts: Path, prompt_id: str, so_far: list[str], answers: int | None
+    place: GroupPaths, title: str, prompts: Path, prompt_id: str, so_far: list[str], middle: bool
 ) -> list[str]:
     # a reward that compares within a prompt does not score held-out prompts
     scores = place.scores if place.scores.exists() else place.gold
@@ -127,13 +130,21 @@ def _section(
         if row["id"] == prompt_id:
             head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
             winner = _winner(place.selected, prompt_id)
-            listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))[:answers]
+            listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))
+            if middle:
+                listed = [_middle(listed)]
             return [
                 *([] if head in so_far else [head]),
                 f"\n{title}",
                 *(_line(index, winner, *both) for index, both in listed),
             ]
     return []
+
+
+def _middle(listed: list[Any]) -> Any:
+    """Of answers with their scores the one whose reward is in the middle; the first if none has a reward."""
+    rated = sorted((one for one in listed if one[1][1].get("reward") is not None), key=lambda one: one[1][1]["reward"])
+    return rated[(len(rated) - 1) // 2] if rated else listed[0]
 
 
 def _line(index: int, winner: int | None, response: dict[str, Any], score: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "stopped_by": stopped_by if on_warning == "stop" and not running and not finished else [],
         "now": None if now is None else asdict(now),
         "workers": _workers(folder) if running else [],
+        "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": None if warnings is None else [f"{one['check']}: {one['message']}" for one in warnings],
@@ -67,6 +68,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["now"] and (left := found["now"]["run_left"]) is not None:
         said.append(f"the whole run: about {words(round(left))} left")
     said += _at_work(found["workers"])
+    if found["died"]:
+        said.append(f"workers that died and were replaced: {found['died']} (the log says why)")
     said += curves(found["curves"])
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")

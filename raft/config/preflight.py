@@ -152,9 +152,10 @@ class Requests:
         """What is wrong with a total above the recipe's own limit; empty where there is none."""
         if self.judge.max_requests is None or self.total <= self.judge.max_requests:
             return ""
+        other = "" if self.judge.mode == "grade" or self.judge.ranking == "challenger" else ", or ranking: challenger"
         return (
             f"{self.judge.max_requests:,} requests are allowed, and the run would send up to {self.total:,}; raise it, "
-            f"or lower prompts.per_iteration, generator.k or iterations, or take ranking: challenger"
+            f"or lower prompts.per_iteration, generator.k or iterations{other}"
         )
 
     def __str__(self) -> str:

@@ -176,7 +176,7 @@ class Ray(Local):
     def lines(self) -> list[str]:
         """The nodes of the cluster and their devices. UserError if all of them would only score."""
         slots = self._found
-        _require_generators(self, slots)
+        _require_room(self, slots)
         nodes = {slot.node: [one for one in slots if one.node == slot.node] for slot in slots}
         return [f"launch: workers: {len(slots)}, nodes: {len(nodes)}"] + [
             f"  node {node[:8]}: workers: {len(some)}, "
@@ -340,7 +340,7 @@ class Cluster:
         self.size = 1  # the most workers that there have been
         self.own = _begin(options)
         if beside is None:
-            _require_generators(options, _slots(options))
+            _require_room(options, _slots(options))
         self.look()
 
     def close(self) -> None:
@@ -651,8 +651,13 @@ def _slots(options: Ray) -> list[Slot]:
     ]
 
 
-def _require_generators(options: Ray, slots: list[Slot]) -> None:
-    """UserError if all workers would only score."""
+def _require_room(options: Ray, slots: list[Slot]) -> None:
+    """UserError if no node has room for a worker, or if all workers would only score."""
+    if not slots and options.gpus_per_worker > 1:
+        raise UserError(
+            f"launch.gpus_per_worker: {options.gpus_per_worker}, and no node of the cluster has as many GPUs, or cores "
+            "where there is no GPU; lower it"
+        )
     if options.reward_workers >= len(slots) > 0:
         raise UserError(
             f"launch.reward_workers: {options.reward_workers}, but the cluster has room for {len(slots)} workers, of "

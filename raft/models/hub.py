@@ -14,6 +14,7 @@ from typing import Any
 
 from raft.core.atomic import file_digest, files_of
 from raft.core.errors import UserError
+from raft.core.run_paths import OUTPUTS
 from raft.models import model_folder
 
 DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]  # config, tokenizer and template
@@ -31,6 +32,11 @@ REFUSALS = {
 }
 
 
+def is_name(name: str) -> bool:
+    """Whether a word can be the name of a model or a data set on the hub; what begins as a run's folder does not."""
+    return NAME.fullmatch(name) is not None and not name.startswith(f"{OUTPUTS}/")
+
+
 def locate_model(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a model: `name` itself if it is one, else the snapshot of a hub model, downloaded if need be.
 
@@ -40,7 +46,7 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
     path = Path(name)
     if path.is_dir():
         return model_folder.whole(path)
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
     if not weights:
         return model_folder.whole(_snapshot(name, revision, DESCRIPTION, "model"))
@@ -54,7 +60,7 @@ def fetched(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub model in the local cache, None if it is not there; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
 
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         return None
     config = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
@@ -177,7 +183,7 @@ def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
     from huggingface_hub import HfApi, constants
 
     here = Path(name).exists() if kind == "dataset" else fetched(name, revision) is not None
-    if constants.HF_HUB_OFFLINE or here or not NAME.fullmatch(name):
+    if constants.HF_HUB_OFFLINE or here or not is_name(name):
         return None
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
@@ -221,7 +227,7 @@ def require_upload(name: str) -> None:
     """UserError if nothing can be uploaded under a name: it is none of a repository, or nobody is logged in."""
     from huggingface_hub import constants, get_token
 
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise UserError(f"{name!r} is not a name of the hub; write it as OWNER/NAME")
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{name} cannot be uploaded while HF_HUB_OFFLINE is set; unset it")

@@ -23,6 +23,7 @@ COUNTS = (*LAYERS, *SIDES, "max_position_embeddings", "n_positions", "type_vocab
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SHARES = re.compile(r"\w*(dropout|pdrop)(_prob|_rate|_p)?")
 ADAPTER = "adapter_config.json"
+INSIDE = ("best", "policy", "reward-model")  # where a run has its model
 TOWERS = re.compile(r"text_config|.*(vision|image|video|audio|speech|vq|vlm|dit|qformer|encoder|vocoder).*_config")
 MERGE = (
     'python -c "import peft, transformers; peft.AutoPeftModelFor{task}.from_pretrained({folder!r})'
@@ -72,7 +73,9 @@ def whole(folder: Path) -> Path:
     if adapter:
         raise UserError(_adapter(folder, described and checkpoint.has_weights(folder)))
     if not described:
-        raise UserError(f"{folder} holds no config.json, so it is not a model folder; give what save_pretrained wrote")
+        inside = [str(path) for path in (folder / name for name in INSIDE) if (path / "config.json").exists()]
+        hint = f"it is a run; give its model: {' or '.join(inside)}" if inside else "give what save_pretrained wrote"
+        raise UserError(f"{folder} holds no config.json, so it is not a model folder; {hint}")
     return folder
 
 

@@ -83,7 +83,7 @@ class Rule:
         return _score(function, prompt, response, args)
 
     def trial(self, prompts: Sequence[Prompt], recipe: Path) -> tuple[str, bool] | None:
-        """What the rule raises on these prompts whatever the response, and whether that is an error of programming.
+        """What goes wrong on these prompts whatever the response, and whether that is an error of programming.
 
         It is called in a process of its own, where it finds modules beside `recipe`. None if it scores any of them,
         is built in, or lives in this process alone.
@@ -99,7 +99,7 @@ class Rule:
             )
         except subprocess.TimeoutExpired:
             return f"{self.function} took more than {SECONDS} s for {len(prompts)} prompts", False
-        return None if done.returncode else _raised(json.loads(done.stdout), len(prompts))
+        return None if done.returncode else _wrong(json.loads(done.stdout), len(prompts))
 
     def release(self) -> None:
         """A rule holds no accelerator."""
@@ -115,14 +115,14 @@ class Rule:
         return getattr(rules, self.function)
 
 
-def _raised(errors: list[list[str]], prompts: int) -> tuple[str, bool] | None:
-    """What a trial says, if every call raised; `errors` has the kind and the words of each, empty where it did not."""
+def _wrong(errors: list[list[str]], prompts: int) -> tuple[str, bool] | None:
+    """What a trial says, if every call went wrong; `errors` has kind and words of each, empty where it did not."""
     if not errors or not all(errors):
         return None
     kind, words = errors[0]
     bug = kind in BUGS
     first = f"each of the first {prompts} prompts" if prompts > 1 else "the first prompt"
-    message = f"raises {words} on {first}, for every response that was tried"
+    message = f"{words} on {first}, for every response that was tried"
     hint = "correct it" if bug else "such responses have no reward; return a number for those that are merely bad"
     return f"{message}; {hint}", bug
 
@@ -154,11 +154,7 @@ def _call_faults(function: Any, args: Mapping[str, Any]) -> Iterator[tuple[str, 
 def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Mapping[str, Any]) -> Score:
     signals.check()
     try:
-        found = function(prompt, response, **args)
-        named = found if isinstance(found, Mapping) else {"reward": found}
-        if "reward" not in named:
-            raise ValueError(f"the rule returned {', '.join(map(str, named)) or 'nothing'}, but no reward")
-        parts = {_text(name): _number(name, value) for name, value in named.items()}
+        parts = numbers(function(prompt, response, **args))
     except Stopped:
         raise
     except KeyboardInterrupt as fault:
@@ -166,6 +162,14 @@ def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Ma
     except BaseException as fault:  # sys.exit() as well: no rule ends a run
         return Score(None, error=tell(fault)[:MESSAGE])
     return Score(parts.pop("reward"), parts)
+
+
+def numbers(found: Any) -> dict[str, float]:
+    """What a rule returned as numbers by name, "reward" among them. TypeError or ValueError if it is none."""
+    named = found if isinstance(found, Mapping) else {"reward": found}
+    if "reward" not in named:
+        raise ValueError(f"the rule returned {', '.join(map(str, named)) or 'nothing'}, but no reward")
+    return {_text(name): _number(name, value) for name, value in named.items()}
 
 
 def _text(name: Any) -> str:

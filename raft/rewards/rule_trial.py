@@ -1,7 +1,7 @@
 """Calls a rule on a few prompts in a process of its own: `python -m raft.rewards.rule_trial`, asked by `Rule.trial`.
 
 Standard input is {"function", "args", "recipe", "prompts"}; standard output is a list with an entry for each call: the
-kind and the words of what it raised, or nothing. What the rule prints goes to standard error.
+kind and the words of what went wrong, or nothing. What the rule prints goes to standard error.
 """
 
 import json
@@ -14,24 +14,30 @@ from pathlib import Path
 from raft.core import registry
 from raft.core.records import Prompt
 from raft.core.user_code import importable_from, tell
+from raft.rewards.rule import numbers
 
 RESPONSES = ("", "Yes.", "The answer is 42.")
 
 
 def main() -> None:
-    """Reads what is asked, calls the rule, and writes what it raised."""
+    """Reads what is asked, calls the rule, and writes what went wrong."""
     asked = json.load(sys.stdin)
-    raised: list[list[str]] = []
+    wrong: list[list[str]] = []
     with redirect_stdout(sys.stderr), importable_from(Path(asked["recipe"])):
         function = registry.load(asked["function"])
         for row in asked["prompts"]:
             for response in (*RESPONSES, Prompt.of(row).content):
                 try:
-                    function(Prompt.of(row), response, **deepcopy(asked["args"]))
-                    raised.append([])
+                    found = function(Prompt.of(row), response, **deepcopy(asked["args"]))
                 except Exception as fault:
-                    raised.append([type(fault).__name__, tell(fault)])
-    json.dump(raised, sys.stdout)
+                    wrong.append([type(fault).__name__, f"raises {tell(fault)}"])
+                    continue
+                try:
+                    numbers(found)
+                    wrong.append([])
+                except Exception as fault:
+                    wrong.append([type(fault).__name__, f"returns no reward ({fault})"])
+    json.dump(wrong, sys.stdout)
     sys.stdout.flush()
     os._exit(0)  # a thread that the rule began may never end
 

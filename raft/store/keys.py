@@ -100,7 +100,10 @@ def _described(owner: Any, item: dataclasses.Field, stage: str) -> Any:
         return {"name": value, "code": "built in"}
     if value.startswith(f"{given.MODULE}:"):
         return {"name": value, "code": given.code(value.partition(":")[2])}
-    target = inspect.unwrap(registry.load(value))
+    try:
+        target = inspect.unwrap(registry.load(value))
+    except ValueError as fault:
+        raise UserError(str(fault)) from None
     return {"name": value, "code": code_hash(sys.modules[value.partition(":")[0]], getattr(target, "func", target))}
 
 

@@ -122,10 +122,11 @@ class MaxFailed:
         failures = _errors(rows)
         total = sum(len(row["scores"]) for row in rows)
         if len(failures) > self.fraction * total:
+            way = "" if len(failures) == total else ", or raise selection.max_failed_fraction,"
             raise UserError(
                 f"{len(failures)} of {total} {self.of} have no {self.reward}, more than selection.max_failed_fraction: "
                 f"{self.fraction:g} allows; the first: {failures[0]}. Change the reward or the lengths so that they "
-                "can be scored, or raise selection.max_failed_fraction, and run the same command again"
+                f"can be scored{way} and run the same command again"
             )
 
 

@@ -40,8 +40,11 @@ def test_a_copied_recipe_is_whole_where_it_was_copied_to(name: str, tmp_path: Pa
     script = f"from raft.config import recipe; from pathlib import Path; recipe.load(Path('{name}.yaml'))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, check=False)
     assert done.returncode == 0 or "variables.data" in done.stderr, done.stderr  # data that the user brings
-    with pytest.raises(UserError, match="already exists and is not overwritten"):
+    assert catalog.copy(name, tmp_path) == copied  # nothing there was changed
+    copied[-1].write_text("mine\n")
+    with pytest.raises(UserError, match=f"{copied[-1].name} already exists and is not overwritten"):
         catalog.copy(name, tmp_path)
+    assert copied[-1].read_text() == "mine\n"
 
 
 def test_only_files_beside_a_recipe_are_copied_with_it(tmp_path: Path):
