@@ -303,7 +303,7 @@ def test_a_late_round_without_a_response_or_a_reward_stops_nothing_and_the_limit
     path = worlds.make_recipe(tmp_path, **{**ADAPTIVE, **own})
     (tmp_path / "own.py").write_text(OWN)
     loaded, it = recipe.load(path).recipe, Run(tmp_path / "run", 0).iteration(1)
-    it.folder.mkdir(parents=True)
+    (it.folder / "policy").mkdir(parents=True)
     records.write(it.folder / "prompts.jsonl", (Prompt(f"p{n:03d}", text="x").row() for n in range(16)))
     prompts, policy = (Artifact(it.folder / name, {"hash": name, "rows": 16}) for name in ("prompts.jsonl", "policy"))
     with pytest.raises(UserError, match="10 of 40 responses have no reward"):
