@@ -162,7 +162,7 @@ def responses_of(artifact: Artifact) -> Responses:
 def first_round(it: IterationPaths) -> GroupPaths:
     """Where the responses of an iteration stand that are a fair sample: of several rounds the first, else all."""
     stamp = stamps.read_stamp(it.scores)
-    return it.round(1) if stamp is not None and "rounds" in stamp["key"]["inputs"] else it
+    return it.round(1) if stamp is not None and "rounds" in stamp["key"].get("inputs", {}) else it
 
 
 def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from raft.pipeline.sampling import ExpectedGain, UntilSuccess, _c4, expected_gai
 from raft.pipeline.selection import BestOfK
 from raft.store import stamps
 from raft.store.keys import Artifact, describe
-from raft.store.measuring import MaxFailed
+from raft.store.measuring import MaxFailed, rewards_of
 from raft.store.runs import Run
 
 A, B = 0.4, 0.6  # of the Beta distribution of pass rates
@@ -250,6 +250,18 @@ def test_all_that_reads_a_run_reads_groups_of_different_sizes(finished):
     each = json.loads(RunPaths(finished / "tiny").iteration(2).metrics.read_text())["previous"]["sampling/responses"]
     card = (folder / "outputs/tiny-export/README.md").read_text()
     assert f"{each:.4g} on average (sampling: `until-success`, rounds `[2, 2, 4]`, success `1.0`)" in card
+
+
+def test_a_branch_may_have_another_sampling_than_the_iterations_that_it_shares(finished):
+    """What was learned before is then still compared with all rounds, and the mean with the first."""
+    done = worlds.raft(finished.parent, "resume", "outputs/tiny", "--from-iteration", "2", "~sampling", "name=branch")
+    assert done.returncode == 0, done.stderr
+    first, second = (RunPaths(finished / "branch").iteration(number) for number in (1, 2))
+    before, now = (np.array(rewards_of(Artifact.finished(it.scores))[0]) for it in (first, second))
+    start = reward_metrics.mean_reward(before[:, :2])
+    absorbed = (now.mean() - start) / (reward_metrics.best_of_k(before) - start)
+    assert json.loads(second.metrics.read_text())["previous"]["reward/absorbed"] == pytest.approx(absorbed)
+    assert {len(row["responses"]) for row in read(second.responses)} == {8} and not second.round(1).folder.exists()
 
 
 def test_a_run_that_is_killed_between_two_rounds_goes_on_to_the_same_bytes(finished, tmp_path):
