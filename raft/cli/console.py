@@ -161,7 +161,9 @@ def summary(rows: list[dict[str, Any]], number: int) -> str:
             parts.append(f"{label} {row[key]:.3f} ({_interval(row, key)})")
     if number and "reward/mean" in before:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
-        parts.append(f"trained on {before['selection/examples']} responses (best of k {best:.3f}, mean {mean:.3f})")
+        each = before.get("sampling/responses")
+        of = "" if each is None else f"{each:.3g} to a prompt; the first round: "
+        parts.append(f"trained on {before['selection/examples']} responses ({of}best of k {best:.3f}, mean {mean:.3f})")
     elif number and "selection/examples" in before:
         parts.append(f"trained on {before['selection/examples']} responses")
     return "  ".join(parts)

@@ -233,7 +233,8 @@ def _generate(loaded: Loaded, where: Device) -> Turn | None:
     if isinstance(generator, VLLM):
         return _engine("generate", "generator", folder, size, generator.max_model_len, generator.engine_args, where)
     model = model_sizes.read(folder)
-    tokens = generator.batch_size * generator.k * (loaded.recipe.prompts.max_prompt_length + generator.max_tokens)
+    k = loaded.recipe.sampling.widest(generator.k) if loaded.recipe.job == "align" else generator.k
+    tokens = generator.batch_size * k * (loaded.recipe.prompts.max_prompt_length + generator.max_tokens)
     terms = _product("weights", model.parameters(), "parameters", size)
     terms |= _product("cache", tokens, "tokens", model.cached(size))
     return Turn("generate", terms, lower="lower generator.batch_size")

@@ -187,6 +187,8 @@ def _default(item: Any, given: Mapping[str, Any]) -> str:
     value = item.default
     if item.name in given:
         return f"  (default: kind: {given[item.name]['kind']})"
+    if item.default_factory is not dataclasses.MISSING and (made := item.default_factory()):
+        value = made if item.metadata.get("section") or isinstance(made, list) else value
     if value is dataclasses.MISSING:
         return "" if item.default_factory is not dataclasses.MISSING else "  (must be given)"
     words = {None: "null", True: "true", False: "false"}

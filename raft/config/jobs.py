@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
-from raft.core.protocols import can_shard, comparable, gpus, makes, takes_pairs
+from raft.core.protocols import can_continue, can_shard, comparable, gpus, makes, takes_pairs
 from raft.core.records import Response
-from raft.core.registry import PAIRS
+from raft.core.registry import PAIRS, find
 from raft.core.remote_folder import fault_of_url
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
@@ -136,6 +136,7 @@ class Align(Job):
     train_from: Literal["previous", "first"] = "previous"
     prompts: Any = section("prompts")
     generator: Any = section("generator")
+    sampling: Any = section("sampling", default_factory=lambda: find("sampling", "fixed")())
     reward: Any = section("reward")
     selection: Any = section("selection")
     trainer: Any = section("trainer")
@@ -166,6 +167,8 @@ class Align(Job):
             yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
         if not comparable(self.reward):
             yield from self._faults_of_ranks()
+        if getattr(self.sampling, "several", True):
+            yield from self._faults_of_rounds()
 
     def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
         for index, one in enumerate(self.trackers):
@@ -182,8 +185,45 @@ class Align(Job):
             yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
         if getattr(self.selection, "kl_coef", 0):
             yield "selection.kl_coef", f"{ranks}, so a distance cannot be subtracted from it; remove it"
+        if getattr(self.selection, "by_order", False) and getattr(self.selection, "minimum", None) is not None:
+            yield "selection.minimum", f"{ranks}; remove it"
         if self.evaluation.gold is None:
             yield "evaluation.gold", f"{ranks}, so it cannot compare policies; name a reward that can"
+
+    def _faults_of_rounds(self) -> Iterator[tuple[str, str]]:
+        """What does not go with groups that grow in rounds, as long as their rewards ask for it."""
+        most, filters = getattr(self.sampling, "most", None), getattr(self.selection, "filters", [])
+        if most is not None and most != self.generator.k:
+            yield (
+                "generator.k",
+                f"{self.generator.k}, but sampling gives a prompt up to {most} responses; set k: {most}",
+            )
+        if not can_continue(self.generator):
+            yield (
+                "sampling.kind",
+                "this generator might draw the same responses again in each round; one that draws with "
+                "prompt.seed(seed, k) says can_continue = True (raft/core/protocols.py); allowed: fixed",
+            )
+        if not comparable(self.reward):
+            yield "sampling.kind", "the reward compares all responses of a prompt, so they come at once; allowed: fixed"
+        if not getattr(self.selection, "takes_uneven", False):
+            yield (
+                "selection.kind",
+                "needs whole groups, and those of sampling.kind end where a response is good enough; allowed: "
+                "best-of-k, which is the same for both",
+            )
+        if "tied" in filters:
+            yield (
+                "selection.filters",
+                "tied needs whole groups, and those of sampling.kind end where a response is good enough; remove it: "
+                "selection.minimum leaves out prompts whose best response is not good enough",
+            )
+        if getattr(self.selection, "kl_coef", 0):
+            yield (
+                "selection.kl_coef",
+                "the distance is measured when all rounds are over, so they would go by another reward than selection; "
+                "remove it",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,7 +181,9 @@ def requests(recipe: Any) -> Iterator[Requests]:
     policies = 1 + -(-recipe.iterations // options.every)  # the first, every so many, and the last
     for name, reward in {"reward": recipe.reward, "evaluation.gold": options.gold}.items():
         for key, judge in _parts_of({name: reward}, "requests"):
-            trains = recipe.iterations * whole.prompts.per_iteration * judge.requests(recipe.generator.k)
+            k = recipe.generator.k
+            groups = recipe.sampling.total(whole.prompts.per_iteration, k) / k  # of k responses
+            trains = recipe.iterations * math.ceil(groups * judge.requests(k))
             looks = policies * whole.evaluation.count * judge.requests(options.k)
             own = name == "reward"
             looked = looks if not own or comparable(recipe.reward) else 0

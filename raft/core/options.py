@@ -5,6 +5,7 @@ A component is a frozen dataclass: its fields are its options. Fields carry mark
 
 - `speed()`: the option changes how fast, never what; it is in no key.
 - `only(stage)`: the option matters to one stage alone; it is in the keys of no other.
+- `added(default)`: the option is newer than runs that lack it; it is in a key only where it is not its default.
 - `choice(NAMES)`: the option is one of the names of a registry.
 - `source("file" | "model" | "code" | "template" | "served")`: the option names something outside; its content is in the
   key, its name is not. A template is one of raft's own by its short name, or a file; what is served is a model, or the
@@ -39,6 +40,11 @@ def speed(default: Any = MISSING, **options: Any) -> Any:
 def only(stage: str, default: Any = MISSING, **options: Any) -> Any:
     """A field that only one stage reads: what other stages make does not depend on it."""
     return field(default=default, metadata={"only": stage}, **options)
+
+
+def added(default: Any, **options: Any) -> Any:
+    """A field that came later: with its default the result, and its key, are as they were without it."""
+    return field(default=default, metadata={"added": True}, **options)
 
 
 def source(kind: str, default: Any = MISSING, **options: Any) -> Any:

@@ -1,8 +1,8 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
-`batch_size`, `continuous`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`, `makes`, `resumes`
-and `can_shard` may be left out. What a user's own kind returns is validated before it is kept: `answers`, `scored` and
-`trained` are how a launch calls a generator, a reward and a trainer.
+`batch_size`, `continuous`, `can_continue`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`,
+`makes`, `resumes` and `can_shard` may be left out. What a user's own kind returns is validated before it is kept:
+`answers`, `scored` and `trained` are how a launch calls a generator, a reward and a trainer.
 """
 
 import math
@@ -35,7 +35,8 @@ class Generator(Protocol):
     def generate(self, policy: Policy, prompts: Iterable[Prompt], seed: int) -> Iterator[Group]:
         """One group of k responses for each prompt, as soon as it is finished, in any order.
 
-        Response k of a prompt is drawn with the seed `derive(seed, prompt.id, k)` and nothing else.
+        Response k of a prompt is drawn with the seed `prompt.seed(seed, k)` and nothing else. A generator that says
+        `can_continue = True` does so for prompts with `prompt.drawn` too, which have that many responses already.
         `prompts` is read lazily, in whole blocks. A generator that says `continuous = True` may be given None in the
         place of a prompt: there is none yet, and it goes on with what is under way.
         """
@@ -75,6 +76,11 @@ def uses_device(component: Any) -> bool:
 def gpus(component: Any) -> int:
     """Over how many GPUs a component is split."""
     return getattr(component, "gpus", 1)
+
+
+def can_continue(generator: Any) -> bool:
+    """Whether a generator can add responses to those that a prompt has already."""
+    return getattr(generator, "can_continue", False)
 
 
 def comparable(reward: Any) -> bool:

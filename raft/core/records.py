@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from raft.core.atomic import create
 from raft.core.errors import UserError
+from raft.core.seeds import derive
 
 RESPONSE = ("text", "token_ids", "logprobs", "finish_reason")  # of every response
 ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it
@@ -49,6 +50,7 @@ class Prompt(Record):
     `meta` holds what a rule needs to judge a response (a reference answer, say); `source` is the
     index of the part of a mixture that the prompt comes from. `tools` are the functions that a chat may call, and
     `chat_template_kwargs` the variables that the policy's chat template gets, both as transformers takes them.
+    `drawn` is how many responses earlier rounds of adaptive sampling drew: the numbers of the next go on from there.
     """
 
     id: str
@@ -58,6 +60,11 @@ class Prompt(Record):
     source: int | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    drawn: int | None = None
+
+    def seed(self, seed: int, k: int) -> int:
+        """The seed of response k, counted from the first that has not been drawn yet."""
+        return derive(seed, self.id, (self.drawn or 0) + k)
 
     @property
     def asked(self) -> dict[str, Any]:

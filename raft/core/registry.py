@@ -42,6 +42,11 @@ TABLE = {
         "transformers": "raft.generators.transformers:Transformers",
         "remote": "raft.generators.remote:Remote",
     },
+    "sampling": {
+        "fixed": "raft.pipeline.sampling:Fixed",
+        "until-success": "raft.pipeline.sampling:UntilSuccess",
+        "expected-gain": "raft.pipeline.sampling:ExpectedGain",
+    },
     "reward": {
         "model": "raft.rewards.model:RewardModel",
         "ensemble": "raft.rewards.ensemble:Ensemble",
@@ -75,6 +80,7 @@ METHODS = {
     "prompts": ("parts",),
     "examples": ("rows", "answered"),
     "generator": ("generate",),
+    "sampling": ("each", "asked"),
     "reward": ("score",),
     "selection": ("pick",),
     "trainer": ("train",),

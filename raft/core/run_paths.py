@@ -7,7 +7,8 @@ from raft.core.errors import UserError
 
 OUTPUTS = Path("outputs")  # where runs go, in the current folder
 RUN = "run.json"
-DEPTH = 3  # iterations/003/evaluation/scores.jsonl
+ROUNDS = "rounds"  # of adaptive sampling, a folder in that of an iteration
+DEPTH = 4  # iterations/003/rounds/002/scores.jsonl
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class IterationPaths(GroupPaths):
     def evaluation(self) -> GroupPaths:
         """The answers of this iteration's policy; their prompts are the run's `evaluation`."""
         return GroupPaths(self.folder / "evaluation")
+
+    def round(self, number: int) -> GroupPaths:
+        """The files of one round of adaptive sampling; the first has the prompts of the iteration."""
+        return GroupPaths(self.folder / ROUNDS / f"{number:03d}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import numpy as np
 from raft.core.errors import UserError
 from raft.core.options import speed
 from raft.core.records import Group, Policy, Prompt, Response
-from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, spell
 from raft.launch import completions
 from raft.launch.completions import excerpt, foreign
@@ -64,6 +63,7 @@ class Remote(Sampling, Connection):
 
     batch_size = 1
     uses_device = False
+    can_continue = True
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
@@ -104,7 +104,7 @@ class Remote(Sampling, Connection):
 
         async def respond(k: int) -> Response:
             path = "completions" if prompt.messages is None else "chat/completions"
-            body = self._body(prompt, derive(seed, prompt.id, k), is_vllm)
+            body = self._body(prompt, prompt.seed(seed, k), is_vllm)
             if is_vllm:  # which knows no end of a turn that its model's folder does not name
                 body |= {"stop": ends.texts, "stop_token_ids": sorted(ends.tokens)}
             try:

@@ -19,7 +19,6 @@ from raft.core import device as devices
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range, speed
 from raft.core.records import Group, Policy, Prompt, Response
-from raft.core.seeds import derive
 from raft.generators.sampling import Sampling, first_of, spell
 from raft.models.chat_templates import Tokenizer, check_rows, encode_prompt, load_tokenizer
 from raft.models.loading import load_model, positions
@@ -45,6 +44,7 @@ class Transformers(Sampling):
     batch_size: int = 16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = speed(None)
+    can_continue = True
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
@@ -87,7 +87,7 @@ class Transformers(Sampling):
 
     def _answer(self, loaded: Loaded, block: list[Prompt], seed: int) -> Iterator[Group]:
         rows = [ids for prompt in block for ids in [self._encode(loaded, prompt)] * self.k]
-        drawing = Drawing(self, loaded, [derive(seed, prompt.id, k) for prompt in block for k in range(self.k)])
+        drawing = Drawing(self, loaded, [prompt.seed(seed, k) for prompt in block for k in range(self.k)])
         with devices.fits("a block of prompts", "lower generator.batch_size or generator.k"):
             drawing.run(rows)
         opened = [self.opening(loaded.tokenizer, ids) for ids in rows]

@@ -23,7 +23,6 @@ from typing import Any, Literal
 from raft.core import device, garbage, logs
 from raft.core.errors import UserError
 from raft.core.records import Group, Policy, Prompt, Response
-from raft.core.seeds import derive
 from raft.core.timing import part
 from raft.generators.sampling import Ends, Sampling
 from raft.launch import vllm_options
@@ -81,6 +80,7 @@ class VLLM(Sampling):
     engine_args: dict[str, Any] = field(default_factory=dict, metadata={"speed_keys": vllm_options.SPEED})
     batch_size = 1
     continuous = True
+    can_continue = True
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
@@ -339,7 +339,7 @@ class Engine:
                     break
                 if prompt.id not in unfinished:
                     unfinished[prompt.id] = prompt, options.opening(self.tokenizer, ids), [None] * options.k
-                params = _params(options, ends, derive(seed, prompt.id, k))
+                params = _params(options, ends, prompt.seed(seed, k))
                 name = f"{k}/{prompt.id}"
                 self.llm.add_request(name, {"prompt_token_ids": ids}, params)
                 live[name] = blocks

@@ -67,7 +67,12 @@ class Training:
 
     `picks` are the winners: rows [M] and indices in their groups [M]; `control` is the index of a random response of
     each winner's group [M]. `ranked`: rewards are strengths within a prompt, whose mean is 0 whatever the policy.
-    `before` are the training rewards of the policy before [N, K], None where they are not known.
+    `before` are the training rewards of the policy before [N, K], None where they are not known, and `learned` those
+    that its winners were taken from, where these are more.
+
+    Adaptive sampling gives a prompt more responses because of the rewards that it has, so its groups are no fair
+    sample. `rewards` and `responses` are then those of the first round, which every prompt has; `whole` has all
+    responses, of which those are the first and in which the winners stand, and `sampling` its own figures.
     """
 
     rewards: np.ndarray
@@ -77,6 +82,14 @@ class Training:
     ranked: bool
     dropped: int
     before: np.ndarray | None = None
+    learned: np.ndarray | None = None
+    whole: Responses | None = None
+    sampling: Figures = field(default_factory=dict)
+
+    @property
+    def all_responses(self) -> Responses:
+        """Those of all rounds."""
+        return self.whole or self.responses
 
     @cached_property
     def winners(self) -> list[str]:
@@ -89,7 +102,7 @@ class Training:
         return self._texts(self.control)
 
     def _texts(self, places: np.ndarray) -> list[str]:
-        return [self.responses.texts[row][place] for row, place in zip(self.picks[0], places, strict=True)]
+        return [self.all_responses.texts[row][place] for row, place in zip(self.picks[0], places, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,7 @@ def _between_prompts(compute: Callable[[Training], float | None]) -> Callable[[T
 
 
 def _absorbed(it: Training) -> float | None:
-    return None if it.before is None else text_metrics.absorbed(it.before, it.rewards)
+    return None if it.before is None else text_metrics.absorbed(it.before, it.rewards, it.learned)
 
 
 def _length_correlation(it: Training) -> Figures:
@@ -217,7 +230,7 @@ def _length_correlation(it: Training) -> Figures:
 
 
 def _longest(it: Training) -> Figures:
-    longest = text_metrics.longest(it.responses.tokens, *it.picks)
+    longest = text_metrics.longest(it.all_responses.tokens, *it.picks)
     return {
         "length/winner_longest": longest.share,
         "length/winner_longest_chance": longest.chance,
@@ -227,7 +240,7 @@ def _longest(it: Training) -> Figures:
 
 def _against_random(name: str, values: Callable[[Responses], np.ndarray]) -> Callable[[Training], Figures]:
     def compute(it: Training) -> Figures:
-        chosen, random = text_metrics.against_random(values(it.responses), *it.picks)
+        chosen, random = text_metrics.against_random(values(it.all_responses), *it.picks, it.responses.tokens.shape[1])
         return {f"selection/{name}": chosen, f"selection/{name}_random": random}
 
     return compute
@@ -437,7 +450,7 @@ DIAGNOSTICS = [
         Column(TRAINING, "no reward", "share", "share of responses that could not be scored"),
     ),
     Diagnostic(
-        "reward/tied", Training, lambda it: reward_metrics.tied(it.rewards).mean(),
+        "reward/tied", Training, lambda it: reward_metrics.tied(it.rewards).mean() if it.whole is None else None,
         Column(TRAINING, "tied", "share", "share of prompts whose rewards are all equal"),
         Rule(
             name="ties", limits=(0.5, 0.8),
@@ -518,6 +531,19 @@ DIAGNOSTICS = [
             Column(
                 SELECTION, "duplicate, random", "share", "the same of a random response of the same groups",
                 "selection/duplicate_random",
+            ),
+        ],
+    ),
+    Diagnostic(
+        "sampling", Training, lambda it: it.sampling,
+        [
+            Column(
+                SELECTION, "responses", "number", "responses to a prompt, mean of all rounds of adaptive sampling",
+                "sampling/responses", main=True,
+            ),
+            Column(
+                SELECTION, "success", "share", "share of prompts with a response that reaches sampling.success",
+                "sampling/success",
             ),
         ],
     ),

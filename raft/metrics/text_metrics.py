@@ -64,13 +64,15 @@ def grams(text: str, n: int) -> list[Gram]:
     return [tuple(found[at : at + n]) for at in range(len(found) - n + 1)]
 
 
-def absorbed(before: np.ndarray, now: np.ndarray) -> float:
+def absorbed(before: np.ndarray, now: np.ndarray, learned: np.ndarray | None = None) -> float:
     """How much of the headroom that a policy was trained on it has made its own: 0 nothing, 1 caught up.
 
     (mean now - mean before) / (best of K before - mean before), of rewards [N, K] of the policy before and of the one
-    trained on its winners. The two may answer different prompts. NaN where there was no headroom.
+    trained on its winners. The two may answer different prompts. `learned` are the rewards that the winners were taken
+    from, where those are not `before` itself. NaN where there was no headroom.
     """
-    start, best = (float(np.nanmean(one)) if not np.isnan(one).all() else math.nan for one in _mean_and_best(before))
+    means, bests = prompt_means(before), np.fmax.reduce(before if learned is None else learned, axis=-1)
+    start, best = (float(np.nanmean(one)) if not np.isnan(one).all() else math.nan for one in (means, bests))
     known = prompt_means(now)
     if np.isnan(known).all() or not best > start:
         return math.nan
@@ -207,25 +209,29 @@ def longest(lengths: np.ndarray, rows: np.ndarray, picks: np.ndarray) -> Longest
     """How many winners are the longest of their group; `rows` and `picks` [M] say where they stand in lengths [N, K].
 
     Chance is the mean share of longest responses in the winners' groups, and z = (hits - sum p) / sqrt(sum p (1 - p)),
-    p the share in each group. Groups of one length are left out; all are NaN if none is left.
+    p the share in each group. Groups of one length are left out; all are NaN if none is left. Lengths are NaN behind
+    the end of a smaller group.
     """
-    tops = lengths == lengths.max(axis=1, keepdims=True)
-    rows, picks = (where[~tops.all(axis=1)[rows]] for where in (rows, picks))
+    tops, sizes = lengths == np.fmax.reduce(lengths, axis=1)[:, None], (~np.isnan(lengths)).sum(axis=1)
+    rows, picks = (where[(tops.sum(axis=1) < sizes)[rows]] for where in (rows, picks))
     if not len(rows):
         return Longest(math.nan, math.nan, math.nan)
-    hits, chances = tops[rows, picks], tops.mean(axis=1)[rows]
+    hits, chances = tops[rows, picks], (tops.sum(axis=1) / sizes)[rows]
     z = float((hits - chances).sum() / np.sqrt((chances * (1 - chances)).sum()))
     return Longest(float(hits.mean()), float(chances.mean()), z)
 
 
-def against_random(values: np.ndarray, rows: np.ndarray, picks: np.ndarray) -> tuple[float, float]:
+def against_random(
+    values: np.ndarray, rows: np.ndarray, picks: np.ndarray, fair: int | None = None
+) -> tuple[float, float]:
     """The mean of the winners' values, and of what a random response of the same groups has on average.
 
-    `values` are [N, K]; `rows` and `picks` [M] say where the winners stand in them.
+    `values` are [N, K]; `rows` and `picks` [M] say where the winners stand in them. The random one is among the first
+    `fair` of its group, where the others were drawn because of those.
     """
     if not len(rows):
         return math.nan, math.nan
-    return float(values[rows, picks].mean()), float(values[rows].mean())
+    return float(values[rows, picks].mean()), float(values[rows, :fair].mean())
 
 
 def rising(now: Sequence[str], before: Sequence[str], prompts: int, top: int = 5) -> list[Rise]:
@@ -286,10 +292,6 @@ def log_ratios(policy: np.ndarray, first: np.ndarray) -> np.ndarray:
 def perplexity(logprobs: np.ndarray, tokens: np.ndarray) -> float:
     """exp(- sum of log-probabilities / sum of tokens) of given responses [N]: per token, over all of them together."""
     return math.exp(-float(logprobs.sum()) / int(tokens.sum())) if tokens.sum() else math.nan
-
-
-def _mean_and_best(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return prompt_means(rewards), np.fmax.reduce(rewards, axis=-1)
 
 
 def _counted(texts: Iterable[str], n: int) -> Counter[Gram]:

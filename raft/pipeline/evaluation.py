@@ -45,20 +45,24 @@ class Evaluator:
             stages.tell_drops(observer, self.references, "load_examples")
         self.examiner = replace(recipe.generator, k=options.k)
         self.first_answers: Artifact | None = None
-        self.scores_before: Artifact | None = None
+        self.before: dict[str, Artifact | None] = {"before": None}
         self.figures: list[Artifact] = []
         self.stopped = False
 
     def evaluate(self, it: Folder, policy: Artifact, **training: Artifact) -> None:
-        """Measures a policy, and the responses that it was trained on (scores, responses, selected)."""
+        """Measures a policy, and the responses that it was trained on (scores, responses, selected).
+
+        Of several rounds these are the first, and all of them are `all_scores` and `all_responses`.
+        """
         made = self._generate_and_score(it, policy) if self._is_due(it) else {}
         more: dict[str, Artifact | None] = {}
         if training:
-            more = {"policy": policy, "first_answers": self.first_answers, "before": self.scores_before, **training}
+            more = {"policy": policy, "first_answers": self.first_answers, **self.before, **training}
         else:
             self.first_answers = made.get("answers") or it.existing("evaluation/responses.jsonl")
         self.figures.append(it.once("metrics.json", measuring.measure, **more, **made))
-        self.scores_before = training.get("scores")
+        learned = {"all_before": training["all_scores"]} if "all_scores" in training else {}
+        self.before = {"before": training.get("scores"), **learned}
         rows = measuring.rows_of(self.figures)
         means = measuring.held_out_means(self.run.folder, up_to=it.number)
         alerts = self.recipe.alerts.judge(reward_metrics.on_common_prompts(rows, means))

@@ -20,7 +20,7 @@ from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
 from raft.pipeline.label import label
 from raft.pipeline.observer import Observer
-from raft.pipeline.streaming_scores import streamed
+from raft.pipeline.sampling import sample
 from raft.store import timeline
 from raft.store.keys import Artifact
 from raft.store.measuring import MaxFailed
@@ -45,16 +45,14 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
         if evaluation.stopped:
             return
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        with streamed(it, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
-            responses = it.once("responses.jsonl", stages.generate, recipe.generator, policy=policy, prompts=prompts)
-        made = {"prompts": prompts, "responses": responses}
-        scores = it.once("scores.jsonl", stages.score, recipe.reward, **made, limit=limit)
+        sampled = sample(recipe, it, policy, prompts, limit)
+        made = {"prompts": prompts, "responses": sampled.responses}
         reference = likelihoods(recipe, it, first, policy, **made)
-        rated = {**made, "scores": scores, "reference": reference}
+        rated = {**made, "scores": sampled.scores, "reference": reference}
         selected = it.once("selected.jsonl", stages.select, recipe.selection, **rated)
         origin = policy if recipe.train_from == "previous" else first
         policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
-        evaluation.evaluate(it, policy, scores=scores, responses=responses, selected=selected)
+        evaluation.evaluate(it, policy, **sampled.figures, selected=selected)
 
 
 def likelihoods(

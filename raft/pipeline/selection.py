@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from raft.core.options import choice, faults_of_range, speed
+from raft.core.options import added, choice, faults_of_range, speed
 from raft.core.records import Response
 from raft.metrics.reward_metrics import tied
 
@@ -61,6 +61,7 @@ class Selection(ABC):
     makes_pairs: ClassVar[bool] = False
     by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
     across_prompts: ClassVar[bool] = False  # rewards of different prompts are compared
+    takes_uneven: ClassVar[bool] = False  # groups may have grown until their best was good enough
     passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -103,12 +104,19 @@ class Selection(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfK(Selection):
-    """The best response of each group; of equals the one with the lowest index (RAFT, arXiv:2304.06767)."""
+    """The best response of each group; of equals the one with the lowest index (RAFT, arXiv:2304.06767).
+
+    With `minimum` a group whose best reward is lower is left out.
+    """
+
+    minimum: float | None = added(None)
 
     by_order: ClassVar[bool] = True
+    takes_uneven: ClassVar[bool] = True
+    passed_over = "the best reward is below the minimum"
 
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
-        groups = np.flatnonzero(~np.isnan(rewards).all(axis=1))
+        groups = np.flatnonzero(np.fmax.reduce(rewards, axis=1) >= (-np.inf if self.minimum is None else self.minimum))
         return groups, _best(rewards[groups])
 
 

@@ -276,7 +276,7 @@ def generate(
         if group.prompt.id in done:
             continue
         withheld.append(group)
-        if done or not all(response.withheld for response in group.responses):
+        if done or group.prompt.drawn or not all(response.withheld for response in group.responses):
             for early in withheld:
                 output.append(early.row())
             withheld.clear()

@@ -20,7 +20,7 @@ from raft.pipeline import evaluation
 from raft.pipeline.policies import Found
 from raft.store import runs
 from raft.store.keys import Artifact
-from raft.store.measuring import held_out_means
+from raft.store.measuring import first_round, held_out_means
 from raft.store.stamps import read_stamp
 
 FIGURES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
@@ -193,12 +193,16 @@ def _iterations(folder: Path, number: int, recipe: dict[str, Any]) -> Iterator[s
     it = RunPaths(folder).iteration(number)
     origin = "policy 0" if recipe.get("train_from") == "first" else "the policy before"
     yield f"- iterations: {number}, each policy trained from {origin}"
-    if made := read_stamp(it.responses):
-        section = portable(made["key"]["section"], folder)
+    if (made := read_stamp(it.responses)) and (first := read_stamp(first_round(it).responses)):
+        section, scores = portable(first["key"]["section"], folder), read_stamp(it.scores)
         told: dict[str, Any] = {
             name: section[name] for name in ("is", "temperature", "top_p", "max_tokens") if name in section
         }
-        yield f"- responses: K = {section.get('k')} to each of {made['rows']} prompts; {_options(told)}"
+        count = f"K = {section.get('k')}"
+        if scores is not None and "sampling/responses" in scores["measured"]:
+            sampling = _options(portable(scores["key"]["section"], folder))
+            count = f"{scores['measured']['sampling/responses']:.4g} on average (sampling: {sampling})"
+        yield f"- responses: {count} to each of {made['rows']} prompts; {_options(told)}"
     if picked := read_stamp(it.selected):
         section = portable(picked["key"]["section"], folder)
         yield f"- selection: {_options(section)}; {picked['rows']} rows were trained on"
@@ -317,5 +321,5 @@ def _options(section: Mapping[str, Any]) -> str:
     """What a stamp says of a section: its kind, and the options that are set."""
     hidden = ("is", "code", "content")
     told = {name: value for name, value in section.items() if name not in hidden and value not in (None, [], {}, "")}
-    kind = str(section.get("is", "")).removeprefix("generator/").removeprefix("selection/").removeprefix("trainer/")
+    kind = str(section.get("is", "")).rpartition("/")[2]
     return ", ".join([code(kind), *(f"{name} {code(value)}" for name, value in told.items())])

@@ -70,7 +70,8 @@ def describe(value: Any, stage: str = "") -> Any:
     if is_own(value):
         described["code"] = code_hash(type(value))
     for item in dataclasses.fields(value):
-        if not item.metadata.get("speed") and item.metadata.get("only", stage) == stage:
+        unset = item.metadata.get("added") and getattr(value, item.name) == item.default
+        if not (item.metadata.get("speed") or unset) and item.metadata.get("only", stage) == stage:
             described[item.name] = _described(value, item, stage)
     if hasattr(value, "resolved"):  # what is left open follows the device, and floats with it
         described |= value.resolved()

@@ -17,7 +17,7 @@ import numpy as np
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.records import Response
-from raft.core.run_paths import RunPaths
+from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
 from raft.metrics.diagnostics import HeldOut, Responses, Training, figures
@@ -54,7 +54,10 @@ def _held_out(made: dict[str, Artifact]) -> HeldOut:
 
 
 def _training(made: dict[str, Artifact], output: ArtifactWriter) -> Training:
-    """What the training responses say of the policy that wrote them, and what selection took of them."""
+    """What the training responses say of the policy that wrote them, and what selection took of them.
+
+    Of several rounds `responses` and `scores` are the first; winners stand in `all_responses`.
+    """
     responses = responses_of(made["responses"])
     _refuse_others(responses.ids, made["responses"].place, made["scores"])
     picks = _places(made["selected"], responses.ids)
@@ -67,6 +70,9 @@ def _training(made: dict[str, Artifact], output: ArtifactWriter) -> Training:
         ranked=ranks_of(made["scores"]) is not None,
         dropped=made["selected"].stamp["dropped"],
         before=rewards_of(made["before"])[0] if "before" in made else None,
+        learned=rewards_of(made["all_before"])[0] if "all_before" in made else None,
+        whole=responses_of(made["all_responses"]) if "all_responses" in made else None,
+        sampling=made["all_scores"].stamp["measured"] if "all_scores" in made else {},
     )
 
 
@@ -147,10 +153,17 @@ def ranks_of(scores: Artifact) -> np.ndarray | None:
 
 
 def responses_of(artifact: Artifact) -> Responses:
-    """What can be said of responses without judging them; all groups have the same size."""
+    """What can be said of responses without judging them; behind the last response of a smaller group is NaN."""
     read = [_counted(row["prompt_id"], records.answers(row)) for row in artifact.read()]
     ids, texts, *counts = zip(*read, strict=True)
-    return Responses(list(ids), list(texts), *map(np.array, counts))
+    even = len(set(map(len, texts))) == 1
+    return Responses(list(ids), list(texts), *map(np.array if even else padded, counts))
+
+
+def first_round(it: IterationPaths) -> GroupPaths:
+    """Where the responses of an iteration stand that are a fair sample: of several rounds the first, else all."""
+    stamp = stamps.read_stamp(it.scores)
+    return it.round(1) if stamp is not None and "rounds" in stamp["key"].get("inputs", {}) else it
 
 
 def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:
@@ -186,7 +199,11 @@ def _columns(artifact: Artifact | None, one: str, other: str) -> tuple[np.ndarra
 
 def _table(scores: Artifact, name: str) -> np.ndarray:
     """One number of every score [prompts, K], NaN where there is none."""
-    rows = [[one.get(name) for one in row["scores"]] for row in scores.read()]
+    return padded([[one.get(name) for one in row["scores"]] for row in scores.read()])
+
+
+def padded(rows: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Rows of numbers as an array, NaN for None and behind the end of a shorter row."""
     width = max(map(len, rows), default=0)
     return np.array([[*row, *[None] * (width - len(row))] for row in rows], dtype=float)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raft.core.run_paths import IterationPaths
+from raft.core.run_paths import ROUNDS, IterationPaths
 
 STAGES = {
     "link_model": "preparing the model",
@@ -15,6 +15,9 @@ STAGES = {
     "draw": "drawing prompts",
     "generate": "generating responses",
     "score": "scoring responses",
+    "ask_again": "choosing prompts for another round",
+    "merge_responses": "merging the rounds",
+    "merge_scores": "merging the rounds",
     "logprobs": "computing likelihoods",
     "reference_logprobs": "computing likelihoods of the references",
     "select": "selecting responses",
@@ -35,6 +38,8 @@ UNITS = {"generate": "prompts", "score": "prompts", "train": "steps"}
 
 def of(stage: str, path: Path) -> str:
     """The words for a stage that makes the artifact at `path`."""
+    if path.parent.parent.name == ROUNDS and stage in UNITS:
+        return f"{STAGES[stage]}, round {int(path.parent.name)}"
     place = IterationPaths(path.parent.parent).evaluation
     if path.parent != place.folder or stage not in HELD_OUT:
         return STAGES.get(stage, stage.replace("_", " "))

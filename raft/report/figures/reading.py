@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from raft.core.run_paths import IterationPaths, RunPaths
+from raft.core.run_paths import ROUNDS, IterationPaths, RunPaths
 from raft.metrics import reward_metrics
 from raft.report.figures.table import Number
 from raft.store import stamps
 from raft.store.keys import Artifact
-from raft.store.measuring import ranks_of, rewards_of
+from raft.store.measuring import first_round, ranks_of, rewards_of
 
 OfPrompts = Callable[[np.ndarray], np.ndarray]
 
-TRAINING = "scores"  # of the training responses: folder i + 1 holds those of policy i
+TRAINING = "scores"  # of the training responses that are a fair sample: folder i + 1 holds those of policy i
 REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of each file of scores, by IterationPaths
     TRAINING: (("reward/best_of_k", reward_metrics.prompt_best), ("reward/mean", reward_metrics.prompt_means)),
     "evaluation.scores": (("reward/eval", reward_metrics.prompt_means),),
@@ -62,9 +62,11 @@ def rewards(folder: Path) -> list[Number]:
 
 
 def k_of(folder: Path) -> int | None:
-    """How many responses a training prompt has; None if there are none yet, or not equally many in all iterations."""
-    widths = {width for _, path, state in _files(folder, TRAINING) if (width := _width(path, state)) is not None}
-    return widths.pop() if len(widths) == 1 else None
+    """How many responses a training prompt has; None if there are none yet, or not equally many everywhere."""
+    files = list(_files(folder, TRAINING))
+    widths = {width for _, path, state in files if (width := _width(path, state)) is not None}
+    in_rounds = any(path.parent.parent.name == ROUNDS for _, path, _ in files)
+    return widths.pop() if len(widths) == 1 and not in_rounds else None
 
 
 def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, table: np.ndarray) -> list[Number]:
@@ -117,6 +119,6 @@ def _files(folder: Path, name: str) -> Iterator[tuple[int, Path, tuple[int, ...]
     """
     run = RunPaths(folder)
     for number, place in [(it.number, it) for it in run.iterations()] or [(1, IterationPaths(folder))]:
-        path = attrgetter(name)(place)
+        path = first_round(place).scores if name == TRAINING else attrgetter(name)(place)
         if (state := stamps.state(path)) is not None:
             yield number, path, state
