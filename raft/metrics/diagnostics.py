@@ -539,7 +539,7 @@ DIAGNOSTICS = [
         [
             Column(
                 SELECTION, "responses", "number", "responses to a prompt, mean of all rounds of adaptive sampling",
-                "sampling/responses", main=True,
+                "sampling/responses",
             ),
             Column(
                 SELECTION, "success", "share", "share of prompts with a response that reaches sampling.success",

@@ -238,6 +238,7 @@ def test_figures_are_those_of_the_first_round(finished):
     assert curve["tiny"] == curve["two"] and len(curve["two"]) == 2
 
 
+@pytest.mark.nightly
 def test_all_that_reads_a_run_reads_groups_of_different_sizes(finished):
     folder = finished.parent
     some = next(row["id"] for row in read(RunPaths(finished / "tiny").iteration(1).prompts))
@@ -252,6 +253,7 @@ def test_all_that_reads_a_run_reads_groups_of_different_sizes(finished):
     assert f"{each:.4g} on average (sampling: `until-success`, rounds `[2, 2, 4]`, success `1.0`)" in card
 
 
+@pytest.mark.nightly
 def test_a_branch_may_have_another_sampling_than_the_iterations_that_it_shares(finished):
     """What was learned before is then still compared with all rounds, and the mean with the first."""
     done = worlds.raft(finished.parent, "resume", "outputs/tiny", "--from-iteration", "2", "~sampling", "name=branch")
