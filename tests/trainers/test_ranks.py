@@ -65,16 +65,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("one", "two", "sharded"):
         found[name] = tmp_path_factory.mktemp(name)
     train_all(0, 1, "", folders, found["one"], False)
-    two_ranks(train_all, folders, found["two"], False)
-    two_ranks(train_all, folders, found["sharded"], True)
+    two_ranks(train_both, folders, found["two"], found["sharded"], free_address())
     return found
+
+
+def train_both(
+    rank: int, count: int, address: str, folders: dict[str, Path], two: Path, sharded: Path, other: str
+) -> None:
+    """All cases with whole weights, then those that shard, in the same processes."""
+    train_all(rank, count, address, folders, two, False)
+    train_all(rank, count, other, folders, sharded, True)
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Runs a function in two processes that can meet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=function, args=(rank, 2, address, *arguments)) for rank in range(2)]
     for process in processes:
