@@ -21,6 +21,13 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def on_the_site(file: Path) -> bool:
+    """Whether `make docs` has the file among its pages."""
+    copied = re.findall(r"git ls-files (.*?) \|", (ROOT / "Makefile").read_text())[0].split()
+    name = file.relative_to(ROOT).as_posix()
+    return file.suffix == ".md" or any(name == one or name.startswith(f"{one}/") for one in copied)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path):
     text = re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text()))
@@ -30,6 +37,7 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
         assert file.exists(), target
+        assert on_the_site(file.resolve()), f"{target}: `make docs` does not copy it; write its name without a link"
         assert not anchor or anchor in anchors(file), target
 
 
