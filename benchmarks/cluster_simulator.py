@@ -459,7 +459,7 @@ def handover(rates: Rates, ranks: int, of: Constants) -> float:
 
 
 def likelihoods(work: Work, answers: np.ndarray, workers: int, rates: Rates, of: Constants) -> float:
-    """Seconds of evaluation.kl: held-out answers under two policies, one after the other, each loaded anew."""
+    """Seconds of evaluation.kl: held-out answers under two policies, one after the other, each loaded from disk."""
     handed = parted(answers, logprobs.BLOCK)
     load = loading(rates, min(workers, len(handed)), 1, of)
 

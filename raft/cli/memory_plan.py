@@ -36,6 +36,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 Terms = dict[str, int | None]  # bytes by what they are for; None where config.json does not tell
 
 

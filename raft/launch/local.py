@@ -64,7 +64,7 @@ class Local:
         return []
 
     def taken(self) -> list[dict[str, Any]]:
-        """The same of a stage that is made, which begins anew."""
+        """The same, of a stage that has just been made; the next one starts without any."""
         return []
 
     def ranks(self) -> int:

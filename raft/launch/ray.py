@@ -460,10 +460,7 @@ class Cluster:
 
     def _died(self, hand: Hand, fault: Any, work: Work) -> None:
         """Puts a worker that died or failed out of service, and its blocks back; UserError names a block that kills."""
-        self.dismiss(hand)
-        hand.lane.ended, hand.lane.died = time.time(), True
-        if all(lane is not hand.lane for lane in self.lanes):  # it died before it began
-            self.lanes.append(hand.lane)
+        self._bury(hand)
         self._count(fault)
         for block in hand.blocks:
             block.deaths += 1
@@ -493,6 +490,13 @@ class Cluster:
         """Gives a worker a lane of the stage."""
         hand.lane = Lane(hand.slot.name, time.time(), time.time())
         self.lanes.append(hand.lane)
+
+    def _bury(self, hand: Hand) -> None:
+        """Ends a worker whose death its lane shows."""
+        self.dismiss(hand)
+        hand.lane.ended, hand.lane.died = time.time(), True
+        if all(lane is not hand.lane for lane in self.lanes):  # it died before it began
+            self.lanes.append(hand.lane)
 
     def dismiss(self, hand: Hand) -> None:
         """Ends a worker; its device gets another one."""
@@ -529,8 +533,7 @@ class Cluster:
                 self.deaths, hand.lane.ended = 0, time.time()
                 return found
             except ray.exceptions.RayError as fault:
-                self.dismiss(hand)
-                hand.lane.ended, hand.lane.died = time.time(), True
+                self._bury(hand)
                 self._count(fault)
 
     def trained(self, job: tuple[Any, ...], out: Path, most: int | None, advance: Advance) -> tuple[Any, Any]:
@@ -561,8 +564,7 @@ class Cluster:
                 return ray.get(refs[0])
             except BaseException as fault:
                 for hand in hands:
-                    self.dismiss(hand)  # the ranks wait for each other
-                    hand.lane.ended, hand.lane.died = time.time(), True
+                    self._bury(hand)  # the ranks wait for each other
                 if not isinstance(fault, ray.exceptions.RayError):
                     raise
                 self._count(fault)

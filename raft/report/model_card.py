@@ -123,7 +123,7 @@ def local_name(path: str) -> str:
 
 
 def _is_folder(name: str, began: Path) -> bool:
-    return not hub.NAME.fullmatch(name) or (began / name).is_dir() or Path(name).is_dir()
+    return not hub.is_name(name) or (began / name).is_dir() or Path(name).is_dir()
 
 
 def _base(folder: Path, found: Found, recipe: dict[str, Any]) -> Base:
@@ -134,7 +134,7 @@ def _base(folder: Path, found: Found, recipe: dict[str, Any]) -> Base:
         return Base(None)
     name, identity = str(recipe.get("policy", {}).get("model")), str(section.get("model"))
     commit = re.match(r"commit:([0-9a-f]{40})", identity)
-    return Base(name, commit[1] if commit and hub.NAME.fullmatch(name) else None)
+    return Base(name, commit[1] if commit and hub.is_name(name) else None)
 
 
 def _hub_datasets(folder: Path, recipe: dict[str, Any]) -> Iterator[str]:

@@ -428,9 +428,7 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkp
 
     trainer = Fit(model, arguments, data_collator=lambda items: items[0], train_dataset=steps, callbacks=[Tell()])
     trainer.remove_callback(PrinterCallback)
-    if (
-        ranks.sharded()
-    ):  # kept until the end of the forward pass, copies of all weights in bfloat16 would be whole again
+    if ranks.sharded():  # copies in bfloat16, kept until the end of a forward pass, would be those of all weights
         trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     return trainer
 
