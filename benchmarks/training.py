@@ -19,7 +19,8 @@ import reward_models
 
 from raft.core.records import Example, Response
 from raft.trainers import hf_trainer
-from raft.trainers.sft import SFT, Corpus, Likelihood
+from raft.trainers.policy import Corpus
+from raft.trainers.sft import SFT, Likelihood
 
 SIZES = {"0.75M": (128, 3, 4), "7M": (256, 8, 8)}  # name -> width, layers, heads
 TEXTS = ((86, 0.1), (86, 0.5), (210, 0.5))  # mean tokens of a text, and how far lengths are from it

@@ -31,6 +31,7 @@ from raft.rewards.judge.judge import Judge
 from raft.rewards.model import RewardModel
 from raft.rewards.rule import Rule
 from raft.rewards.runner import BATCH_TOKENS
+from raft.trainers.distillation import Distillation
 from raft.trainers.hf_trainer import TrainerOptions
 
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
@@ -326,6 +327,14 @@ def idle(recipe: Any, where: Device) -> Iterator[str]:
             )
 
 
+def _teacher(trainer: Distillation) -> Path:
+    """The folder of the teacher. UserError: it is not here."""
+    path = Path(trainer.teacher)
+    if (folder := path if path.is_dir() else hub.fetched(trainer.teacher, trainer.revision)) is None:
+        raise UserError(f"{trainer.teacher} is not downloaded yet")
+    return folder
+
+
 def _train(loaded: Loaded, where: Device) -> Turn:
     """With logits for every token of a forward pass, though only response tokens have them."""
     trainer = loaded.recipe.trainer
@@ -350,6 +359,10 @@ def _train(loaded: Loaded, where: Device) -> Turn:
         terms |= _product("their copies in bfloat16", count, "parameters", 2)
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
     terms |= {} if not to_policy else _product("logits", tokens, "tokens", model.logits())
+    if isinstance(trainer, Distillation):
+        teacher = model_sizes.read(_teacher(trainer))
+        terms |= _product("teacher", teacher.parameters(), "parameters", 4)
+        terms |= _product("logits of the teacher", tokens, "tokens", teacher.logits())
     ways = {
         "set launch.shard: fsdp": ranks > 1 and not sharded and trainer.lora is None,
         f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,

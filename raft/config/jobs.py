@@ -7,7 +7,16 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
-from raft.core.protocols import can_continue, can_shard, comparable, gpus, makes, takes_pairs
+from raft.core.protocols import (
+    can_continue,
+    can_shard,
+    comparable,
+    gpus,
+    makes,
+    needs_logprobs,
+    takes_pairs,
+    takes_signed,
+)
 from raft.core.records import Response
 from raft.core.registry import PAIRS, find
 from raft.core.remote_folder import fault_of_url
@@ -165,6 +174,12 @@ class Align(Job):
             yield "selection.kind", f"makes preference pairs, but this trainer learns from single responses; {PAIRS}"
         elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
             yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
+        elif getattr(self.selection, "signed", False) and not takes_signed(self.trainer):
+            yield (
+                "selection.kind",
+                "gives negative weights, and this trainer can only make responses more likely; allowed for the "
+                "trainer: policy-gradient",
+            )
         if not comparable(self.reward):
             yield from self._faults_of_ranks()
         if getattr(self.sampling, "several", True):
@@ -239,6 +254,9 @@ class FineTune(Job):
         yield from super().faults()
         if takes_pairs(self.trainer):
             yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
+        elif needs_logprobs(self.trainer):
+            message = "learns from the log-probabilities of the policy that generated; examples have none; allowed: sft"
+            yield "trainer.kind", message
         if getattr(self.examples, "pairs", None) is not None:
             yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
 

@@ -356,8 +356,10 @@ def _model(name: str, revision: str | None, key: str, fetch: bool, weights: bool
 
 def _layout(part: Any, key: str) -> Iterator[Fault]:
     """A reward model that is to read its own chat template has to have one."""
+    if getattr(part, "template", None) != "chat":
+        return
     folder = _here(part)
-    if getattr(part, "template", None) == "chat" and folder is not None and (folder / "config.json").is_file():
+    if folder is not None and (folder / "config.json").is_file():
         try:
             lacks = model_folder.chat_template(folder) is None
         except UserError as fault:

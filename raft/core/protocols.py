@@ -1,8 +1,9 @@
 """The contracts of a generator, a reward and a trainer. A recipe can name any class that fulfils its contract.
 
 `batch_size`, `continuous`, `can_continue`, `remote`, `uses_device`, `comparable`, `release`, `proof`, `takes_pairs`,
-`makes`, `resumes` and `can_shard` may be left out. What a user's own kind returns is validated before it is kept:
-`answers`, `scored` and `trained` are how a launch calls a generator, a reward and a trainer.
+`takes_signed`, `needs_logprobs`, `makes`, `resumes` and `can_shard` may be left out. What a user's own kind returns is
+validated before it is kept: `answers`, `scored` and `trained` are how a launch calls a generator, a reward and a
+trainer.
 """
 
 import math
@@ -96,6 +97,16 @@ def batch_size(component: Any) -> int:
 def takes_pairs(trainer: Any) -> bool:
     """Whether a trainer learns from pairs of responses, and not from single ones."""
     return getattr(trainer, "takes_pairs", False)
+
+
+def takes_signed(trainer: Any) -> bool:
+    """Whether a trainer can make a response less likely: what a negative weight asks for."""
+    return getattr(trainer, "takes_signed", False)
+
+
+def needs_logprobs(trainer: Any) -> bool:
+    """Whether a trainer learns only from responses with the log-probabilities of the policy that generated them."""
+    return getattr(trainer, "needs_logprobs", False)
 
 
 def makes(trainer: Any) -> str:

@@ -60,11 +60,16 @@ TABLE = {
         "threshold": "raft.pipeline.selection:Threshold",
         "softmax": "raft.pipeline.selection:Softmax",
         "random": "raft.pipeline.selection:RandomPick",
+        "reward-weighted": "raft.pipeline.selection:RewardWeighted",
+        "expected-best": "raft.pipeline.selection:ExpectedBest",
+        "advantage": "raft.pipeline.selection:Advantage",
         "best-vs-worst": "raft.pipeline.selection:BestVsWorst",
         "all-pairs": "raft.pipeline.selection:AllPairs",
     },
     "trainer": {
         "sft": "raft.trainers.sft:SFT",
+        "policy-gradient": "raft.trainers.policy_gradient:PolicyGradient",
+        "distillation": "raft.trainers.distillation:Distillation",
         "reward-model": "raft.trainers.reward_model:BradleyTerry",
     },
 }

@@ -259,6 +259,8 @@ DIAGNOSTICS = [
             Column(TRAINED, "steps", "count", "steps of the optimiser", "train/steps"),
             Column(TRAINED, "examples", "count", "rows that were learned from", "train/examples"),
             Column(TRAINED, "tokens", "count", "tokens that were learned", "train/tokens"),
+            Column(TRAINED, "clipped", "share", "share of tokens beyond the clip, without a gradient", "train/clipped"),
+            Column(TRAINED, "distance", "number", "KL from the policy that generated, in nats per token", "train/kl"),
             Column(TRAINED, "padding", "share", "share of the tokens read that were padding", "train/padding"),
         ],
     ),

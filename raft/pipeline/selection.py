@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -34,8 +34,9 @@ FILTERS: dict[str, Callable[[Response, Collection[str]], bool]] = {
 class Picks:
     """What was picked, in the order of the groups: M responses by group and by index in the group.
 
-    `weights` multiply the loss of each. `rejected`, for pairs, is the index of the worse response of the
-    same group. `reasons` says of each group that nothing was picked from why that is so.
+    `weights` multiply the loss of each, and may be negative where the selection is `signed`. `rejected`, for pairs, is
+    the index of the worse response of the same group. `reasons` says of each group that nothing was picked from why
+    that is so.
     """
 
     prompts: np.ndarray
@@ -62,6 +63,7 @@ class Selection(ABC):
     by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
     across_prompts: ClassVar[bool] = False  # rewards of different prompts are compared
     takes_uneven: ClassVar[bool] = False  # groups may have grown until their best was good enough
+    signed: ClassVar[bool] = False  # weights can be negative: such a response is to become less likely
     passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -83,8 +85,8 @@ class Selection(ABC):
         if not isinstance(places, tuple) or len(places) != 2:
             raise TypeError("chosen returns two arrays: groups, and the index of a response in each")
         prompts, responses = places
-        rejected = self.rejected(ordered, prompts)
-        return Picks(prompts, responses, np.ones(len(prompts)), rejected, self._reasons(rewards, eligible, prompts))
+        rejected, weights = self.rejected(ordered, prompts), self.weights(ordered, prompts, responses)
+        return Picks(prompts, responses, weights, rejected, self._reasons(rewards, eligible, prompts))
 
     @abstractmethod
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
@@ -93,6 +95,14 @@ class Selection(ABC):
     def rejected(self, rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray | None:
         """For pairs: the index of the rejected response of each picked group."""
         return None
+
+    def weights(self, rewards: np.ndarray, prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+        """How much each picked response counts [M]."""
+        return np.ones(len(prompts))
+
+    def valued(self, rewards: np.ndarray) -> np.ndarray:
+        """The rewards [N, K], NaN = none, as the selection reads them; the KL-shaped reward is made of these."""
+        return rewards
 
     def _reasons(self, rewards: np.ndarray, eligible: np.ndarray, prompts: np.ndarray) -> dict[int, str]:
         missing = np.setdiff1d(np.arange(len(rewards)), prompts)
@@ -176,16 +186,10 @@ class Softmax(Selection):
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        if not self.temperature > 0:
-            yield (
-                "temperature",
-                f"{self.temperature!r} is out of range; it must be above 0 (its limit 0 is kind: best-of-k)",
-            )
+        yield from _faults_of_temperature(self.temperature)
 
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
-        with np.errstate(over="ignore"):  # far below the best at a tiny temperature: exp(-inf) = 0 is meant
-            below_best = rewards - np.fmax.reduce(rewards, axis=1)[:, None]
-            return _drawn(np.where(np.isnan(rewards), 0.0, np.exp(below_best / self.temperature)), rng)
+        return _drawn(_odds(rewards, self.temperature), rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +198,104 @@ class RandomPick(Selection):
 
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
         return _drawn((~np.isnan(rewards)).astype(float), rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Selection):
+    """Every response, with a weight that the selection gives; those of weight 0 are left out."""
+
+    @abstractmethod
+    def weighed(self, rewards: np.ndarray) -> np.ndarray:
+        """The weight of each response [N, K], 0 where the reward is NaN."""
+
+    def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
+        groups, indices = np.nonzero(self.weighed(rewards))
+        return groups, indices
+
+    def weights(self, rewards: np.ndarray, prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+        return self.weighed(rewards)[prompts, responses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeighted(Weighted):
+    """Every response, weighted by exp(reward / temperature); the weights of a group sum to 1.
+
+    Reward-weighted regression (Peters and Schaal 2007) with the group as its own normaliser. It is the expectation of
+    `softmax`, which draws one response with these odds.
+    """
+
+    temperature: float = 1.0
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from _faults_of_temperature(self.temperature)
+
+    def weighed(self, rewards: np.ndarray) -> np.ndarray:
+        odds = _odds(rewards, self.temperature)
+        return odds / np.maximum(odds.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedBest(Weighted):
+    """Every response, weighted by the chance that it is the best of `n` drawn from its group without replacement.
+
+    The exact expectation of fine-tuning on the best of n (arXiv:2407.14622 calls its loss the forward part of BOND):
+    `n: 1` learns from all alike, n = K from the best alone. Equals share their chances. A group with fewer than n
+    eligible responses has the best of those.
+    """
+
+    n: int
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        yield from faults_of_range(self, n=(1, math.inf))
+
+    def weighed(self, rewards: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(rewards)
+        count = known.sum(axis=1, keepdims=True)
+        below, upto = _compared(rewards)
+        n = min(self.n, rewards.shape[1])
+        chance = _share_of_subsets(upto, count, n) - _share_of_subsets(below, count, n)  # that an equal is the best
+        return np.where(known, chance / np.maximum(upto - below, 1), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage(Weighted):
+    """Every response, weighted by its reward less a baseline; one below the baseline is to become less likely.
+
+    For `trainer.kind: policy-gradient`. `baseline` is the mean of the group, the mean of its other responses
+    (leave-one-out, arXiv:2402.14740) or none, for rewards that have a sign of their own. With `filters: [tied]`, which
+    leaves out groups that are all right or all wrong, this is Reinforce-Rej (arXiv:2504.11343). With
+    `reward: log-quantile` the reward is n log F, where F is the share of the group that is no better, and n one less
+    than its size: the reward part of vBoN (arXiv:2407.06057) and of BOND's backward part (arXiv:2407.14622);
+    `kl_coef: 1` adds the rest, the distance from the first policy.
+    """
+
+    baseline: Literal["mean", "leave-one-out", "none"] = "mean"
+    reward: Literal["plain", "log-quantile"] = "plain"
+
+    signed: ClassVar[bool] = True
+    passed_over = "all rewards are equal, or there is one response"
+
+    def valued(self, rewards: np.ndarray) -> np.ndarray:
+        if self.reward == "plain":
+            return rewards
+        known = ~np.isnan(rewards)
+        count = known.sum(axis=1, keepdims=True)
+        share = np.where(known, _compared(rewards)[1] / np.maximum(count, 1), np.nan)
+        return (count - 1) * np.log(share)
+
+    def weighed(self, rewards: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(rewards)
+        count, plain = known.sum(axis=1, keepdims=True), np.where(known, rewards, 0.0)
+        baseline = plain.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+        # equal rewards are exactly 0 from their mean, which rounding need not give
+        above = np.where(known & ~tied(rewards)[:, None], plain - baseline, 0.0)
+        if self.baseline == "none":
+            return plain
+        if self.baseline == "mean":
+            return np.where(count > 1, above, 0.0)
+        return np.where(count > 1, above * count / np.maximum(count - 1, 1), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +379,36 @@ def _every_two(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Group, better and worse index of every two different rewards, ascending."""
     groups, better, worse = np.nonzero(rewards[:, :, None] > rewards[:, None, :])
     return groups, better, worse
+
+
+def _faults_of_temperature(temperature: float) -> Iterator[tuple[str, str]]:
+    if not temperature > 0:
+        message = f"{temperature!r} is out of range; it must be above 0 (its limit 0 is kind: best-of-k)"
+        yield "temperature", message
+
+
+def _odds(rewards: np.ndarray, temperature: float) -> np.ndarray:
+    """exp(reward / temperature) of each response [N, K], in units of the best of its group; 0 for NaN."""
+    with np.errstate(over="ignore"):  # far below the best at a tiny temperature: exp(-inf) = 0 is meant
+        below_best = rewards - np.fmax.reduce(rewards, axis=1)[:, None]
+        return np.where(np.isnan(rewards), 0.0, np.exp(below_best / temperature))
+
+
+def _compared(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many responses of its group are worse than each [N, K], and how many are no better, itself included."""
+    below, upto = np.zeros(rewards.shape, int), np.zeros(rewards.shape, int)
+    for row, found in enumerate(rewards):
+        known = np.sort(found[~np.isnan(found)])
+        below[row], upto[row] = np.searchsorted(known, found, "left"), np.searchsorted(known, found, "right")
+    return below, upto
+
+
+def _share_of_subsets(part: np.ndarray, count: np.ndarray, n: int) -> np.ndarray:
+    """C(part, n) / C(count, n) [N, K]: the share of subsets of n (of all, where there are fewer) within a part."""
+    share = np.ones(part.shape)
+    for drawn in range(n):
+        share *= np.where(drawn < count, np.clip(part - drawn, 0, None) / np.maximum(count - drawn, 1), 1.0)
+    return share
 
 
 def _best(rewards: np.ndarray) -> np.ndarray:

@@ -380,8 +380,8 @@ def select(
 
     refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
     rewards = rewards_of(scores)[0]
-    eligible = rewards if reference is None else _shaped(selection, rewards, reference)
-    eligible = eligible.copy()
+    valued = selection.valued(rewards) if hasattr(selection, "valued") else rewards
+    eligible = np.array(valued if reference is None else _shaped(selection, valued, reference))
     whole = not selection.filters and not np.isnan(rewards).any()  # nothing to look for in the responses
     for row, group in enumerate(() if whole else records.groups(prompts.path, responses.path)):
         scored = np.flatnonzero(~np.isnan(rewards[row]))

@@ -13,9 +13,13 @@ from raft.core.seeds import derive
 
 
 class Texts:
-    """Token sequences in a nameless mapped file; memory holds eight bytes for each. First write all, then read."""
+    """Sequences, of tokens or other numbers, in a nameless mapped file; memory holds eight bytes for each.
 
-    def __init__(self, folder: Path):
+    First write all, then read.
+    """
+
+    def __init__(self, folder: Path, dtype: type = np.int32):
+        self._dtype = dtype
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (gone when this object is)
         self._ends = array("q", [0])
 
@@ -24,7 +28,7 @@ class Texts:
 
     def append(self, ids: Sequence[int] | np.ndarray) -> None:
         """Adds one text."""
-        self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
+        self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
         self._ends.append(self._ends[-1] + len(ids))
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -37,7 +41,7 @@ class Texts:
     @cached_property
     def _tokens(self) -> np.ndarray:
         self._file.flush()
-        return np.memmap(self._file, dtype=np.int32, mode="r")
+        return np.memmap(self._file, dtype=self._dtype, mode="r")
 
 
 @dataclass(frozen=True)

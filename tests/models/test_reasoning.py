@@ -1,5 +1,6 @@
 """Laws of raft.models.reasoning: where the answer begins, and that its tokens stay those that were generated."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from raft.generators.sampling import Sampling
 from raft.launch.local import Local
 from raft.models.reasoning import answer_at, opening, without_thought
 from raft.pipeline.stages import _scored
-from raft.trainers.sft import _tokens
+from raft.trainers.policy import Corpus
 
 SPECIAL = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>", "<|end|>"]
 PLAIN = ["<think>", "</think>"]  # tokens that are spelled in texts, as Qwen3's are
@@ -157,14 +158,14 @@ def test_no_reward_is_asked_of_a_thought_without_an_answer(tokenizer: Any):
     assert found["a"][0].error == cut.unanswered
 
 
-def test_the_trainer_learns_the_thought_or_takes_it_out_by_token(tokenizer: Any):
+def test_the_trainer_learns_the_thought_or_takes_it_out_by_token(tokenizer: Any, tmp_path: Path):
     asked = Prompt("p", text="Q<think>\n")
     ids = tokenizer(asked.text)["input_ids"]
     example = Example("p", finished(tokenizer, "2</think>\n\n4</s>", prompt="Q<think>\n"), text=asked.text)
-    assert _tokens(tokenizer, example, cut=False) == (ids, example.response.token_ids)
-    assert _tokens(tokenizer, example, cut=True) == (ids[:1], example.response.token_ids[-2:])
+    assert Corpus(tmp_path).tokens(tokenizer, example) == (ids, example.response.token_ids)
+    assert Corpus(tmp_path, cut=True).tokens(tokenizer, example) == (ids[:1], example.response.token_ids[-2:])
     plain = Example("p", finished(tokenizer, "4</s>"), text="Q")
-    assert _tokens(tokenizer, plain, cut=True) == (ids[:1], plain.response.token_ids)
+    assert Corpus(tmp_path, cut=True).tokens(tokenizer, plain) == (ids[:1], plain.response.token_ids)
 
 
 def test_marks_that_are_no_pair_or_have_no_effect_are_faults():

@@ -1,5 +1,6 @@
 """Selections against picks made by hand, exact distributions, and the law that no group is lost in silence."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,10 +10,13 @@ from raft.core import registry
 from raft.core.options import Fault
 from raft.core.records import Response
 from raft.pipeline.selection import (
+    Advantage,
     BestOfK,
     BestVsWorst,
+    ExpectedBest,
     Picks,
     RandomPick,
+    RewardWeighted,
     Selection,
     Softmax,
     Threshold,
@@ -39,6 +43,9 @@ SELECTIONS = [
     Threshold(minimum=2.0),
     Softmax(temperature=0.7),
     RandomPick(),
+    RewardWeighted(),
+    ExpectedBest(n=2),
+    Advantage(filters=["tied"]),
     BestVsWorst(),
 ]
 
@@ -122,7 +129,7 @@ def test_ranks_do_not_touch_selections_that_ask_by_how_much():
 
 
 def test_only_best_vs_worst_makes_pairs():
-    assert [selection.makes_pairs for selection in SELECTIONS] == [False] * 5 + [True]
+    assert [selection.makes_pairs for selection in SELECTIONS] == [False] * (len(SELECTIONS) - 1) + [True]
 
 
 @pytest.mark.parametrize("filters", [[], ["tied"]])
@@ -294,3 +301,58 @@ def test_a_hundred_thousand_groups_take_little_time():
     for selection in SELECTIONS:
         picks = picked(selection, rewards)
         assert len(set(picks.prompts.tolist())) + len(picks.reasons) == 100_000
+
+
+def dense(picks: Picks, shape: tuple[int, int]) -> np.ndarray:
+    """The weights as an array [N, K], 0 where nothing was picked."""
+    weights = np.zeros(shape)
+    weights[picks.prompts, picks.responses] = picks.weights
+    return weights
+
+
+def test_reward_weighted_counts_each_response_by_the_odds_with_which_softmax_draws_it():
+    rewards = np.array([[0.3, -1.2, 2.0, NAN]])
+    drawn = np.zeros(4)
+    for seed in range(4000):
+        drawn[picked(Softmax(temperature=0.7), rewards, seed).responses] += 1 / 4000
+    weights = dense(picked(RewardWeighted(temperature=0.7), rewards), rewards.shape)[0]
+    assert weights.sum() == pytest.approx(1)
+    assert weights == pytest.approx(drawn, abs=0.03)
+    assert weights[2] / weights[0] == pytest.approx(math.exp(1.7 / 0.7))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+def test_expected_best_counts_each_response_by_the_subsets_of_n_that_it_wins(n):
+    rewards = np.array([[0.5, 2.0, 2.0, -1.0, NAN, 1.0], [1.0, 1.0, NAN, NAN, NAN, NAN], [NAN] * 6])
+    expected = np.zeros(rewards.shape)
+    for row, found in enumerate(rewards):
+        known = np.flatnonzero(~np.isnan(found))
+        subsets = list(itertools.combinations(known, min(n, len(known)))) if len(known) else []
+        for subset in subsets:
+            best = [one for one in subset if found[one] == max(found[list(subset)])]
+            expected[row, best] += 1 / len(best) / len(subsets)
+    weights = dense(picked(ExpectedBest(n=n), rewards), rewards.shape)
+    assert weights == pytest.approx(expected, abs=1e-12)
+    assert weights.sum(axis=1) == pytest.approx([1, 1, 0])
+
+
+def test_an_advantage_is_the_reward_less_the_mean_of_the_group_or_of_its_other_responses():
+    rewards = np.array([[1.0, 0.0, 0.0, NAN], [2.0, 2.0, 2.0, 2.0], [0.1, NAN, NAN, NAN]])
+    mean = picked(Advantage(), rewards)
+    assert places(mean) == [(0, 0), (0, 1), (0, 2)]
+    assert mean.weights == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert mean.reasons == {1: Advantage.passed_over, 2: Advantage.passed_over}
+    assert picked(Advantage(baseline="leave-one-out"), rewards).weights == pytest.approx([1, -0.5, -0.5])
+    assert dense(picked(Advantage(baseline="none"), rewards), rewards.shape)[1:, 0] == pytest.approx([2, 0.1])
+
+
+def test_equal_rewards_have_no_advantage_however_they_round():
+    assert picked(Advantage(filters=[]), np.full((1, 7), 0.1)).reasons == {0: Advantage.passed_over}
+
+
+def test_the_log_quantile_is_of_the_share_of_the_group_that_is_no_better():
+    rewards = np.array([[5.0, 1.0, 5.0, NAN, -2.0]])
+    found = Advantage(reward="log-quantile").valued(rewards)[0]
+    assert found[[0, 1, 2, 4]] == pytest.approx([0, 3 * math.log(2 / 4), 0, 3 * math.log(1 / 4)])
+    assert np.isnan(found[3])
+    assert np.array_equal(Advantage(reward="log-quantile").valued(np.exp(rewards))[0], found, equal_nan=True)

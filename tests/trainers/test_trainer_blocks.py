@@ -11,7 +11,7 @@ from tuning import CONFIGS, EXAMPLES, SGD, TEXTS, difference, train, weights
 
 from raft.core.errors import UserError
 from raft.models import chat_templates, from_scratch
-from raft.trainers.sft import Corpus
+from raft.trainers.policy import Corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,7 +25,8 @@ from raft.core.errors import UserError
 from raft.core.records import Example
 from raft.models import chat_templates, loading, packed_attention
 from raft.trainers import hf_trainer, microbatches
-from raft.trainers.sft import SFT, Corpus, Likelihood
+from raft.trainers.policy import Corpus, Predictions
+from raft.trainers.sft import SFT, Likelihood
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,12 +112,12 @@ def test_only_the_places_that_predict_a_response_are_projected_on_the_vocabulary
         chat_templates.load_tokenizer(str(folders["llama"])), EXAMPLES, (1000, "trainer.max_length"), lambda *drop: None
     )
     (batch,) = SFT()._batches(model, corpus, np.arange(5))
-    loss = Likelihood(model)
-    assert loss.selects
-    assert loss._logits(model, hf_trainer.tensors(batch)).shape[1] == corpus.learned
-    loss.selects = False
+    loss, predictions = Likelihood(model), Predictions(model)
+    assert predictions.selects
+    assert predictions._kept(model, hf_trainer.tensors(batch)).shape[1] == corpus.learned
+    loss.predictions.selects = False
     whole = float(loss(model, hf_trainer.tensors(batch))["loss"])
-    loss.selects = True
+    loss.predictions.selects = True
     assert whole == pytest.approx(float(loss(model, hf_trainer.tensors(batch))["loss"]), rel=1e-6)
 
 
