@@ -33,15 +33,15 @@ METHODS = {
     "reinforce": ["selection.kind=advantage", *PG],
     "log-quantile": ["selection.kind=advantage", "selection.reward=log-quantile", *PG],
 }
-SOLVED = ["selection={kind: best-of-k, minimum: 1.0}"]
+SOLVED = ["selection.minimum=1.0"]
 REWARDED = {
     "best-of-k": SOLVED,
     "until-success": [*SOLVED, "sampling={kind: until-success, rounds: [1, 1, 2, 4]}"],
-    "threshold": ["selection={kind: threshold, minimum: 1.0}"],
-    "random": ["selection={kind: random}"],
+    "threshold": ["selection.kind=threshold", "selection.minimum=1.0"],
+    "random": ["selection.kind=random"],
     "raft++": [*SOLVED, *PG],
-    "reinforce": ["selection={kind: advantage}", *PG],
-    "reinforce-rej": ["selection={kind: advantage, filters: [tied]}", *PG],
+    "reinforce": ["selection.kind=advantage", *PG],
+    "reinforce-rej": ["selection.kind=advantage", "selection.filters=[tied]", *PG],
 }
 SIZES = ["iterations=3", "prompts.per_iteration=128", "evaluation.count=64"]
 SUMS = {
@@ -49,7 +49,7 @@ SUMS = {
 job: sft
 name: sums-policy
 policy:
-  config: {model_type: llama, hidden_size: 96, intermediate_size: 256, num_hidden_layers: 3, num_attention_heads: 4,
+  config: {model_type: llama, hidden_size: 128, intermediate_size: 256, num_hidden_layers: 3, num_attention_heads: 4,
     num_key_value_heads: 4, max_position_embeddings: 96, tie_word_embeddings: false, initializer_range: 0.08}
   vocab_size: 280
 examples: {kind: file, path: taught.jsonl, response: answer}
@@ -62,7 +62,7 @@ iterations: 4
 prompts: {kind: file, path: asked.jsonl, per_iteration: 256}
 generator: {kind: vllm, k: 8, max_tokens: 8}
 reward: {kind: rule, function: "sums:right"}
-selection: {kind: best-of-k, minimum: 1.0}
+selection: {kind: best-of-k}
 trainer: {kind: sft, learning_rate: 3.0e-4, num_train_epochs: 1, batch_size: 32}
 evaluation: {prompts: {kind: file, path: held.jsonl}, count: 128, k: 4}
 """,

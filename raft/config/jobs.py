@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from raft.core.options import faults_of_range, faults_of_text, section, sections, short, source, suggest
+from raft.core.options import faults_of_range, faults_of_text, only, section, sections, short, source, suggest
 from raft.core.protocols import (
     can_continue,
     can_shard,
@@ -87,6 +87,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Which winners of earlier iterations are learned from again: the best of each prompt so far.
+
+    `max_age` is how many iterations back they may come from; 0: none.
+    """
+
+    max_age: int = only("replay", 0)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from faults_of_range(self, max_age=(0, float("inf")))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Store:
     """Where a run is kept beside its folder. `mirror` is a URL for fsspec, such as s3://bucket/prefix.
 
@@ -149,6 +162,7 @@ class Align(Job):
     reward: Any = section("reward")
     selection: Any = section("selection")
     trainer: Any = section("trainer")
+    replay: Replay = field(default_factory=Replay)
     evaluation: Evaluation = field(default_factory=Evaluation)
     alerts: Alerts = field(default_factory=Alerts)
     keep_policies: Literal["last", "best", "all"] = "best"
@@ -184,6 +198,18 @@ class Align(Job):
             yield from self._faults_of_ranks()
         if getattr(self.sampling, "several", True):
             yield from self._faults_of_rounds()
+        if self.replay.max_age and (why := self._unlike_earlier()):
+            yield "replay.max_age", f"{why}; remove it"
+
+    def _unlike_earlier(self) -> str | None:
+        """Why winners of earlier iterations cannot be compared with those of this one."""
+        if takes_pairs(self.trainer):
+            return "keeps single responses, but this trainer learns from pairs"
+        if getattr(self.selection, "signed", False):
+            return "keeps the best responses, but selection.kind gives negative weights to others"
+        if not comparable(self.reward):
+            return "the reward compares the responses of one prompt and iteration, not those of several"
+        return None
 
     def _faults_of_trackers(self) -> Iterator[tuple[str, str]]:
         for index, one in enumerate(self.trackers):

@@ -174,6 +174,7 @@ class Example(Record):
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    age: int | None = None  # iterations since it was selected, where it is learned from again
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Example":

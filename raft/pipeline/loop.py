@@ -20,6 +20,7 @@ from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
 from raft.pipeline.label import label
 from raft.pipeline.observer import Observer
+from raft.pipeline.replay_buffer import replay
 from raft.pipeline.sampling import sample
 from raft.store import timeline
 from raft.store.keys import Artifact
@@ -41,6 +42,7 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     stages.tell_drops(observer, pool, "collect")
     stages.tell_sizes(observer, recipe.prompts, pool, evaluation.prompts, recipe.evaluation.count)
     evaluation.evaluate(start, policy)
+    winners: list[Artifact] = []
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:
             return
@@ -50,8 +52,9 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
         reference = likelihoods(recipe, it, first, policy, **made)
         rated = {**made, "scores": sampled.scores, "reference": reference}
         selected = it.once("selected.jsonl", stages.select, recipe.selection, **rated)
+        learned = with_earlier(recipe, it, selected, winners)
         origin = policy if recipe.train_from == "previous" else first
-        policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=selected)
+        policy = it.once("policy", stages.train, recipe.trainer, start=origin, selected=learned)
         evaluation.evaluate(it, policy, **sampled.figures, selected=selected)
 
 
@@ -65,6 +68,15 @@ def likelihoods(
     if recipe.selection.kl_coef == 0 or it.shared:
         return None
     return it.once("reference.jsonl", stages.logprobs, first, policy=policy, prompts=prompts, responses=responses)
+
+
+def with_earlier(recipe: Align, it: Folder, selected: Artifact, winners: list[Artifact]) -> Artifact:
+    """What is trained on: the winners of an iteration, and those of up to `replay.max_age` iterations before it."""
+    earlier = winners[: recipe.replay.max_age]
+    winners.insert(0, selected)
+    if not earlier or it.shared:
+        return selected
+    return it.once("replayed.jsonl", replay, recipe.replay, selected=selected, earlier=earlier)
 
 
 def fine_tune(recipe: FineTune, run: Run, observer: Observer) -> None:
