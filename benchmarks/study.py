@@ -58,12 +58,12 @@ trainer: {kind: sft, learning_rate: 3.0e-3, num_train_epochs: 3, batch_size: 64,
     "loop": """
 name: sums
 policy: {recipe: sums-policy.yaml}
-iterations: 4
+iterations: 5
 prompts: {kind: file, path: asked.jsonl, per_iteration: 256}
 generator: {kind: vllm, k: 8, max_tokens: 8}
 reward: {kind: rule, function: "sums:right"}
 selection: {kind: best-of-k}
-trainer: {kind: sft, learning_rate: 3.0e-4, num_train_epochs: 1, batch_size: 32}
+trainer: {kind: sft, learning_rate: 1.0e-3, num_train_epochs: 1, batch_size: 32}
 evaluation: {prompts: {kind: file, path: held.jsonl}, count: 128, k: 4}
 """,
     "rule": '''
