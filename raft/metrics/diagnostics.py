@@ -255,7 +255,7 @@ DIAGNOSTICS = [
         "train", HeldOut, lambda it: it.training,
         [
             Column(TRAINED, "first loss", "number", "loss of the first step (sft: nats per token)", "train/loss_first"),
-            Column(TRAINED, "loss", "number", "mean loss over all steps (sft: nats per token)", "train/loss", main=True),
+            Column(TRAINED, "loss", "number", "mean loss of all steps (sft: nats per token)", "train/loss", main=True),
             Column(TRAINED, "steps", "count", "steps of the optimiser", "train/steps"),
             Column(TRAINED, "examples", "count", "rows that were learned from", "train/examples"),
             Column(TRAINED, "tokens", "count", "tokens that were learned", "train/tokens"),
