@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tuning import EXAMPLES, SGD, difference, make_folders
 from raft.core import ranks
 from raft.core.errors import Stopped
 from raft.core.records import Pair, Response
+from raft.trainers.distillation import Distillation
+from raft.trainers.policy_gradient import PolicyGradient
 from raft.trainers.reward_model import BradleyTerry
 from raft.trainers.sft import SFT
 
@@ -27,6 +30,10 @@ PAIRS = [
     Pair(str(n), Response(better, [], None, "stop"), Response(worse, [], None, "stop"), text="Say: ")
     for n, (better, worse) in enumerate(SIDES)
 ]
+GENERATED = [
+    replace(one, weight=weight, response=replace(one.response, logprobs=[-5.0] * len(one.response.token_ids)))
+    for one, weight in zip(EXAMPLES, [1.0, -0.5, 2.0, -1.5, 0.25], strict=True)
+]
 CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "five passes": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5}),
     "a rank without a pass": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 1}),
@@ -36,10 +43,20 @@ CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "packed": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5, "max_tokens_per_microbatch": 30}),
     "adapter": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5, "lora": {"r": 4, "init_lora_weights": False}}),
     "reward model": ("llama", BradleyTerry, PAIRS, {**ALONE, "batch_size": 3}),
+    "policy gradient": ("llama", PolicyGradient, GENERATED, {**ALONE, "batch_size": 5, "clip": 0.9}),
+    "distillation": ("llama", Distillation, EXAMPLES, {**ALONE, "batch_size": 5, "teacher": "qwen3"}),
 }
 
 
-SHARDED = ["five passes", "a rank without a pass", "tied embeddings", "clipped", "reward model"]
+SHARDED = [
+    "five passes",
+    "a rank without a pass",
+    "tied embeddings",
+    "clipped",
+    "reward model",
+    "policy gradient",
+    "distillation",
+]
 
 
 def train_all(rank: int, count: int, address: str, folders: dict[str, Path], out: Path, shard: bool) -> None:
@@ -49,6 +66,8 @@ def train_all(rank: int, count: int, address: str, folders: dict[str, Path], out
         for name in SHARDED if shard else CASES:
             start, kind, examples, options = CASES[name]
             place = out / name if rank == 0 else out / f"{name}, rank {rank}"
+            if "teacher" in options:
+                options = {**options, "teacher": str(folders[options["teacher"]])}
             measured = kind(**options).train(
                 folders[start], iter(examples), place, 0, lambda done, total: None, lambda *drop: None
             )
