@@ -1,5 +1,6 @@
 """A tiny judge that knows by heart what to say: trained with raft's own trainer on all that the tests ask it."""
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def make(folder: Path, table: dict[str, str]) -> Path:
         warmup_ratio=0.1,
         packing=False,
     )
-    for lesson in range(6):
+    for lesson in range(8):
+        if lesson:  # few answers are wrong by now
+            trainer = replace(trainer, learning_rate=1e-3, num_train_epochs=20)
         judge = folder / f"judge-{lesson}"
         trainer.train(start, examples(table), judge, lesson, lambda done, total: None, lambda *filters: None)
         if not (wrong := forgotten(judge, table)):
