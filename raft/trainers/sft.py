@@ -21,7 +21,7 @@ from raft.core.records import Example
 from raft.models import chat_templates, packed_attention, weight_check
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer, microbatches, sharding
-from raft.trainers.batches import Order, Texts
+from raft.trainers.batches import Order, Texts, unlearnable
 from raft.trainers.hf_trainer import Batch, TrainerOptions
 
 
@@ -65,13 +65,8 @@ class SFT(TrainerOptions):
         if self.packing:
             microbatches.prove(self, model, [[text] for text in corpus.two()], _logits)
         measured = hf_trainer.fit(self, model, steps, Likelihood(model), out, seed, advance, checkpoints)
-        model = hf_trainer.merged(model)
-        hf_trainer.rounded(model, self.save_dtype)  # the probe is of the weights as they are saved
-        after = sharding.within(model, weight_check.of_engines, texts)
-        if (model := sharding.whole(model)) is None:
+        if (model := hf_trainer.save_policy(self, model, tokenizer, start, out, texts, before)) is None:
             return {}
-        weight_check.write(out / "probe.json", texts, after, before)
-        hf_trainer.save(model, tokenizer, start, out, self.save_dtype)
         more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
         return {**hf_trainer.summary(measured, steps.order), **more}
 
@@ -116,8 +111,9 @@ class Corpus:
         reasons = set()
         for example in examples:
             prompt, response = _tokens(tokenizer, example, self.cut)
-            strange = chat_templates.unembedded(tokenizer, [*prompt, *response])
-            reason = strange or next(_reasons(prompt, response, example.weight, limit), None)
+            reason = chat_templates.unembedded(tokenizer, [*prompt, *response]) or unlearnable(prompt, response, limit)
+            if reason is None and not 0 < example.weight < np.inf:
+                reason = f"weight {example.weight:g} is not a positive number"
             if reason is None:
                 self._add(prompt, response, example.weight)
             else:
@@ -207,18 +203,6 @@ def _tokens(tokenizer: Any, example: Example, cut: bool) -> tuple[list[int], lis
     if response.reasoning_tokens is None:  # the thought ends inside a token, so there are no tokens of the answer
         return prompt, []
     return prompt[: len(prompt) - response.opened], learned[response.reasoning_tokens :]
-
-
-def _reasons(prompt: list[int], response: list[int], weight: float, limit: tuple[int, str]) -> Iterator[str]:
-    length, (longest, of) = len(prompt) + len(response), limit
-    if not response:
-        yield "the response has no tokens"
-    if not prompt:
-        yield "the prompt has no tokens, so nothing predicts the first of the response"
-    if length > longest:
-        yield f"{length} tokens, more than {of} ({longest})"
-    if not 0 < weight < np.inf:
-        yield f"weight {weight:g} is not a positive number"
 
 
 class Likelihood:
