@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raft.core import device as devices
-from raft.core import library_options, ranks
+from raft.core import library_options, ranks, signals
 from raft.core.errors import UserError
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
@@ -113,7 +113,7 @@ class PairTrainer(TrainerOptions):
         order = Order(len(pairs), self.batch_size, self.num_train_epochs, seed)
         losses = self.losses(self, model, tokenizer, pairs, limit[0], out, seed)
         with part("reference"), devices.fits("the reference", hf_trainer.ADVICE):
-            losses.look(model, order, lambda: advance(0, len(order)))
+            losses.look(model, order)
         model = hf_trainer.adapt(self, model, "CAUSAL_LM")
         _require_plain_head(model)
         steps = hf_trainer.Steps(order, losses.batches)
@@ -321,7 +321,7 @@ class Losses(ABC):
         """The class of TRL's trainer."""
 
     @abstractmethod
-    def look(self, model: Any, order: Order, advance: Callable[[], None]) -> None:
+    def look(self, model: Any, order: Order) -> None:
         """Notes what the model, which is the reference still, says of the responses."""
 
     @abstractmethod
@@ -346,13 +346,12 @@ class Losses(ABC):
         return dict(self.trl.data_collator(rows))
 
     def asked(
-        self, items: Sequence[Any], sizes: list[int], ask: Callable[[list[Any]], dict[Place, float]],
-        advance: Callable[[], None],
+        self, items: Sequence[Any], sizes: list[int], ask: Callable[[list[Any]], dict[Place, float]]
     ) -> dict[Place, float]:  # fmt: skip
         """What `ask` says of all items, in forward passes of like lengths, which the ranks share."""
         found: dict[Place, float] = {}
         for places in ranks.own(packing.rows(sizes, self.capacity)):
-            advance()
+            signals.check()
             with hf_trainer.looking(self.options):
                 found |= ask([items[place] for place in places])
         return ranks.merged(found)
@@ -371,7 +370,7 @@ class DPOLosses(Losses):
 
         return Trainer
 
-    def look(self, model: Any, order: Order, advance: Callable[[], None]) -> None:
+    def look(self, model: Any, order: Order) -> None:
         def ask(members: list[int]) -> dict[Place, float]:
             batch = hf_trainer.tensors(self.collated([self._row(pair) for pair in members]), hf_trainer.device())
             sides = self.trl.compute_ref_log_probs(model, batch)
@@ -382,7 +381,7 @@ class DPOLosses(Losses):
             }
 
         every = range(len(self.pairs))
-        self.reference = self.asked(every, self.pairs.sizes(every), ask, advance)
+        self.reference = self.asked(every, self.pairs.sizes(every), ask)
 
     def batches(self, members: np.ndarray) -> list[Batch]:
         whole = WHOLE & set(self.options.loss_types)
@@ -418,7 +417,7 @@ class KTOLosses(Losses):
 
         return Trainer
 
-    def look(self, model: Any, order: Order, advance: Callable[[], None]) -> None:
+    def look(self, model: Any, order: Order) -> None:
         def ask(places: list[Place]) -> dict[Place, float]:
             batch = self.collated([self._row(pair, place, reference=0.0) for pair, place in places])
             logprobs = _logprobs(model, hf_trainer.tensors(batch, hf_trainer.device()))
@@ -428,7 +427,7 @@ class KTOLosses(Losses):
         if self.options.estimates:
             wanted.update(place for number in range(len(order)) for place in _others(order.step(number)))
         places = sorted(wanted)
-        self.reference = self.asked(places, [self.pairs.length(*place) for place in places], ask, advance)
+        self.reference = self.asked(places, [self.pairs.length(*place) for place in places], ask)
 
     def batches(self, members: np.ndarray) -> list[Batch]:
         others = _others(members)
@@ -523,7 +522,7 @@ def _try(options: PairTrainer, folder: Path) -> None:
         pairs.texts.append(text)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="a")
     losses = options.losses(replace(options, args=free), model, tokenizer, pairs, 8, folder, 0)
-    losses.look(model, order, lambda: None)
+    losses.look(model, order)
     batches = [hf_trainer.tensors(batch, hf_trainer.device()) for batch in losses.batches(order.step(0))]
     losses.begin(model, batches)
     for batch in batches:

@@ -19,6 +19,7 @@ from raft.core.errors import Stopped
 from raft.core.records import Pair, Response
 from raft.trainers.reward_model import BradleyTerry
 from raft.trainers.sft import SFT
+from raft.trainers.trl import DPO, KTO
 
 FACTORS = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "num_train_epochs": 2}
 ALONE = {**FACTORS, "max_tokens_per_microbatch": 1, "args": SGD}  # each example is a pass of its own
@@ -26,6 +27,11 @@ SIDES = [("kind" + " words" * (n % 4), "rude" + "!" * (n + 1)) for n in range(9)
 PAIRS = [
     Pair(str(n), Response(better, [], None, "stop"), Response(worse, [], None, "stop"), text="Say: ")
     for n, (better, worse) in enumerate(SIDES)
+]
+CHOSEN = [
+    Pair(one.prompt_id, one.response, EXAMPLES[2].response, text=one.text)
+    for one in EXAMPLES[:5]
+    if one.prompt_id != "2"
 ]
 CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "five passes": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5}),
@@ -36,6 +42,8 @@ CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "packed": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5, "max_tokens_per_microbatch": 30}),
     "adapter": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5, "lora": {"r": 4, "init_lora_weights": False}}),
     "reward model": ("llama", BradleyTerry, PAIRS, {**ALONE, "batch_size": 3}),
+    "dpo": ("llama", DPO, CHOSEN, {**ALONE, "batch_size": 3}),
+    "kto": ("llama", KTO, CHOSEN, {**ALONE, "batch_size": 3}),
 }
 
 
