@@ -94,7 +94,7 @@ class PairTrainer(TrainerOptions):
                 _try(self, Path(folder))
 
     def losses(self, *given: Any) -> "Losses":
-        """What a trainer of TRL computes."""
+        """What a trainer of TRL computes, with these options, of what `Losses` is given."""
         raise NotImplementedError
 
     def fit(
@@ -111,7 +111,7 @@ class PairTrainer(TrainerOptions):
         texts = pairs.excerpts()
         before = weight_check.of_engines(model, texts)
         order = Order(len(pairs), self.batch_size, self.num_train_epochs, seed)
-        losses = self.losses(self, model, tokenizer, pairs, limit[0], out, seed)
+        losses = self.losses(model, tokenizer, pairs, limit[0], out, seed)
         with part("reference"), devices.fits("the reference", hf_trainer.ADVICE):
             losses.look(model, order)
         model = hf_trainer.adapt(self, model, "CAUSAL_LM")
@@ -151,7 +151,7 @@ class DPO(PairTrainer):
         )  # fmt: skip
 
     def losses(self, *given: Any) -> "Losses":
-        return DPOLosses(*given)
+        return DPOLosses(self, *given)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -202,7 +202,7 @@ class KTO(PairTrainer):
         )  # fmt: skip
 
     def losses(self, *given: Any) -> "Losses":
-        return KTOLosses(*given)
+        return KTOLosses(self, *given)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -521,7 +521,7 @@ def _try(options: PairTrainer, folder: Path) -> None:
     for text in ([0], [1], [0, 1]) * 2:
         pairs.texts.append(text)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="a")
-    losses = options.losses(replace(options, args=free), model, tokenizer, pairs, 8, folder, 0)
+    losses = replace(options, args=free).losses(model, tokenizer, pairs, 8, folder, 0)
     losses.look(model, order)
     batches = [hf_trainer.tensors(batch, hf_trainer.device()) for batch in losses.batches(order.step(0))]
     losses.begin(model, batches)

@@ -181,7 +181,7 @@ def test_trl_reads_the_tokens_that_were_generated_and_no_others(folders, tmp_pat
     tokenizer = chat_templates.load_tokenizer(str(folders["llama"]))
     pairs = trl.Pairs(tmp_path)
     pairs.read(tokenizer, PAIRS, (256, "trainer.max_length"), lambda *drop: None)
-    losses = DPO().losses(DPO(), loading.load_model(folders["llama"]), tokenizer, pairs, 256, tmp_path, 0)
+    losses = DPO().losses(loading.load_model(folders["llama"]), tokenizer, pairs, 256, tmp_path, 0)
     (batch,) = losses.batches(np.arange(5))
     masks = (batch[name].bool() for name in ("attention_mask", "completion_mask"))
     found = [
@@ -331,7 +331,8 @@ def test_wrong_options_are_named_before_a_run(monkeypatch):
 
 def test_a_whole_run_learns_from_pairs_and_says_so_wherever_it_shows_them(tmp_path):
     trainer = {"kind": "dpo", "learning_rate": 1e-4, "batch_size": 4, "max_tokens_per_microbatch": 256}
-    worlds.make_recipe(tmp_path, iterations=1, selection={"kind": "all-pairs"}, trainer=trainer)
+    fewer = {"prompts": {"per_iteration": 8}, "evaluation": {"count": 4, "k": 1, "kl": False}}
+    worlds.make_recipe(tmp_path, iterations=1, selection={"kind": "all-pairs"}, trainer=trainer, **fewer)
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     it = tmp_path / "outputs/tiny/iterations/001"
