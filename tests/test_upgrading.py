@@ -1,4 +1,4 @@
-"""Every name of vLLM, transformers and peft that they do not promise to keep is in docs/upgrading.md, and is there.
+"""Every name of vLLM, transformers, peft and TRL that may go without notice is in docs/upgrading.md, and is there.
 
 It is looked up in the source of the installed libraries, for importing them takes half a minute.
 """
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
-NAME = re.compile(r"`((?:vllm|transformers|peft)[\w.]*):([\w.]+)(?:\(([\w, ]+)\))?`")
+NAME = re.compile(r"`((?:vllm|transformers|peft|trl)[\w.]*):([\w.]+)(?:\(([\w, ]+)\))?`")
 NAMES = NAME.findall(PAGE)
 OTHERS = {"os", "sys", "asyncio"}  # whose own private names are no affair of these libraries
 

@@ -60,7 +60,7 @@ class Console(Observer):
         stopped = self.recipe.alerts.stop(alerts)
         rows = list(records.read(RunPaths(self.run.folder).rows))
         draw(self.run.folder)
-        say(summary(rows, it.number))
+        say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
         self.last = {alert.name: alert.level for alert in alerts}
@@ -151,8 +151,11 @@ def _interval(row: dict[str, Any], key: str) -> str:
     return ("no interval" if error is None else f"±{NORMAL_95 * error:.3f}") + over
 
 
-def summary(rows: list[dict[str, Any]], number: int) -> str:
-    """One line on a policy: its evaluation, and the training responses that it came out of."""
+def summary(rows: list[dict[str, Any]], number: int, learned: str = "responses") -> str:
+    """One line on a policy: its evaluation, and the training responses that it came out of.
+
+    `learned` is what a row of selected.jsonl is.
+    """
     row = next(row for row in rows if row["iteration"] == number)
     before = next((row for row in rows if row["iteration"] == number - 1), {})
     parts = [f"iteration {number}:"]
@@ -163,7 +166,7 @@ def summary(rows: list[dict[str, Any]], number: int) -> str:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
         each = before.get("sampling/responses")
         of = "" if each is None else f"{each:.3g} to a prompt; the first round: "
-        parts.append(f"trained on {before['selection/examples']} responses ({of}best of k {best:.3f}, mean {mean:.3f})")
+        parts.append(f"trained on {before['selection/examples']} {learned} ({of}best of k {best:.3f}, mean {mean:.3f})")
     elif number and "selection/examples" in before:
-        parts.append(f"trained on {before['selection/examples']} responses")
+        parts.append(f"trained on {before['selection/examples']} {learned}")
     return "  ".join(parts)

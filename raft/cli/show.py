@@ -129,14 +129,14 @@ def _section(
     for row, answered, scored in records.in_step(prompts, place.responses, scores):
         if row["id"] == prompt_id:
             head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
-            winner = _winner(place.selected, prompt_id)
+            marks = _marks(place.selected, prompt_id)
             listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))
             if middle:
                 listed = [_middle(listed)]
             return [
                 *([] if head in so_far else [head]),
                 f"\n{title}",
-                *(_line(index, winner, *both) for index, both in listed),
+                *(_line(marks.get(index, " "), *both) for index, both in listed),
             ]
     return []
 
@@ -147,17 +147,20 @@ def _middle(listed: list[Any]) -> Any:
     return rated[(len(rated) - 1) // 2] if rated else listed[0]
 
 
-def _line(index: int, winner: int | None, response: dict[str, Any], score: dict[str, Any]) -> str:
+def _line(mark: str, response: dict[str, Any], score: dict[str, Any]) -> str:
     reward = (
         f"{score['reward']:8.3f}" if score.get("reward") is not None else f"no reward ({safe(str(score.get('error')))})"
     )
     cut = " [cut]" if response["finish_reason"] == "length" else ""
-    return f" {'*' if index == winner else ' '}{reward}  {safe(response['text']).strip()}{cut}"
+    return f" {mark}{reward}  {safe(response['text']).strip()}{cut}"
 
 
-def _winner(selected: Path, prompt_id: str) -> int | None:
+def _marks(selected: Path, prompt_id: str) -> dict[int, str]:
+    """By the index of a response: `*` if it was selected, `-` if it is nothing but the rejected one of pairs."""
     rows = records.read(selected) if selected.exists() else iter(())
-    return next((row.get("index") for row in rows if row["prompt_id"] == prompt_id), None)
+    picks = [row for row in rows if row["prompt_id"] == prompt_id]
+    lost = {row["rejected_index"]: "-" for row in picks if "rejected_index" in row}
+    return lost | {row["index"]: "*" for row in picks if "index" in row}
 
 
 def _means(scores: Path) -> Iterator[tuple[str, float]]:

@@ -183,11 +183,14 @@ class Align(Job):
                 "random weights have learned nothing; make a policy with a job: sft recipe and name that",
             )
         if makes(self.trainer) != "policy":
-            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: sft"
+            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: dpo, kto, sft"
         elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
             yield "selection.kind", f"makes preference pairs, but this trainer learns from single responses; {PAIRS}"
         elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
-            yield "selection.kind", "picks single responses, but this trainer learns from pairs; allowed: best-vs-worst"
+            yield (
+                "selection.kind",
+                "picks single responses, but this trainer learns from pairs; allowed: all-pairs, best-vs-worst",
+            )
         elif getattr(self.selection, "signed", False) and not takes_signed(self.trainer):
             yield (
                 "selection.kind",

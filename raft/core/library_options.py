@@ -28,6 +28,7 @@ ASKED = {  # by library: what raft calls an answer, and the dataclass or the map
         "architectures": "vllm.model_executor.models.registry:_VLLM_MODELS",
     },
     "transformers": {"training": "transformers:TrainingArguments"},
+    "trl": {"dpo": "trl:DPOConfig", "kto": "trl:KTOConfig"},
     "peft": {
         "lora": "peft:LoraConfig",
         "targets": "peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",

@@ -108,6 +108,16 @@ def total(numbers: dict[str, float]) -> dict[str, float]:
     return {name: sum(one[name] for one in found if name in one) for name in found[0]}
 
 
+def merged(found: dict[T, float]) -> dict[T, float]:
+    """What all ranks have found, on every rank."""
+    group = _group()
+    if group is None:
+        return found
+    parts: list[dict[T, float]] = [{} for _ in range(count())]
+    group.all_gather_object(parts, found)
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
     """The gradients in groups of one number format, each of about BUCKET numbers."""
     bucket: list[Any] = []

@@ -71,12 +71,14 @@ TABLE = {
         "policy-gradient": "raft.trainers.policy_gradient:PolicyGradient",
         "distillation": "raft.trainers.distillation:Distillation",
         "reward-model": "raft.trainers.reward_model:BradleyTerry",
+        "dpo": "raft.trainers.trl:DPO",
+        "kto": "raft.trainers.trl:KTO",
     },
 }
 
-PAIRS = "job: label writes preference pairs as TRL's DPOTrainer reads them (docs/dpo.md)"
+PAIRS = "trainer.kind: dpo and kto learn from them, and job: label writes them for other programs (docs/dpo.md)"
 ELSEWHERE = {  # kinds that other libraries have, and the way to those
-    "trainer": {"dpo": PAIRS, "grpo": "raft learns from selected responses; TRL has a GRPOTrainer"},
+    "trainer": {"grpo": "raft learns from selected responses; TRL has a GRPOTrainer"},
 }
 
 # what the stages call of a kind; the rest has defaults (raft/core/protocols.py, and the base classes of the others)

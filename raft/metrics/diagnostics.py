@@ -254,13 +254,35 @@ DIAGNOSTICS = [
     Diagnostic(
         "train", HeldOut, lambda it: it.training,
         [
-            Column(TRAINED, "first loss", "number", "loss of the first step (sft: nats per token)", "train/loss_first"),
-            Column(TRAINED, "loss", "number", "mean loss of all steps (sft: nats per token)", "train/loss", main=True),
+            Column(TRAINED, "first loss", "number", "loss of the first tenth of the first epoch", "train/loss_first"),
+            Column(
+                TRAINED, "loss", "number", "mean loss over the steps of the last epoch: sft in nats per token",
+                "train/loss", main=True,
+            ),
+            Column(
+                TRAINED, "accuracy", "share", "share of the pairs whose chosen response has the higher implicit reward",
+                "train/accuracy",
+            ),
+            Column(
+                TRAINED, "margin", "number", "implicit reward of chosen responses less that of rejected ones",
+                "train/margin",
+            ),
+            Column(
+                TRAINED, "chosen", "number", "implicit reward of chosen responses: beta times their log-probability "
+                "less that under the reference", "train/reward_chosen",
+            ),
+            Column(TRAINED, "rejected", "number", "the same of rejected responses", "train/reward_rejected"),
+            Column(TRAINED, "distance", "number", "KTO's estimate of that from the reference, in nats", "train/kl"),
             Column(TRAINED, "steps", "count", "steps of the optimiser", "train/steps"),
             Column(TRAINED, "examples", "count", "rows that were learned from", "train/examples"),
             Column(TRAINED, "tokens", "count", "tokens that were learned", "train/tokens"),
-            Column(TRAINED, "clipped", "share", "share of tokens beyond the clip, without a gradient", "train/clipped"),
-            Column(TRAINED, "distance", "number", "KL from the policy that generated, in nats per token", "train/kl"),
+            Column(
+                TRAINED, "clipped", "share", "share of tokens that the clip leaves no gradient", "train/clip_fraction"
+            ),
+            Column(
+                TRAINED, "moved", "number", "KL of the policy that generated from this one, in nats per token",
+                "train/approx_kl",
+            ),
             Column(TRAINED, "padding", "share", "share of the tokens read that were padding", "train/padding"),
         ],
     ),

@@ -459,7 +459,7 @@ def policy_of(artifact: Artifact) -> Policy:
 def write_card(output: ArtifactWriter, start: Path, examples: int) -> None:
     """The model card of a policy inside a run, which `raft export` replaces by a full one."""
     origin = f"policy {int(start.parent.name)}" if output.iteration else "the model that the run began with"
-    made = f"Policy {output.iteration} of reward-ranked fine-tuning" if output.iteration else "Trained"
+    made = f"Policy {output.iteration}, trained" if output.iteration else "Trained"
     known = ((name, value) for name, value in output.measured.items() if value or name != "train/padding")
     measured = "".join(f"| {name} | {value:g} |\n" for name, value in known)
     (output.path / "README.md").write_text(

@@ -25,9 +25,31 @@ from raft.store.stamps import read_stamp
 
 FIGURES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 ADDRESSES = ("url", "base_url")  # of servers, perhaps with a password
-PAPER = "Dong et al. 2023, [arXiv:2304.06767](https://arxiv.org/abs/2304.06767)"
 LONGEST = 200  # characters of a text that is quoted
 NOTE = "# What made this policy. Folders of the machine are cut to their names, and addresses of servers left out.\n"
+
+
+class Method(NamedTuple):
+    """How the policies of a run are trained: its name, its tags on the hub, and its paper."""
+
+    name: str
+    tags: list[str]
+    paper: str
+    arxiv: str
+
+    @property
+    def cited(self) -> str:
+        """The paper with a link."""
+        return f"{self.paper}, [arXiv:{self.arxiv}](https://arxiv.org/abs/{self.arxiv})"
+
+
+RANKED = Method(
+    "reward-ranked fine-tuning", ["best-of-n", "reward-ranked-fine-tuning"], "RAFT, Dong et al. 2023", "2304.06767"
+)
+PREFERENCES = {  # by the kind of the trainer
+    "dpo": Method("iterative direct preference optimisation", ["dpo"], "DPO, Rafailov et al. 2023", "2305.18290"),
+    "kto": Method("iterative Kahneman-Tversky optimisation", ["kto"], "KTO, Ethayarajh et al. 2024", "2402.01306"),
+}
 
 
 class Base(NamedTuple):
@@ -42,19 +64,20 @@ def card(folder: Path, found: Found, recipe: dict[str, Any], curve: str | None) 
     from huggingface_hub import ModelCard, ModelCardData
 
     job, base = recipe.get("job", "align"), _base(folder, found, recipe)
+    method = PREFERENCES.get(str((recipe.get("trainer") or {}).get("kind")), RANKED)
     results = _results(folder, found, recipe)
     data = ModelCardData(
         base_model=base.name if base.commit else None,
         datasets=sorted(set(_hub_datasets(folder, recipe))) or None,
         library_name="transformers",
         pipeline_tag="text-classification" if job == "reward-model" else "text-generation",
-        tags=["raft", *({"align": ["best-of-n", "reward-ranked-fine-tuning"]}.get(job, [job]))],
+        tags=["raft", *(method.tags if job == "align" else [job])],
         model_name=folder.resolve().name if results else None,
         eval_results=results or None,
     )
     parts = [
         f"# {code(folder.resolve().name)}",
-        *_what(found, base, job),
+        *_what(found, base, job, method),
         "## How it was made",
         "\n".join(_made(folder, found, recipe)),
         "## Measured",
@@ -148,7 +171,7 @@ def _hub_datasets(folder: Path, recipe: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _what(found: Found, base: Base, job: str) -> Iterator[str]:
+def _what(found: Found, base: Base, job: str, method: Method) -> Iterator[str]:
     at = f" at commit {code(base.commit[:12])}" if base.commit else ""
     made = f"{code(base.name)}{at}" if base.name else "a new model with random weights"
     if job == "reward-model":
@@ -156,11 +179,11 @@ def _what(found: Found, base: Base, job: str) -> Iterator[str]:
     elif job == "sft":
         yield f"A policy fine-tuned with raft on given responses. It began as {made}."
     elif found.number == 0:
-        yield f"Policy 0 of a run of reward-ranked fine-tuning: the base model {made} itself, unchanged."
+        yield f"Policy 0 of a run of {method.name}: the base model {made} itself, unchanged."
     else:
         yield (
-            f"Policy {found.number} of a run of reward-ranked fine-tuning (RAFT, {PAPER}) with raft. The base model, "
-            f"policy 0, is {made}."
+            f"Policy {found.number} of a run of {method.name} ({method.cited}) with raft. The base model, policy 0, is "
+            f"{made}."
         )
     task = "SequenceClassification" if job == "reward-model" else "CausalLM"
     yield (

@@ -26,7 +26,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def append(self, ids: Sequence[int] | np.ndarray) -> None:
+    def append(self, ids: Sequence[float] | np.ndarray) -> None:
         """Adds one text."""
         self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
         self._ends.append(self._ends[-1] + len(ids))
@@ -70,3 +70,16 @@ class Order:
 @lru_cache(maxsize=1)
 def _shuffled(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
+
+
+def unlearnable(prompt: Sequence[int], response: Sequence[int], limit: tuple[int, str]) -> str | None:
+    """Why a response to a prompt, both as tokens, cannot be learned; None if it can.
+
+    `limit` is the most tokens that both together may have, and what says so.
+    """
+    length, (longest, of) = len(prompt) + len(response), limit
+    if not response:
+        return "the response has no tokens"
+    if not prompt:
+        return "the prompt has no tokens, so nothing predicts the first of the response"
+    return f"{length} tokens, more than {of} ({longest})" if length > longest else None

@@ -30,12 +30,13 @@ from raft.core.protocols import Advance, Dropped
 from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
 from raft.core.timing import part
-from raft.models import checkpoint, loading, packed_attention, packing
+from raft.models import checkpoint, loading, packed_attention, packing, weight_check
 from raft.trainers import sharding
 from raft.trainers.batches import Order
 
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
 Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
+Before = Callable[[Any, list[Batch]], None]  # (model, this rank's batches of a step), when the step begins
 
 SCHEDULES = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts",
@@ -72,6 +73,7 @@ class TrainerOptions:
     takes_pairs: ClassVar[bool] = False
     makes: ClassVar[str] = "policy"
     resumes: ClassVar[bool] = True
+    reserved_args: ClassVar[re.Pattern[str]] = RESERVED_ARGS
 
     learning_rate: float = 2.0e-5
     num_train_epochs: int = 2
@@ -114,6 +116,16 @@ class TrainerOptions:
         """What a trainer of its kind does."""
         raise NotImplementedError
 
+    def known_args(self) -> dict[str, list[str]]:
+        """The options that `args` may name, some of them reserved, with their plain types (see library_options)."""
+        return library_options.ask("transformers")["training"]
+
+    def training_arguments(self, **settings: Any) -> Any:
+        """What Trainer takes for its options."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments(**settings)
+
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open."""
         tokens = self.max_tokens_per_microbatch or packing.FORWARD[devices.current()]
@@ -133,9 +145,9 @@ class TrainerOptions:
                 "lr_scheduler_type: constant has no warm-up; use lr_scheduler_type: constant_with_warmup",
             )
         if self.args:
-            known = library_options.ask("transformers")["training"]
-            yield from _not_free("args", self.args, known, RESERVED_ARGS)
-            free = {name: value for name, value in self.args.items() if not RESERVED_ARGS.fullmatch(str(name))}
+            known, reserved = self.known_args(), self.reserved_args
+            yield from _not_free("args", self.args, known, reserved)
+            free = {name: value for name, value in self.args.items() if not reserved.fullmatch(str(name))}
             yield from faults_of_types("args", free, known)
         if isinstance(workers := self.args.get("dataloader_num_workers"), int) and not 0 <= workers <= WORKERS:
             yield "args.dataloader_num_workers", f"{workers} is out of range; each is a process, 0 to {WORKERS}"
@@ -161,7 +173,7 @@ class TrainerOptions:
         weight = torch.nn.Parameter(torch.zeros(1, device=device()))
         given = ", ".join(f"{name}: {value}" for name, value in self.args.items())
         with refused(f"args ({bounded(given)})"), tempfile.TemporaryDirectory() as folder:
-            arguments = _arguments(self, 1, Path(folder), 0)
+            arguments = arguments_of(self, 1, Path(folder), 0)
             kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
             optimizer = kind([weight], **options)
             weight.grad = torch.zeros_like(weight)
@@ -281,17 +293,20 @@ def fit(
     seed: int,
     advance: Advance,
     checkpoints: Path | None,
+    before: Before | None = None,
 ) -> list[dict[str, float]]:
     """Trains the model in place and returns what each step measured: the sums of what its batches did.
 
-    It goes on from the last whole one of its checkpoints; without a folder for them it has none.
+    `before` is called on every rank when a step begins, also on one that has no batch of it. Training goes on from the
+    last whole one of its checkpoints; without a folder for them it has none.
     """
     uses_cache = model.config.use_cache
     if checkpoints is not None and ranks.sharded():
         checkpoints = checkpoints / f"rank {ranks.number()} of {ranks.count()}"
     saves = Checkpoints(checkpoints or out, options.checkpoint_minutes if checkpoints else 0, advance)
     with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
-        trainer = _trainer(model, _arguments(options, len(steps), saves.folder, seed), steps, loss, saves)
+        arguments = arguments_of(options, len(steps), saves.folder, seed)
+        trainer = _trainer(model, arguments, steps, loss, saves, before)
         trainer.train(resume_from_checkpoint=saves.last)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.zero_grad(set_to_none=True)
@@ -299,12 +314,11 @@ def fit(
     return saves.measured
 
 
-def _arguments(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
-    from transformers import TrainingArguments
-
+def arguments_of(options: TrainerOptions, steps: int, out: Path, seed: int) -> Any:
+    """What Trainer takes for its options, for so many steps; UserError names those that it refuses."""
     on_cpu = device().type == "cpu"
     with refused("args"):
-        arguments = TrainingArguments(
+        arguments = options.training_arguments(
             **{"dataloader_pin_memory": not on_cpu, **options.args},
             output_dir=str(out),
             seed=torch_seed(seed),
@@ -370,7 +384,7 @@ class Checkpoints:
         self.saved = time.monotonic()
 
 
-def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkpoints) -> Any:
+def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkpoints, before: Before | None) -> Any:
     import torch
     from accelerate.utils import AutocastKwargs
     from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -378,6 +392,9 @@ def _trainer(model: Any, arguments: Any, steps: Steps, loss: Loss, saves: Checkp
     class Fit(Trainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.parts: list[dict[str, Any]] = []
+            if before is not None:
+                with self.accelerator.autocast():
+                    before(model, inputs["batches"])
             losses = (super(Fit, self).training_step(model, batch) for batch in inputs["batches"])
             total = sum(losses, torch.zeros((), device=self.args.device))
             if not ranks.sharded():
@@ -453,6 +470,22 @@ def summary(measured: list[dict[str, float]], order: Order) -> dict[str, float]:
     means = {f"train/{name}": float(np.mean([step[name] for step in last])) for name in last[0]}
     start = float(np.mean([step["loss"] for step in first]))
     return {**means, "train/loss_first": start, "train/steps": len(measured), "train/examples": order.count}
+
+
+def save_policy(
+    options: TrainerOptions, model: Any, tokenizer: Any, start: Path, out: Path, texts: list[list[int]], before: Any
+) -> Any:
+    """Writes the trained policy and its probe of `texts`, of which `before` is what weight_check said at the start.
+
+    Returns the model as it was saved, with whole weights; None on ranks that write nothing.
+    """
+    model = merged(model)
+    rounded(model, options.save_dtype)  # the probe is of the weights as they are saved
+    after = sharding.within(model, weight_check.of_engines, texts)
+    if (model := sharding.whole(model)) is not None:
+        weight_check.write(out / "probe.json", texts, after, before)
+        save(model, tokenizer, start, out, options.save_dtype)
+    return model
 
 
 def merged(model: Any) -> Any:

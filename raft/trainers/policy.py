@@ -6,7 +6,7 @@ generated, and the end token where there was one. Neither packing nor the number
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from raft.core.records import Example
 from raft.models import chat_templates, packed_attention, weight_check
 from raft.models.packing import Layout
 from raft.trainers import hf_trainer, microbatches, sharding
-from raft.trainers.batches import Order, Texts
+from raft.trainers.batches import Order, Texts, unlearnable
 from raft.trainers.hf_trainer import Batch, Loss, TrainerOptions
 
 
@@ -56,13 +56,8 @@ class PolicyTrainer(TrainerOptions):
         prove(self, model, corpus)
         loss = self.loss(model, tokenizer, corpus)
         measured = hf_trainer.fit(self, model, steps, loss, out, seed, advance, checkpoints)
-        model = hf_trainer.merged(model)
-        hf_trainer.rounded(model, self.save_dtype)  # the probe is of the weights as they are saved
-        after = sharding.within(model, weight_check.of_engines, texts)
-        if (model := sharding.whole(model)) is None:
+        if (model := hf_trainer.save_policy(self, model, tokenizer, start, out, texts, before)) is None:
             return {}
-        weight_check.write(out / "probe.json", texts, after, before)
-        hf_trainer.save(model, tokenizer, start, out, self.save_dtype)
         more = {"train/tokens": corpus.learned, "train/padding": self._padding(model, corpus, steps.order)}
         return {**hf_trainer.summary(measured, steps.order), **more}
 
@@ -107,8 +102,8 @@ class Corpus:
         reasons = set()
         for example in examples:
             prompt, response = self.tokens(tokenizer, example)
-            strange = chat_templates.unembedded(tokenizer, [*prompt, *response])
-            reason = strange or next(self.reasons(example, prompt, response, limit), None)
+            reason = chat_templates.unembedded(tokenizer, [*prompt, *response]) or unlearnable(prompt, response, limit)
+            reason = reason or self.unfit(example)
             if reason is None:
                 self._add(prompt, response, example.weight)
                 self.note(example)
@@ -159,13 +154,11 @@ class Corpus:
     def note(self, example: Example) -> None:
         """Keeps what else the loss needs of an example whose tokens have been added."""
 
-    def reasons(
-        self, example: Example, prompt: list[int], response: list[int], limit: tuple[int, str]
-    ) -> Iterator[str]:
-        """Why an example cannot be learned, the most telling first."""
-        yield from reasons_of_length(prompt, response, limit)
-        if not 0 < example.weight < np.inf:
-            yield f"weight {example.weight:g} is not a positive number (a negative one is for kind: policy-gradient)"
+    def unfit(self, example: Example) -> str | None:
+        """Why the loss cannot be computed for an example; None if it can."""
+        if 0 < example.weight < np.inf:
+            return None
+        return f"weight {example.weight:g} is not a positive number (a negative one is for kind: policy-gradient)"
 
     @property
     def learned(self) -> int:
@@ -209,17 +202,6 @@ class Corpus:
     def two(self) -> list[np.ndarray]:
         """Two texts, short, to prove with them that packed examples do not see each other."""
         return [self.texts[index][: weight_check.LENGTH] for index in (0, len(self) - 1)]
-
-
-def reasons_of_length(prompt: list[int], response: list[int], limit: tuple[int, str]) -> Iterator[str]:
-    """Why these tokens cannot be learned."""
-    length, (longest, of) = len(prompt) + len(response), limit
-    if not response:
-        yield "the response has no tokens"
-    if not prompt:
-        yield "the prompt has no tokens, so nothing predicts the first of the response"
-    if length > longest:
-        yield f"{length} tokens, more than {of} ({longest})"
 
 
 class Predictions:

@@ -22,7 +22,7 @@ from raft.models import chat_templates
 from raft.models.packing import Layout
 from raft.trainers.batches import Texts
 from raft.trainers.hf_trainer import Batch, Loss
-from raft.trainers.policy import Corpus, PolicyTrainer, Predictions, reasons_of_length
+from raft.trainers.policy import Corpus, PolicyTrainer, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,12 @@ class Generated(Corpus):
     def note(self, example: Example) -> None:
         self.logprobs.append(example.response.logprobs or [])
 
-    def reasons(
-        self, example: Example, prompt: list[int], response: list[int], limit: tuple[int, str]
-    ) -> Iterator[str]:
+    def unfit(self, example: Example) -> str | None:
         if example.response.logprobs is None:
-            yield "there are no log-probabilities of the policy that generated it"
+            return "there are no log-probabilities of the policy that generated it"
         if not example.weight or not np.isfinite(example.weight):
-            yield f"weight {example.weight:g} teaches nothing"
-        yield from reasons_of_length(prompt, response, limit)
+            return f"weight {example.weight:g} teaches nothing"
+        return None
 
     def total(self, members: np.ndarray) -> float:
         """The number of response tokens."""
@@ -107,6 +105,6 @@ class Clipped:
         free, held = ratio * weights, ratio.clamp(self.low, self.high) * weights
         return {
             "loss": -free.minimum(held).sum(),
-            "clipped": (held < free).float().sum() * batch["share"],
-            "kl": (ratio - 1 - moved).sum() * batch["share"],
+            "clip_fraction": (held < free).float().sum() * batch["share"],
+            "approx_kl": (ratio - 1 - moved).sum() * batch["share"],
         }

@@ -104,7 +104,11 @@ def test_a_trainer_that_learns_from_pairs_is_one_file_and_its_run_knows_which_re
     assert worlds.raft(tmp_path, "report", "outputs/tiny").returncode == 0
     for selection, trainer, why in (
         ("best-of-k", "mine:Preferences", "picks single responses, but this trainer learns from pairs"),
-        ("best-vs-worst", "sft", "but this trainer learns from single responses; job: label writes preference pairs"),
+        (
+            "best-vs-worst",
+            "sft",
+            "but this trainer learns from single responses; trainer.kind: dpo and kto learn from them",
+        ),
         ("best-vs-worst", "reward-model", "this trainer makes a reward model, not a policy"),
     ):
         worlds.make_recipe(tmp_path, selection={"kind": selection}, trainer={"kind": trainer}, **rest)

@@ -10,6 +10,7 @@ from raft.core.errors import Stopped
 from raft.core.records import Pair, Response
 from raft.trainers.reward_model import BradleyTerry
 from raft.trainers.sft import SFT
+from raft.trainers.trl import DPO, KTO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,12 +19,15 @@ PAIRS = [
     Pair(str(n), *(Response(text, [], None, "stop") for text in ("kind" + " words" * n, "rude")), text="Say: ")
     for n in range(6)
 ]
+CHOSEN = [Pair(one.prompt_id, one.response, EXAMPLES[0].response, text=one.text) for one in EXAMPLES]
 OPTIONS = {"batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-2, "lr_scheduler_type": "cosine"}
 CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "sft": ("llama", SFT, EXAMPLES, OPTIONS),
     "dropout": ("gpt2", SFT, EXAMPLES, OPTIONS),
     "adapter": ("llama-tied", SFT, EXAMPLES, {**OPTIONS, "lora": {"r": 2, "lora_dropout": 0.5}}),
     "reward model": ("qwen3", BradleyTerry, PAIRS, OPTIONS),
+    "dpo": ("llama-tied", DPO, CHOSEN, {**OPTIONS, "lora": {"r": 2, "lora_dropout": 0.5}}),
+    "kto": ("gpt2", KTO, CHOSEN, {**OPTIONS, "args": {"disable_dropout": False}}),
 }  # fmt: skip
 
 

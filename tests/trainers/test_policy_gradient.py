@@ -84,7 +84,7 @@ def test_one_step_is_the_formulas_with_tokens_beyond_the_clip_on_both_sides(fold
     measured = trained(start, tmp_path / "out", examples, learning_rate=0.5, **options)
     found = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).named_parameters())
     assert measured["train/loss"] == pytest.approx(float(loss), rel=1e-4)
-    assert 0.1 < measured["train/clipped"] < 0.9
+    assert 0.1 < measured["train/clip_fraction"] < 0.9
     assert difference(found, expected) < 2e-5
 
 
@@ -95,8 +95,8 @@ def test_the_first_step_on_fresh_responses_has_a_ratio_of_one(folders, tmp_path)
     tokens = [9, 3, 17, 1, 6]
     mean = sum(weight * count for weight, count in zip(WEIGHTS, tokens, strict=True)) / sum(tokens)
     assert measured["train/loss"] == pytest.approx(-mean, rel=1e-4)
-    assert measured["train/clipped"] == 0
-    assert measured["train/kl"] == pytest.approx(0, abs=1e-6)
+    assert measured["train/clip_fraction"] == 0
+    assert measured["train/approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_positive_weights_raise_the_likelihood_negative_ones_lower_it_and_the_clip_holds_both(folders, tmp_path):
@@ -107,7 +107,7 @@ def test_positive_weights_raise_the_likelihood_negative_ones_lower_it_and_the_cl
     for name, more in {"clipped": {}, "free": {"clip": 1.0, "clip_higher": 1e9}}.items():
         options = {"num_train_epochs": 60, "learning_rate": 1e-3, "args": {"optim": "adamw_torch"}, **more}
         measured = trained(folders["llama"], tmp_path / name, examples, **options)
-        assert (measured["train/clipped"] > 0.5) == (name == "clipped")
+        assert (measured["train/clip_fraction"] > 0.5) == (name == "clipped")
         after = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         with torch.no_grad():
             steps = [logprobs(after, tokenizer, one) - torch.tensor(one.response.logprobs) for one in examples]

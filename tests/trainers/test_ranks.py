@@ -22,6 +22,7 @@ from raft.trainers.distillation import Distillation
 from raft.trainers.policy_gradient import PolicyGradient
 from raft.trainers.reward_model import BradleyTerry
 from raft.trainers.sft import SFT
+from raft.trainers.trl import DPO, KTO
 
 FACTORS = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "num_train_epochs": 2}
 ALONE = {**FACTORS, "max_tokens_per_microbatch": 1, "args": SGD}  # each example is a pass of its own
@@ -34,6 +35,11 @@ GENERATED = [
     replace(one, weight=weight, response=replace(one.response, logprobs=[-5.0] * len(one.response.token_ids)))
     for one, weight in zip(EXAMPLES, [1.0, -0.5, 2.0, -1.5, 0.25], strict=True)
 ]
+CHOSEN = [
+    Pair(one.prompt_id, one.response, EXAMPLES[2].response, text=one.text)
+    for one in EXAMPLES[:5]
+    if one.prompt_id != "2"
+]
 CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "five passes": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 5}),
     "a rank without a pass": ("llama", SFT, EXAMPLES, {**ALONE, "batch_size": 1}),
@@ -45,6 +51,8 @@ CASES: dict[str, tuple[str, type, list[Any], dict[str, Any]]] = {
     "reward model": ("llama", BradleyTerry, PAIRS, {**ALONE, "batch_size": 3}),
     "policy gradient": ("llama", PolicyGradient, GENERATED, {**ALONE, "batch_size": 5, "clip": 0.9}),
     "distillation": ("llama", Distillation, EXAMPLES, {**ALONE, "batch_size": 5, "teacher": "qwen3"}),
+    "dpo": ("llama", DPO, CHOSEN, {**ALONE, "batch_size": 3}),
+    "kto": ("llama", KTO, CHOSEN, {**ALONE, "batch_size": 3}),
 }
 
 
