@@ -90,7 +90,8 @@ class Console(Observer):
         if loaded.recipe.job != "align":
             if loaded.recipe.job in JOB_OUTPUTS:
                 key, name = JOB_OUTPUTS[loaded.recipe.job]
-                say(f"{name}: {run.folder / name}    (in a recipe {key}: this path, or recipe: {loaded.path.name})")
+                also = f", or recipe: {loaded.path.name}" if Path(loaded.path.name).exists() else ""
+                say(f"{name}: {run.folder / name}    (in a recipe {key}: this path{also})")
             return
         paths = RunPaths(run.folder)
         if not self.finished:
@@ -105,7 +106,7 @@ class Console(Observer):
             f"raft report {run.folder}": "one page of HTML with everything",
         }
         if self.finished:
-            commands[f"raft run {loaded.path} iterations={loaded.recipe.iterations + 2}"] = "two more iterations"
+            commands[f"raft resume {run.folder} iterations={loaded.recipe.iterations + 2}"] = "two more iterations"
         listed = (f"{command}    ({what})" if what else command for command, what in commands.items())
         say("\nnext: " + "\n      ".join(listed))
 

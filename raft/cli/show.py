@@ -54,7 +54,7 @@ def changes(folder: Path) -> list[Change]:
     By the gold reward where there is one: it is what the run is really for.
     """
     made = iterations(folder)
-    gold = any(it.evaluation.gold.exists() for it in made)
+    gold = any("gold/eval" in row for row in runs.metrics_rows(folder))
     scores = {it.number: it.evaluation.gold if gold else it.evaluation.scores for it in made}
     evaluated = [it for it in made if scores[it.number].exists()]
     if len(evaluated) < 2:
@@ -81,7 +81,7 @@ def before_and_after(folder: Path, *which: str) -> str:
         shown = prompt(folder, one.prompt_id, [one.first, one.last], middle=True)
         parts.append(
             f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}; the middle answer of each "
-            f"policy is shown):\n{shown}"
+            f"policy is shown, with its {'reward' if one.first.evaluation.scores.exists() else one.figure}):\n{shown}"
         )
     return "\n\n".join(parts)
 

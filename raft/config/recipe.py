@@ -27,6 +27,10 @@ SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)",
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
+ORIGINS = {  # of a model or of data: which keys of a recipe replace this one of its base
+    "recipe": ("model", "config", "path"), "model": ("recipe", "config"), "config": ("recipe", "model"),
+    "path": ("recipe",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ def _beneath(path: Path, base: Any, own: dict[str, Any], lines: dict[str, str]) 
     if unlike := next(_unlike(content, own), None):
         raise UserError(f"{path}: {unlike} is a mapping here or in its base {file}, but not in both; make them alike")
     with _understood(file, lines):
-        return OmegaConf.create(_without_replaced_kinds(content, own))
+        return OmegaConf.create(_without_replaced(content, own))
 
 
 def _unlike(beneath: dict[str, Any], own: dict[str, Any], key: str = "") -> Iterator[str]:
@@ -387,15 +391,21 @@ def _read(path: Path, lines: dict[str, str], text: str | None = None) -> dict[st
         return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
 
 
-def _without_replaced_kinds(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A section that changes its kind replaces that of the base: the options of one kind mean nothing to another."""
+def _without_replaced(beneath: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What of a base stays beneath a recipe.
+
+    A section that changes its kind replaces that of the base: the options of one kind mean nothing to another. So does
+    where a model comes from: its recipe, its folder or its config.
+    """
     kept = {}
     for name, value in beneath.items():
         above = own.get(name)
+        if any(own.get(other) is not None for other in ORIGINS.get(name, ())):
+            continue
         if isinstance(value, dict) and isinstance(above, dict):
             if above.get("kind", value.get("kind")) != value.get("kind"):
                 continue
-            value = _without_replaced_kinds(value, above)
+            value = _without_replaced(value, above)
         kept[name] = value
     return kept
 
@@ -432,8 +442,8 @@ def dependencies(
             faults.append(Fault(f"{key}.recipe", message))
             continue
         name, output = JOB_OUTPUTS[job]
-        if name in options:
-            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both"))
+        if options.get(name) is not None:
+            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both; {key}.{name}: null takes one out"))
             continue
         options[name] = str(needed.folder / output)
         for other in [*needed.needs, needed]:

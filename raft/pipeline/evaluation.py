@@ -6,6 +6,7 @@ from typing import Any
 
 from raft.config.jobs import Align
 from raft.core.protocols import comparable
+from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
 from raft.metrics.reward_metrics import Gain
 from raft.pipeline import stages
@@ -13,7 +14,7 @@ from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store import measuring
 from raft.store.keys import Artifact
-from raft.store.runs import Folder, Run
+from raft.store.runs import Folder, Run, metrics_rows
 
 REWARDS = {"eval": "reward", "gold": "gold reward"}
 
@@ -39,6 +40,11 @@ class Evaluator:
         observer.on_checks(
             run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts, policy=first, max_tokens=limit)
         )
+        if options.gold is None and any(it.evaluation.gold.exists() for it in RunPaths(run.folder).iterations()):
+            observer.on_notice(
+                "evaluation.gold is not in this recipe, so figures leave out the gold scores that the run has; give it "
+                "again, in the recipe or on the command line, and they are back"
+            )
         self.references: Artifact | None = None
         if options.references is not None:
             self.references = run.once("references.jsonl", stages.load_examples, options.references, start=first)
@@ -130,9 +136,15 @@ def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
 
 
 def gains(run: Run, policy: int | None = None) -> dict[str, tuple[int, Gain]]:
-    """A policy, else the last one that is evaluated, and how it compares with the first, by each figure of both."""
+    """A policy, else the last one that is evaluated, and how it compares with the first, by each figure of both.
+
+    Figures are those of metrics.jsonl: scores of a reward that the recipe no longer names may still be there.
+    """
     found: dict[str, tuple[int, Gain]] = {}
+    measured = {key for row in metrics_rows(run.folder) for key in row}
     for key, means in measuring.held_out_means(run.folder).items():
+        if key not in measured:
+            continue
         last = max(means, default=0) if policy is None else policy
         same = last > 0 and {0, last} <= means.keys() and len(means[0]) == len(means[last])
         if same and (gain := reward_metrics.gain(means[0], means[last])) is not None:

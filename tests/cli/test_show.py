@@ -36,7 +36,7 @@ def run(tmp_path_factory) -> Path:
 )
 def test_prompts_are_picked_by_how_much_they_gained_and_typical_is_the_median(run, which, prompt, said):
     shown = show.before_and_after(run, which)
-    head = f"{said}; the middle answer of each policy is shown):"
+    head = f"{said}; the middle answer of each policy is shown, with its reward):"
     assert shown.splitlines()[:2] == [head, f"prompt {prompt}: prompt {prompt[1:]}"]
     assert "policy 0 (held-out prompt)" in shown and "policy 2 (held-out prompt)" in shown
 

@@ -112,6 +112,18 @@ def test_a_base_is_merged_deeply_and_a_section_of_another_kind_replaces_it(tmp_p
     assert "items" not in loaded.config["prompts"]
 
 
+def test_where_a_model_comes_from_replaces_what_the_base_says_of_it(tmp_path):
+    write(tmp_path, GOOD, "base.yaml")
+    (tmp_path / "taught.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    taught = "examples: {kind: file, path: taught.jsonl}\ntrainer: {kind: sft}\n"
+    write(tmp_path, f"job: sft\nname: first\npolicy: {{model: base}}\n{taught}", "first.yaml")
+    over = write(tmp_path, "base: base.yaml\nname: other\npolicy: {recipe: first.yaml}\n")
+    assert load(over).recipe.policy.model.endswith("first/policy")
+    beside = write(tmp_path, "base: base.yaml\nname: other\npolicy: {recipe: first.yaml, model: null}\n")
+    assert load(beside).recipe.policy.model.endswith("first/policy")
+    assert "policy.model: null takes one out" in faults(tmp_path, GOOD, "policy.recipe=first.yaml")["policy.recipe"]
+
+
 def test_a_base_of_a_base_is_refused(tmp_path):
     write(tmp_path, GOOD, "one.yaml")
     write(tmp_path, "base: one.yaml\n", "two.yaml")

@@ -136,7 +136,7 @@ def test_the_same_command_again_changes_nothing_and_takes_no_model(finished):
     done = worlds.raft(finished, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     assert "already finished, on 20" in done.stdout and "nothing to do" in done.stdout
-    assert "iteration 1:" not in done.stdout and "iterations=4" in done.stdout
+    assert "iteration 1:" not in done.stdout and "raft resume outputs/tiny iterations=4" in done.stdout
     assert before == {str(file): file.stat().st_mtime_ns for file in run.rglob("*.stamp.json")}
 
 

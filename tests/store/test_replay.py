@@ -65,6 +65,10 @@ def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_
     later, whole = (worlds.fingerprint(tmp_path / "outputs" / name) for name in ("tiny", "whole"))
     assert later == whole and "iterations/001/evaluation/gold.jsonl" in whole
     assert all("gold/eval" in row for row in read(tmp_path / "outputs/tiny/metrics.jsonl"))
+    without = worlds.raft(tmp_path, "run", "recipe.yaml")
+    assert "evaluation.gold is not in this recipe" in without.stdout + without.stderr
+    assert "gold reward" not in without.stdout
+    assert not any("gold/eval" in row for row in read(tmp_path / "outputs/tiny/metrics.jsonl"))
 
 
 def test_a_reward_that_failed_is_corrected_and_the_same_command_goes_on_with_the_same_responses(tmp_path):
