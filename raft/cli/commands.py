@@ -220,6 +220,31 @@ def chat(options: Namespace) -> None:
     talk.chat(options.run, options.prompt, options.policy, options.seed)
 
 
+def evaluate(options: Namespace) -> None:
+    """Compares two policies on tasks of lm-evaluation-harness."""
+    from raft.cli import harness
+    from raft.core.run_paths import RunPaths
+    from raft.core.terminal import say
+    from raft.store import branch
+
+    tasks = list(dict.fromkeys(name for word in options.tasks.split(",") if (name := word.strip())))
+    if not tasks:
+        raise UserError(f"--tasks {options.tasks!r} names no task; for example gsm8k,hellaswag")
+    folder = branch.existing(options.run)
+    asked = harness.Asked(
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+        include_path=options.include_path,
+        batch_size=options.batch_size,
+    )
+    titles, changes = harness.compare(folder, tasks, options.policy, asked)
+    if options.json:
+        print(harness.as_json(folder, titles, changes))  # numbers and escaped text: nothing in it can act
+        return
+    say(f"{harness.table(titles, changes)}\nkept in {RunPaths(folder).lm_eval}")
+
+
 def score(options: Namespace) -> None:
     """Scores existing responses; resumes where it was stopped."""
     from raft.core import progress

@@ -469,7 +469,7 @@ def _refuse_other(folder: Path, url: str, known: dict[str, Stamp], identity: Any
 
 def _rest(folder: Path) -> Iterator[Path]:
     """The files of a run that are no artifacts, but for what only this machine needs."""
-    for pattern in (RUN, "*", "logs/*.log", f"{given.ROWS}/*"):
+    for pattern in (RUN, "*", "logs/*.log", f"{given.ROWS}/*", f"{RunPaths(folder).lm_eval.name}/*.json"):
         yield from (
             file
             for file in sorted(folder.glob(pattern))
@@ -481,7 +481,7 @@ def _rest(folder: Path) -> Iterator[Path]:
 def _is_rest(name: str) -> bool:
     run, path = RunPaths(Path()), Path(name)
     known = (run.about, run.recipe, run.resolved, run.rows, run.curve, run.report, run.forecast, run.tracked)
-    if path in (*known, run.accuracy.with_suffix(".png")) or path.parent == Path(given.ROWS):
+    if path in (*known, run.accuracy.with_suffix(".png")) or path.parent in (Path(given.ROWS), run.lm_eval):
         return True
     return path.name == run.dropped.name or (path.parent == run.log.parent and path.suffix == run.log.suffix)
 
