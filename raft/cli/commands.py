@@ -203,6 +203,9 @@ def export(options: Namespace) -> None:
     from raft.core.terminal import say
     from raft.report import export as exported
 
+    if options.alpaca_eval is not None:
+        _export_answers(options)
+        return
     if options.push is None:
         (folder, found), address = exported.write(options.run, options.to, options.policy), None
     else:
@@ -211,6 +214,21 @@ def export(options: Namespace) -> None:
     say(f"{folder}  {what} of {options.run}, with a model card and the recipe")
     if address is not None:
         say(f"uploaded to {address}")
+
+
+def _export_answers(options: Namespace) -> None:
+    """Writes the answers of a policy to the held-out prompts."""
+    from raft.core.terminal import complain, say
+    from raft.report import export as exported
+
+    if options.to is not None or options.push is not None:
+        raise UserError("--alpaca-eval writes one file and no model folder; leave --to and --push out")
+    number, rows = exported.alpaca_eval(options.run, options.alpaca_eval, options.policy)
+    say(f"{options.alpaca_eval}  the first answer of policy {number} to each of {len(rows)} held-out prompts")
+    if empty := sum(not row["output"].strip() for row in rows):
+        complain(f"{empty} of them are empty: the policy answered nothing, or a server withheld the answer")
+    if (same := len(rows) - len({row["instruction"] for row in rows})) > 0:
+        complain(f"{same} instructions are there twice, as only their system messages differ; AlpacaEval joins by them")
 
 
 def chat(options: Namespace) -> None:

@@ -237,6 +237,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="a run of job: align, sft or reward-model")
     export.add_argument("--to", type=Path, metavar="DIR", help="default: RUN-export, next to the run")
     export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
+    export.add_argument(
+        "--alpaca-eval",
+        type=Path,
+        metavar="FILE",
+        help="write its held-out answers for AlpacaEval instead",
+    )
     chat = verb("chat", commands.chat, "answer your prompts with policy 0 and with the best policy")
     chat.add_argument("run", type=Path, help="a run of job: align or sft")
     chat.add_argument("prompt", nargs="?", help="a single prompt; default: each line you type, until Ctrl-D")
