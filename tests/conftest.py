@@ -23,10 +23,11 @@ MATERIAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 SLOW = (  # whole runs, the longest first
     "test_loop", "test_api", "test_replay", "test_damage", "test_faults", "test_export", "test_chat", "test_label",
-    "test_branch", "test_mirror", "test_bad_input", "test_own_kinds", "test_compare", "test_judge",
-    "test_missing_rewards", "test_report", "test_forecast", "test_figures", "test_api_page", "test_alerts_run",
-    "test_evaluate_reward", "test_status", "test_doctor", "test_trackers", "test_drops", "test_preflight_data",
-    "test_catalog", "test_judge_server", "test_theory", "test_gpt_neo", "test_engine",  # with vLLM
+    "test_branch", "test_mirror", "test_compression", "test_harness", "test_bad_input", "test_own_kinds",
+    "test_compare", "test_judge", "test_missing_rewards", "test_report", "test_forecast", "test_figures",
+    "test_api_page", "test_alerts_run", "test_evaluate_reward", "test_status", "test_doctor", "test_trackers",
+    "test_drops", "test_preflight_data", "test_catalog", "test_judge_server", "test_theory", "test_gpt_neo",
+    "test_engine",  # with vLLM
 )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from raft.core import logs, signals
 from raft.core.errors import UserError
 from raft.core.records import Policy, Prompt, Response
 from raft.core.registry import build
-from raft.core.run_paths import RunPaths
 from raft.core.seeds import derive
 from raft.core.terminal import complain, is_unicode, say
 from raft.data.prompts import Reading
@@ -25,7 +24,6 @@ from raft.models import jinja
 from raft.pipeline import policies
 from raft.pipeline.policies import Which
 from raft.store import branch, runs
-from raft.store.keys import Artifact
 
 TYPED = "typed"  # the id of every prompt; the draws of an answer depend on it
 FRAME = ("messages", "format", "system", "chat_template_kwargs", "prefix", "suffix")  # what stands around any text
@@ -61,17 +59,10 @@ def chat(folder: Path, text: str | None = None, which: Which = "best", seed: int
 
 def speakers(folder: Path, recipe: Mapping[str, Any], which: Which) -> list[Speaker]:
     """Policy 0 and another one; only one if they are the same."""
-    if (job := recipe.get("job", "align")) not in ("align", "sft"):
-        raise UserError(f"{folder} is a run of job: {job}, which has no policy to talk to; name one of align or sft")
-    found = policies.find(folder, which)
-    if found.number is None:
-        first, titles = RunPaths(folder).start, ("before", "after")
-    else:
-        first, titles = policies.find(folder, 0).path, ("policy 0", f"policy {found.number}")
-    paths = [first] if first == found.path else [Artifact.finished(first).path, found.path]
+    present = policies.before_and_after(folder, recipe.get("job", "align"), which)
     return [
-        Speaker(title, Policy(path, path / "probe.json"), generator(recipe))
-        for title, path in zip(titles, paths, strict=False)
+        Speaker(title, Policy(artifact.path, artifact.path / "probe.json"), generator(recipe))
+        for title, artifact in present.items()
     ]
 
 

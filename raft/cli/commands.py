@@ -203,6 +203,9 @@ def export(options: Namespace) -> None:
     from raft.core.terminal import say
     from raft.report import export as exported
 
+    if options.alpaca_eval is not None:
+        _export_answers(options)
+        return
     if options.push is None:
         (folder, found), address = exported.write(options.run, options.to, options.policy), None
     else:
@@ -213,11 +216,51 @@ def export(options: Namespace) -> None:
         say(f"uploaded to {address}")
 
 
+def _export_answers(options: Namespace) -> None:
+    """Writes the answers of a policy to the held-out prompts."""
+    from raft.core.terminal import complain, say
+    from raft.report import export as exported
+
+    if options.to is not None or options.push is not None:
+        raise UserError("--alpaca-eval writes one file and no model folder; leave --to and --push out")
+    number, rows = exported.alpaca_eval(options.run, options.alpaca_eval, options.policy)
+    say(f"{options.alpaca_eval}  the first answer of policy {number} to each of {len(rows)} held-out prompts")
+    if empty := sum(not row["output"].strip() for row in rows):
+        complain(f"{empty} of them are empty: the policy answered nothing, or a server withheld the answer")
+    if (same := len(rows) - len({row["instruction"] for row in rows})) > 0:
+        complain(f"{same} instructions are there twice, as only their system messages differ; AlpacaEval joins by them")
+
+
 def chat(options: Namespace) -> None:
     """Answers a prompt, or those that are typed, with the first and another policy."""
     from raft.cli import chat as talk
 
     talk.chat(options.run, options.prompt, options.policy, options.seed)
+
+
+def evaluate(options: Namespace) -> None:
+    """Compares two policies on tasks of lm-evaluation-harness."""
+    from raft.cli import harness
+    from raft.core.run_paths import RunPaths
+    from raft.core.terminal import say
+    from raft.store import branch
+
+    tasks = list(dict.fromkeys(name for word in options.tasks.split(",") if (name := word.strip())))
+    if not tasks:
+        raise UserError(f"--tasks {options.tasks!r} names no task; for example gsm8k,hellaswag")
+    folder = branch.existing(options.run)
+    asked = harness.Asked(
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+        include_path=options.include_path,
+        batch_size=options.batch_size,
+    )
+    titles, changes = harness.compare(folder, tasks, options.policy, asked)
+    if options.json:
+        print(harness.as_json(folder, titles, changes))  # numbers and escaped text: nothing in it can act
+        return
+    say(f"{harness.table(titles, changes)}\nkept in {RunPaths(folder).lm_eval}")
 
 
 def score(options: Namespace) -> None:

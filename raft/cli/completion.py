@@ -56,6 +56,10 @@ def _figures(prefix: str) -> list[str]:
     return list(picture.FIGURES)
 
 
+NOTHING = (
+    "overrides", "seeds", "from_iteration", "prompt", "push", "seed", "url", "tasks", "limit", "num_fewshot",
+    "batch_size",
+)  # fmt: skip
 PLACES: dict[str, Callable[[str], Iterable[str]]] = {
     "recipe": _recipes,
     "reward": _recipes,
@@ -64,5 +68,5 @@ PLACES: dict[str, Callable[[str], Iterable[str]]] = {
     "name": _options,
     "figure": _figures,
     "policy": lambda _: ("best", "last"),
-    **dict.fromkeys(("overrides", "seeds", "from_iteration", "prompt", "push", "seed", "url"), lambda _: ()),
+    **dict.fromkeys(NOTHING, lambda _: ()),
 }

@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+WHICH = ("best", "last")  # policies that have a word
 RUN: Any = {"type": Path, "help": "the folder of a run, such as outputs/quickstart"}
 
 
@@ -236,12 +237,29 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="a run of job: align, sft or reward-model")
     export.add_argument("--to", type=Path, metavar="DIR", help="default: RUN-export, next to the run")
     export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub; a new repository is private")
+    export.add_argument(
+        "--alpaca-eval",
+        type=Path,
+        metavar="FILE",
+        help="write its held-out answers for AlpacaEval instead",
+    )
     chat = verb("chat", commands.chat, "answer your prompts with policy 0 and with the best policy")
     chat.add_argument("run", type=Path, help="a run of job: align or sft")
     chat.add_argument("prompt", nargs="?", help="a single prompt; default: each line you type, until Ctrl-D")
     chat.add_argument("--seed", type=int, help="the sampling seed; default: the run's own")
-    for one in (export, chat):
-        one.add_argument("--policy", type=_which, default="best", metavar="N|best|last", help="default: best")
+    evaluate = verb("eval", commands.evaluate, "compare policy 0 and the best policy on lm-evaluation-harness tasks")
+    evaluate.add_argument("run", type=Path, help="a run of job: align or sft")
+    evaluate.add_argument("--tasks", required=True, metavar="TASK[,TASK]", help="for example gsm8k,hellaswag")
+    evaluate.add_argument("--limit", type=_number(1), metavar="N", help="only the first N documents of each task")
+    evaluate.add_argument("--num-fewshot", type=_number(0), metavar="N", help="examples before a document")
+    evaluate.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with task files of your own")
+    evaluate.add_argument("--batch-size", type=_number(1, "auto"), default=8, metavar="N|auto", help="default: 8")
+    evaluate.add_argument("--apply-chat-template", action="store_true", help="ask in the policy's chat template")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    for one in (export, chat, evaluate):
+        one.add_argument(
+            "--policy", type=_number(0, *WHICH), default="best", metavar="N|best|last", help="default: best"
+        )
     score = verb("score", commands.score, "score existing responses with any reward")
     score.add_argument("reward", help="a recipe, or a YAML file with only a reward section")
     score.add_argument("responses", type=Path, metavar="IN.jsonl")
@@ -256,13 +274,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _which(text: str) -> int | str:
-    """A policy by its number, or `best` or `last`."""
-    if text in ("best", "last"):
-        return text
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a policy; give its number, best or last")
+def _number(least: int, *words: str) -> Callable[[str], int | str]:
+    """What reads a whole number from `least` on, or one of some words."""
+
+    def read(text: str) -> int | str:
+        if text in words:
+            return text
+        if text.isascii() and text.isdecimal() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join([f'a whole number from {least} on', *words])}")
+
+    return read
 
 
 def _again() -> str:

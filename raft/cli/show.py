@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raft.core import records
+from raft.core import compressed, records
 from raft.core.errors import UserError
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.terminal import safe
@@ -124,7 +124,7 @@ def _section(
 ) -> list[str]:
     # a reward that compares within a prompt does not score held-out prompts
     scores = place.scores if place.scores.exists() else place.gold
-    if not (place.responses.exists() and scores.exists()):
+    if not (compressed.exists(place.responses) and scores.exists()):
         return []
     for row, answered, scored in records.in_step(prompts, place.responses, scores):
         if row["id"] == prompt_id:

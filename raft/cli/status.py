@@ -11,7 +11,7 @@ from typing import Any
 
 from raft.cli import show
 from raft.config.jobs import Align
-from raft.core import progress, signals
+from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
 from raft.core.progress import State
 from raft.core.run_paths import RUN, RunPaths
@@ -185,7 +185,7 @@ def _finished(folder: Path, job: str, wanted: int | None) -> str | None:
 
 def _gone(folder: Path) -> list[str]:
     """What was finished, or is shared with the run that this one branched off, and is not there."""
-    made = [path for path, stamp in stamps.stamped(folder) if not path.exists() and not stamp.get("pruned")]
+    made = [path for path, stamp in stamps.stamped(folder) if not compressed.exists(path) and not stamp.get("pruned")]
     shared = [folder / name for name in runs.shared_names(folder) if not (folder / name).exists()]
     return sorted({str(path.relative_to(folder)) for path in (*made, *shared)})
 

@@ -101,12 +101,14 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Where a run is kept beside its folder. `mirror` is a URL for fsspec, such as s3://bucket/prefix.
+    """How a run is kept. `mirror` is a URL for fsspec, such as s3://bucket/prefix.
 
-    What is finished is uploaded into the folder of the run's name there, and `raft pull URL/NAME` brings it back.
+    What is finished is uploaded into the folder of the run's name there, and `raft pull URL/NAME` brings it back. With
+    `compress` the responses of finished iterations are compressed (responses.jsonl.zst), without losing a bit.
     """
 
     mirror: str | None = None
+    compress: bool = False
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if self.mirror is not None and (fault := fault_of_url(self.mirror)) is not None:

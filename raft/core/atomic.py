@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raft.core import compressed
 from raft.core.errors import UserError
 
 _digests: dict[tuple[int, ...], str] = {}  # of what this process has read: by device, inode, size and time
@@ -25,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: Any) -> None:
     """The same of bytes."""
     temporary = path.with_name(f".{path.name}.tmp")
     with create(temporary) as file:
@@ -112,11 +113,14 @@ def files_of(folder: Path) -> list[str]:
     return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes."""
+def file_digest(path: Path, unpacked: bool = False) -> str:
+    """The SHA-256 of a file, which is read once per process, and again only if its size or time changes.
+
+    `unpacked`: of what a compressed file holds.
+    """
     status = path.stat()
-    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, unpacked)
     if known not in _digests:
-        with open(path, "rb") as file:
+        with compressed.opened(path) if unpacked else open(path, "rb") as file:
             _digests[known] = hashlib.file_digest(file, "sha256").hexdigest()
     return _digests[known]

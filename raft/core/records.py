@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from raft.core import compressed
 from raft.core.atomic import create
 from raft.core.errors import UserError
 from raft.core.seeds import derive
@@ -252,7 +253,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 def placed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSON Lines file, each with its place, such as "prompts.jsonl:7"; blank lines are not rows."""
-    with open(path, "rb") as lines:
+    with compressed.opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

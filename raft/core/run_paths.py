@@ -160,6 +160,11 @@ class RunPaths(GroupPaths):
         return self.folder / "report.html"
 
     @property
+    def lm_eval(self) -> Path:
+        """The folder of what `raft eval` found, a file for each policy and task."""
+        return self.folder / "lm_eval"
+
+    @property
     def exported(self) -> Path:
         """Where `raft export` writes a policy: beside the run, because it is no part of it."""
         return self.folder.with_name(f"{self.folder.name}-export")

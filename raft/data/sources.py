@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from raft.core import compressed
 from raft.core.errors import UserError
 from raft.core.options import fault_of_file, source
 from raft.models import hub
@@ -28,6 +29,7 @@ Rows = Iterator[tuple[str, Row]]  # the place of a row, and the row
 BLOCK = 1 << 16  # characters of a JSON list that are read at a time
 LONGEST = 1 << 27  # bytes of a line, and characters of a row: a file that unpacks to more would fill the memory
 BATCH = 1024  # rows of a Parquet file that are held at a time
+PACKED = (".gz", compressed.SUFFIX)  # endings behind the ending of a file
 BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -49,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRows(Source):
-    """JSONL, JSON (a list of objects), CSV, TSV or plain text (each also as .gz), or Parquet, by the file's ending.
+    """JSONL, JSON (a list), CSV, TSV or plain text (each also as .gz or .zst), or Parquet, by the file's ending.
 
     A line of a .txt file is a row with the single column `text`; with `pattern`, a regular expression that has to match
     the whole line, it has a column for each named group.
@@ -63,7 +65,10 @@ class FileRows(Source):
         yield from super().faults()
         if _ending(self.path) not in READERS:
             allowed = ", ".join(f".{ending}" for ending in READERS)
-            yield "path", f"{self.path}: unknown ending; allowed: {allowed}, each but .parquet also with .gz behind it"
+            yield (
+                "path",
+                f"{self.path}: unknown ending; allowed: {allowed}, each but .parquet also with .gz or .zst behind it",
+            )
         if self.pattern is not None:
             example = r"named groups, such as (?P<label>\d) (?P<text>.*)"
             yield from pattern_faults("pattern", self.pattern, example, "groupindex")
@@ -151,8 +156,9 @@ def pattern_faults(option: str, pattern: str, need: str, groups: str = "groups")
 
 
 def _ending(path: str) -> str:
-    ending = Path(path.lower().removesuffix(".gz")).suffix[1:]
-    return "parquet.gz" if ending == "parquet" and path.lower().endswith(".gz") else ending
+    packed = next((end for end in PACKED if path.lower().endswith(end)), "")
+    ending = Path(path.lower().removesuffix(packed)).suffix[1:]
+    return f"parquet{packed}" if ending == "parquet" else ending
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
@@ -169,7 +175,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def jsonl(path: Path) -> Rows:
-    """The objects of a JSON Lines file, plain or gzipped, each with its place; blank lines are not rows."""
+    """The objects of a JSON Lines file, plain or compressed, each with its place; blank lines are not rows."""
     if (fault := fault_of_file(str(path))) is not None:
         raise UserError(fault)
     yield from _jsonl(path)
@@ -346,7 +352,7 @@ def _batch_rows(batch: Any) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, plain or gzipped, with their numbers from 1."""
+    """The lines of a UTF-8 file, plain or compressed, with their numbers from 1."""
     number = 0
     with _opened(path) as file, _explained(path, lambda: number + 1):
         while line := file.readline(LONGEST + 1):
@@ -358,7 +364,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
+    return gzip.open(path) if path.suffix.lower() == ".gz" else compressed.opened(path)  # type: ignore[return-value]
 
 
 @contextmanager

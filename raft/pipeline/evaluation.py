@@ -13,6 +13,7 @@ from raft.pipeline import stages
 from raft.pipeline.observer import Observer
 from raft.pipeline.streaming_scores import streamed
 from raft.store import measuring
+from raft.store.compression import compress
 from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run, metrics_rows
 
@@ -78,6 +79,8 @@ class Evaluator:
         self.observer.on_iteration_end(it, alerts)
         if self.run.mirror is not None:
             self.run.mirror.iteration_ended()
+        if self.recipe.store.compress:
+            compress(self.run, it.folder)
         self.stopped = self.recipe.alerts.stop(alerts)
 
     def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:

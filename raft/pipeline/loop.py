@@ -23,6 +23,7 @@ from raft.pipeline.observer import Observer
 from raft.pipeline.replay_buffer import replay
 from raft.pipeline.sampling import sample
 from raft.store import timeline
+from raft.store.compression import compress
 from raft.store.keys import Artifact
 from raft.store.measuring import MaxFailed
 from raft.store.mirror import mirrored
@@ -146,6 +147,8 @@ def run(loaded: Loaded, observer: Observer) -> None:
                 job(one.recipe, opened, observer)
             finally:
                 timeline.record(opened.folder, began)
+            if one.recipe.store.compress:
+                compress(opened, opened.folder)
             if one is not loaded:
                 made = opened.existing(JOB_OUTPUTS[one.recipe.job][1])
                 require(made.place, made.stamp)  # the next recipe reads it by its name

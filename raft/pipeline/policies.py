@@ -53,6 +53,19 @@ def find(folder: Path, which: Which = "best") -> Found:
     return Found(number, artifact)
 
 
+def before_and_after(folder: Path, job: str, which: Which = "best") -> dict[str, Artifact]:
+    """Policy 0 and another one, each by what it is called; only one where they are the same.
+
+    Of a job: sft these are the model that it started from, and the one that it made. UserError as of `find`.
+    """
+    if job not in ("align", "sft"):
+        raise UserError(f"{folder} is a run of job: {job}, which has no policy to talk to; name one of align or sft")
+    found = find(folder, which)
+    if found.number is None:
+        return {"before": Artifact.finished(RunPaths(folder).start), "after": found.artifact}
+    return {"policy 0": find(folder, 0).artifact, f"policy {found.number}": found.artifact}
+
+
 def number_of(folder: Path, which: Which) -> int:
     """The number of a policy of job: align; 0 where no iteration is complete yet."""
     if which == "best" and (rows := runs.metrics_rows(folder)):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from raft.core import given, signals
+from raft.core import compressed, given, signals
 from raft.core.atomic import commit, file_digest, files_of, fsync, remove, write_json
 from raft.core.errors import UserError
 from raft.core.progress import Progress
@@ -220,15 +220,19 @@ class Mirror:
 
     def _send(self, path: Path, stamp: Stamp) -> str | None:
         """Uploads an artifact, its stamp last; or why that is not done, if it is damaged."""
-        name, state = self._name(path), _state(stamp_path(path))
+        name, state, held = self._name(path), _state(stamp_path(path)), compressed.stored(path)
         try:
-            if (fault := stamps.damage(path, stamp)) is not None:
+            if (fault := stamps.damage(path, stamp)) is not None and held == compressed.stored(path):
                 return None if _is_gone(path) else f"{path} is not uploaded: {fault}"
             self._remove(f"{name}{SUFFIX}")
-            for file in [*(path / one for one in stamp["content"]), *sorted(path.rglob("*.md"))]:
+            for form in {path, compressed.beside(path)} - {held}:
+                self._remove(self._name(form))
+            for file in [*(held / one for one in stamp["content"]), *sorted(path.rglob("*.md"))]:
                 self._put(file)
             self._send_newer(RunPaths(path.parent).dropped)
         except FileNotFoundError:
+            if held != compressed.stored(path):  # compressed meanwhile
+                return self._send(path, stamp)
             if not _is_gone(path):
                 raise
             return None
@@ -388,14 +392,16 @@ class _Pull:
                 with _reaching(self.remote.url):
                     self.remote.read(RUN)  # where that can be read, the fault is the artifact's
                 fault = str(unread)
+            fetched = compressed.stored(temporary)
             if fault is not None:
-                remove(temporary)
+                remove(fetched)
                 self.damaged.append(f"{name}: {fault}")
                 return
             stamp_path(path).unlink(missing_ok=True)
             fsync(path.parent)
-            remove(path)  # without a stamp it may be torn
-            commit(temporary, path)
+            for torn in (path, compressed.beside(path)):  # without a stamp they may be
+                remove(torn)
+            commit(fetched, compressed.beside(path) if fetched != temporary else path)
         write_json(stamp_path(path), stamp)
         self.fetched += 1
 
@@ -407,6 +413,9 @@ class _Pull:
         notes = [file for file in self.names if file.startswith(f"{name}/") and file.endswith(".md")]
         for below in [*content, *(file.removeprefix(f"{name}/") for file in notes)]:
             file, place = temporary / below, f"{name}/{below}".rstrip("/")
+            if not below and place not in self.names:  # compressed in the mirror, if it is there
+                remove(file)
+                file, place = compressed.beside(file), f"{place}{compressed.SUFFIX}"
             here = [file.stat().st_size, file_digest(file)] if file.is_file() else None
             if place not in self.names or (here is not None and here == content.get(below)):
                 continue
@@ -469,7 +478,7 @@ def _refuse_other(folder: Path, url: str, known: dict[str, Stamp], identity: Any
 
 def _rest(folder: Path) -> Iterator[Path]:
     """The files of a run that are no artifacts, but for what only this machine needs."""
-    for pattern in (RUN, "*", "logs/*.log", f"{given.ROWS}/*"):
+    for pattern in (RUN, "*", "logs/*.log", f"{given.ROWS}/*", f"{RunPaths(folder).lm_eval.name}/*.json"):
         yield from (
             file
             for file in sorted(folder.glob(pattern))
@@ -481,7 +490,7 @@ def _rest(folder: Path) -> Iterator[Path]:
 def _is_rest(name: str) -> bool:
     run, path = RunPaths(Path()), Path(name)
     known = (run.about, run.recipe, run.resolved, run.rows, run.curve, run.report, run.forecast, run.tracked)
-    if path in (*known, run.accuracy.with_suffix(".png")) or path.parent == Path(given.ROWS):
+    if path in (*known, run.accuracy.with_suffix(".png")) or path.parent in (Path(given.ROWS), run.lm_eval):
         return True
     return path.name == run.dropped.name or (path.parent == run.log.parent and path.suffix == run.log.suffix)
 
@@ -518,7 +527,7 @@ def _read_object(remote: RemoteFolder, name: str) -> dict[str, Any]:
 def _is_gone(path: Path) -> bool:
     """Whether the run has deleted an artifact, or begun to; the next upload says so in the mirror."""
     stamp = stamps.read_stamp(path)
-    return stamp is None or bool(stamp.get("pruned")) or not path.exists()
+    return stamp is None or bool(stamp.get("pruned")) or not compressed.exists(path)
 
 
 def _content(stamp: Stamp) -> stamps.Content:

@@ -15,6 +15,7 @@ from typing import Any
 
 from raft.config.jobs import MUTABLE_KEYS
 from raft.config.recipe import Loaded, speed_keys, value_at
+from raft.core import compressed
 from raft.core.atomic import create, write_json, write_text
 from raft.core.errors import UserError
 from raft.core.run_paths import RunPaths
@@ -51,7 +52,7 @@ class Replay(Run):
     def foresee(self, path: Path, key: dict[str, Any]) -> Artifact:
         """The artifact that would be made."""
         known = stamps.read_stamp(path)
-        if known is not None and path.exists():  # it only describes others, and what it says is still of use
+        if known is not None and compressed.exists(path):  # it only describes others, and what it says is still of use
             return Artifact(path, {**known, "hash": digest(key)})
         empty: dict[str, Any] = {"rows": 0, "rows_in": None, "dropped": 0, "measured": {}}
         return Foreseen(path, {"hash": digest(key), "key": key, **empty})

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from raft.config.jobs import JOB_RESULTS, Align
 from raft.config.recipe import Loaded
-from raft.core import given, logs, records, signals, timing, yaml_file
+from raft.core import compressed, given, logs, records, signals, timing, yaml_file
 from raft.core.atomic import (
     commit,
     disk_faults,
@@ -71,7 +71,7 @@ class Folder:
             return self.existing(name)
         key = self.key(stage, section, inputs)
         stamp = read_stamp(path)
-        if stamp is not None and not (path.exists() or stamp.get("pruned")):
+        if stamp is not None and not (compressed.exists(path) or stamp.get("pruned")):
             stamp = None
         changes = [] if stamp is None else list(differences(stamp["key"], key))
         if changes and stage.__name__ not in DESCRIBING:
@@ -108,7 +108,7 @@ class Folder:
     def existing(self, name: str) -> Artifact:
         """A finished artifact as it is. UserError if it is missing."""
         path = self.folder / name
-        if (stamp := read_stamp(path)) is None or not (path.exists() or stamp.get("pruned")):
+        if (stamp := read_stamp(path)) is None or not (compressed.exists(path) or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
 
@@ -126,7 +126,8 @@ class Folder:
         if stamp_path(path).exists():  # of what was deleted since
             stamp_path(path).unlink()
             fsync(path.parent)
-        remove(path)  # without a stamp it may be torn, and its room is needed
+        for torn in (path, compressed.beside(path)):  # without a stamp they may be, and their room is needed
+            remove(torn)
         remove(temporary)
         rest, after = expected.rest(self.run.folder, self.number, self.run.wanted)
         output = ArtifactWriter(
@@ -210,6 +211,10 @@ class Run(Folder):
         """Whether it belongs to the original run of this branch, and is a link here."""
         return not self._shared.isdisjoint([path, *path.parents])
 
+    def owns(self, path: Path) -> bool:
+        """Whether it lies in this run itself, behind no link, so that it may be changed."""
+        return not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
+
     def refuse_links(self, path: Path) -> None:
         """UserError if a folder on the way from the run to `path` is a link: raft writes nothing outside a run."""
         for folder in path.parents:
@@ -258,8 +263,7 @@ class Run(Folder):
     def look_over(self) -> None:
         """Takes away the stamps of what was deleted, which is made again. UserError if an artifact is damaged."""
         for path, stamp in stamps.stamped(self.folder):
-            own = not self.shares(path) and path.parent.resolve().is_relative_to(self.folder.resolve())
-            if own and not path.exists() and not stamp.get("pruned"):
+            if self.owns(path) and not compressed.exists(path) and not stamp.get("pruned"):
                 stamp_path(path).unlink()
                 self.incomplete = True
         stamps.require_all(self.folder)

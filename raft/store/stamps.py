@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raft.core import records
+from raft.core import compressed, records
 from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
 from raft.core.run_paths import DEPTH, RunPaths, run_of
@@ -92,12 +92,17 @@ def content_of(path: Path) -> Content:
     return {name: [(path / name).stat().st_size, digest] for name, digest in zip(names, digests, strict=True)}
 
 
+def file_of(path: Path, name: str) -> Path:
+    """A file of an artifact by its name in the content, as it is kept."""
+    return path / name if name else compressed.stored(path)
+
+
 def damage(path: Path, stamp: Stamp, whole: bool = True) -> str | None:
     """How an artifact differs from its stamp, None if it does not. Large files are read only if `whole`."""
     wanted: Content | None = stamp.get("content")
     if stamp.get("pruned"):
         return None
-    if not path.exists():
+    if not compressed.exists(path):
         return GONE
     if wanted is None:
         return None
@@ -189,18 +194,29 @@ def again(path: Path) -> str:
 def _damaged(path: Path, fault: str) -> UserError:
     if fault == GONE:
         return UserError(f"{path} is gone, and its stamp says that it was finished; {again(path)}")
+    path = compressed.stored(path)
     return UserError(f"{path} is damaged: {fault}. Nothing was changed. Delete it; then {again(path)}")
 
 
 def _difference(path: Path, name: str, entry: list[Any], whole: bool) -> str | None:
-    (size, digest), file, what = entry, path / name, name or "it"
+    (size, digest), file, what = entry, file_of(path, name), name or "it"
     if not file.is_file():
         return f"{what} is not a file" if file.exists() else f"{what} is missing"
+    if file != path / name:  # its size follows from its bytes
+        return _difference_unpacked(file, size, digest, whole)
     if (actual := file.stat().st_size) != size:
         return f"{what} has {actual} bytes, and had {size} when it was made"
     if (whole or size <= SMALL) and file_digest(file) != digest:
         return f"{what} has as many bytes as when it was made, but other content"
     return None
+
+
+def _difference_unpacked(file: Path, size: int, digest: str, whole: bool) -> str | None:
+    try:
+        same = not (whole or size <= SMALL) or file_digest(file, unpacked=True) == digest
+    except compressed.Broken as fault:
+        return str(fault)
+    return None if same else "it is compressed, and holds other bytes than it had when it was made"
 
 
 def fault_of(stamp: Stamp) -> str | None:

@@ -37,6 +37,7 @@ def test_bash_completes_commands_options_recipes_runs_sections_and_figures(tmp_p
             (tmp_path / name / "run.json").write_text("{}")
     offered = {
         "raft stat": {"status"},
+        "raft ev": {"eval"},
         "raft run --re": {"--restart"},
         "raft run quick": {"quickly.yaml", "quickstart", "quickstart-policy", "quickstart-reward"},
         "raft report outputs/": {"outputs/one", "outputs/two"},

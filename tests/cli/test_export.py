@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import worlds
 import yaml
+from folders import response, write_run
 from huggingface_hub import ModelCard
 
 import raft
@@ -356,3 +357,75 @@ def test_a_hub_that_refuses_leaves_the_folder_and_says_how_to_go_on(world, hub, 
 def test_an_upload_that_cannot_begin_is_refused_before_anything_is_written(world, hub, tmp_path, name, token, said):
     done = push(world, hub, tmp_path / "x", "--push", name, token=token)
     assert done.returncode == 2 and said in done.stderr and not (tmp_path / "x").exists()
+
+
+def outputs(run: Path, file: Path, which: Any = "last") -> list[dict[str, str]]:
+    export.alpaca_eval(run, file, which)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_every_held_out_prompt_is_once_in_the_file_for_alpaca_eval_with_its_first_answer(world, tmp_path):
+    done = worlds.raft(world, "export", "outputs/tiny", "--policy", "1", "--alpaca-eval", tmp_path / "outputs.json")
+    assert done.returncode == 0 and "the first answer of policy 1 to each of 8 held-out prompts" in done.stdout
+    assert not (world / "outputs/tiny/iterations/001/policy").exists()  # its answers outlive its weights
+    run = world / "outputs/tiny"
+    prompts, answers = (
+        [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for name in ("evaluation.jsonl", "iterations/001/evaluation/responses.jsonl")
+    )
+    assert json.loads((tmp_path / "outputs.json").read_text()) == [
+        {"instruction": prompt["text"], "output": row["responses"][0]["text"], "generator": "tiny-policy-1"}
+        for prompt, row in zip(prompts, answers, strict=True)
+    ]
+
+
+HOSTILE = '"\\\n\x1b[2J\u202e\u0000</script>,\u2028 大きさ 😀 {{7*7}}'
+
+
+def test_hostile_text_survives_and_a_chat_is_its_turns_without_the_system_message(tmp_path):
+    run = write_run(tmp_path / "run", 1, 2, 1, lambda policy, n, k: f"{HOSTILE}{policy}{n}{k}", lambda *_: 1.0)
+    (run / "iterations/001/evaluation/responses.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt_id": f"h{n}", "responses": [response(text).row(), response("second").row()]}) + "\n"
+            for n, text in enumerate([HOSTILE, "", "b", "c"])
+        )
+    )
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": HOSTILE}
+    chats = [
+        [user],
+        [system, user],
+        [system, user, {"role": "assistant", "content": "Yes"}, {"role": "user", "content": "Why?"}],
+        [system],
+    ]
+    with open(run / "evaluation.jsonl", "w") as file:
+        for n, messages in enumerate(chats):
+            print(json.dumps({"id": f"h{n}", "messages": messages, "meta": {"dataset": "own"} if n else {}}), file=file)
+    rows = outputs(run, tmp_path / "outputs.json")
+    assert [row["instruction"] for row in rows] == [
+        HOSTILE,
+        HOSTILE,
+        f"user: {HOSTILE}\n\nassistant: Yes\n\nuser: Why?",
+        "Be brief.",
+    ]
+    assert [row["output"] for row in rows] == [HOSTILE, "", "b", "c"]
+    assert [row.get("dataset") for row in rows] == [None, "own", "own", "own"]
+    done = worlds.raft(tmp_path, "export", "run", "--alpaca-eval", "again.json")
+    assert done.returncode == 0 and "1 of them are empty" in done.stderr and "1 instructions are there" in done.stderr
+    assert json.loads((tmp_path / "again.json").read_text()) == rows
+
+
+def test_answers_that_are_not_there_and_files_that_are_are_refused(world, tmp_path):
+    (tmp_path / "mine.json").write_text("mine")
+    run = tmp_path / "run"
+    write_run(run, 1, 2, 1, lambda *_: "x", lambda *_: 1.0)
+    (run / "iterations/001/evaluation/responses.jsonl.stamp.json").unlink()
+    for words, arguments in (
+        ("exists, and nothing is overwritten", ["run", "--policy", "0", "--alpaca-eval", "mine.json"]),
+        ("policy 1 has no held-out answers (evaluation.every); policies that have: 0",
+         ["run", "--policy", "1", "--alpaca-eval", "new.json"]),
+        ("lies inside the run", ["run", "--policy", "0", "--alpaca-eval", "run/new.json"]),
+        ("leave --to and --push out", ["run", "--alpaca-eval", "new.json", "--to", "x"]),
+    ):  # fmt: skip
+        done = worlds.raft(tmp_path, "export", *arguments)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "mine.json").read_text() == "mine" and not (tmp_path / "new.json").exists()

@@ -85,7 +85,7 @@ def test_any_override_is_understood_or_refused(override: str, tmp_path: Path):
             lambda lines: "\n".join(lines).encode(errors="surrogatepass")
         ),
     ),
-    ending=some.sampled_from(["jsonl", "json", "csv", "tsv", "txt", "jsonl.gz", "parquet"]),
+    ending=some.sampled_from(["jsonl", "json", "csv", "tsv", "txt", "jsonl.gz", "jsonl.zst", "parquet"]),
 )
 def test_any_file_of_rows_is_read_or_refused(content: bytes, ending: str, tmp_path: Path):
     path = tmp_path / f"rows.{ending}"

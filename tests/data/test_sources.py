@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from raft.core.errors import UserError
@@ -66,12 +67,16 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path: Path, ending: s
     assert list(source.faults()) == []
 
 
+PACKERS = {"gz": gzip.compress, "zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True)}
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
-def test_a_gzipped_file_gives_the_same_rows_and_lines(tmp_path: Path, ending: str):
-    plain, packed = tmp_path / f"rows.{ending}", tmp_path / f"rows.{ending}.gz"
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_compressed_file_gives_the_same_rows_and_lines(tmp_path: Path, ending: str, packing: str):
+    plain, packed = tmp_path / f"rows.{ending}", tmp_path / f"rows.{ending}.{packing}"
     WRITERS[ending](plain, ROWS)
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert [(place.replace(".gz", ""), row) for place, row in read(packed)] == read(plain)
+    packed.write_bytes(PACKERS[packing](plain.read_bytes()))
+    assert [(place.replace(f".{packing}", ""), row) for place, row in read(packed)] == read(plain)
 
 
 def test_a_place_is_the_line_where_a_row_begins(tmp_path: Path):
@@ -144,6 +149,8 @@ BROKEN = {
     "c.csv": (b"x,x\n1,2\n", r"c\.csv:1: two columns are named x"),
     "a.jsonl.gz": (b"nothing", r"a\.jsonl\.gz:1: broken gzip"),
     "b.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 9)[:-12], r"b\.jsonl\.gz:\d+: broken gzip"),
+    "a.jsonl.zst": (b"nothing", r"a\.jsonl\.zst: broken zstd"),
+    "b.jsonl.zst": (pyarrow.compress(b'{"a": 1}\n' * 9, "zstd", asbytes=True)[:-3], r"b\.jsonl\.zst: broken zstd"),
     "a.parquet": (b"PAR1 nothing", r"a\.parquet\[0\]: cannot be read as Parquet"),
 }  # fmt: skip
 
@@ -156,7 +163,7 @@ def test_a_broken_file_is_the_users_fault_at_its_line(tmp_path: Path, name: str)
         read(tmp_path / name)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "csv", "txt"])
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "txt"])
 def test_a_row_longer_than_the_bound_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ):
@@ -165,7 +172,7 @@ def test_a_row_longer_than_the_bound_is_refused_before_it_fills_the_memory(
     path, text = tmp_path / f"rows.{ending}", "x" * 10**6
     content = {"json": json.dumps([{"a": 1}, {"a": text}]), "csv": f"a\n1\n{text}\n", "txt": f"1\n{text}\n"}
     lines = content.get(ending, f'{{"a": 1}}\n{{"a": "{text}"}}\n').encode()
-    path.write_bytes(gzip.compress(lines) if ending.endswith("gz") else lines)
+    path.write_bytes(PACKERS.get(ending.partition(".")[2], bytes)(lines))
     rows = FileRows(path=str(path)).rows()
     assert next(rows)
     with pytest.raises(UserError, match=r"rows\..*:\d: .* more than 100 (bytes|characters); leave"):
@@ -258,6 +265,7 @@ def test_a_missing_file_is_named_in_full(tmp_path: Path):
         ({"path": "a.xlsx"}, "unknown ending; allowed: .jsonl, "),
         ({"path": "jsonl"}, "unknown ending"),
         ({"path": "a.parquet.gz"}, "unknown ending"),
+        ({"path": "a.parquet.zst"}, "unknown ending"),
         ({"path": "a.jsonl", "pattern": "(?P<x>.)"}, "lines of a .txt file"),
         ({"path": "a.txt", "pattern": "(.)"}, "takes nothing"),
         ({"path": "a.txt", "pattern": "(?P<x>"}, "not a regular expression"),

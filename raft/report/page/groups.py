@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from raft.core import records
+from raft.core import compressed, records
 from raft.core.errors import UserError
 from raft.core.run_paths import GroupPaths, RunPaths
 
@@ -48,12 +48,12 @@ def batches(folder: Path) -> list[Batch]:
     found: list[Batch] = []
     for it in run.iterations():
         number = it.number
-        if it.responses.exists():
+        if compressed.exists(it.responses):
             found.append(Batch(f"t{number}", "training", number, number - 1, it.prompts, it))
-        if it.evaluation.responses.exists():
+        if compressed.exists(it.evaluation.responses):
             first = not any(batch.kind == "held-out" for batch in found)
             found.append(Batch(f"e{number}", "held-out", number, number, run.evaluation, it.evaluation, first))
-    if run.responses.exists():
+    if compressed.exists(run.responses):
         found.append(Batch("g", "labelled", None, None, run.prompts, run))
     return found
 
@@ -149,7 +149,7 @@ def groups(batch: Batch) -> Iterator[dict[str, Any]]:
     """The groups of a batch with all that is known of each response. UserError if its files are out of step."""
     paths = batch.paths
     files = (paths.responses, paths.scores, paths.gold, paths.reference)
-    rows = [records.read(file) if file.exists() else None for file in files]
+    rows = [records.read(file) if compressed.exists(file) else None for file in files]
     picks, reasons = _picks(paths.selected), _reasons(paths.dropped)
     for prompt in records.read(batch.prompts):
         others = [None if one is None else next(one, {}) for one in rows]
