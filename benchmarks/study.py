@@ -25,6 +25,8 @@ from raft.core import records
 PG = ["trainer.kind=policy-gradient"]
 METHODS = {
     "best-of-k": [],
+    "best-of-k, 8 epochs": ["trainer.num_train_epochs=8"],  # as many steps as for all eight responses
+    "raft++, 8 epochs": ["trainer.num_train_epochs=8", *PG],
     "softmax": ["selection.kind=softmax", "selection.temperature=0.5"],
     "reward-weighted": ["selection.kind=reward-weighted", "selection.temperature=0.5"],
     "expected-best": ["selection.kind=expected-best", "selection.n=4"],
@@ -41,7 +43,6 @@ REWARDED = {
     "random": ["selection.kind=random"],
     "raft++": [*SOLVED, *PG],
     "reinforce": ["selection.kind=advantage", *PG],
-    "reinforce-rej": ["selection.kind=advantage", "selection.filters=[tied]", *PG],
 }
 SIZES = ["iterations=3", "prompts.per_iteration=128", "evaluation.count=64"]
 SUMS = {
@@ -74,8 +75,8 @@ def right(prompt, response):
 ''',
 }
 COLUMNS = {
-    "reward/eval": "reward", "gold/eval": "gold", "kl/first": "KL", "entropy/token": "entropy",
-    "diversity/distinct_2": "distinct-2", "tokens": "tokens", "seconds": "seconds",
+    "train/steps": "steps an iteration", "reward/eval": "reward", "gold/eval": "gold", "kl/first": "KL",
+    "entropy/token": "entropy", "diversity/distinct_2": "distinct-2", "tokens": "tokens",
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def main() -> None:
 
 def name(task: str, method: str, seed: int) -> str:
     """The name of a run."""
-    return f"{task}-{method}-{seed}"
+    return f"{task}-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
 def made(out: Path) -> str:
@@ -150,8 +151,9 @@ def table(out: Path, task: str, methods: list[str], seeds: list[int]) -> Iterato
     """A row for each method: the means over its seeds of the last policy's figures, with their standard deviations."""
     yield f"| method | seeds | {' | '.join(COLUMNS.values())} |"
     yield f"|---|---|{'---|' * len(COLUMNS)}"
-    for method in methods:
-        found = [figures(out / "outputs" / name(task, method, seed)) for seed in seeds]
+    for method in ["policy 0", *methods]:
+        run, at = (methods[0], 0) if method == "policy 0" else (method, -1)
+        found = [figures(out / "outputs" / name(task, run, seed), at) for seed in seeds]
         known = [one for one in found if one is not None]
         cells = [cell([one[key] for one in known if one.get(key) is not None]) for key in COLUMNS]
         yield f"| {method} | {len(known)} | {' | '.join(cells)} |"
@@ -161,23 +163,22 @@ def cell(values: list[float]) -> str:
     """Mean and standard deviation."""
     if not values:
         return ""
-    places = 0 if max(values) >= 1000 else 1 if max(values) >= 100 else 3
+    places = 0 if max(values) >= 1000 else 3
     spread = f" ± {np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{places}f}{spread}"
 
 
-def figures(folder: Path) -> dict[str, float] | None:
-    """The last policy's figures, and all tokens and seconds; None if the run is not finished."""
+def figures(folder: Path, at: int) -> dict[str, float] | None:
+    """The figures of policy `at`, of the last one with all tokens that were generated; None if it is not finished."""
     if not (folder / "reward_curve.png").exists():
         return None
     rows = list(records.read(folder / "metrics.jsonl"))
-    stamps = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("iterations/*/*.stamp.json")]
-    responses = folder.glob("iterations/*/**/responses.jsonl")
+    responses = folder.glob("iterations/*/responses.jsonl")  # those of rounds are in it
     tokens = sum(
-        len(response["token_ids"]) for path in responses if "evaluation" not in path.parts
+        len(response["token_ids"]) for path in responses
         for row in records.read(path) for response in row["responses"]
     )  # fmt: skip
-    return {**rows[-1], "tokens": tokens, "seconds": sum(stamp["seconds"] for stamp in stamps)}
+    return {**rows[at], "tokens": tokens} if at else rows[at]
 
 
 if __name__ == "__main__":
