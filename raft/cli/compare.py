@@ -15,7 +15,7 @@ from raft.store import measuring, runs, stamps
 from raft.store.stamps import Stamp, differences
 
 MOST = 12  # keys that are listed
-BOTH = "A has {!r}, B has {!r}"
+BOTH = "A has {}, B has {}"
 NAMES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 
 

@@ -38,9 +38,6 @@ class Console(Observer):
         say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
         stamp = read_stamp(last_artifact(run.folder, self.recipe))
         self.finished = stamp is not None and not run.incomplete
-        if stamp is not None and self.finished:
-            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
-            say(f"already finished, on {made}; nothing to do")
 
     def on_notice(self, message: str) -> None:
         """Prints it."""
@@ -87,6 +84,9 @@ class Console(Observer):
 
     def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""
+        if self.finished and (stamp := read_stamp(last_artifact(run.folder, self.recipe))) is not None:
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp["began"] + stamp["seconds"]))
+            say(f"already finished, on {made}; nothing to do")
         if loaded.recipe.job != "align":
             if loaded.recipe.job in JOB_OUTPUTS:
                 key, name = JOB_OUTPUTS[loaded.recipe.job]

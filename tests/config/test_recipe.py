@@ -212,7 +212,7 @@ def test_a_missing_file_and_a_broken_one_are_named(tmp_path):
 def test_differences_name_the_keys():
     assert list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2, "d": 4})) == [
         "a.b: was 1, is 3",
-        "d: was None, is 4",
+        "d: was not given, is 4",
     ]
 
 

@@ -70,12 +70,12 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("seed=1", "seed: was None, is 1"),
+        ("seed=1", "seed: was not given, is 1"),
         ("policy.model=other", "policy.model: was 'base', is 'other'"),
         ("prompts.max_prompt_length=32", "prompts.max_prompt_length: was 64, is 32"),
         ("evaluation.count=8", "evaluation.count: was 4, is 8"),
-        ("evaluation.prompts={kind: file, path: prompts.jsonl}", "evaluation.prompts: was None, is {'kind'"),
-        ("variables.data=elsewhere", "variables: was None, is {'data'"),
+        ("evaluation.prompts={kind: file, path: prompts.jsonl}", "evaluation.prompts: was not given, is {'kind'"),
+        ("variables.data=elsewhere", "variables: was not given, is {'data'"),
     ],
 )
 def test_what_made_the_shared_part_cannot_be_changed(world, override, named):
@@ -90,7 +90,7 @@ def test_references_are_shared_where_there_are_some(world):
     (world / "outputs" / "tiny" / "references.jsonl").touch()
     stamp(world / "outputs" / "tiny" / "references.jsonl")
     override = "evaluation.references={kind: file, path: other.jsonl}"
-    with pytest.raises(UserError, match=r"evaluation\.references: was None, is {'kind'"):
+    with pytest.raises(UserError, match=r"evaluation\.references: was not given, is {'kind'"):
         branch.off(Path("outputs/tiny"), 2, [override])
     made = branch.off(Path("outputs/tiny"), 2, [])
     assert (made.folder / "references.jsonl").is_symlink() and (made.folder / "references.jsonl.stamp.json").exists()

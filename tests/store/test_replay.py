@@ -102,7 +102,7 @@ def test_a_pool_that_turns_out_too_small_is_said_before_anything_is_generated_an
 
 def test_what_all_of_a_run_has_in_common_cannot_change(world):
     refused = worlds.raft(world, "run", "recipe.yaml", "date=2020-01-02")
-    assert refused.returncode == 2 and "date: was None, is '2020-01-02'" in refused.stderr
+    assert refused.returncode == 2 and "date: was not given, is '2020-01-02'" in refused.stderr
 
 
 def test_a_folder_that_is_no_run_and_a_recipe_with_a_fault_move_nothing(tmp_path):
