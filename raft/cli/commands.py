@@ -189,6 +189,31 @@ def compare(options: Namespace) -> None:
     say("\n".join(comparison.compared(first, second)))
 
 
+def select(options: Namespace) -> None:
+    """Says what selections would choose of the responses that a run has."""
+    import json
+    from dataclasses import asdict
+
+    from raft.cli import select as selecting
+    from raft.core.terminal import say
+    from raft.core.user_code import importable_from
+    from raft.store import branch
+
+    folder = branch.whole(options.run)
+    with importable_from(folder):
+        selections = selecting.named(folder, options.kinds)
+        it = selecting.iteration(folder, options.iteration)
+        found = selecting.choices(folder, it, selections)
+    if options.json:
+        for one in found:
+            print(json.dumps({"iteration": it.number, **asdict(one)}))
+        return
+    say(f"{folder}, iteration {it.number}: the responses of policy {it.number - 1}; gold: of its held-out answers")
+    say("\n".join(selecting.table(found)))
+    section, _ = list(selections.values())[-1]
+    say(f"\nnext: {selecting.trains_on(folder, it, section)}")
+
+
 def report(options: Namespace) -> None:
     """Writes one page of HTML on a run."""
     from raft.core.terminal import say

@@ -228,6 +228,18 @@ def _parser() -> argparse.ArgumentParser:
         "compare the last policies of two runs on the same prompts, and say what differs first",
     )
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+    select = verb(
+        "select", commands.select, "tabulate what other selections would choose of the responses that a run has"
+    )
+    select.add_argument("run", **RUN)
+    select.add_argument(
+        "kinds",
+        nargs="*",
+        metavar="KIND",
+        help="a kind, or '{kind: softmax, temperature: 0.5}'; default: the run's own",
+    )
+    select.add_argument("--iteration", type=_number(1), metavar="N", help="default: the last one with scores")
+    select.add_argument("--json", action="store_true", help="print one JSON object for each selection")
     report = verb(
         "report", commands.report, "write an HTML page about a run: figures, metrics, every prompt and response"
     )

@@ -18,6 +18,7 @@ from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
 from raft.core import protocols, records, signals
 from raft.core.errors import UserError
+from raft.core.protocols import Dropped
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
 from raft.core.user_code import guarded, is_own, name_of
@@ -376,6 +377,31 @@ def select(
     reference: Artifact | None = None,
 ) -> None:
     """What is trained on. Groups in = groups picked from + groups dropped, each with its reason."""
+    made = (prompts, responses, scores, reference)
+    rewards, picks = choose(selection, *made, output.seed, output.iteration, output.drop)
+    output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
+    if output.rows == 0:
+        reasons = sorted(set(picks.reasons.values()))
+        raise UserError(
+            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
+            "loosen selection.filters or the selection itself"
+        )
+
+
+def choose(
+    selection: Any,
+    prompts: Artifact,
+    responses: Artifact,
+    scores: Artifact,
+    reference: Artifact | None,
+    seed: int,
+    iteration: int,
+    drop: Dropped,
+) -> tuple[np.ndarray, Any]:
+    """The rewards [N, K], NaN where there is none, and what a selection picks by them (a `selection.Picks`).
+
+    Responses that are left out before the pick are named through `drop`.
+    """
     from raft.pipeline import selection as selections
 
     refuse_other_prompts(prompts, scores, *([] if reference is None else [reference]))
@@ -387,26 +413,20 @@ def select(
         scored = np.flatnonzero(~np.isnan(rewards[row]))
         for index in np.flatnonzero(np.isnan(rewards[row][: len(group.responses)])):
             response = group.responses[index]
-            output.drop(group.prompt.id, int(index), response.finish_reason if response.withheld else "no reward")
+            drop(group.prompt.id, int(index), response.finish_reason if response.withheld else "no reward")
         for index, reason in zip(
             scored, selections.filtered([group.responses[index] for index in scored], selection.filters), strict=True
         ):
             if reason is not None:
-                output.drop(group.prompt.id, int(index), reason)
+                drop(group.prompt.id, int(index), reason)
                 eligible[row, index] = np.nan
     ranks = ranks_of(scores) if reference is None else None
-    rng = np.random.default_rng(derive(output.seed, "select", output.iteration))
+    rng = np.random.default_rng(derive(seed, "select", iteration))
     with guarded(selection):
         picks = selection.pick(eligible, rng, ranks)
     if is_own(selection) and (why := selections.broken(picks, eligible)):
         raise UserError(f"{name_of(selection)}: {why}")
-    output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
-    if output.rows == 0:
-        reasons = sorted(set(picks.reasons.values()))
-        raise UserError(
-            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
-            "loosen selection.filters or the selection itself"
-        )
+    return rewards, picks
 
 
 def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artifact) -> None:

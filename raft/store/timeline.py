@@ -16,7 +16,15 @@ from raft.core.run_paths import RunPaths
 from raft.store.runs import about
 from raft.store.stamps import stamped
 
-PARTS = {"start": "start-up", "reload": "load", "load": "load", "save": "save", "sync": "save", "hash": "save"}
+PARTS = {
+    "start": "start-up",
+    "reload": "load",
+    "load": "load",
+    "save": "save",
+    "sync": "save",
+    "hash": "save",
+    "reference": "reference",
+}
 
 
 def record(folder: Path, began: float = timing.BEGAN) -> None:

@@ -21,6 +21,7 @@ STAGES = {
     "logprobs": "computing likelihoods",
     "reference_logprobs": "computing likelihoods of the references",
     "select": "selecting responses",
+    "replay": "adding earlier winners",
     "train": "training",
     "measure": "measuring",
     "evaluate_reward_model": "evaluating the reward model",

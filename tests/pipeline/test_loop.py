@@ -289,3 +289,53 @@ def test_raft_score_gives_the_scores_of_the_run_and_goes_on_where_it_was_cut(fin
         one.unlink()
     assert worlds.raft(finished, *arguments).returncode == 0
     assert (finished / "scores.jsonl").read_bytes() == (place / "scores.jsonl").read_bytes()
+
+
+def rewards_of(place: Path, name: str) -> np.ndarray:
+    return np.array([[one["reward"] for one in row["scores"]] for row in read(place / f"{name}.jsonl")])
+
+
+def test_select_tabulates_what_the_files_say_and_agrees_with_what_the_run_itself_selected(finished):
+    run = finished / "outputs" / "tiny"
+    done = worlds.raft(finished, "select", "outputs/tiny", "--json", "best-of-k", "{kind: expected-best, n: 1}")
+    assert done.returncode == 0, done.stderr
+    best, alike = map(json.loads, done.stdout.splitlines())
+    rewards, gold, proxy = (
+        rewards_of(run / "iterations" / at, name)
+        for at, name in (("002", "scores"), ("001/evaluation", "gold"), ("001/evaluation", "scores"))
+    )
+    assert (best["iteration"], best["picked"], best["agreement"]) == (2, 16, 1.0)
+    assert best["reward"] == pytest.approx(rewards.max(axis=1).mean())
+    gains = rewards.max(axis=1) - rewards.mean(axis=1)
+    assert best["gain"] == pytest.approx(gains.mean())
+    assert best["gain_se"] == pytest.approx(gains.std(ddof=1) / 4)
+    chosen = gold[np.arange(len(gold)), proxy.argmax(axis=1)]
+    assert best["gold_gain"] == pytest.approx((chosen - gold.mean(axis=1)).mean())
+    assert alike["picked"] == 64 and alike["gain"] == pytest.approx(0, abs=1e-9)
+    assert (alike["tokens"], alike["distinct_2"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_select_ends_with_a_command_that_trains_on_the_last_selection(finished):
+    done = worlds.raft(finished, "select", "outputs/tiny", "best-of-k", "{kind: advantage, baseline: leave-one-out}")
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.split("next: raft ")[1].split()
+    assert {"selection.baseline=leave-one-out", "trainer.kind=policy-gradient", "name=tiny-advantage"} <= set(command)
+    branched = worlds.raft(finished, *command)
+    assert branched.returncode == 0, branched.stderr
+    weights = [row["weight"] for row in read(finished / "outputs/tiny-advantage/iterations/001/selected.jsonl")]
+    assert min(weights) < 0 < max(weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{kind: softmax, temprature: 1}"], "did you mean temperature?"),
+        (["bestofk"], "did you mean best-of-k?"),
+        (["{kind: threshold}"], "minimum: missing"),
+        (["--iteration", "9"], "allowed: 1, 2"),
+        (["{kind: best-of-k, kl_coef: 1}"], "kl_coef needs the log-probabilities"),
+    ],
+)
+def test_select_refuses_what_it_cannot_do_with_what_is_allowed(finished, arguments, says):
+    done = worlds.raft(finished, "select", "outputs/tiny", *arguments)
+    assert done.returncode == 2 and says in done.stderr
