@@ -59,6 +59,7 @@ def test_the_loop_of_the_readme_is_that_of_loop_py():
     (shown,) = [block for language, block in FENCE.findall((ROOT / "README.md").read_text()) if language == "python"]
     shown = shown.replace("recipe.selection, **made, scores=sampled.scores)", "recipe.selection, **rated)")
     shown = shown.replace("selected=selected)", "selected=learned)", 1)
+    shown = shown.replace("prompts, limit)", "prompts, others, limit)")
     code = iter(line.strip() for line in (ROOT / "raft/pipeline/loop.py").read_text().splitlines())
     assert [line for line in shown.splitlines() if line.strip() not in code] == []
 

@@ -22,6 +22,9 @@ from raft.store.runs import Folder, Run, last_artifact
 from raft.store.stamps import read_stamp
 
 
+REDRAWN = 5.0  # seconds between two pictures of the curve: resuming passes all iterations at once
+
+
 class Console(Observer):
     """Tells a terminal (or a log, in plain lines) what a run does."""
 
@@ -30,6 +33,7 @@ class Console(Observer):
         self.recipe: Any = None
         self.last: dict[str, Level] = {}
         self.finished = False
+        self.drawn = -math.inf
 
     def on_run_begin(self, run: Run, loaded: Any) -> None:
         """Names the run, and sends the noise of libraries into its log."""
@@ -50,13 +54,15 @@ class Console(Observer):
                 say(f"warning: {row['reward']}: {row['check'].replace('_', ' ')}: {row['message']}")
 
     def on_iteration_end(self, it: Folder, alerts: Sequence[Alert]) -> None:
-        """Redraws the curve, and prints the row of the policy that is now complete, and warnings."""
+        """Redraws the curve now and then, and prints the row of the policy that is now complete, and warnings."""
         assert self.run is not None
         if self.finished:
             return
         stopped = self.recipe.alerts.stop(alerts)
         rows = list(records.read(RunPaths(self.run.folder).rows))
-        draw(self.run.folder)
+        if stopped or it.number == self.recipe.iterations or time.monotonic() - self.drawn > REDRAWN:
+            draw(self.run.folder)
+            self.drawn = time.monotonic()
         say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")

@@ -20,7 +20,7 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, logs, progress, timing
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.run_paths import ROUNDS, IterationPaths, RunPaths
+from raft.core.run_paths import CANDIDATES, ROUNDS, IterationPaths, RunPaths
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
 from raft.store import runs
@@ -149,10 +149,10 @@ def _asked_at_start(folder: Path) -> float:
 
 
 def _seconds(iteration: Path) -> Seconds:
-    """What each artifact of an iteration took, by its stamp, its parts in rounds of sampling among them."""
+    """What each artifact of an iteration took, by its stamp, with its parts in rounds of sampling and of candidates."""
     stamps = {name: read_stamp(iteration / name) for name in STAGES}
     found = {name: stamp["seconds"] for name, stamp in stamps.items() if stamp is not None}
-    for path, stamp in stamped(iteration / ROUNDS):
+    for path, stamp in [*stamped(iteration / ROUNDS), *stamped(iteration / CANDIDATES)]:
         if path.name in found:
             found[path.name] += stamp["seconds"]
     return found

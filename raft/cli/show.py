@@ -152,7 +152,8 @@ def _line(mark: str, response: dict[str, Any], score: dict[str, Any]) -> str:
         f"{score['reward']:8.3f}" if score.get("reward") is not None else f"no reward ({safe(str(score.get('error')))})"
     )
     cut = " [cut]" if response["finish_reason"] == "length" else ""
-    return f" {mark}{reward}  {safe(response['text']).strip()}{cut}"
+    source = f"[{safe(response['candidate'])}] " if response.get("candidate") else ""
+    return f" {mark}{reward}  {source}{safe(response['text']).strip()}{cut}"
 
 
 def _marks(selected: Path, prompt_id: str) -> dict[int, str]:

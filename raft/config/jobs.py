@@ -80,10 +80,15 @@ class Evaluation:
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(self, count=(1, float("inf")), k=(1, 4096), every=(1, float("inf")))
-        if getattr(self.references, "pairs", None) is not None:
-            yield "references.pairs", "perplexity is of single responses; remove it, and name their column in response"
-        if getattr(self.references, "held_out", 0):
-            yield "references.held_out", "all of references is measured; remove it, and name a file of those rows alone"
+        yield from only_responses(self.references, "references", "perplexity is of single responses")
+
+
+def only_responses(examples: Any, key: str, why: str) -> Iterator[tuple[str, str]]:
+    """The faults of an examples section of which every row is to be one response."""
+    if getattr(examples, "pairs", None) is not None:
+        yield f"{key}.pairs", f"{why}; remove it, and name their column in response"
+    if getattr(examples, "held_out", 0):
+        yield f"{key}.held_out", "all its rows are used; remove it, and name a file of those rows alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +165,7 @@ class Align(Job):
     train_from: Literal["previous", "first"] = "previous"
     prompts: Any = section("prompts")
     generator: Any = section("generator")
+    candidates: dict[str, Any] = sections("examples", default_factory=dict)
     sampling: Any = section("sampling", default_factory=lambda: find("sampling", "fixed")())
     reward: Any = section("reward")
     selection: Any = section("selection")
@@ -203,6 +209,8 @@ class Align(Job):
             yield from self._faults_of_ranks()
         if getattr(self.sampling, "several", True):
             yield from self._faults_of_rounds()
+        if self.candidates:
+            yield from self._faults_of_candidates()
         if self.replay.max_age and (why := self._unlike_earlier()):
             yield "replay.max_age", f"{why}; remove it"
 
@@ -235,6 +243,25 @@ class Align(Job):
             yield "selection.minimum", f"{ranks}; remove it"
         if self.evaluation.gold is None:
             yield "evaluation.gold", f"{ranks}, so it cannot compare policies; name a reward that can"
+
+    def _faults_of_candidates(self) -> Iterator[tuple[str, str]]:
+        """What does not go with responses that the policy did not make."""
+        for name, examples in self.candidates.items():
+            yield from only_responses(examples, f"candidates.{name}", "a candidate is a single response")
+        if not comparable(self.reward):
+            yield "candidates", "the reward compares all responses of a prompt, and these are scored alone; remove it"
+        if getattr(self.selection, "needs_draws", False):
+            yield (
+                "selection.kind",
+                "reads a group as draws from the policy, which candidates are not; allowed: all but advantage and "
+                "expected-best",
+            )
+        if needs_logprobs(self.trainer):
+            yield (
+                "trainer.kind",
+                "learns from the log-probabilities of the policy that generated, and candidates have none; allowed: "
+                "distillation, dpo, kto, sft",
+            )
 
     def _faults_of_rounds(self) -> Iterator[tuple[str, str]]:
         """What does not go with groups that grow in rounds, as long as their rewards ask for it."""

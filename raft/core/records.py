@@ -17,6 +17,7 @@ from raft.core.errors import UserError
 from raft.core.seeds import derive
 
 RESPONSE = ("text", "token_ids", "logprobs", "finish_reason")  # of every response
+THOUGHT = ("reasoning", "reasoning_tokens", "opened")  # of one with a thought before its answer
 ASKED = ("messages", "text", "tools", "chat_template_kwargs")  # what of a prompt goes into what answers it
 
 
@@ -100,6 +101,8 @@ class Response(Record):
     prompt began. A thought without an answer has the text "".
 
     Where a server gave no text that can be used, `finish_reason` is "withheld: " and why, and there are no tokens.
+
+    `candidate` names where a response comes from that no policy of the run made.
     """
 
     text: str
@@ -109,11 +112,14 @@ class Response(Record):
     reasoning: str | None = None
     reasoning_tokens: int | None = 0
     opened: int = 0
+    candidate: str | None = None
 
     def row(self) -> dict[str, Any]:
-        """As JSON; the fields of a thought only if there is a thought."""
-        names = RESPONSE if self.reasoning is None else _names(self)
-        return {name: getattr(self, name) for name in names}
+        """As JSON; the fields of a thought only if there is a thought, and `candidate` only for one."""
+        names = RESPONSE if self.reasoning is None else RESPONSE + THOUGHT
+        return {name: getattr(self, name) for name in names} | (
+            {} if self.candidate is None else {"candidate": self.candidate}
+        )
 
     @property
     def unanswered(self) -> str | None:

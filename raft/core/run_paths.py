@@ -8,6 +8,7 @@ from raft.core.errors import UserError
 OUTPUTS = Path("outputs")  # where runs go, in the current folder
 RUN = "run.json"
 ROUNDS = "rounds"  # of adaptive sampling, a folder in that of an iteration
+CANDIDATES = "candidates"  # responses from elsewhere, likewise
 DEPTH = 4  # iterations/003/rounds/002/scores.jsonl
 
 
@@ -69,6 +70,11 @@ class IterationPaths(GroupPaths):
         """The answers of this iteration's policy; their prompts are the run's `evaluation`."""
         return GroupPaths(self.folder / "evaluation")
 
+    @property
+    def candidates(self) -> GroupPaths:
+        """The responses from elsewhere to the prompts of this iteration."""
+        return GroupPaths(self.folder / CANDIDATES)
+
     def round(self, number: int) -> GroupPaths:
         """The files of one round of adaptive sampling; the first has the prompts of the iteration."""
         return GroupPaths(self.folder / ROUNDS / f"{number:03d}")
@@ -120,6 +126,11 @@ class RunPaths(GroupPaths):
     def evaluation(self) -> Path:
         """The held-out prompts."""
         return self.folder / "evaluation.jsonl"
+
+    @property
+    def candidates(self) -> Path:
+        """Responses from elsewhere that join the groups."""
+        return self.folder / "candidates.jsonl"
 
     @property
     def references(self) -> Path:

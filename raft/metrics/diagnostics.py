@@ -26,8 +26,8 @@ Figures = Mapping[str, Any]  # numbers by name; what was not measured is left ou
 @dataclass(frozen=True)
 class Responses:
     """Responses to N prompts, K to each: their ids and texts, and arrays [N, K]: tokens generated, which are cut,
-    empty, repeat an earlier response of their group, have the text of any other; and minus the log-probability in
-    nats (NaN if unknown)."""
+    empty, repeat an earlier response of their group, have the text of any other, are candidates from elsewhere; and
+    minus the log-probability in nats (NaN if unknown)."""
 
     ids: list[str]
     texts: list[list[str]]
@@ -36,6 +36,7 @@ class Responses:
     empty: np.ndarray
     duplicate: np.ndarray
     twin: np.ndarray
+    candidate: np.ndarray
     surprise: np.ndarray
 
 
@@ -71,8 +72,9 @@ class Training:
     that its winners were taken from, where these are more.
 
     Adaptive sampling gives a prompt more responses because of the rewards that it has, so its groups are no fair
-    sample. `rewards` and `responses` are then those of the first round, which every prompt has; `whole` has all
-    responses, of which those are the first and in which the winners stand, and `sampling` its own figures.
+    sample, and candidates are none at all. `rewards` and `responses` are then those of the first round, which every
+    prompt has; `whole` has all responses, of which those are the first and in which the winners stand, and `sampling`
+    its own figures.
     """
 
     rewards: np.ndarray
@@ -88,7 +90,7 @@ class Training:
 
     @property
     def all_responses(self) -> Responses:
-        """Those of all rounds."""
+        """Those of all rounds, and candidates."""
         return self.whole or self.responses
 
     @cached_property
@@ -244,6 +246,11 @@ def _against_random(name: str, values: Callable[[Responses], np.ndarray]) -> Cal
         return {f"selection/{name}": chosen, f"selection/{name}_random": random}
 
     return compute
+
+
+def _from_candidates(it: Training) -> float | None:
+    of_candidates = it.all_responses.candidate
+    return float(of_candidates[it.picks].mean()) if np.nansum(of_candidates) and len(it.picks[0]) else None
 
 
 HELD_OUT, TRAINING, RESPONSES = "Held-out prompts", "Training prompts", "Responses"
@@ -570,6 +577,10 @@ DIAGNOSTICS = [
                 "sampling/success",
             ),
         ],
+    ),
+    Diagnostic(
+        "selection/candidates", Training, _from_candidates,
+        Column(SELECTION, "candidates", "share", "share of winners that are candidates from elsewhere"),
     ),
     Diagnostic(
         "selection/examples", Training, lambda it: len(it.picks[0]),

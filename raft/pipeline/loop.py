@@ -15,7 +15,7 @@ from raft.core import timing
 from raft.core.user_code import importable_from
 from raft.generators.fallback import supported_or_transformers
 from raft.models import chat_templates
-from raft.pipeline import stages
+from raft.pipeline import candidates, stages
 from raft.pipeline.evaluate_reward import evaluate_reward
 from raft.pipeline.evaluation import Evaluator
 from raft.pipeline.label import label
@@ -42,13 +42,14 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
     stages.tell_sizes(observer, recipe.prompts, pool, evaluation.prompts, recipe.evaluation.count)
+    others = candidates.collected(recipe, run, observer, start=first, pool=pool, held_out=evaluation.prompts)
     evaluation.evaluate(start, policy)
     winners: list[Artifact] = []
     for it in run.iterations(recipe.iterations):
         if evaluation.stopped:
             return
         prompts = it.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
-        sampled = sample(recipe, it, policy, prompts, limit)
+        sampled = sample(recipe, it, policy, prompts, others, limit)
         made = {"prompts": prompts, "responses": sampled.responses}
         reference = likelihoods(recipe, it, first, policy, **made)
         rated = {**made, "scores": sampled.scores, "reference": reference}

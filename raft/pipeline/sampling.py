@@ -4,6 +4,7 @@
 artifacts of its own in `rounds/`: the prompts that are asked again, their responses, their scores. So a kill between
 two rounds loses nothing, and the same command goes on to the same bytes. In the end they are merged: groups of
 different sizes, in the order of the prompts, each the beginning of the group that a fixed K would have given.
+Candidates from elsewhere are merged in behind the last round.
 
 A group that grows until it has what it needs is no fair sample: the mean of its rewards is biased. Figures of the
 policy are therefore taken from the first round, which every prompt has (`Sampled.figures`).
@@ -27,6 +28,7 @@ from raft.core.run_paths import ROUNDS, IterationPaths
 from raft.core.user_code import guarded, is_own, name_of
 from raft.metrics.reward_metrics import prompt_best, prompt_means, spread
 from raft.pipeline import stages
+from raft.pipeline.candidates import joined
 from raft.pipeline.selection import filtered
 from raft.pipeline.streaming_scores import streamed
 from raft.store.artifact_writer import ArtifactWriter
@@ -224,13 +226,15 @@ class Sampled:
         return {"responses": self.first[0], "scores": self.first[1], **{f"all_{k}": v for k, v in whole.items()}}
 
 
-def sample(recipe: Align, it: Folder, policy: Artifact, prompts: Artifact, limit: MaxFailed) -> Sampled:
+def sample(
+    recipe: Align, it: Folder, policy: Artifact, prompts: Artifact, candidates: Artifact | None, limit: MaxFailed
+) -> Sampled:
     """Responses of a policy to the prompts of an iteration, and their scores, in one round or in several."""
     if it.shared:  # made already, perhaps by another sampling
         first = first_round(paths := IterationPaths(it.folder))
         of_first = (Artifact.finished(first.responses), Artifact.finished(first.scores)) if first is not paths else None
         return Sampled(it.existing("responses.jsonl"), it.existing("scores.jsonl"), of_first)
-    if not recipe.sampling.several:
+    if not recipe.sampling.several and candidates is None:
         return Sampled(*_one_round(recipe, it, "", recipe.generator, policy, prompts, limit))
     made: list[tuple[Artifact, Artifact]] = []
     asked, filters = prompts, recipe.selection.filters
@@ -247,10 +251,11 @@ def sample(recipe: Align, it: Folder, policy: Artifact, prompts: Artifact, limit
         bound = limit if not made else MaxFailed(fraction=1.0)
         generator = replace(recipe.generator, k=k)
         made.append(_one_round(recipe, it, f"{ROUNDS}/{number:03d}/", generator, policy, asked, bound))
-    whole = it.once("responses.jsonl", merge_responses, prompts=prompts, rounds=responses)
+    others, rated = [{"candidates": one} for one in joined(recipe, it, prompts, candidates, limit)] or [{}, {}]
+    whole = it.once("responses.jsonl", merge_responses, prompts=prompts, rounds=responses, **others)
     merged = it.once(
         "scores.jsonl", merge_scores, recipe.sampling, prompts=prompts, responses=responses, rounds=scores,
-        filters=filters, limit=limit,
+        filters=filters, limit=limit, **rated,
     )  # fmt: skip
     return Sampled(whole, merged, made[0])
 
@@ -285,9 +290,18 @@ def ask_again(
     output.write({**row, "drawn": int(drawn[at])} for at, row in enumerate(prompts.read()) if at in rows)
 
 
-def merge_responses(section: None, output: ArtifactWriter, prompts: Artifact, rounds: Sequence[Artifact]) -> None:
-    """The responses of all rounds, in the order of the prompts; those of a prompt in the order of their numbers."""
-    output.write(_merged(prompts, rounds, "responses"))
+def merge_responses(
+    section: None,
+    output: ArtifactWriter,
+    prompts: Artifact,
+    rounds: Sequence[Artifact],
+    candidates: Artifact | None = None,
+) -> None:
+    """The responses of all rounds, in the order of the prompts; those of a prompt in the order of their numbers.
+
+    Candidates come last.
+    """
+    output.write(_merged(prompts, _with(rounds, candidates), "responses"))
     output.rows_in = prompts.rows
 
 
@@ -299,13 +313,18 @@ def merge_scores(
     rounds: Sequence[Artifact],
     filters: Sequence[str],
     limit: MaxFailed,
+    candidates: Artifact | None = None,
 ) -> None:
     """The scores of all rounds in the same order. UserError if more than `limit` of all responses have none."""
-    output.write(_merged(prompts, rounds, "scores"))
+    output.write(_merged(prompts, _with(rounds, candidates), "scores"))
     output.rows_in = prompts.rows
     limit.require(output.path)
     with guarded(sampling):
         output.measured = sampling.measured(*_seen(prompts, responses, rounds, filters))
+
+
+def _with(rounds: Sequence[Artifact], candidates: Artifact | None) -> list[Artifact]:
+    return [*rounds, *([] if candidates is None else [candidates])]
 
 
 def _merged(prompts: Artifact, rounds: Sequence[Artifact], column: str) -> Iterator[dict[str, Any]]:

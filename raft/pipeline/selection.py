@@ -63,6 +63,7 @@ class Selection(ABC):
     by_order: ClassVar[bool] = False  # only which response is better counts, not by how much
     across_prompts: ClassVar[bool] = False  # rewards of different prompts are compared
     takes_uneven: ClassVar[bool] = False  # groups may have grown until their best was good enough
+    needs_draws: ClassVar[bool] = False  # a group is read as draws from one policy
     signed: ClassVar[bool] = False  # weights can be negative: such a response is to become less likely
     passed_over: ClassVar[str] = "nothing to pick"  # why a group that has eligible responses can go without a pick
 
@@ -246,6 +247,8 @@ class ExpectedBest(Weighted):
 
     n: int
 
+    needs_draws: ClassVar[bool] = True
+
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         yield from faults_of_range(self, n=(1, math.inf))
@@ -274,6 +277,7 @@ class Advantage(Weighted):
     baseline: Literal["mean", "leave-one-out", "none"] = "mean"
     reward: Literal["plain", "log-quantile"] = "plain"
 
+    needs_draws: ClassVar[bool] = True
     signed: ClassVar[bool] = True
     passed_over = "all rewards are equal, or there is one response"
 

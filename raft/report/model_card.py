@@ -226,6 +226,8 @@ def _iterations(folder: Path, number: int, recipe: dict[str, Any]) -> Iterator[s
             sampling = _options(portable(scores["key"]["section"], folder))
             count = f"{scores['measured']['sampling/responses']:.4g} on average (sampling: {sampling})"
         yield f"- responses: {count} to each of {made['rows']} prompts; {_options(told)}"
+    if recipe.get("candidates"):
+        yield f"- candidates, selected beside them: {', '.join(recipe['candidates'])}"
     if picked := read_stamp(it.selected):
         section = portable(picked["key"]["section"], folder)
         yield f"- selection: {_options(section)}; {picked['rows']} rows were trained on"

@@ -56,7 +56,7 @@ def _held_out(made: dict[str, Artifact]) -> HeldOut:
 def _training(made: dict[str, Artifact], output: ArtifactWriter) -> Training:
     """What the training responses say of the policy that wrote them, and what selection took of them.
 
-    Of several rounds `responses` and `scores` are the first; winners stand in `all_responses`.
+    Of several rounds, or with candidates, `responses` and `scores` are the first; winners stand in `all_responses`.
     """
     responses = responses_of(made["responses"])
     _refuse_others(responses.ids, made["responses"].place, made["scores"])
@@ -161,7 +161,7 @@ def responses_of(artifact: Artifact) -> Responses:
 
 
 def first_round(it: IterationPaths) -> GroupPaths:
-    """Where the responses of an iteration stand that are a fair sample: of several rounds the first, else all."""
+    """Where the responses of an iteration stand that are a fair sample: of those merged the first round."""
     stamp = stamps.read_stamp(it.scores)
     return it.round(1) if stamp is not None and "rounds" in stamp["key"].get("inputs", {}) else it
 
@@ -177,6 +177,7 @@ def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:
         [not text.strip() for text in texts],
         text_metrics.repeats(texts),
         text_metrics.twins(texts),
+        [one.candidate is not None for one in group],
         [math.nan if one.logprobs is None else -sum(one.logprobs) for one in group],
     )
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from raft.core.run_paths import ROUNDS, IterationPaths
+from raft.core.run_paths import CANDIDATES, ROUNDS, IterationPaths
 
 STAGES = {
     "link_model": "preparing the model",
     "init_model": "making a model with new weights",
     "load_examples": "reading examples",
+    "load_candidates": "reading candidates",
+    "join": "adding candidates",
     "load_eval_pairs": "reading held-out pairs",
     "sample_eval_prompts": "choosing held-out prompts",
     "diagnose": "examining the rewards",
@@ -41,6 +43,8 @@ def of(stage: str, path: Path) -> str:
     """The words for a stage that makes the artifact at `path`."""
     if path.parent.parent.name == ROUNDS and stage in UNITS:
         return f"{STAGES[stage]}, round {int(path.parent.name)}"
+    if path.parent.name == CANDIDATES and stage in UNITS:
+        return f"{STAGES[stage]}, candidates"
     place = IterationPaths(path.parent.parent).evaluation
     if path.parent != place.folder or stage not in HELD_OUT:
         return STAGES.get(stage, stage.replace("_", " "))

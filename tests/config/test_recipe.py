@@ -78,7 +78,7 @@ def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
         ("reward.function=lenght", "reward.function", "did you mean length"),
         (
             "evaluation.references={kind: list, items: [{prompt: a, response: b}], held_out: 1}",
-            "evaluation.references.held_out", "all of references is measured; remove it",
+            "evaluation.references.held_out", "all its rows are used; remove it",
         ),
     ],
 )  # fmt: skip

@@ -182,6 +182,7 @@ def _response(response: dict[str, Any], index: int, scored: Any, gold: Any, refe
         "text": response["text"],
         "tokens": len(response["token_ids"]),
         "finish": response["finish_reason"],
+        "candidate": response.get("candidate"),
     }
     if scored is not None:
         score = scored["scores"][index]

@@ -150,10 +150,13 @@ function responses(batch, told) {
     made.slice(0, FIRST_CARDS).map((one) => one()),
   );
   const rest = made.slice(FIRST_CARDS);
-  const asked =
-    batch.policy === null
-      ? named(order.length, "response")
-      : `${named(order.length, "response")} of policy ${batch.policy}`;
+  const others = told.responses.filter((one) => one.candidate).length;
+  const asked = [
+    named(order.length - others, "response") + (batch.policy === null ? "" : ` of policy ${batch.policy}`),
+    others && named(others, "candidate"),
+  ]
+    .filter(Boolean)
+    .join(", ");
   return [
     h(
       "div",
@@ -220,6 +223,7 @@ function card(one, { title, note, badge, won, bars, before }) {
       "header",
       {},
       h("h3", {}, title),
+      one.candidate && h("span", { class: "badge lost", title: "a candidate from elsewhere" }, inline(one.candidate)),
       badge && h("span", { class: won ? "badge" : "badge lost" }, badge),
       h(
         "span",
