@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import worlds
 
 import raft
@@ -12,6 +13,7 @@ import raft
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 
 
+@pytest.mark.nightly
 def test_the_blocks_of_the_page_run_from_top_to_bottom_as_they_stand(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "page.py").write_text("\n".join(blocks))

@@ -126,6 +126,7 @@ def test_reward_workers_score_one_block_at_a_time_while_others_generate_and_what
     assert simulator.followed(replace(NO_PROMPT, reward_workers=2), texts, late, engine, FREE) == 2 * 64
 
 
+@pytest.mark.nightly
 def test_workers_that_only_score_neither_generate_nor_train():
     six, eight = (
         simulator.rates("Qwen2.5-7B", "full", devices, Work(reward_workers=two), OF)
@@ -248,5 +249,6 @@ def test_evaluation_without_likelihoods_takes_none():
 
 
 @pytest.mark.parametrize("name", ["fits", "times", "changes", "validation"])
+@pytest.mark.nightly
 def test_the_page_has_the_tables_that_the_simulator_prints(name: str):
     assert "\n".join(made()[name]) in (ROOT / "docs" / "scaling.md").read_text()

@@ -237,6 +237,7 @@ def test_the_models_of_other_jobs_are_exported_and_runs_without_a_model_refused(
     assert "makes one model" in refused(tmp_path, "outputs/rm", "--policy", "1", "--to", "y")
 
 
+@pytest.mark.nightly
 def test_the_blocks_of_the_page_run_on_an_exported_policy(world, exported, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     shutil.copytree(exported, tmp_path / "outputs/my-run-export")

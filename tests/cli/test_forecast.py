@@ -18,6 +18,7 @@ def test_a_line_goes_through_both_points_and_never_below_nothing():
     assert forecast.line(8, 1.0, 8, 2.0, 100) == 2.0
 
 
+@pytest.mark.nightly
 def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path):
     worlds.make_recipe(tmp_path, prompts={"per_iteration": 24})
     done = worlds.raft(tmp_path, "check", "recipe.yaml", "--measure", "iterations=1")

@@ -18,6 +18,9 @@ from raft.core.run_paths import RunPaths
 from raft.store import mirror
 from raft.store.keys import Artifact
 
+WITH_HARNESS = (
+    pytest.mark.nightly
+)  # make nightly installs it: it brings scikit-learn, which slows every import of transformers
 COUNT, LIMIT = 24, 20
 ROWS = [
     {
@@ -107,6 +110,7 @@ def plain(policy: Path) -> dict[str, list[float]]:
     return values
 
 
+@WITH_HARNESS
 def test_figures_are_those_of_a_plain_computation_with_transformers(run, found):
     titles, changes = found
     assert titles == ["policy 0", "policy 1"]
@@ -127,6 +131,7 @@ def test_figures_are_those_of_a_plain_computation_with_transformers(run, found):
         )
 
 
+@WITH_HARNESS
 def test_the_same_question_is_not_computed_again_and_another_is(world, run, asked, found, capsys):
     def computed(**changed: Any) -> list[str]:
         again = harness.Asked(**{**vars_of(asked), **changed})
@@ -151,6 +156,7 @@ def vars_of(asked: harness.Asked) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in asked.__dataclass_fields__}
 
 
+@WITH_HARNESS
 def test_the_command_prints_a_table_or_json_and_leaves_the_run_as_it_is(world, run, found):
     before = worlds.fingerprint(run)
     arguments = ["eval", "outputs/tiny", "--tasks", "choice,said", "--include-path", "tasks", "--limit", LIMIT]
@@ -169,7 +175,8 @@ def test_the_command_prints_a_table_or_json_and_leaves_the_run_as_it_is(world, r
     assert kept and kept <= set(mirror._rest(run))
 
 
-def test_what_cannot_be_evaluated_is_refused_with_what_to_do(world, run, asked, monkeypatch):
+@WITH_HARNESS
+def test_what_cannot_be_evaluated_is_refused_with_what_to_do(world, run, asked):
     def refused(words: str, tasks: list[str] | None = None, **changed: Any) -> None:
         with pytest.raises(UserError, match=words):
             harness.compare(run, tasks or ["choice"], "last", harness.Asked(**{**vars_of(asked), **changed}))
@@ -191,8 +198,12 @@ def test_what_cannot_be_evaluated_is_refused_with_what_to_do(world, run, asked, 
     ):
         done = worlds.raft(world, "eval", "outputs/tiny", *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_harness_the_command_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    refused(r"pip install 'raft-align\[eval\]'")
+    with pytest.raises(UserError, match=r"pip install 'raft-align\[eval\]'"):
+        harness.compare(tmp_path, ["choice"], "last", harness.Asked())
 
 
 def test_without_values_of_documents_the_results_count_as_independent():

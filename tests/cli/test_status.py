@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import folders
+import pytest
 import worlds
 from terminals import on_terminal
 
@@ -158,6 +159,7 @@ def test_a_curve_is_drawn_between_its_least_and_its_greatest_value():
     ]
 
 
+@pytest.mark.nightly
 def test_a_run_is_watched_while_it_works_and_until_its_end(tmp_path: Path):
     worlds.make_recipe(tmp_path, iterations=2, prompts={"per_iteration": 40})
     run = worlds.Command(tmp_path, "run", "recipe.yaml")

@@ -64,6 +64,7 @@ def engine_with(held: Policy) -> Engine:
     return engine
 
 
+@pytest.mark.nightly
 def test_every_policy_that_is_loaded_in_turn_answers_as_transformers_does(policies):
     for held in (policies[0], policies[1], policies[0]):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(held.path), AutoTokenizer.from_pretrained(held.path)

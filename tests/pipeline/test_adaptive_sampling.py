@@ -285,6 +285,7 @@ def test_a_run_that_is_killed_between_two_rounds_goes_on_to_the_same_bytes(finis
     assert here == there and "rounds/003/scores.jsonl" in here
 
 
+@pytest.mark.nightly
 def test_a_reward_that_computes_elsewhere_scores_each_round_as_one_that_does_not(finished, tmp_path):
     worlds.make_recipe(tmp_path, **{**ADAPTIVE, "reward": {"kind": "own:Elsewhere"}}, iterations=1)
     (tmp_path / "own.py").write_text(OWN)

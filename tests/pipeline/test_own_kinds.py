@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import worlds
 
 MINE = """
@@ -85,6 +86,7 @@ class Preferences(Trainer):
 """
 
 
+@pytest.mark.nightly
 def test_a_trainer_that_learns_from_pairs_is_one_file_and_its_run_knows_which_responses_were_compared(tmp_path):
     (tmp_path / "mine.py").write_text(MINE + PAIRS)
     own = {"generator": {"kind": "mine:Generator"}, "reward": {"kind": "mine:Reward"}}

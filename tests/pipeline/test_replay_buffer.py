@@ -59,7 +59,9 @@ def test_a_selection_without_earlier_ones_that_are_better_stays_as_it_is():
 def twice(tmp_path_factory) -> Path:
     """A run of three iterations whose pool is drawn whole in each."""
     folder = tmp_path_factory.mktemp("twice")
-    worlds.make_recipe(folder, iterations=3, replay={"max_age": 1}, prompts={"per_iteration": 52})
+    worlds.make_recipe(
+        folder, iterations=3, replay={"max_age": 1}, prompts={"per_iteration": 12}, evaluation={"count": 48, "every": 9}
+    )
     done = worlds.raft(folder, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "tiny"

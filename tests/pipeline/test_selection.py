@@ -295,12 +295,12 @@ def test_every_kind_is_built_from_its_options(options, selection):
     assert registry.component("selection", options, "selection", faults) == selection and not faults
 
 
-def test_a_hundred_thousand_groups_take_little_time():
-    rewards = np.random.default_rng(0).normal(size=(100_000, 16))
+def test_twenty_thousand_groups_take_little_time():
+    rewards = np.random.default_rng(0).normal(size=(20_000, 16))
     rewards[::7] = NAN
     for selection in SELECTIONS:
         picks = picked(selection, rewards)
-        assert len(set(picks.prompts.tolist())) + len(picks.reasons) == 100_000
+        assert len(set(picks.prompts.tolist())) + len(picks.reasons) == 20_000
 
 
 def dense(picks: Picks, shape: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from raft.generators import vllm
 from raft.metrics.reward_metrics import best_of_n_distribution, expected_best_of_n
 from raft.pipeline import loop
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 K, COUNT = 4, 1024
 
 

@@ -205,6 +205,7 @@ def test_each_request_says_all_that_decides_its_answer(ask, proxy):
     }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_faults_that_pass_change_nothing(ask, proxy):
     whole = scores(ask(), group(*WORDS[:3]))
     turns = iter(range(10**6))
@@ -230,6 +231,7 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(ask, proxy):
     assert [score.rank for score in found] == [0, 1] and len(proxy.requests) == 3
 
 
+@pytest.mark.nightly
 def test_order_and_results_do_not_depend_on_how_fast_answers_come(ask, proxy):
     blocks = [group(*WORDS[n % 3 : 3 + n % 4], name=str(n)) for n in range(5)]
     whole = scores(ask(MIXED), *blocks)

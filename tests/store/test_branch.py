@@ -115,6 +115,7 @@ def killed_at(number: int, overrides: list[str]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
+@pytest.mark.nightly
 def test_a_branch_that_was_killed_while_it_was_set_up_is_set_up_by_the_same_command(world):
     overrides = ["name=branch", "generator.k=3"]
     branch.off(Path("outputs/tiny"), 2, ["name=whole", "generator.k=3"])

@@ -76,6 +76,7 @@ def test_every_artifact_is_that_of_a_run_without_and_only_responses_are_kept_in_
     assert size(packed) < 0.5 * size(plain)
 
 
+@pytest.mark.nightly
 def test_whatever_is_said_of_a_run_does_not_depend_on_it(world):
     some = next(records.read(RunPaths(world / "outputs" / "plain").evaluation))["id"]
     for command, *more in (["show", "--list"], ["show", some]):
@@ -139,6 +140,7 @@ def test_a_run_that_is_killed_at_any_point_of_it_goes_on_to_the_same_bytes(copy,
     assert compressed_names(run) == compressed_names(copy / "outputs" / "packed")
 
 
+@pytest.mark.nightly
 def test_a_branch_shares_what_is_compressed_and_compresses_only_its_own(copy):
     before = {file: file.read_bytes() for file in (copy / "outputs" / "packed").rglob("*") if file.is_file()}
     for name in ("plain", "packed"):
@@ -153,6 +155,7 @@ def test_a_branch_shares_what_is_compressed_and_compresses_only_its_own(copy):
     assert done.returncode == 0 and compressed_names(copy / "outputs/plain") == set(), done.stderr
 
 
+@pytest.mark.nightly
 def test_what_is_damaged_is_named_and_what_is_gone_is_made_again(copy):
     run = copy / "outputs" / "packed"
     file = compressed.beside(RunPaths(run).iteration(2).responses)
@@ -176,6 +179,7 @@ def test_what_is_damaged_is_named_and_what_is_gone_is_made_again(copy):
     assert unpacked(run) == unpacked(copy / "outputs" / "plain")
 
 
+@pytest.mark.nightly
 def test_a_mirror_holds_either_form_and_gives_the_same_bytes_back(copy, monkeypatch):
     monkeypatch.chdir(copy)
     run, url = copy / "outputs" / "packed", f"file://{copy}/mirror"

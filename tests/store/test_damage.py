@@ -145,8 +145,9 @@ def test_no_command_uses_a_damaged_artifact(run, name, how):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("iterations/001/responses.jsonl", "one bit"), ("iterations/001/scores.jsonl", "lines swapped"),
-        ("iterations/002/policy/model.safetensors", "one bit"), ("pool.jsonl", "last line gone"),
+        ("iterations/001/scores.jsonl", "lines swapped"), ("iterations/002/policy/model.safetensors", "one bit"),
+        pytest.param("iterations/001/responses.jsonl", "one bit", marks=pytest.mark.nightly),
+        pytest.param("pool.jsonl", "last line gone", marks=pytest.mark.nightly),
     ],
 )  # fmt: skip
 def test_every_command_names_a_damaged_artifact_and_deleting_it_is_enough(run, name, how):
@@ -172,9 +173,9 @@ def test_the_weights_of_one_policy_in_the_place_of_another_are_seen(run):
 @pytest.mark.parametrize(
     "name",
     [
-        "evaluation.jsonl", "iterations/001/scores.jsonl", "iterations/001/evaluation/gold.jsonl",
-        "iterations/002/metrics.json", "iterations/001/policy",
+        "iterations/001/scores.jsonl", "iterations/001/policy",
         *(pytest.param(name, marks=pytest.mark.faults) for name in (
+            "evaluation.jsonl", "iterations/001/evaluation/gold.jsonl", "iterations/002/metrics.json",
             "pool.jsonl", "iterations/001/prompts.jsonl", "iterations/002/responses.jsonl",
             "iterations/002/scores.jsonl", "iterations/001/selected.jsonl", "iterations/000/policy",
         )),
@@ -209,7 +210,16 @@ def test_damaged_bookkeeping_is_named_and_never_a_traceback(run, name, how):
 
 
 @pytest.mark.parametrize("how", ["cut", pytest.param("zeros", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "progress.json", "reward_curve.csv", "forecast.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        *(
+            pytest.param(name, marks=pytest.mark.nightly)
+            for name in ("progress.json", "reward_curve.csv", "forecast.json")
+        ),
+    ],
+)
 def test_what_is_made_again_anyway_stands_in_nobodys_way(run, name, how):
     there = (run / name).exists()
     if not there:

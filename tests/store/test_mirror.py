@@ -152,6 +152,7 @@ def test_a_mirror_that_fails_costs_nothing_but_a_notice_and_the_next_run_complet
     assert {name.removesuffix(".stamp.json") for name in there if name.endswith(".stamp.json")} == set(before)
 
 
+@pytest.mark.nightly
 def test_wherever_a_server_begins_to_fail_what_is_stamped_is_whole_and_only_what_is_missing_is_sent_later(
     finished, server, monkeypatch
 ):

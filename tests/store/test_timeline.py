@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import worlds
 
 from raft.cli.forecast import Quiet
@@ -57,6 +58,7 @@ def test_a_run_records_every_artifact_and_its_process_once(tmp_path, monkeypatch
     assert {"load", "save", "sync"} <= set(train["parts"]) and sum(train["parts"].values()) <= train["seconds"]
 
 
+@pytest.mark.nightly
 def test_the_time_of_a_recipe_that_is_needed_is_not_that_of_the_run_that_needs_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = worlds.make_recipe(tmp_path, iterations=1)
