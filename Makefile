@@ -3,6 +3,8 @@
 # make docs   the documentation as a site, in build/site
 # A bare clone needs Python 3.11 or newer with venv, and nothing else. DEVICE=cpu or DEVICE=cuda forces the engine.
 
+# Without bytecode every process would compile raft again, and every worker the tests.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
 READY = .venv/ready-$(DEVICE)

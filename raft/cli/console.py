@@ -21,7 +21,6 @@ from raft.store.keys import Artifact
 from raft.store.runs import Folder, Run, last_artifact
 from raft.store.stamps import read_stamp
 
-
 REDRAWN = 5.0  # seconds between two pictures of the curve: resuming passes all iterations at once
 
 

@@ -71,7 +71,8 @@ def named(folder: Path, kinds: Sequence[str]) -> dict[str, tuple[dict[str, Any],
 
     A kind is its name, or a mapping in YAML: {kind: softmax, temperature: 0.5}. UserError lists what is wrong.
     """
-    own = runs.read_resolved(folder).get("selection") or {"kind": "best-of-k"}
+    resolved = runs.read_resolved(folder)
+    own = resolved.get("selection") or {"kind": "best-of-k"}
     asked = kinds or [yaml.safe_dump(own, default_flow_style=True, sort_keys=False).strip(), "best-of-k", "random"]
     found, faults = {}, []
     for text in asked:
@@ -89,6 +90,8 @@ def named(folder: Path, kinds: Sequence[str]) -> dict[str, tuple[dict[str, Any],
         wrong: list[Fault] = []
         built = build(kind, section, "", wrong, chosen=True)
         faults += [f"{text}: {fault.key}: {fault.message}" for fault in wrong]
+        if resolved.get("candidates") and getattr(kind, "needs_draws", False):
+            faults.append(f"{text}: reads a group as draws from the policy, and this run has candidates; leave it out")
         options = ", ".join(f"{name} {value}" for name, value in section.items() if name != "kind" and kinds)
         found[f"{section['kind']}{', ' if options else ''}{options}"] = section, built
     if faults:

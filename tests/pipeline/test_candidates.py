@@ -103,6 +103,11 @@ def test_show_and_the_report_name_candidates(finished):
     assert "- candidates, selected beside them: good, other" in (finished / "outputs/tiny-export/README.md").read_text()
 
 
+def test_select_refuses_what_reads_groups_as_draws(finished):
+    refused = worlds.raft(finished, "select", "outputs/tiny", "{kind: expected-best, n: 2}")
+    assert refused.returncode == 2 and "as draws from the policy, and this run has candidates" in refused.stderr
+
+
 def test_rounds_of_sampling_are_as_they_were_and_candidates_come_after_the_last(finished):
     done = worlds.raft(
         finished, "run", "recipe.yaml", "name=rounds", "sampling={kind: until-success, rounds: [2, 2], success: 0.01}"
