@@ -227,13 +227,14 @@ class Run:
         `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run
         was given.
         """
-        from raft.config import recipe
+        from raft.config import preflight, recipe
 
         objects = _Objects(str(self.folder / given.ROWS))
         with _as_before(quiet), objects.lent():
             folder = branch.returned(branch.existing(self.folder))
             strings, python = objects.overrides(overrides)
-            loaded = recipe.load_run(folder, strings, python)
+            with preflight.all_faults():
+                loaded = recipe.load_run(folder, strings, python)
             if loaded.folder != folder:
                 raise UserError("name: a run keeps its name; leave it out, or call raft.run")
             _start(loaded, objects, callbacks, quiet)

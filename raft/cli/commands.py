@@ -50,14 +50,15 @@ def _run_seeds(options: Namespace) -> None:
 
 def resume(options: Namespace) -> None:
     """Goes on with a run from its own folder, or branches off a new one."""
-    from raft.config import recipe
+    from raft.config import preflight, recipe
     from raft.store import branch
 
     folder = branch.returned(branch.existing(options.run))
     if options.from_iteration is not None:
         _start(branch.off(folder, options.from_iteration, options.overrides))
         return
-    loaded = recipe.load_run(folder, options.overrides)
+    with preflight.all_faults():
+        loaded = recipe.load_run(folder, options.overrides)
     if loaded.folder != folder:
         raise UserError(
             f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make another "

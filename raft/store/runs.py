@@ -69,8 +69,8 @@ class Folder:
         path = self.folder / name
         if self.run.shares(path):
             return self.existing(name)
-        key = self.key(stage, section, inputs)
         stamp = read_stamp(path)
+        key = self.key(stage, section, inputs, stamp)
         if stamp is not None and not (compressed.exists(path) or stamp.get("pruned")):
             stamp = None
         changes = [] if stamp is None else list(differences(stamp["key"], key))
@@ -83,15 +83,23 @@ class Folder:
         stamps.require(path, stamp, whole=False)
         return Artifact(path, stamp)
 
-    def key(self, stage: Callable[..., None], section: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What an artifact of this folder is made from."""
+    def key(
+        self, stage: Callable[..., None], section: Any, inputs: dict[str, Any], stamp: stamps.Stamp | None = None
+    ) -> dict[str, Any]:
+        """What an artifact of this folder is made from.
+
+        Of what the section names and is not on this machine that is what `stamp` says, the artifact's own of before, or
+        the stamp of an input that was made by the same section.
+        """
+        earlier = [stamp, *(value.stamp for value in inputs.values() if isinstance(value, Artifact))]
+        before = [one["key"].get("section") for one in earlier if one is not None and "key" in one]
         return plain(
             {
                 "format": FORMAT,
                 "stage": stage.__name__,
                 "seed": self.run.seed,
                 "iteration": self.number,
-                "section": describe(section, stage.__name__),
+                "section": describe(section, stage.__name__, next(filter(None, before), None)),
                 "inputs": {
                     name: describe(value, stage.__name__)
                     for name, value in inputs.items()
