@@ -94,13 +94,19 @@ def check(options: Namespace) -> None:
     from raft.core.terminal import say
     from raft.models import hub
 
-    where = memory_plan.device()
+    where = memory_plan.device() if options.gpu is None else memory_plan.card(options.gpu[1])
     for needed in [*loaded.needs, loaded]:
+        if options.gpu is not None:
+            needed.recipe.launch.assume(options.gpu[0])
+        planned = "\n".join(memory_plan.lines(memory_plan.plan(needed, where), where))
+        if options.gpu is not None:  # the answer does not wait for the rest
+            say(f"{needed.path}\n{planned}")
+            planned = ""
         warnings = preflight.check(needed)
         preflight.try_mirror(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
-        for line in memory_plan.lines(memory_plan.plan(needed, where), where):
-            say(line)
+        if planned:
+            say(planned)
         if (place := needed.recipe.store.mirror) is not None:
             say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():

@@ -170,6 +170,11 @@ class Ray(Local):
             ray.shutdown()
         return slots
 
+    def assume(self, gpus: int) -> None:
+        """Plans for one node with so many GPUs; no cluster is joined."""
+        count = min(gpus // self.gpus_per_worker, self.workers or gpus)
+        vars(self)["_found"] = [Slot("assumed", place, count, True, 0) for place in range(count)]
+
     def ranks(self) -> int:
         return max(0, len(self._found) - self.reward_workers) * self.gpus_per_worker
 

@@ -9,6 +9,8 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,22 @@ def fetched(name: str, revision: str | None = None) -> Path | None:
         return None
     config = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def described(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model with its config.json, tokenizer and template; None where the hub does not give them."""
+    from huggingface_hub import constants
+
+    if (folder := fetched(name, revision)) is not None or constants.HF_HUB_OFFLINE or not is_name(name):
+        return folder
+    return _fetched_description(name, revision)
+
+
+@cache
+def _fetched_description(name: str, revision: str | None) -> Path | None:
+    with suppress(UserError):
+        return locate_model(name, revision, weights=False)
+    return None
 
 
 def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
