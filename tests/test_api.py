@@ -118,6 +118,7 @@ VALUES: list[dict[str, Any]] = [
     {"reward": {"args": {"words": ["a: b", "true", "~"]}}},
     {"variables": {"with a space": {"x": 1}}},
     {"keep_policies": "all", "evaluation": {"kl": False}},
+    {"generator": {"kind": "transformers", "k": 2}, "evaluation": {"gold": {"kind": "rule", "function": "repetition"}}},
 ]
 
 
@@ -131,7 +132,7 @@ def test_overrides_are_those_of_the_command_line(tmp_path, monkeypatch, override
     def merged(below: Any, above: Any) -> Any:
         if not isinstance(below, dict) or not isinstance(above, dict):
             return above
-        found = dict(below)
+        found = {} if "kind" in above else dict(below)
         for name, one in above.items():
             first, _, rest = name.partition(".")
             found[first] = merged(found.get(first), {rest: one} if rest else one)

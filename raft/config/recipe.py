@@ -26,6 +26,7 @@ from raft.core.terminal import is_unicode
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+COMMAND_LINE = "command line"  # the place of a key that stands there
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
 ORIGINS = {  # of a model or of data: which keys of a recipe replace this one of its base
@@ -172,6 +173,7 @@ def load(
     with importable_from(origin or path):
         recipe = build(JOBS[job], config, "", faults)
         if faults:
+            faults = [_of_another_kind(fault, lines) for fault in faults]
             raise RecipeError(path, faults, lines, sound(JOBS[job], config), needs, config, run)
     text = given.text if given else None
     return Loaded(recipe, config, path, needs, lines, outputs, text, tuple(overrides), given is not None, run)
@@ -235,7 +237,7 @@ def _merged(
 ) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
-    origin = "command line" if given is None else "argument"
+    origin = COMMAND_LINE if given is None else "argument"
     removed = [override[1:] for override in overrides if override.startswith("~")]
     overrides = [override for override in overrides if not override.startswith("~")]
     for override in overrides:
@@ -253,7 +255,7 @@ def _merged(
         merged = OmegaConf.merge(*layers)
     for override in overrides:
         with _understood(f"override {override!r}", lines):
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = _overridden(merged, override, lines)
     for key in removed:
         _remove(merged, key)
     with _understood(path, lines):
@@ -269,6 +271,29 @@ def _merged(
         _bound(OmegaConf.to_container(merged), path)
         _refuse_secrets(OmegaConf.to_container(merged), path)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _overridden(config: Any, override: str, lines: dict[str, str]) -> Any:
+    """A recipe with an override: a whole section with its kind replaces what is there, all else is merged."""
+    from omegaconf import OmegaConf
+
+    given, key = OmegaConf.from_dotlist([override]), override.partition("=")[0]
+    section, before = (value_at(OmegaConf.to_container(one), key.split(".")) for one in (given, config))
+    if isinstance(section, dict) and "kind" in section and isinstance(before, dict):
+        _remove(config, key)
+        for below in [one for one in lines if one.startswith(f"{key}.")]:
+            del lines[below]
+    return OmegaConf.merge(config, given)
+
+
+def _of_another_kind(fault: Fault, lines: dict[str, str]) -> Fault:
+    """A fault with the way out for an option of the kind that a section had before the command line changed it."""
+    section = fault.key.rpartition(".")[0]
+    if not fault.message.startswith("unknown key") or lines.get(f"{section}.kind") != COMMAND_LINE:
+        return fault
+    if lines.get(fault.key) in (None, COMMAND_LINE):
+        return fault
+    return replace(fault, message=f"{fault.message}; it belongs to the kind before: '~{fault.key}' leaves it out")
 
 
 def _remove(config: Any, key: str) -> None:
