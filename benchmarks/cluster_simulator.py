@@ -33,9 +33,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from hardware import GPUS, REWARDS, fits, gb, memory, model, sharded, turns
+from hardware import REWARDS, fits, gb, model, sharded, turns
 
-from raft.cli.memory_plan import KEPT, UTILIZATION
+from raft.cli.memory_plan import CARDS, KEPT, UTILIZATION, card
 from raft.core import ranks, records
 from raft.core.protocols import BATCH_SIZE
 from raft.launch.ray import TOGETHER
@@ -307,10 +307,10 @@ def rates(policy: str, variant: str, devices: int, work: Work, of: Constants) ->
     if wrong := [
         name for name in asked if not fits(name, policy, lora=variant == "lora", devices=ranks, split=together)
     ]:
-        limit = {"generate": int(UTILIZATION * memory(GPU).memory)}
-        told = (f"{name} {gb(gpu[name].total)} of {gb(limit.get(name, memory(GPU).memory - KEPT))}" for name in wrong)
+        limit = {"generate": int(UTILIZATION * card(GPU).memory)}
+        told = (f"{name} {gb(gpu[name].total)} of {gb(limit.get(name, card(GPU).memory - KEPT))}" for name in wrong)
         return f"does not fit: {', '.join(told)} GB"
-    room = together * UTILIZATION * GPUS[GPU] * 1e9 - 2 * count
+    room = together * UTILIZATION * CARDS[GPU] - 2 * count
     copy = together * of["tensor"] if together > 1 else 1.0  # the speed of its devices, against that of one
     reading = copy * of["memory"] * of["memory_share"]
     computing = copy * of["matrices"] * of["matrices_forward"]

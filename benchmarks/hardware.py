@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from raft.cli import memory_plan
-from raft.cli.memory_plan import Device, Turn
+from raft.cli.memory_plan import CARDS, Turn, card
 from raft.config import recipe
 from raft.launch.ray import Ray
 from raft.models import model_sizes
 
-GPUS = {  # bytes that a card of that name has, in 1e9: RTX 4090, L40S, H100, H200
-    24: 25.7,
-    48: 51.5,
-    80: 85.5,
-    141: 150.7,
-}
 NAMES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
     "tie_word_embeddings",
@@ -141,14 +135,9 @@ def turns(
         (place / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
         loaded = recipe.load(place / "recipe.yaml", [])
         launch = Cluster(devices=devices, shard=shard)  # type: ignore[arg-type]
-        found = memory_plan.plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), memory(gigabytes))
+        found = memory_plan.plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), card(gigabytes))
     assert all(turn.terms and None not in turn.terms.values() for turn in found), found
     return {turn.name: turn for turn in found}
-
-
-def memory(gigabytes: int) -> Device:
-    """A GPU by the number in its name."""
-    return Device("cuda", int(GPUS[gigabytes] * 1e9))
 
 
 def sharded(train: Turn) -> bool:
@@ -162,12 +151,12 @@ def fits(
 ) -> bool:  # fmt: skip
     """Whether a turn fits on each of so many GPUs; an engine has to hold one text in its cache."""
     found = turns(policy, reward, lora, gpu, devices, split=split)[turn]
-    return found.spare >= 0 and memory_plan.fits(found, memory(gpu).memory)
+    return found.spare >= 0 and memory_plan.fits(found, card(gpu).memory)
 
 
 def smallest(turn: str, **which: Any) -> str:
     """The smallest GPU that a turn fits on."""
-    return next((f"{gpu} GB" for gpu in GPUS if fits(turn, gpu=gpu, **which)), "none")
+    return next((f"{gpu} GB" for gpu in CARDS if fits(turn, gpu=gpu, **which)), "none")
 
 
 def tables() -> list[str]:
@@ -214,13 +203,13 @@ def sharding() -> Iterator[str]:
 
 def generation() -> Iterator[str]:
     """The engine's weights, and how many texts its cache holds at once."""
-    yield f"| policy | weights | cache of a text | {' | '.join(f'texts on {gpu} GB' for gpu in GPUS)} |"
-    yield "|---|---|---|" + "---|" * len(GPUS)
+    yield f"| policy | weights | cache of a text | {' | '.join(f'texts on {gpu} GB' for gpu in CARDS)} |"
+    yield "|---|---|---|" + "---|" * len(CARDS)
     for name in POLICIES:
         text = 1024 * (model(name).cached(2) or 0)
         weights = 2 * model(name).parameters()
         room = []
-        for gpu in GPUS:
+        for gpu in CARDS:
             engine = turns(name, REWARDS[0], False, gpu)["generate"]
             room.append(f"{(engine.spare + text) // text:,}" if engine.spare >= 0 else "does not fit")
         yield f"| {name} | {gb(weights)} | {gb(text)} | {' | '.join(room)} |"

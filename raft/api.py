@@ -227,13 +227,14 @@ class Run:
         `overrides` are those that may change (`iterations`, `keep_policies`, ...), and the functions that the run
         was given.
         """
-        from raft.config import recipe
+        from raft.config import preflight, recipe
 
         objects = _Objects(str(self.folder / given.ROWS))
         with _as_before(quiet), objects.lent():
             folder = branch.returned(branch.existing(self.folder))
             strings, python = objects.overrides(overrides)
-            loaded = recipe.load_run(folder, strings, python)
+            with preflight.all_faults():
+                loaded = recipe.load_run(folder, strings, python)
             if loaded.folder != folder:
                 raise UserError("name: a run keeps its name; leave it out, or call raft.run")
             _start(loaded, objects, callbacks, quiet)
@@ -343,11 +344,12 @@ class _Objects:
         if made is not None:
             self.sections[key] = made
         elif isinstance(value, Mapping) and (value or not key) and all(NAMES.fullmatch(str(name)) for name in value):
+            if key and "kind" in value:  # a whole section, which replaces that of the recipe
+                yield _override(key, {"kind": value["kind"]})
             for name, one in value.items():
                 yield from self._flat(f"{key}.{name}" if key else str(name), one)
         else:
-            text = json.dumps(_plain(value, key), ensure_ascii=False)
-            yield f"{key}={''.join(map(_escaped, text))}"
+            yield _override(key, value)
 
     def _filled(self, key: str, value: Any) -> Any:
         """A part of a recipe with what it says in the place of Python objects that no override replaces."""
@@ -429,6 +431,11 @@ def _plain(value: Any, key: str) -> Any:
         return json.loads(json.dumps(value, default=known, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as fault:
         raise UserError(f"{key}: {fault}; give texts, numbers, lists and dicts") from None
+
+
+def _override(key: str, value: Any) -> str:
+    """An override as the command line has it."""
+    return f"{key}={''.join(map(_escaped, json.dumps(_plain(value, key), ensure_ascii=False)))}"
 
 
 def _escaped(character: str) -> str:

@@ -118,6 +118,7 @@ VALUES: list[dict[str, Any]] = [
     {"reward": {"args": {"words": ["a: b", "true", "~"]}}},
     {"variables": {"with a space": {"x": 1}}},
     {"keep_policies": "all", "evaluation": {"kl": False}},
+    {"generator": {"kind": "transformers", "k": 2}, "evaluation": {"gold": {"kind": "rule", "function": "repetition"}}},
 ]
 
 
@@ -131,7 +132,7 @@ def test_overrides_are_those_of_the_command_line(tmp_path, monkeypatch, override
     def merged(below: Any, above: Any) -> Any:
         if not isinstance(below, dict) or not isinstance(above, dict):
             return above
-        found = dict(below)
+        found = {} if "kind" in above else dict(below)
         for name, one in above.items():
             first, _, rest = name.partition(".")
             found[first] = merged(found.get(first), {rest: one} if rest else one)
@@ -212,7 +213,7 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     assert worlds.fingerprint(run.folder) == made
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
-        assert "resolved.yaml:" in said and "resume(reward=function)" in said and "Traceback" not in said
+        assert "outputs/tiny: reward" in said and "resume(reward=function)" in said and "Traceback" not in said
     for command in (["status"], ["report"], ["plot", "--figure", "length"]):
         done = worlds.raft(world, command[0], "outputs/tiny", *command[1:])
         assert done.returncode == 0, done.stderr

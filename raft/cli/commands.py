@@ -50,14 +50,15 @@ def _run_seeds(options: Namespace) -> None:
 
 def resume(options: Namespace) -> None:
     """Goes on with a run from its own folder, or branches off a new one."""
-    from raft.config import recipe
+    from raft.config import preflight, recipe
     from raft.store import branch
 
     folder = branch.returned(branch.existing(options.run))
     if options.from_iteration is not None:
         _start(branch.off(folder, options.from_iteration, options.overrides))
         return
-    loaded = recipe.load_run(folder, options.overrides)
+    with preflight.all_faults():
+        loaded = recipe.load_run(folder, options.overrides)
     if loaded.folder != folder:
         raise UserError(
             f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make another "
@@ -93,13 +94,19 @@ def check(options: Namespace) -> None:
     from raft.core.terminal import say
     from raft.models import hub
 
-    where = memory_plan.device()
+    where = memory_plan.device() if options.gpu is None else memory_plan.card(options.gpu[1])
     for needed in [*loaded.needs, loaded]:
+        if options.gpu is not None:
+            needed.recipe.launch.assume(options.gpu[0])
+        planned = "\n".join(memory_plan.lines(memory_plan.plan(needed, where), where))
+        if options.gpu is not None:  # the answer does not wait for the rest
+            say(f"{needed.path}\n{planned}")
+            planned = ""
         warnings = preflight.check(needed)
         preflight.try_mirror(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
-        for line in memory_plan.lines(memory_plan.plan(needed, where), where):
-            say(line)
+        if planned:
+            say(planned)
         if (place := needed.recipe.store.mirror) is not None:
             say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():

@@ -8,6 +8,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -159,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also load the models, check the rewards, and forecast time, memory and disk",
     )
+    check.add_argument(
+        "--gpu",
+        type=_gpus,
+        metavar="GB|NxGB",
+        help="whether it fits a GPU of so many GB (80), or N of them (8x80); neither they nor the weights need be here",
+    )
     resume.add_argument("run", **RUN)
     resume.add_argument(
         "--from-iteration", type=int, metavar="N", help="start a new run that shares what came before N"
@@ -297,6 +304,13 @@ def _number(least: int, *words: str) -> Callable[[str], int | str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join([f'a whole number from {least} on', *words])}")
 
     return read
+
+
+def _gpus(text: str) -> tuple[int, int]:
+    """How many GPUs, and the GB of each."""
+    if (found := re.fullmatch(r"(?:([1-9]\d{0,3})x)?([1-9]\d{0,3})", text, re.ASCII)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not GB for each GPU, such as 80, or 8x80 for eight of them")
+    return int(found[1] or 1), int(found[2])
 
 
 def _again() -> str:

@@ -36,6 +36,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
+CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Terms = dict[str, int | None]  # bytes by what they are for; None where config.json does not tell
@@ -76,6 +77,11 @@ class Turn:
         return sum(value or 0 for value in self.terms.values())
 
 
+def card(gigabytes: int) -> Device:
+    """A GPU that is sold as one of so many GB, whether or not it is here."""
+    return Device("cuda", int(CARDS.get(gigabytes, gigabytes * 2**30)))
+
+
 def device() -> Device:
     """The GPU that a run would use, by what its driver says, or else this machine."""
     host, chosen = Device("cpu", vllm_options.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -114,7 +120,7 @@ def _said(command: list[str]) -> str:
 
 
 def plan(loaded: Loaded, where: Device) -> list[Turn]:
-    """The turns of a recipe, in their order. Nothing is fetched: what is not here has no terms, but a note."""
+    """The turns of a recipe, in their order. No weights are fetched: what the hub does not describe has but a note."""
     recipe, turns = loaded.recipe, list[Turn | None]()
     evaluation = recipe.evaluation if recipe.job == "align" else None
     if getattr(recipe, "generator", None) is not None:
@@ -207,9 +213,13 @@ def _folder(loaded: Loaded, part: Any) -> Path:
     for need in loaded.needs:
         if need.folder == path.parent:
             raise UserError(f"{need.path} makes {path}, and has not been run")
-    if (fetched := hub.fetched(part.model, part.revision)) is None:
-        raise UserError(f"{part.model} is not downloaded yet")
-    return fetched
+    return _described(part.model, part.revision)
+
+
+def _described(name: str, revision: str | None) -> Path:
+    if (folder := hub.described(name, revision)) is None:
+        raise UserError(f"{name} is not downloaded yet, and the hub did not give its config.json")
+    return folder
 
 
 def _longest(recipe: Any) -> int | None:
@@ -330,9 +340,7 @@ def idle(recipe: Any, where: Device) -> Iterator[str]:
 def _teacher(trainer: Distillation) -> Path:
     """The folder of the teacher. UserError: it is not here."""
     path = Path(trainer.teacher)
-    if (folder := path if path.is_dir() else hub.fetched(trainer.teacher, trainer.revision)) is None:
-        raise UserError(f"{trainer.teacher} is not downloaded yet")
-    return folder
+    return path if path.is_dir() else _described(trainer.teacher, trainer.revision)
 
 
 def _train(loaded: Loaded, where: Device) -> Turn:

@@ -198,7 +198,7 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     trainer = find("trainer", (runs.read_resolved(folder).get("trainer") or {}).get("kind", "sft"))
     number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
-    changes = [f"name={name}", *(f"selection.{key}={yaml_of(value)}" for key, value in section.items())]
+    changes = [f"name={name}", f"selection={yaml_of(section)}"]
     if getattr(selection, "signed", False) and not takes_signed(trainer):
         changes.append("trainer.kind=policy-gradient")
     if getattr(selection, "makes_pairs", False) and not takes_pairs(trainer):
@@ -208,4 +208,4 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
 
 def yaml_of(value: Any) -> str:
     """A value as an override has it, in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()

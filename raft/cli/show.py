@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,8 @@ def before_and_after(folder: Path, *which: str) -> str:
         if name == "best" and one.gain <= 0:
             parts.append("no held-out prompt gained")
             continue
-        shown = prompt(folder, one.prompt_id, [one.first, one.last], middle=True)
-        parts.append(
-            f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}; the middle answer of each "
-            f"policy is shown, with its {'reward' if one.first.evaluation.scores.exists() else one.figure}):\n{shown}"
-        )
+        head = f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}"
+        parts.append(f"{head}; {_side_by_side(folder, one)}")
     return "\n\n".join(parts)
 
 
@@ -102,16 +100,78 @@ def listed(folder: Path) -> list[str]:
     ]
 
 
-def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = None, middle: bool = False) -> str:
-    """A prompt and what each policy answered, or its `middle` answer; of training responses the winner is marked."""
+FIGURES = {"": "reward", "gold": "gold reward"}  # by what they are called beside an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response with its scores, by names of FIGURES; `mark` says whether it was selected."""
+
+    response: dict[str, Any]
+    scores: dict[str, dict[str, Any]]
+    mark: str
+
+    @property
+    def text(self) -> str:
+        return safe(self.response["text"]).strip()
+
+    @property
+    def reward(self) -> float | None:
+        """By the first reward that there is."""
+        return next(iter(self.scores.values())).get("reward")
+
+    def __str__(self) -> str:
+        figures = "  ".join(_figure(name, score) for name, score in self.scores.items())
+        source = f"[{safe(self.response['candidate'])}] " if self.response.get("candidate") else ""
+        cut = " [cut]" if self.response["finish_reason"] == "length" else ""
+        return f" {self.mark}{figures}  {source}{self.text}{cut}"
+
+
+def _figure(name: str, score: dict[str, Any]) -> str:
+    reward, label = score.get("reward"), f"{name} " if name else ""
+    return label + (f"no reward ({safe(str(score.get('error')))})" if reward is None else f"{reward:8.3f}")
+
+
+def _side_by_side(folder: Path, one: Change) -> str:
+    """A held-out prompt with an answer of each policy: two that differ, as near to the middle as can be."""
+    held_out, sides = RunPaths(folder).evaluation, []
+    for it in (one.first, one.last):
+        asked, answers = next(_answered(it.evaluation, held_out, one.prompt_id))
+        sides.append(_from_the_middle(answers))
+    apart = [(near + far, near, far) for near, far in product(*(range(len(side)) for side in sides))]
+    pairs = [(sides[0][near], sides[1][far]) for _, near, far in sorted(apart)]
+    differing = next((pair for pair in pairs if pair[0].text != pair[1].text), None)
+    which = "the middle answer of each policy is shown"
+    if differing is None:
+        which = "all answers of both policies are the same text, and one of each is shown"
+    elif differing != pairs[0]:
+        which = "the middle answers are the same text, and the nearest that differ are shown"
+    figures = " and ".join(FIGURES[name] for name in pairs[0][0].scores)
+    lines = [f"{which}, each with its {figures}):", asked]
+    for it, answer in zip((one.first, one.last), differing or pairs[0], strict=True):
+        lines += [f"\npolicy {it.number} (held-out prompt)", str(answer)]
+    return "\n".join(lines)
+
+
+def _from_the_middle(answers: list[Answer]) -> list[Answer]:
+    """Answers, the one whose reward is in the middle first, those without a reward last."""
+    rated = sorted((one for one in answers if one.reward is not None), key=lambda one: one.reward or 0.0)
+    middle = (len(rated) - 1) // 2
+    order = sorted(range(len(rated)), key=lambda place: abs(place - middle))
+    return [*(rated[place] for place in order), *(one for one in answers if one.reward is None)]
+
+
+def prompt(folder: Path, prompt_id: str) -> str:
+    """A prompt and what each policy answered; of training responses the winner is marked."""
     lines: list[str] = []
     held_out = RunPaths(folder).evaluation
-    for it in among or iterations(folder):
+    for it in iterations(folder):
         training = f"policy {it.number - 1} (training prompt of iteration {it.number})"
         for place, title, prompts in (
             (it.evaluation, f"policy {it.number} (held-out prompt)", held_out), (it, training, it.prompts),
         ):  # fmt: skip
-            lines += _section(place, title, prompts, prompt_id, lines, middle)
+            for asked, answers in _answered(place, prompts, prompt_id):
+                lines += [*([] if asked in lines else [asked]), f"\n{title}", *map(str, answers)]
     if not lines:
         raise UserError(
             f"no prompt {prompt_id!r} in {folder}; the ids are in its evaluation.jsonl and iterations/*/prompts.jsonl"
@@ -119,41 +179,23 @@ def prompt(folder: Path, prompt_id: str, among: list[IterationPaths] | None = No
     return "\n".join(lines)
 
 
-def _section(
-    place: GroupPaths, title: str, prompts: Path, prompt_id: str, so_far: list[str], middle: bool
-) -> list[str]:
+def _answered(place: GroupPaths, prompts: Path, prompt_id: str) -> Iterator[tuple[str, list[Answer]]]:
+    """A prompt in words and its answers in one place, if they are there with a reward."""
     # a reward that compares within a prompt does not score held-out prompts
-    scores = place.scores if place.scores.exists() else place.gold
-    if not (compressed.exists(place.responses) and scores.exists()):
-        return []
-    for row, answered, scored in records.in_step(prompts, place.responses, scores):
+    files = {name: file for name, file in zip(FIGURES, (place.scores, place.gold), strict=True) if file.exists()}
+    if not (compressed.exists(place.responses) and files):
+        return
+    for row, answered, *scored in records.in_step(prompts, place.responses, *files.values()):
         if row["id"] == prompt_id:
-            head = f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}"
             marks = _marks(place.selected, prompt_id)
-            listed = list(enumerate(zip(answered["responses"], scored["scores"], strict=True)))
-            if middle:
-                listed = [_middle(listed)]
-            return [
-                *([] if head in so_far else [head]),
-                f"\n{title}",
-                *(_line(marks.get(index, " "), *both) for index, both in listed),
-            ]
-    return []
-
-
-def _middle(listed: list[Any]) -> Any:
-    """Of answers with their scores the one whose reward is in the middle; the first if none has a reward."""
-    rated = sorted((one for one in listed if one[1][1].get("reward") is not None), key=lambda one: one[1][1]["reward"])
-    return rated[(len(rated) - 1) // 2] if rated else listed[0]
-
-
-def _line(mark: str, response: dict[str, Any], score: dict[str, Any]) -> str:
-    reward = (
-        f"{score['reward']:8.3f}" if score.get("reward") is not None else f"no reward ({safe(str(score.get('error')))})"
-    )
-    cut = " [cut]" if response["finish_reason"] == "length" else ""
-    source = f"[{safe(response['candidate'])}] " if response.get("candidate") else ""
-    return f" {mark}{reward}  {source}{safe(response['text']).strip()}{cut}"
+            scores = zip(*(one["scores"] for one in scored), strict=True)
+            yield (
+                f"prompt {prompt_id}: {safe(records.Prompt.of(row).content)}",
+                [
+                    Answer(response, dict(zip(files, each, strict=True)), marks.get(index, " "))
+                    for index, (response, each) in enumerate(zip(answered["responses"], scores, strict=True))
+                ],
+            )
 
 
 def _marks(selected: Path, prompt_id: str) -> dict[int, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft.config import held
 from raft.config.jobs import HELD_OUT
 from raft.config.recipe import Loaded, RecipeError
 from raft.core.errors import UserError
@@ -19,7 +20,7 @@ from raft.core.options import Fault, fault_of_file, is_there
 from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
-from raft.core.run_paths import RunPaths
+from raft.core.run_paths import OUTPUTS, RunPaths
 from raft.data import responses_file
 from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
@@ -33,7 +34,7 @@ SAMPLE = "That depends on what you mean, but I will gladly try to help you with 
 def check(loaded: Loaded, fetch: bool = False) -> list[str]:
     """Raises RecipeError with every fault, and returns warnings; with `fetch` hub models are brought here first."""
     made = {str(needed.folder) for needed in loaded.needs}
-    faults = [*_named(loaded.recipe, "", made, fetch)]
+    faults = held.without(_named(loaded.recipe, "", made, fetch), loaded.folder, loaded.config)
     if not any(fault.key == "policy.model" for fault in faults):
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
@@ -46,7 +47,7 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
         with _reading(faults):
             warnings += _of_rows(loaded, faults)
     if faults:
-        raise RecipeError(loaded.path, faults, loaded.lines)
+        raise loaded.refused(faults)
     warnings += _keys_that_are_not_set(loaded.recipe)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
@@ -57,7 +58,7 @@ def try_mirror(loaded: Loaded) -> None:
     """Raises RecipeError if the mirror of the run cannot be written from here; a run itself would go on without it."""
     mirror = loaded.recipe.store.mirror
     if mirror is not None and (fault := fault_of_trial(mirror)) is not None:
-        raise RecipeError(loaded.path, [Fault("store.mirror", fault)], loaded.lines)
+        raise loaded.refused([Fault("store.mirror", fault)])
 
 
 @contextmanager
@@ -100,7 +101,8 @@ def all_faults() -> Iterator[None]:
         made = {str(needed.folder) for needed in error.needs}
         parts = {name: part for name, part in error.sound.items() if dataclasses.is_dataclass(part)}
         more = [fault for name, part in parts.items() for fault in _named(part, name, made, fetch=False)]
-        raise RecipeError(error.path, [*error.faults, *more], error.lines) from None
+        folder = error.resumed or OUTPUTS / str(error.config.get("name"))
+        raise error.beside(held.without(more, folder, error.config)) from None
 
 
 def foreseen(loaded: Loaded) -> Iterator[str]:

@@ -7,6 +7,7 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from raft.core.terminal import is_unicode
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+COMMAND_LINE = "command line"  # the place of a key that stands there
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
 ORIGINS = {  # of a model or of data: which keys of a recipe replace this one of its base
@@ -46,6 +48,7 @@ class Loaded:
     text: str | None = None  # of a recipe without a file
     overrides: tuple[str, ...] = ()
     python: bool = False  # whether Python asked for it, and perhaps gave objects that no command line has
+    resumed: Path | None = None  # the run whose recipe it is, where no other file says it
 
     @property
     def folder(self) -> Path:
@@ -58,6 +61,10 @@ class Loaded:
         from omegaconf import OmegaConf
 
         return OmegaConf.to_yaml(OmegaConf.create(_literal(self.config)))
+
+    def refused(self, faults: Sequence[Fault]) -> "RecipeError":
+        """The error with these faults."""
+        return RecipeError(self.path, faults, self.lines, resumed=self.resumed)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,10 @@ class FromPython:
 
 
 class RecipeError(UserError):
-    """Everything that is wrong with a recipe, one line each; `sound` are its sections that have no fault."""
+    """Everything that is wrong with a recipe, one line each; `sound` are its sections that have no fault.
+
+    `config` is what it says as data. The recipe of a run that is `resumed` is in no file that one would edit.
+    """
 
     def __init__(
         self,
@@ -85,12 +95,25 @@ class RecipeError(UserError):
         lines: dict[str, str],
         sound: Mapping[str, Any] | None = None,
         needs: Sequence["Loaded"] = (),
+        config: Mapping[str, Any] | None = None,
+        resumed: Path | None = None,
     ):
         self.path, self.faults, self.lines = path, list(faults), lines
-        self.sound, self.needs = sound or {}, needs
-        rows = [f"  {_place(fault.key, lines, path)}: {fault.key}: {fault.message}" for fault in faults]
-        count = "1 fault" if len(rows) == 1 else f"{len(rows)} faults"
-        super().__init__("\n".join([f"{path}: {count}, nothing was started", *rows]))
+        self.sound, self.needs, self.config, self.resumed = sound or {}, needs, config or {}, resumed
+        place = resumed or path
+        rows = [f"  {_place(fault.key, lines, place)}: {fault.key}: {fault.message}" for fault in faults]
+        if resumed is not None:
+            again = f"raft resume {shlex.quote(str(resumed))} KEY=VALUE"
+            rows.append(f"bring what is missing to its place, or give another value: {again}")
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__("\n".join([f"{place}: {count}, nothing was started", *rows]))
+
+    def beside(self, more: Sequence[Fault]) -> "RecipeError":
+        """The same error with more faults."""
+        faults = [*self.faults, *more]
+        return RecipeError(
+            self.path, faults, self.lines, self.sound, self.needs, config=self.config, resumed=self.resumed
+        )
 
 
 def shipped() -> dict[str, Path]:
@@ -121,33 +144,39 @@ def load(
     above: tuple[Path, ...] = (),
     outputs: Path = OUTPUTS,
     given: FromPython | None = None,
+    run: Path | None = None,
+    origin: Path | None = None,
 ) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
     `variables` are those of the recipe that needs it; each replaces the variable of its name. `above` are the
     recipes that need it, the outermost first. Where `given` is the recipe itself, other files are found from `path`.
+    Of a `run` that is resumed, `origin` is the recipe beside which its own modules are found.
     """
     from raft.core.user_code import importable_from
 
     config, lines = read_one(path, overrides, variables, given)
+    if run is not None:  # its resolved.yaml is raft's own
+        lines = {key: place for key, place in lines.items() if not place.startswith(f"{path}:")}
     faults: list[Fault] = []
     faults += _odd(config)
     if faults:
-        raise RecipeError(path, faults, lines)
+        raise RecipeError(path, faults, lines, resumed=run)
     needs = dependencies(config, path, faults, (*above, path), outputs)
     job = config.get("job", "align")
     if not isinstance(job, str) or job not in JOBS:
-        raise RecipeError(path, [Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")], lines)
+        unknown = Fault("job", f"unknown job {job!r}; {suggest(str(job), list(JOBS))}")
+        raise RecipeError(path, [unknown], lines, resumed=run)
     for name, default in DEFAULTS.get(job, {}).items():
         if isinstance(config.get(name, default), dict):
             config[name] = {**default, **config.get(name, default)}
-    with importable_from(path):
+    with importable_from(origin or path):
         recipe = build(JOBS[job], config, "", faults)
         if faults:
-            raise RecipeError(path, faults, lines, sound(JOBS[job], config), needs)
-    return Loaded(
-        recipe, config, path, needs, lines, outputs, given.text if given else None, tuple(overrides), given is not None
-    )
+            faults = [_of_another_kind(fault, lines) for fault in faults]
+            raise RecipeError(path, faults, lines, sound(JOBS[job], config), needs, config, run)
+    text = given.text if given else None
+    return Loaded(recipe, config, path, needs, lines, outputs, text, tuple(overrides), given is not None, run)
 
 
 def read_one(
@@ -168,24 +197,25 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | No
     """
     import json
 
-    from raft.core.user_code import importable_from
-
     run = RunPaths(folder)
     file = run.about
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     origin = _origin(known, folder)
-    with importable_from(origin):
-        named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
-        loaded = load(run.resolved, [named, *overrides], given=given)
+    named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
+    loaded = load(run.resolved, [named, *overrides], given=given, run=folder, origin=origin)
     words = (*known.get("overrides", ()), *overrides)
-    return replace(loaded, path=origin if origin.exists() else run.recipe, outputs=folder.parent, overrides=words)
+    return replace(loaded, path=origin, outputs=folder.parent, overrides=words)
 
 
 def _origin(known: dict[str, Any], folder: Path) -> Path:
-    """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy."""
-    recipe, began = (Path(str(known.get(name, RunPaths(folder).recipe))) for name in ("recipe", "folder"))
+    """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy.
+
+    Where that is not on this machine, it is the copy in the run, beside which the user may have put a module.
+    """
+    own = RunPaths(folder).recipe
+    recipe, began = (Path(str(known.get(name, own))) for name in ("recipe", "folder"))
     here = recipe.relative_to(began) if recipe.is_relative_to(began) else recipe
-    return here.absolute() if here.is_file() else recipe
+    return next((file for file in (here.absolute(), recipe) if is_file(str(file))), own)
 
 
 def speed_keys(part: Any, key: str = "") -> Iterator[str]:
@@ -207,7 +237,7 @@ def _merged(
 ) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
-    origin = "command line" if given is None else "argument"
+    origin = COMMAND_LINE if given is None else "argument"
     removed = [override[1:] for override in overrides if override.startswith("~")]
     overrides = [override for override in overrides if not override.startswith("~")]
     for override in overrides:
@@ -225,7 +255,7 @@ def _merged(
         merged = OmegaConf.merge(*layers)
     for override in overrides:
         with _understood(f"override {override!r}", lines):
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = _overridden(merged, override, lines)
     for key in removed:
         _remove(merged, key)
     with _understood(path, lines):
@@ -241,6 +271,29 @@ def _merged(
         _bound(OmegaConf.to_container(merged), path)
         _refuse_secrets(OmegaConf.to_container(merged), path)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _overridden(config: Any, override: str, lines: dict[str, str]) -> Any:
+    """A recipe with an override: a whole section with its kind replaces what is there, all else is merged."""
+    from omegaconf import OmegaConf
+
+    given, key = OmegaConf.from_dotlist([override]), override.partition("=")[0]
+    section, before = (value_at(OmegaConf.to_container(one), key.split(".")) for one in (given, config))
+    if isinstance(section, dict) and "kind" in section and isinstance(before, dict):
+        _remove(config, key)
+        for below in [one for one in lines if one.startswith(f"{key}.")]:
+            del lines[below]
+    return OmegaConf.merge(config, given)
+
+
+def _of_another_kind(fault: Fault, lines: dict[str, str]) -> Fault:
+    """A fault with the way out for an option of the kind that a section had before the command line changed it."""
+    section = fault.key.rpartition(".")[0]
+    if not fault.message.startswith("unknown key") or lines.get(f"{section}.kind") != COMMAND_LINE:
+        return fault
+    if lines.get(fault.key) in (None, COMMAND_LINE):
+        return fault
+    return replace(fault, message=f"{fault.message}; it belongs to the kind before: '~{fault.key}' leaves it out")
 
 
 def _remove(config: Any, key: str) -> None:

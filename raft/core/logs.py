@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,19 @@ class Log(logging.FileHandler):
             super().emit(record)
 
 
+class Told(logging.Handler):
+    """Tells a function the level and the text of each record, for a process that has no log of its own."""
+
+    def __init__(self, tell: Callable[[int, str], None]):
+        super().__init__()
+        self.tell = tell
+        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # nobody may be listening any more
+            self.tell(record.levelno, self.format(record))
+
+
 def begin(folder: Path) -> Path:
     """Opens the log of this launch; `logs/latest.log` points to it."""
     if (folder / "logs").is_symlink():
@@ -36,14 +49,19 @@ def begin(folder: Path) -> Path:
     latest.symlink_to(file.name)
     handler = Log(file, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    take_over(handler)
+    logging.getLogger("raft").info("raft %s: %s", __version__, shlex.join(sys.argv))
+    return file
+
+
+def take_over(handler: logging.Handler) -> None:
+    """Sends all that libraries log and warn of in this process to a handler, and nowhere else."""
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full disk is reported once, by the code that writes artifacts
     logging.captureWarnings(True)
     warnings.simplefilter("default")
-    logging.getLogger("raft").info("raft %s: %s", __version__, shlex.join(sys.argv))
-    return file
 
 
 @contextmanager

@@ -219,6 +219,11 @@ class RunPaths(GroupPaths):
         return [file for depth in range(DEPTH + 1) for file in sorted(self.folder.glob("*/" * depth + pattern))]
 
 
+def stamp_path(path: Path) -> Path:
+    """The stamp beside an artifact."""
+    return path.with_name(f"{path.name}.stamp.json")
+
+
 def run_of(path: Path) -> Path | None:
     """The folder of the run that a file lies in, at any depth; None if it lies in none."""
     return next((folder for folder in (*path.parents, *path.absolute().parents) if (folder / RUN).exists()), None)

@@ -107,9 +107,8 @@ def module(name: str) -> ModuleType:
     except ImportError as fault:
         where = place(fault, own.origin if own else None)
         reason = f"{fault}{f', {where}' if where else ''}"
-        raise ValueError(
-            f"cannot import {name} ({reason}); it is looked for beside the recipe and on the Python path"
-        ) from None
+        beside = f"in {' and '.join(dict.fromkeys(finder.folders))}, and " if finder else ""
+        raise ValueError(f"cannot import {name} ({reason}); it is looked for {beside}on the Python path") from None
     except BaseException as fault:  # sys.exit() too: it is the module's, and no way to end a command
         raise ValueError(f"cannot import {name}: {tell(fault, own.origin if own else None)}") from None
     finally:

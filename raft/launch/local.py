@@ -71,6 +71,9 @@ class Local:
         """How many ranks a training has."""
         return 1
 
+    def assume(self, gpus: int) -> None:
+        """Plans for so many GPUs, which need not be here; it uses one of them."""
+
     def lines(self) -> list[str]:
         """What `raft check` says of it."""
         return []

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 TOGETHER = 4  # prompts that a worker is handed at once
 LOOK = 2.0  # seconds between two looks at the cluster
+GOODBYE = 1.0  # seconds that the last words of all workers may take
 TICK = 0.5  # seconds after which the driver looks for signals
 NO_RAY = "ray is not installed here: pip install 'ray>=2.60,<3'"
 
@@ -170,6 +172,11 @@ class Ray(Local):
             ray.shutdown()
         return slots
 
+    def assume(self, gpus: int) -> None:
+        """Plans for one node with so many GPUs; no cluster is joined."""
+        count = min(gpus // self.gpus_per_worker, self.workers or gpus)
+        vars(self)["_found"] = [Slot("assumed", place, count, True, 0) for place in range(count)]
+
     def ranks(self) -> int:
         return max(0, len(self._found) - self.reward_workers) * self.gpus_per_worker
 
@@ -298,6 +305,7 @@ class Hand:
         self.ready: Any = actor.ready.remote()  # None once it is
         self.stream: Any = None  # of the run, while one is under way
         self.feeding: Any = None  # the last call of `feed`, while the worker has not taken it
+        self.saying: Any = None  # the last call of `said`, while it has not been answered
         self.ended = False  # whether it knows that there is no more
         self.blocks: list[Block] = []  # under way
 
@@ -322,7 +330,21 @@ class Hand:
         import ray
 
         ray.kill(self.actor)
-        self.actor = self.ready = self.stream = self.feeding = None
+        self.actor = self.ready = self.stream = self.feeding = self.saying = None
+
+    def listen(self) -> None:
+        """Writes into the log what the worker's libraries have logged, and asks for more."""
+        import ray
+
+        if self.ready is not None:
+            return
+        if self.saying is not None and ray.wait([self.saying], timeout=0)[0]:
+            answered, self.saying = self.saying, None
+            with suppress(ray.exceptions.RayError):  # it died, which others say
+                for level, text in ray.get(answered):
+                    LOG.log(level, "worker %s: %s", self.slot.name, text)
+        if self.saying is None:
+            self.saying = self.actor.said.options(concurrency_group="log").remote()
 
 
 class Cluster:
@@ -347,6 +369,11 @@ class Cluster:
         """Ends the workers, and leaves the cluster, which ends if it was started here."""
         import ray
 
+        for _ in range(2):  # a call that is under way knows nothing of the last seconds
+            self.listen()
+            if saying := [hand.saying for hand in self.hands if hand.saying is not None]:
+                ray.wait(saying, num_returns=len(saying), timeout=GOODBYE)
+        self.listen()
         for hand in self.hands:
             hand.end()
         self.hands.clear()
@@ -369,7 +396,9 @@ class Cluster:
             self.dismiss(hand)  # idle, and not a device of the plan any more
         for slot in [slot for slot in slots if slot not in taken][: max(0, len(slots) - len(self.hands))]:
             self.hands.append(Hand(_hire(slot, self.options), slot))
+            LOG.info("worker %s starts", slot.name)
         self.size = max(self.size, len(self.hands))
+        self.listen()
         if any(hand.ready is None for hand in self.hands):
             self.alone = time.monotonic()
         elif time.monotonic() - self.alone > self.options.wait:
@@ -377,6 +406,11 @@ class Cluster:
                 f"launch: no worker of the cluster has been ready for {self.options.wait:g} s (ray status shows what "
                 "is free); add a node, or end other work, and run the same command again"
             )
+
+    def listen(self) -> None:
+        """Writes into the log what workers have said since."""
+        for hand in self.hands:
+            hand.listen()
 
     def _own(self, slots: list[Slot]) -> list[Slot]:
         """The devices that are for these workers: as many as are theirs, of those that others do not have."""
@@ -439,6 +473,7 @@ class Cluster:
             if ref is hand.ready:
                 _require_same(ray.get(ref), hand.slot)
                 hand.ready = None
+                LOG.info("worker %s is ready", hand.slot.name)
             elif ref is hand.feeding:
                 ray.get(ref)
                 hand.feeding = None
@@ -460,6 +495,7 @@ class Cluster:
 
     def _died(self, hand: Hand, fault: Any, work: Work) -> None:
         """Puts a worker that died or failed out of service, and its blocks back; UserError names a block that kills."""
+        LOG.warning("worker %s died with %d blocks under way", hand.slot.name, len(hand.blocks))
         self._bury(hand)
         self._count(fault)
         for block in hand.blocks:
@@ -560,6 +596,7 @@ class Cluster:
                         for hand in hands:
                             hand.lane.done, hand.lane.ended = at[0], time.time()
                         advance(*at)
+                    self.listen()
                 self.deaths = 0
                 return ray.get(refs[0])
             except BaseException as fault:
@@ -678,7 +715,7 @@ def _hire(slot: Slot, options: Ray) -> Any:
     actor = remote(
         num_cpus=0 if slot.gpu else slot.cpus // slot.of,
         num_gpus=options.gpus_per_worker if slot.gpu else 0,
-        concurrency_groups={"feed": 1},
+        concurrency_groups={"feed": 1, "log": 1},
         max_restarts=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         runtime_env={"env_vars": {**({} if slot.gpu else _environment(slot)), **options.env}},

@@ -6,6 +6,7 @@ with, and is given no more than it has room for.
 """
 
 import io
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,12 +20,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raft.core import device, protocols, ranks, user_code
+from raft.core import device, logs, protocols, ranks, user_code
 from raft.core.errors import UserError
 from raft.core.protocols import Advance
 from raft.core.versions import versions
 from raft.models import model_sizes
 
+LOG = logging.getLogger(__name__)
+SAID = 10_000  # records of libraries that a worker keeps until the driver asks for them
 PAUSE = 0.2  # seconds between two looks whether a run has ended
 STATE = 16  # bytes of a parameter in training: itself, its gradient and the two moments of AdamW, in float32
 FILLED = 0.75  # of a GPU's memory that this may take; activations and logits need the rest
@@ -58,6 +61,9 @@ class Worker:
         self._folders, self._ranks = folders, list[Rank]()
         self._stack = ExitStack()
         self._stack.enter_context(user_code.importable_in(folders))
+        self._said: deque[tuple[int, str]] = deque(maxlen=SAID)
+        logs.take_over(logs.Told(lambda *said: self._said.append(said)))
+        LOG.info("process %d on %s", os.getpid(), socket.gethostname())
         self._components: dict[bytes, Any] = {}
         self._waiting: deque[list[Any]] = deque()
         self._changed = threading.Condition()
@@ -67,6 +73,10 @@ class Worker:
     def ready(self) -> dict[str, str]:
         """What its results depend on: the versions, and the kind of its device."""
         return {**versions(), "device": device.current()}
+
+    def said(self) -> list[tuple[int, str]]:
+        """What libraries have logged here since the last call: levels and texts."""
+        return [self._said.popleft() for _ in range(len(self._said))]
 
     def run(self, component: bytes, policy: Any, seed: int) -> Iterator[tuple[str | None, Any]]:
         """Ids of prompts, each with its group (of a generator, with a policy) or with its scores (of a reward).
@@ -161,6 +171,9 @@ class Worker:
                 ready: list[Any] = multiprocessing.connection.wait(list(waiting))
                 for pipe in ready:
                     kind, said = pipe.recv()
+                    if kind == "said":
+                        self._said.append(said)
+                        continue
                     if kind == "fault":
                         raise UserError(said)
                     if kind == "died":
@@ -229,16 +242,22 @@ class Rank:
 
 def _serve(pipe: Any, folders: list[str]) -> None:
     """Trains as it is told, until the worker ends."""
+    lock = threading.Lock()  # libraries may log in threads of their own
+
+    def tell(kind: str, said: Any) -> None:
+        with lock:
+            pipe.send((kind, said))
+
+    logs.take_over(logs.Told(lambda *said: tell("said", said)))
     with user_code.importable_in(folders), suppress(EOFError, BrokenPipeError):
         while True:
             job, rank, count, meet = pipe.recv()
             try:
-                found = as_rank(job, rank, count, meet, lambda *at: pipe.send(("step", at)))
-                pipe.send(("done", found))
+                tell("done", as_rank(job, rank, count, meet, lambda *at: tell("step", at)))
             except UserError as fault:
-                pipe.send(("fault", str(fault)))
+                tell("fault", str(fault))
             except Exception as fault:
-                pipe.send(("died", f"{type(fault).__name__}: {fault}"))
+                tell("died", f"{type(fault).__name__}: {fault}")
 
 
 def as_rank(

@@ -9,6 +9,8 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ REFUSALS = {
 }
 
 
+class Absent(UserError):
+    """A model, a data set or a file that is not on this machine and cannot be brought here."""
+
+
 def is_name(name: str) -> bool:
     """Whether a word can be the name of a model or a data set on the hub; what begins as a run's folder does not."""
     return NAME.fullmatch(name) is not None and not name.startswith(f"{OUTPUTS}/")
@@ -47,7 +53,7 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
     if path.is_dir():
         return model_folder.whole(path)
     if not is_name(name):
-        raise UserError(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
+        raise Absent(f"{name}: no folder at {path.absolute()}; give a model folder, or owner/name of a hub model")
     if not weights:
         return model_folder.whole(_snapshot(name, revision, DESCRIPTION, "model"))
     folder = _snapshot(name, revision, FILES, "model")
@@ -64,6 +70,22 @@ def fetched(name: str, revision: str | None = None) -> Path | None:
         return None
     config = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def described(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model with its config.json, tokenizer and template; None where the hub does not give them."""
+    from huggingface_hub import constants
+
+    if (folder := fetched(name, revision)) is not None or constants.HF_HUB_OFFLINE or not is_name(name):
+        return folder
+    return _fetched_description(name, revision)
+
+
+@cache
+def _fetched_description(name: str, revision: str | None) -> Path | None:
+    with suppress(UserError):
+        return locate_model(name, revision, weights=False)
+    return None
 
 
 def locate_file(name: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -149,7 +171,7 @@ def identity(path: Path) -> str:
     if path.is_file():
         return f"sha256:{file_digest(path)}"
     if not path.is_dir():
-        raise UserError(f"no file or folder at {path.absolute()}")
+        raise Absent(f"no file or folder at {path.absolute()}")
     if path.absolute().parent.name == "snapshots" and COMMIT.fullmatch(path.name):
         return f"commit:{path.name}"
     listing = "".join(f"{file_digest(path / name)}  {name}\n" for name in files_of(path))
@@ -167,8 +189,8 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -
         if _is_full(fault):
             raise
         if (refusal := _refusal(fault, name, revision, kind)) is not None:
-            raise UserError(refusal) from None
-        raise UserError(
+            raise Absent(refusal) from None
+        raise Absent(
             f"{_wanted(name, revision, kind)}: no such folder here, not whole in the local cache, and the hub could "
             f"not be reached ({_why(fault)}); fetch it where there is a network (hf download {name} --repo-type "
             f"{kind}), or {_instead(kind)}"

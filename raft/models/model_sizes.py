@@ -1,4 +1,7 @@
-"""How large a model is, by config.json and the headers of its weights: parameters, and bytes of a token by purpose."""
+"""How large a model is, by config.json and the headers of its weights: parameters, and bytes of a token by purpose.
+
+Where the weights are not here, their shapes are those of the model that transformers makes of config.json.
+"""
 
 import json
 import math
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.core import library_options
-from raft.models import checkpoint, loading
+from raft.models import checkpoint, imagined, loading
 
 NAMES = {  # what config.json calls by several names
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -94,9 +97,9 @@ class Model:
 
 
 def read(folder: Path) -> Model:
-    """The model of a folder. UserError if the sizes of its weights are unknown."""
+    """The model of a folder, with or without its weights. UserError if their sizes are unknown."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shapes = checkpoint.shapes(folder)
+    shapes = checkpoint.shapes(folder) if checkpoint.has_weights(folder) else imagined.shapes(folder)
     weights = {name: shape for name, shape in shapes.items() if not loading.OLD_BUFFERS.search(name)}
     return Model(config | (config.get("text_config") or {}), weights)
 

@@ -9,15 +9,16 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raft.core import given, records, registry
 from raft.core.errors import UserError
 from raft.core.user_code import code_hash, is_own
-from raft.models import jinja
+from raft.models import hub, jinja
 from raft.store import stamps
 
 
@@ -56,37 +57,51 @@ class Artifact:
         return records.read(self.path)
 
 
-def describe(value: Any, stage: str = "") -> Any:
-    """What of a stage's input belongs to a key: options that change its result, and the content of what they name."""
+def describe(value: Any, stage: str = "", known: Any = None) -> Any:
+    """What of a stage's input belongs to a key: options that change its result, and the content of what they name.
+
+    What it names and is not on this machine is described as in `known`, an earlier description; Absent without one.
+    """
     if isinstance(value, Artifact):
         return value.key
     if isinstance(value, list | tuple):
-        return [describe(one, stage) for one in value]
+        earlier = known if isinstance(known, list) and len(known) == len(value) else [None] * len(value)
+        return [describe(one, stage, before) for one, before in zip(value, earlier, strict=True)]
     if isinstance(value, dict):
-        return {name: describe(one, stage) for name, one in value.items()}
+        named = known if isinstance(known, dict) else {}
+        return {name: describe(one, stage, named.get(name)) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     described: dict[str, Any] = {"is": registry.stable_name(type(value))}
     if is_own(value):
         described["code"] = code_hash(type(value))
+    known = known if isinstance(known, dict) and known.get("is") == described["is"] else {}
     for item in dataclasses.fields(value):
         unset = item.metadata.get("added") and getattr(value, item.name) == item.default
         if not (item.metadata.get("speed") or unset) and item.metadata.get("only", stage) == stage:
-            described[item.name] = _described(value, item, stage)
+            described[item.name] = _or_known(partial(_described, value, item, stage, known), known, item.name)
     if hasattr(value, "resolved"):  # what is left open follows the device, and floats with it
         described |= value.resolved()
     if hasattr(value, "identify"):
-        described["content"] = value.identify()
+        described["content"] = _or_known(value.identify, known, "content")
     return described
 
 
-def _described(owner: Any, item: dataclasses.Field, stage: str) -> Any:
-    from raft.models import hub
+def _or_known(describes: Callable[[], Any], known: dict[str, Any], name: str) -> Any:
+    try:
+        return describes()
+    except hub.Absent:
+        if name not in known:
+            raise
+        return known[name]
 
+
+def _described(owner: Any, item: dataclasses.Field, stage: str, known: dict[str, Any]) -> Any:
     value, kind = getattr(owner, item.name), item.metadata.get("source")
     if value is None or kind is None:
-        speed_keys = item.metadata.get("speed_keys", ())
-        return {k: v for k, v in value.items() if k not in speed_keys} if speed_keys else describe(value, stage)
+        if speed_keys := item.metadata.get("speed_keys", ()):
+            return {k: v for k, v in value.items() if k not in speed_keys}
+        return describe(value, stage, known.get(item.name))
     if kind == "template" and not Path(value).suffix:
         return value
     if kind in ("file", "template"):

@@ -7,6 +7,7 @@ What was changed or cut since is refused before it is read (`raft.store.stamps`)
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
 
+LOG = logging.getLogger(__name__)
 FORMAT = 7  # of artifacts and keys: raised when an older run could no longer be continued
 DESCRIBING = ("diagnose", "measure")  # stages that only describe what others made: repeated when that changes
 
@@ -69,8 +71,8 @@ class Folder:
         path = self.folder / name
         if self.run.shares(path):
             return self.existing(name)
-        key = self.key(stage, section, inputs)
         stamp = read_stamp(path)
+        key = self.key(stage, section, inputs, stamp)
         if stamp is not None and not (compressed.exists(path) or stamp.get("pruned")):
             stamp = None
         changes = [] if stamp is None else list(differences(stamp["key"], key))
@@ -83,15 +85,23 @@ class Folder:
         stamps.require(path, stamp, whole=False)
         return Artifact(path, stamp)
 
-    def key(self, stage: Callable[..., None], section: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What an artifact of this folder is made from."""
+    def key(
+        self, stage: Callable[..., None], section: Any, inputs: dict[str, Any], stamp: stamps.Stamp | None = None
+    ) -> dict[str, Any]:
+        """What an artifact of this folder is made from.
+
+        Of what the section names and is not on this machine that is what `stamp` says, the artifact's own of before, or
+        the stamp of an input that was made by the same section.
+        """
+        earlier = [stamp, *(value.stamp for value in inputs.values() if isinstance(value, Artifact))]
+        before = [one["key"].get("section") for one in earlier if one is not None and "key" in one]
         return plain(
             {
                 "format": FORMAT,
                 "stage": stage.__name__,
                 "seed": self.run.seed,
                 "iteration": self.number,
-                "section": describe(section, stage.__name__),
+                "section": describe(section, stage.__name__, next(filter(None, before), None)),
                 "inputs": {
                     name: describe(value, stage.__name__)
                     for name, value in inputs.items()
@@ -145,6 +155,7 @@ class Folder:
             launch=self.run.launch,
             workers=RunPaths(self.run.folder).workers,
         )  # fmt: skip
+        LOG.info("%s: %s", path, words.of(stage.__name__, path))
         began = time.time()
         timing.taken()
         self.run.launch.taken()
@@ -177,6 +188,7 @@ class Folder:
             stamp["workers"] = lanes
         RunPaths(self.run.folder).workers.unlink(missing_ok=True)
         write_json(stamp_path(path), stamp)
+        _log(path, stamp)
         if self.run.mirror is not None:
             self.run.mirror.ask()
         output.partial.unlink(missing_ok=True)
@@ -192,6 +204,16 @@ class Folder:
         temporary = listed.with_name(".dropped.jsonl.tmp")
         records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
         commit(temporary, listed)
+
+
+def _log(path: Path, stamp: stamps.Stamp) -> None:
+    """What an artifact took, and each worker of a cluster."""
+    rows, seconds = stamp["rows"], stamp["seconds"]
+    rate = f"{rows} rows, {rows / seconds:.3g} a second" if rows and seconds else ""
+    LOG.info("%s is made: %s", path, ", ".join(filter(None, (f"{seconds:.1f} s", rate))))
+    for lane in stamp.get("workers", ()):
+        did = f"{lane['done']} in {lane['ended'] - lane['began']:.1f} s{', then it died' if lane['died'] else ''}"
+        LOG.info("worker %s: %s", lane["worker"], did)
 
 
 class Run(Folder):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from raft.core import compressed, records
 from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
-from raft.core.run_paths import DEPTH, RunPaths, run_of
+from raft.core.run_paths import DEPTH, RunPaths, run_of, stamp_path
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
 GONE = "it is gone"
@@ -31,11 +31,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 T = TypeVar("T")
 Stamp = dict[str, Any]
 Content = dict[str, list[Any]]  # [size in bytes, SHA-256] of each file by its name in the folder; "" is a single file
-
-
-def stamp_path(path: Path) -> Path:
-    """The stamp beside an artifact."""
-    return path.with_name(f"{path.name}.stamp.json")
 
 
 def checkpoints_path(path: Path) -> Path:

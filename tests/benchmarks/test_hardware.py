@@ -59,7 +59,7 @@ def test_sharded_training_fits_from_as_many_gpus_as_the_page_says():
     for policy, gpu, fewest in (("Qwen2.5-32B", 80, 10), ("Llama-3.1-70B", 80, 27), ("Llama-3.1-70B", 141, 11)):
         others = hardware.turns(policy, hardware.REWARDS[0], False, gpu, 8, "fsdp")["train"].terms
         fixed = sum(value or 0 for value in list(others.values())[1:])
-        room = hardware.GPUS[gpu] * 1e9 - 3e9 - fixed
+        room = hardware.CARDS[gpu] - 3e9 - fixed
         assert -(-16 * PUBLISHED[policy] // int(room)) == fewest
         for devices, expected in ((fewest - 1, False), (fewest, True)):
             assert hardware.fits("train", policy, gpu=gpu, devices=devices) == expected
@@ -68,14 +68,14 @@ def test_sharded_training_fits_from_as_many_gpus_as_the_page_says():
 def test_an_engine_that_one_gpu_does_not_hold_fits_two():
     for gpu in (80, 141):
         for split, expected in ((1, False), (2, True)):
-            assert (2 * PUBLISHED["Llama-3.1-70B"] / split < 0.92e9 * hardware.GPUS[gpu]) == expected
+            assert (2 * PUBLISHED["Llama-3.1-70B"] / split < 0.92 * hardware.CARDS[gpu]) == expected
             assert hardware.fits("generate", "Llama-3.1-70B", gpu=gpu, split=split) == expected
 
 
 def test_what_fits_a_gpu_fits_every_larger_one():
     for policy in hardware.POLICIES:
         for turn in ("generate", "train", "likelihoods"):
-            found = [hardware.fits(turn, policy, gpu=gpu) for gpu in hardware.GPUS]
+            found = [hardware.fits(turn, policy, gpu=gpu) for gpu in hardware.CARDS]
             assert found == sorted(found)
 
 

@@ -17,6 +17,7 @@ from reward_models import save as save_model
 from safetensors.torch import load_file
 
 from raft.cli import memory_plan
+from raft.cli.main import execute, parse
 from raft.cli.memory_plan import Device, Turn, idle, lines, plan
 from raft.config.recipe import Loaded, load
 from raft.launch import vllm_options
@@ -226,7 +227,7 @@ def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_
     (turn,) = plan(loaded.needs[0], GPU)
     assert not turn.terms and turn.note == "the run itself makes the model, from policy.config"
     hub = a_recipe(tmp_path, monkeypatch, policy={"model": "owner/name"})
-    assert by_name(plan(hub, GPU))["train"].note == "owner/name is not downloaded yet"
+    assert by_name(plan(hub, GPU))["train"].note.startswith("owner/name is not downloaded yet, and the hub did not")
     snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(tmp_path / "base")
@@ -321,6 +322,28 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
             str.strip, said
         )
         assert turns[4:] == ["fits side by side"] and said[-1].startswith("    fits side by side: generate + score + ")
+
+
+def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(tmp_path: Path, monkeypatch, capsys):
+    a_recipe(tmp_path, monkeypatch, launch={"kind": "ray", "gpus_per_worker": 2, "shard": "fsdp"})
+    policy = model_sizes.read(tmp_path / "base").parameters()
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert execute(parse(["check", "recipe.yaml", "--gpu", "8x80"])) == 0
+    first, head, *said = capsys.readouterr().out.splitlines()
+    assert first == "recipe.yaml" and head.endswith("of which the GPU has 85.5:")
+    shard = f"weights, gradients and AdamW ({policy:,} parameters x 16 bytes / 8 ranks)"
+    assert any(one.endswith(f" {shard}") for one in said)
+    assert "    fits: the largest turn is generate, 78.7 of 85.5" in said
+    assert "recipe.yaml: no fault found (job: align, run: outputs/tiny)" in said
+    assert "  launch: workers: 4, nodes: 1" in said
+    for wrong in ("80GB", "0", "x80", "8x", "-1"):
+        with pytest.raises(SystemExit):
+            parse(["check", "recipe.yaml", f"--gpu={wrong}"])
+
+
+def test_a_card_has_what_it_reports_and_others_what_their_name_says():
+    assert memory_plan.card(80) == Device("cuda", 85_500_000_000)
+    assert memory_plan.card(40) == Device("cuda", 40 * 2**30)
 
 
 def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monkeypatch):

@@ -36,7 +36,7 @@ def run(tmp_path_factory) -> Path:
 )
 def test_prompts_are_picked_by_how_much_they_gained_and_typical_is_the_median(run, which, prompt, said):
     shown = show.before_and_after(run, which)
-    head = f"{said}; the middle answer of each policy is shown, with its reward):"
+    head = f"{said}; the middle answer of each policy is shown, each with its reward and gold reward):"
     assert shown.splitlines()[:2] == [head, f"prompt {prompt}: prompt {prompt[1:]}"]
     assert "policy 0 (held-out prompt)" in shown and "policy 2 (held-out prompt)" in shown
 
@@ -51,3 +51,29 @@ def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
     assert head.split() == "prompt mean gold reward of policy 0 -> the last, and the gain".split()  # noqa: SIM905
     assert [line.split()[0] for line in lines] == ["h3", "h0", "h4", "h2", "h1"]
     assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")
+
+
+@pytest.mark.parametrize(
+    ("texts", "said", "shown"),
+    [
+        ({}, "the middle answer of each policy is shown", ["0.000  gold    0.000  0 0", "1.000  gold   10.000  1 0"]),
+        (
+            {(0, 0): "same", (1, 0): "same "},
+            "the middle answers are the same text, and the nearest that differ are shown",
+            ["0.000  gold    0.000  same", "1.500  gold   15.000  1 1"],
+        ),
+        (
+            dict.fromkeys([(0, 0), (0, 1), (1, 0), (1, 1)], "same"),
+            "all answers of both policies are the same text, and one of each is shown",
+            ["0.000  gold    0.000  same", "1.000  gold   10.000  same"],
+        ),
+    ],
+)
+def test_the_answers_that_are_shown_differ_wherever_any_do(tmp_path, texts, said, shown):
+    run = folders.write_run(
+        tmp_path / "run", 1, 2, 1, lambda policy, _, index: texts.get((policy, index), f"{policy} {index}"),
+        lambda policy, _, index: policy + index / 2, held_out=1,
+    )  # fmt: skip
+    head, *lines = show.before_and_after(run, "typical").splitlines()
+    assert head.endswith(f"; {said}, each with its reward and gold reward):")
+    assert [line.strip() for line in lines if "gold" in line] == shown

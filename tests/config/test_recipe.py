@@ -96,6 +96,46 @@ def test_a_fault_of_an_override_is_placed_on_the_command_line(tmp_path):
         load(write(tmp_path, GOOD), ["generator.k=0"])
 
 
+def test_a_section_that_the_command_line_gives_whole_replaces_that_of_the_recipe(tmp_path):
+    text = GOOD + "selection: {kind: best-of-k, minimum: 0.5, filters: [tied]}\n"
+    loaded = load(write(tmp_path, text), ["selection={kind: random}", "evaluation.gold={kind: rule, function: length}"])
+    assert loaded.config["selection"] == {"kind": "random"}
+    assert loaded.config["evaluation"] == {"count": 1, "gold": {"kind": "rule", "function": "length"}}
+    assert load(write(tmp_path, text), ["selection={minimum: 1}"]).config["selection"] == {
+        "kind": "best-of-k", "minimum": 1, "filters": ["tied"],
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=r"command line: selection\.kind: unknown kind 'randon'"):
+        load(write(tmp_path, text), ["selection={kind: randon}"])
+
+
+@pytest.mark.parametrize(
+    ("section", "over", "leaves_out", "kept"),
+    [
+        (
+            "selection: {kind: best-of-k, minimum: 0.5, filters: [tied]}",
+            "selection.kind=random",
+            ["minimum"],
+            "filters",
+        ),
+        ("trainer: {kind: distillation, teacher: x, batch_size: 4}", "trainer.kind=sft", ["teacher"], "batch_size"),
+        ("sampling: {kind: expected-gain, budget: 2, first: 1}", "sampling.kind=fixed", ["budget", "first"], None),
+        ("launch: {kind: ray, workers: 2}", "launch.kind=local", ["workers"], None),
+    ],
+)
+def test_another_kind_from_the_command_line_keeps_what_it_knows_and_names_the_way_out_of_the_rest(
+    tmp_path, section, over, leaves_out, kept
+):
+    name = section.partition(":")[0]
+    found = faults(tmp_path, f"{GOOD}{section}\n", over)
+    assert found.keys() == {f"{name}.{key}" for key in leaves_out}
+    assert all(message.endswith(f"'~{key}' leaves it out") for key, message in found.items())
+    loaded = load(tmp_path / "recipe.yaml", [over, *(f"~{key}" for key in found)])
+    assert loaded.config[name].keys() == {"kind", kept} - {None}
+    typo = faults(tmp_path, f"{GOOD}{section}\n", over, f"{name}.nix=1")[f"{name}.nix"]
+    assert "leaves it out" not in typo and "unknown key" in typo
+    assert "leaves it out" not in faults(tmp_path, GOOD.replace("k: 2", "l: 2"))["generator.l"]
+
+
 def test_an_override_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="write key=value"):
         load(write(tmp_path, GOOD), ["generator.k"])

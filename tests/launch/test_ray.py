@@ -1,14 +1,17 @@
 """launch: {kind: ray}: the artifacts of one process on a real cluster, whatever dies meanwhile."""
 
 import json
+import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,9 +29,10 @@ from worlds import fingerprint, make_recipe
 
 import raft
 from raft.config import recipe as recipes
-from raft.core import progress
+from raft.core import logs, progress
 from raft.core.errors import UserError
 from raft.launch.ray import Block, Ray, Work, _check_off
+from raft.launch.worker import Worker
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -72,7 +76,7 @@ def cluster() -> Iterator[Any]:
 def run(name: str, address: str, **launch: Any) -> dict[str, bytes]:
     """The artifacts of a run on a cluster."""
     launch = {"kind": "ray", "address": address, "env": as_many(), **launch}
-    raft.run("recipe.yaml", name=name, quiet=True, launch=launch)
+    raft.run("recipe.yaml", name=name, launch=launch)
     return fingerprint(Path("outputs") / name)
 
 
@@ -218,6 +222,14 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_else_changes(world, clu
     assert killed
     assert len(early(local)) > 6
     assert early(found) == early(local) and found.keys() == local.keys()
+    log = Path("outputs/killed/logs/latest.log").read_text()
+    for words in (
+        r"worker \w{8}/0 starts", r"worker \w{8}/0 is ready", r"worker \w{8}/0 died with", "a worker died: ",
+        r"outputs/killed/iterations/001/responses.jsonl: generating responses",
+        r"outputs/killed/iterations/001/responses.jsonl is made: [\d.]+ s, 16 rows, [\d.]+ a second",
+        r"worker \w{8}/0: 8 in [\d.]+ s", r"worker \w{8}/0: raft.launch.worker: process \d+ on ",
+    ):  # fmt: skip
+        assert re.search(words, log), words
 
 
 @pytest.mark.engine
@@ -325,6 +337,17 @@ def victim(pid: int) -> str | None:
     except OSError:
         return None
     return "worker" if command.startswith(b"ray::Worker") else "raylet" if b"raylet/raylet" in command else None
+
+
+def test_what_libraries_say_in_a_worker_is_handed_over_once():
+    with logs.kept():
+        worker = Worker([], [])
+        worker.said()
+        logging.getLogger("a.library").warning("%d things", 3)
+        warnings.warn("beware", UserWarning, stacklevel=1)
+        (library, (level, text)), none = worker.said(), worker.said()
+    assert library == (logging.WARNING, "a.library: 3 things") and not none
+    assert level == logging.WARNING and text.startswith("py.warnings: ") and "UserWarning: beware" in text
 
 
 def test_what_a_worker_died_with_is_handed_out_first_and_a_suspect_alone():

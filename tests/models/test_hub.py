@@ -117,6 +117,16 @@ def test_of_a_model_that_is_served_elsewhere_no_weights_are_fetched(server: Serv
     assert (hub.locate_model("owner/name") / "model.safetensors").exists()  # all the same, where they are needed
 
 
+def test_a_model_is_described_without_its_weights_if_the_hub_answers(server: Server, monkeypatch: pytest.MonkeyPatch):
+    assert hub.described("owner/unknown") is None
+    folder = hub.described("owner/name")
+    assert folder is not None and "model.safetensors" not in server.fetched and (folder / "config.json").exists()
+    server.fetched.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.described("owner/name") == folder and hub.described("owner/other") is None
+    assert server.fetched == []
+
+
 def test_old_weights_are_fetched_only_where_there_are_no_others(server: Server):
     server.files.remove("model.safetensors")
     hub.locate_model("owner/name")

@@ -1,5 +1,6 @@
 """The sizes of models and the terms of the memory plan, against real models and the bytes of real tensors."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from raft.cli import memory_plan
-from raft.models import logprobs, model_sizes, packed_attention, packing
+from raft.models import imagined, logprobs, model_sizes, packed_attention, packing
 from raft.trainers import hf_trainer
 from raft.trainers.sft import Likelihood
 
@@ -56,6 +57,17 @@ def test_parameters_are_those_of_the_model_that_is_built(tmp_path: Path, name: s
     assert known.parameters() == sum(one.numel() for one in model.parameters())
     if name != "gpt_neox":  # its output layer has another name
         assert known.parameters(output=False) == sum(one.numel() for one in model.base_model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_by_config_json_alone_are_those_of_the_saved_weights(tmp_path: Path, name: str, capsys):
+    built(MODELS[name]).save_pretrained(tmp_path)
+    imagined._main(str(tmp_path))  # what a process of its own does
+    made = model_sizes.Model(MODELS[name], json.loads(capsys.readouterr().out))
+    kept = model_sizes.read(tmp_path)
+    assert made.parameters() == kept.parameters() and made.together() == kept.together()
+    if name != "gpt_neox":  # its output layer has another name in files
+        assert made.shapes == kept.shapes
 
 
 def test_an_output_layer_that_is_kept_twice_and_old_buffers_count_once_and_not_at_all(tmp_path: Path):

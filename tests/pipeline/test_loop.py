@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -317,8 +318,9 @@ def test_select_tabulates_what_the_files_say_and_agrees_with_what_the_run_itself
 def test_select_ends_with_a_command_that_trains_on_the_last_selection(finished):
     done = worlds.raft(finished, "select", "outputs/tiny", "best-of-k", "{kind: advantage, baseline: leave-one-out}")
     assert done.returncode == 0, done.stderr
-    command = done.stdout.split("next: raft ")[1].split()
-    assert {"selection.baseline=leave-one-out", "trainer.kind=policy-gradient", "name=tiny-advantage"} <= set(command)
+    command = shlex.split(done.stdout.split("next: raft ")[1])
+    whole = "selection={kind: advantage, baseline: leave-one-out}"
+    assert {whole, "trainer.kind=policy-gradient", "name=tiny-advantage"} <= set(command)
     branched = worlds.raft(finished, *command)
     assert branched.returncode == 0, branched.stderr
     weights = [row["weight"] for row in read(finished / "outputs/tiny-advantage/iterations/001/selected.jsonl")]

@@ -274,6 +274,43 @@ def test_a_run_that_is_killed_leaves_a_mirror_that_another_machine_goes_on_from(
     assert {name: made[name] for name in whole} == whole
 
 
+def test_a_run_that_is_alone_on_a_machine_says_all_that_it_lacks_and_goes_on_with_what_it_holds(
+    world, finished, tmp_path, monkeypatch
+):
+    whole = shutil.copytree(finished[0], tmp_path / "whole", symlinks=True)
+    monkeypatch.chdir(whole)
+    more = ["store.mirror=null", "iterations=3"]
+    run(*more)
+    alone = tmp_path / "alone"
+    folder = Path("outputs/tiny")
+    shutil.copytree(finished[0] / folder, alone / folder)  # links to policy 0 become files, as `raft pull` makes them
+    about = alone / folder / "run.json"
+    elsewhere = {"recipe": "/elsewhere/recipe.yaml", "folder": "/elsewhere"}
+    about.write_text(json.dumps({**json.loads(about.read_text()), **elsewhere}))
+    monkeypatch.chdir(alone)
+
+    def refused(*overrides: str) -> list[str]:
+        """The keys that are said to be at fault, and the last line."""
+        with pytest.raises(UserError) as fault, preflight.all_faults():
+            preflight.check(recipe.load_run(folder, [*more, *overrides]))
+        first, *rows, last = str(fault.value).splitlines()
+        assert "resolved.yaml" not in str(fault.value) and first.startswith(f"{folder}: {len(rows)} fault")
+        assert last.endswith(f": raft resume {folder} KEY=VALUE")
+        return [row.split(": ")[1] for row in rows]
+
+    assert refused() == ["reward.function"]  # policy 0 and the pool stand for the model and the prompts
+    assert refused("policy.model=bass", "evaluation.gold={kind: model, model: none}") == [
+        "reward.function", "policy.model", "evaluation.gold.model",
+    ]  # fmt: skip
+    shutil.copy(world / "letters.py", folder)  # beside recipe.yaml
+    assert refused("prompts.path=other.jsonl") == ["prompts.path"]
+    loop.run(recipe.load_run(folder, more), Heard())
+    made, wanted = worlds.fingerprint(folder), worlds.fingerprint(whole / folder)
+    assert {name: made[name] for name in wanted} == wanted
+    shutil.rmtree(folder / "iterations" / "000" / "policy")
+    assert refused() == ["policy.model"]
+
+
 @pytest.mark.parametrize(
     "url",
     ["s3://AKIA:hush/y+z@bucket/runs", "s3://hush@bucket", "gs://bucket/x?token=hush", "sftp://me:hush@host/x",

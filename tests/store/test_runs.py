@@ -283,3 +283,20 @@ def test_what_looks_like_a_number_or_an_interpolation_comes_back_as_the_text_tha
             pass
         assert recipe.load_run(loaded.folder).config == loaded.config
         loaded = recipe.load_run(loaded.folder)
+
+
+def test_a_run_that_is_resumed_finds_the_module_beside_its_recipe_wherever_it_is_resumed_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "own_rules.py").write_text("def own(prompt, response):\n    return 1.0\n")
+    file = tmp_path / "recipes" / "r.yaml"
+    file.write_text(
+        "name: r\npolicy: {model: some/model}\nprompts: {kind: list, items: [one, two]}\n"
+        "reward: {kind: rule, function: 'own_rules:own'}\n"
+    )
+    with continued(recipe.load(file), lambda run: None):
+        pass
+    assert recipe.load_run(Path("outputs/r")).path == file
+    (tmp_path / "recipes").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "own_rules.py").rename(tmp_path / "outputs" / "r" / "own_rules.py")
+    assert recipe.load_run(Path("outputs/r")).path == Path("outputs/r/recipe.yaml")
