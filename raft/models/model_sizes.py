@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,21 @@ class Model:
 
     def cached(self, size: int) -> int | None:
         """Bytes that a token leaves in the cache: a key and a value of each head in each layer."""
-        layers, heads, width = map(self._number, ("layers", "heads", "width"))
-        if layers is None or heads is None or width is None or "kv_lora_rank" in self.config:
+        layers, heads, head = self._number("layers"), self._number("heads"), self.head()
+        if layers is None or heads is None or head is None:
             return None
         if kinds := self.config.get("layer_types"):
             layers = sum(kind in CACHING for kind in kinds)
         shared = self.config.get("multi_query") and not self.config.get("new_decoder_architecture")
         kept = 1 if shared else self._number("kv_heads") or heads
-        return 2 * layers * kept * (self.config.get("head_dim") or width // heads) * size
+        return 2 * layers * kept * head * size
+
+    def head(self) -> int | None:
+        """The size of an attention head; None where heads have no key and value of their own."""
+        heads, width = self._number("heads"), self._number("width")
+        if not heads or width is None or "kv_lora_rank" in self.config:
+            return None
+        return self.config.get("head_dim") or width // heads
 
     def passing(self, size: int) -> int | None:
         """Bytes of a token in a forward pass at its widest: four rows of the states, three of the inner layer."""
@@ -98,10 +105,15 @@ class Model:
 
 def read(folder: Path) -> Model:
     """The model of a folder, with or without its weights. UserError if their sizes are unknown."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = checkpoint.shapes(folder) if checkpoint.has_weights(folder) else imagined.shapes(folder)
     weights = {name: shape for name, shape in shapes.items() if not loading.OLD_BUFFERS.search(name)}
-    return Model(config | (config.get("text_config") or {}), weights)
+    return replace(described(folder), shapes=weights)
+
+
+def described(folder: Path) -> Model:
+    """The model of a folder by its config.json, without the shapes of its weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Model(config | (config.get("text_config") or {}), {})
 
 
 def _is_adapted(weight: str, targets: str | Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from raft.core.records import Policy, Prompt
 from raft.core.registry import build
 from raft.generators import vllm
 from raft.generators.vllm import VLLM
+from raft.generators.vllm_plugin import architectures
 from raft.models import chat_templates, from_scratch, weight_check
 from raft.models.weight_check import ProbeError
 
@@ -54,6 +55,38 @@ def test_a_response_is_bit_for_bit_the_same_in_any_batch(policies):
         assert found == {prompt.id: whole[prompt.id] for prompt in some}  # tokens and log-probabilities
     fewer = answers(policies[0], PROMPTS[:6], replace(OPTIONS, k=2))
     assert all(found == whole[prompt_id][:2] for prompt_id, found in fewer.items())
+
+
+def test_the_heads_that_the_kernel_of_a_cpu_takes_are_those_that_raft_knows(policies):
+    """Asked of the kernel itself, for every multiple of 8; it was loaded with the engine."""
+    assert answers(policies[0], PROMPTS[:1])
+    import torch
+    from vllm import _custom_ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    def takes(size: int) -> bool:
+        lengths, starts = (torch.tensor(one, dtype=torch.int32) for one in ([4], [0, 4]))
+        given = (
+            1,
+            2,
+            2,
+            size,
+            lengths,
+            torch.float32,
+            starts,
+            True,
+            -1,
+            _get_attn_isa(torch.float32, 128, size),
+            False,
+        )
+        try:
+            _custom_ops.cpu_attn_get_scheduler_metadata(*given)
+        except RuntimeError as fault:
+            assert "Unsupported CPU attention configuration" in str(fault)
+            return False
+        return True
+
+    assert tuple(filter(takes, range(8, 1025, 8))) == architectures.HEADS
 
 
 def test_responses_differ_with_the_seed_the_prompt_and_k(policies):

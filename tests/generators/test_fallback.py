@@ -6,8 +6,13 @@ import shutil
 import pytest
 from worlds import fingerprint, make_recipe, prompts, raft
 
+from raft.core import device
+from raft.generators.fallback import supported_or_transformers
+from raft.generators.transformers import Transformers
+from raft.generators.vllm import VLLM
 from raft.generators.vllm_plugin import architectures
 from raft.models import from_scratch
+from raft.store.keys import Artifact
 
 CODEGEN = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "rotary_dim": 8}
 
@@ -37,6 +42,29 @@ def test_an_architecture_that_another_plug_in_may_have_added_is_left_to_vllm(tmp
     other = type(plugin)("other", "other.package:register", architectures.PLUGINS)
     monkeypatch.setattr(architectures, "entry_points", lambda group: [plugin, other])
     assert architectures.lacking(folder_of(tmp_path, "Nonsense")) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lacks"),
+    [
+        ({"hidden_size": 96, "num_attention_heads": 2}, None),
+        ({"hidden_size": 96, "num_attention_heads": 4}, 24),
+        ({"hidden_size": 96, "num_attention_heads": 4, "head_dim": 64}, None),
+        ({"n_embd": 160, "n_head": 4}, 40),
+        ({"text_config": {"hidden_size": 64, "num_attention_heads": 4}}, 16),
+        ({"hidden_size": 96, "num_attention_heads": 4, "kv_lora_rank": 8}, None),
+        ({"hidden_size": 96}, None),
+    ],
+)
+def test_transformers_answers_where_vllm_has_no_kernel_for_the_heads_on_a_cpu(tmp_path, monkeypatch, sizes, lacks):
+    (folder_of(tmp_path) / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **sizes}))
+    notices: list[str] = []
+    found = supported_or_transformers(VLLM(k=3), Artifact(tmp_path, {}), notices.append)
+    assert (type(found), found.k) == (VLLM if lacks is None else Transformers, 3)
+    said = f"heads of size {lacks} on a CPU (it runs 32, 48, 64"
+    assert [said in one for one in notices] == [True] * (lacks is not None)
+    monkeypatch.setattr(device, "current", lambda: "cuda")
+    assert supported_or_transformers(VLLM(k=3), Artifact(tmp_path, {}), notices.append) == VLLM(k=3)
 
 
 @pytest.mark.nightly

@@ -5,11 +5,15 @@ test_judge_server.py.
 """
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import judges
@@ -327,3 +331,21 @@ def test_a_judge_that_refuses_every_request_is_a_fault_before_anything_is_genera
     proxy.spoil = None
     (mumbled,) = doctor.examine(ask(), [prompt])
     assert mumbled.level != "fault"
+
+
+def test_the_stub_of_the_page_is_a_judge_that_prefers_what_is_shorter(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "judge-server.md").read_text()
+    (tmp_path / "stub_judge.py").write_text(page.split("```python\n")[1].split("```")[0])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "stub_judge.py", str(port)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as stub:
+        try:
+            judge = Judge(model="judge", url=f"http://127.0.0.1:{port}/v1")
+            texts = ["a long answer", "short", "a longer answer", "brief"]
+            (scores,) = judge.score([group(*texts)])
+            rewards = [score.reward for score in scores]
+        finally:
+            stub.kill()
+    assert rewards[1] == rewards[3] > rewards[0] > rewards[2]

@@ -9,10 +9,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from raft.core import library_options
+from raft.core import device, library_options
+from raft.models import model_sizes
 
 PLUGINS = "vllm.general_plugins"
 MODELS = {"GPTNeoForCausalLM": "raft.generators.vllm_plugin.gpt_neo:GPTNeoForCausalLM"}
+HEADS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # sizes that vLLM's attention has on a CPU
 BACKEND = "vllm.model_executor.models.transformers"  # where vLLM has the classes that run transformers' models
 ISOLATED = {
     name: f"raft.generators.vllm_plugin.transformers_backend:{name}"
@@ -42,6 +44,14 @@ def lacking(folder: Path) -> str | None:
         return None
     known = {*MODELS, *library_options.ask("vllm")["architectures"]}
     return None if any(name in known or _wrapped(name) for name in names) else names[0]
+
+
+def lacking_heads(folder: Path) -> int | None:
+    """The size of a model's attention heads if vLLM has no kernel for it on this machine, a CPU; else None."""
+    if device.current() != "cpu":
+        return None
+    size = model_sizes.described(folder).head()
+    return None if size in HEADS else size
 
 
 def _wrapped(architecture: str) -> bool:
