@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raft.config.recipe import read_resolved
 from raft.core import atomic, garbage, given, logs, progress, records, signals, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.records import Example, Pair, Prompt, Response, Score
@@ -136,7 +137,7 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe as it was resolved."""
-        return runs.read_resolved(self.folder)
+        return read_resolved(self.folder)
 
     @property
     def iterations(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raft.config.recipe import read_resolved
 from raft.core import logs, signals
 from raft.core.errors import UserError
 from raft.core.records import Policy, Prompt, Response
@@ -40,7 +41,7 @@ class Speaker(NamedTuple):
 def chat(folder: Path, text: str | None = None, which: Which = "best", seed: int | None = None) -> None:
     """Prints the answers to a prompt, or to each line of standard input."""
     folder = branch.existing(folder)
-    about, recipe = runs.about(folder), runs.read_resolved(folder)
+    about, recipe = runs.about(folder), read_resolved(folder)
     logs.silence_libraries()
     with jinja.dated(recipe.get("date") or about.get("date") or jinja.today()):
         present = speakers(folder, recipe, which)

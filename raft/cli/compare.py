@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
@@ -23,7 +24,7 @@ def compared(first: Path, second: Path) -> list[str]:
     """Lines on two runs: keys of their recipes that differ, their last policies, and their first unlike artifact."""
     changed = [
         change
-        for change in differences(runs.read_resolved(first), runs.read_resolved(second), say=BOTH)
+        for change in differences(read_resolved(first), read_resolved(second), say=BOTH)
         if not change.startswith("name:")
     ]
     lines = [

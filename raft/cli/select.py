@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.options import Fault
@@ -20,7 +21,6 @@ from raft.metrics import text_metrics
 from raft.metrics.reward_metrics import standard_error
 from raft.pipeline.selection import Picks
 from raft.pipeline.stages import choose
-from raft.store import runs
 from raft.store.keys import Artifact
 from raft.store.measuring import rewards_of
 
@@ -71,7 +71,7 @@ def named(folder: Path, kinds: Sequence[str]) -> dict[str, tuple[dict[str, Any],
 
     A kind is its name, or a mapping in YAML: {kind: softmax, temperature: 0.5}. UserError lists what is wrong.
     """
-    resolved = runs.read_resolved(folder)
+    resolved = read_resolved(folder)
     own = resolved.get("selection") or {"kind": "best-of-k"}
     asked = kinds or [yaml.safe_dump(own, default_flow_style=True, sort_keys=False).strip(), "best-of-k", "random"]
     found, faults = {}, []
@@ -120,7 +120,7 @@ def choices(folder: Path, it: IterationPaths, selections: dict[str, tuple[dict[s
 
 
 def _choice(folder: Path, it: IterationPaths, held_out: GroupPaths | None, name: str, selection: Any) -> Choice:
-    seed = int(runs.read_resolved(folder).get("seed") or 0)
+    seed = int(read_resolved(folder).get("seed") or 0)
     rewards, picks = _picks(it, it.prompts, selection, seed, it.number)
     groups = list(records.groups(it.prompts, it.responses))
     own = _own(it.selected)
@@ -195,7 +195,7 @@ def table(found: Sequence[Choice]) -> list[str]:
 def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
     selection = find("selection", section["kind"])
-    trainer = find("trainer", (runs.read_resolved(folder).get("trainer") or {}).get("kind", "sft"))
+    trainer = find("trainer", (read_resolved(folder).get("trainer") or {}).get("kind", "sft"))
     number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
     changes = [f"name={name}", f"selection={yaml_of(section)}"]

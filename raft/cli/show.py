@@ -55,7 +55,7 @@ def changes(folder: Path) -> list[Change]:
     By the gold reward where there is one: it is what the run is really for.
     """
     made = iterations(folder)
-    gold = any("gold/eval" in row for row in runs.metrics_rows(folder))
+    gold = _has_gold(folder)
     scores = {it.number: it.evaluation.gold if gold else it.evaluation.scores for it in made}
     evaluated = [it for it in made if scores[it.number].exists()]
     if len(evaluated) < 2:
@@ -65,6 +65,11 @@ def changes(folder: Path) -> list[Change]:
     figure = "gold reward" if gold else "reward"
     found = [Change(first, last, name, before[name], after[name], figure) for name in before if name in after]
     return sorted(found, key=lambda one: one.gain)
+
+
+def _has_gold(folder: Path) -> bool:
+    """Whether the figures of a run have a gold reward; its scores stay when a recipe names none any more."""
+    return any("gold/eval" in row for row in runs.metrics_rows(folder))
 
 
 def before_and_after(folder: Path, *which: str) -> str:
@@ -134,9 +139,9 @@ def _figure(name: str, score: dict[str, Any]) -> str:
 
 def _side_by_side(folder: Path, one: Change) -> str:
     """A held-out prompt with an answer of each policy: two that differ, as near to the middle as can be."""
-    held_out, sides = RunPaths(folder).evaluation, []
+    held_out, gold, sides = RunPaths(folder).evaluation, _has_gold(folder), []
     for it in (one.first, one.last):
-        asked, answers = next(_answered(it.evaluation, held_out, one.prompt_id))
+        asked, answers = next(_answered(it.evaluation, held_out, one.prompt_id, gold))
         sides.append(_from_the_middle(answers))
     apart = [(near + far, near, far) for near, far in product(*(range(len(side)) for side in sides))]
     pairs = [(sides[0][near], sides[1][far]) for _, near, far in sorted(apart)]
@@ -164,13 +169,13 @@ def _from_the_middle(answers: list[Answer]) -> list[Answer]:
 def prompt(folder: Path, prompt_id: str) -> str:
     """A prompt and what each policy answered; of training responses the winner is marked."""
     lines: list[str] = []
-    held_out = RunPaths(folder).evaluation
+    held_out, gold = RunPaths(folder).evaluation, _has_gold(folder)
     for it in iterations(folder):
         training = f"policy {it.number - 1} (training prompt of iteration {it.number})"
         for place, title, prompts in (
             (it.evaluation, f"policy {it.number} (held-out prompt)", held_out), (it, training, it.prompts),
         ):  # fmt: skip
-            for asked, answers in _answered(place, prompts, prompt_id):
+            for asked, answers in _answered(place, prompts, prompt_id, gold):
                 lines += [*([] if asked in lines else [asked]), f"\n{title}", *map(str, answers)]
     if not lines:
         raise UserError(
@@ -179,10 +184,11 @@ def prompt(folder: Path, prompt_id: str) -> str:
     return "\n".join(lines)
 
 
-def _answered(place: GroupPaths, prompts: Path, prompt_id: str) -> Iterator[tuple[str, list[Answer]]]:
-    """A prompt in words and its answers in one place, if they are there with a reward."""
+def _answered(place: GroupPaths, prompts: Path, prompt_id: str, gold: bool) -> Iterator[tuple[str, list[Answer]]]:
+    """A prompt in words and its answers in one place, if they are there with a reward; `gold`: with that, too."""
     # a reward that compares within a prompt does not score held-out prompts
-    files = {name: file for name, file in zip(FIGURES, (place.scores, place.gold), strict=True) if file.exists()}
+    rewards = zip(FIGURES, (place.scores, place.gold), (True, gold), strict=True)
+    files = {name: file for name, file, wanted in rewards if wanted and file.exists()}
     if not (compressed.exists(place.responses) and files):
         return
     for row, answered, *scored in records.in_step(prompts, place.responses, *files.values()):

@@ -11,6 +11,7 @@ from typing import Any
 
 from raft.cli import show
 from raft.config.jobs import Align
+from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
 from raft.core.progress import State
@@ -171,7 +172,7 @@ def _wanted(folder: Path, job: str) -> int | None:
     if job != "align":
         return 0
     with suppress(UserError):
-        wanted = runs.read_resolved(folder).get("iterations", Align.__dataclass_fields__["iterations"].default)
+        wanted = read_resolved(folder).get("iterations", Align.__dataclass_fields__["iterations"].default)
         return wanted if isinstance(wanted, int) else None
     return None
 
@@ -196,7 +197,7 @@ def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, 
 
     with suppress(UserError):  # of a damaged file: the command says which at its end
         found = [one for one in findings(folder, rows) if one["level"] == "warning"]
-        alerts = runs.read_resolved(folder).get("alerts") or {}
+        alerts = read_resolved(folder).get("alerts") or {}
         return found, str(alerts.get("on_warning", "warn"))
     return None, "warn"
 

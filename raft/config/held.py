@@ -9,10 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from raft.config.recipe import value_at
-from raft.core import yaml_file
+from raft.config.recipe import read_resolved, value_at
 from raft.core.errors import UserError
 from raft.core.options import Fault, is_there
 from raft.core.run_paths import RunPaths, stamp_path
@@ -34,8 +31,8 @@ def _is_absent(key: str, section: str, config: Mapping[str, Any]) -> bool:
 def _sections(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     """The sections of a recipe that are what they were, and of which all is made."""
     run, before = RunPaths(folder), None
-    with suppress(UserError, yaml.YAMLError, OSError):  # a damaged run says so when it is opened
-        before = yaml.safe_load(yaml_file.read(run.resolved))
+    with suppress(UserError):  # a damaged run says so when it is opened
+        before = read_resolved(folder)
     own = value_at(config, ("evaluation", "prompts")) is not None
     align = config.get("job", "align") == "align"
     made = {

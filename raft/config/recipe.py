@@ -190,6 +190,26 @@ def read_one(
     return _merged(path, list(overrides), variables or {}, lines, given), lines
 
 
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as data; nothing that it names is imported. UserError if it is damaged."""
+    import yaml
+
+    file = RunPaths(folder).resolved
+    cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
+    try:
+        text = yaml_file.read(file)
+        content = yaml.safe_load(text)
+    except UserError as fault:
+        raise UserError(f"{file} is damaged: {fault}; {cure}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
+    if not text.endswith("\n"):  # half of it may still be YAML, with fewer keys and half a value
+        raise UserError(f"{file} is damaged: it is cut off; {cure}")
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it is not a mapping of keys to values; {cure}")
+    return content
+
+
 def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | None = None) -> Loaded:
     """The recipe that a run is made by, as it was resolved when the run began; its needs are already made.
 
@@ -198,6 +218,7 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | No
     import json
 
     run = RunPaths(folder)
+    read_resolved(folder)  # half a file may still be a recipe
     file = run.about
     known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     origin = _origin(known, folder)

@@ -8,6 +8,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from raft.config.recipe import read_resolved
 from raft.core import records, signals
 from raft.core.atomic import commit, files_of, make_readable, remove, write_text
 from raft.core.errors import UserError
@@ -40,7 +41,7 @@ def write(folder: Path, out: Path | None = None, which: Which = "best") -> tuple
     temporary.mkdir()
     try:
         _copy_model(found.path, temporary)
-        recipe = model_card.portable(runs.read_resolved(folder), folder)
+        recipe = model_card.portable(read_resolved(folder), folder)
         RunPaths(temporary).recipe.write_text(model_card.as_yaml(recipe), encoding="utf-8")
         curve = RunPaths(temporary).curve
         if found.number is not None and runs.metrics_rows(folder):

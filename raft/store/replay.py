@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft.config.jobs import MUTABLE_KEYS
-from raft.config.recipe import Loaded, speed_keys, value_at
+from raft.config.recipe import Loaded, read_resolved, speed_keys, value_at
 from raft.core import compressed
 from raft.core.atomic import create, write_json, write_text
 from raft.core.errors import UserError
@@ -23,7 +23,7 @@ from raft.core.versions import versions
 from raft.models import jinja
 from raft.store import branch, stamps
 from raft.store.keys import Artifact, digest
-from raft.store.runs import Conflict, Run, about, metrics_rows, read_resolved
+from raft.store.runs import Conflict, Run, about, metrics_rows
 from raft.store.stamps import differences
 
 WHOLE_RUN = ("job", "date")  # what all of a run has in common, though no key of an artifact holds it

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from raft.config.jobs import JOB_RESULTS, Align
 from raft.config.recipe import Loaded
-from raft.core import compressed, given, logs, records, signals, timing, yaml_file
+from raft.core import compressed, given, logs, records, signals, timing
 from raft.core.atomic import (
     commit,
     disk_faults,
@@ -360,26 +360,6 @@ def about(folder: Path) -> dict[str, Any]:
     if wrong or "job" not in content:
         reason = f"{wrong[0]} is {content[wrong[0]]!r}" if wrong else "it names no job"
         raise UserError(f"{file} is damaged: {reason}; delete it; then raft run RECIPE writes it again")
-    return content
-
-
-def read_resolved(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a run, as data; nothing that it names is imported. UserError if it is damaged."""
-    import yaml
-
-    file = RunPaths(folder).resolved
-    cure = "delete it; then raft run RECIPE, with the recipe that the run is made by, writes it again"
-    try:
-        text = yaml_file.read(file)
-        content = yaml.safe_load(text)
-    except UserError as fault:
-        raise UserError(f"{file} is damaged: {fault}; {cure}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        raise UserError(f"{file} is damaged: {' '.join(str(fault).split())[:120]}; {cure}") from None
-    if not text.endswith("\n"):  # half of it may still be YAML, with fewer keys and half a value
-        raise UserError(f"{file} is damaged: it is cut off; {cure}")
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: it is not a mapping of keys to values; {cure}")
     return content
 
 

@@ -47,7 +47,7 @@ def aligned(folder: Path, **sections: Any) -> None:
 
 
 def measured(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    commands.check(Namespace(recipe=f"{name}.yaml", overrides=[], measure=True))
+    commands.check(Namespace(recipe=f"{name}.yaml", overrides=[], measure=True, gpu=None))
     return capsys.readouterr().out
 
 
@@ -89,7 +89,7 @@ def test_whatever_section_names_the_recipe_it_is_asked_for(world: Path, case: st
     sections, first = NEEDING[case]
     aligned(world, **sections)
     with pytest.raises(UserError, match=rf"is not made yet.* run this first: raft run {first}\.yaml"):
-        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True))
+        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True, gpu=None))
 
 
 def test_of_the_recipes_that_are_needed_those_that_were_run_are_not_asked_for(world: Path):
@@ -99,7 +99,7 @@ def test_of_the_recipes_that_are_needed_those_that_were_run_are_not_asked_for(wo
     made.write_text("")
     stamp(made)
     with pytest.raises(UserError, match=r"outputs/judge/reward-model is not made yet.* raft run judge\.yaml"):
-        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True))
+        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True, gpu=None))
 
 
 def test_what_was_half_made_is_asked_for_too(world: Path):
@@ -107,14 +107,14 @@ def test_what_was_half_made_is_asked_for_too(world: Path):
     (world / "outputs" / "speaker" / "policy").mkdir(parents=True)
     (world / "outputs" / "speaker" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="outputs/speaker/policy is not made yet"):
-        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True))
+        commands.check(Namespace(recipe="aligned.yaml", overrides=[], measure=True, gpu=None))
 
 
 def test_pairs_that_rewards_are_to_be_compared_on_are_asked_for(world: Path):
     sets = {"own": {"kind": "file", "recipe": "pairs.yaml", "pairs": "columns"}}
     write(world, "compared", job="evaluate-reward", rewards={"length": RULE}, sets=sets)
     with pytest.raises(UserError, match=r"outputs/pairs/pairs\.jsonl is not made yet"):
-        commands.check(Namespace(recipe="compared.yaml", overrides=[], measure=True))
+        commands.check(Namespace(recipe="compared.yaml", overrides=[], measure=True, gpu=None))
 
 
 def test_a_reward_model_that_labels_given_responses_is_examined_with_their_prompts(world: Path, capsys: Any):

@@ -20,7 +20,7 @@ from raft.trainers.sft import SFT
 
 def test_a_key_holds_what_auto_became_so_rows_of_a_cpu_and_of_a_gpu_are_never_mixed(monkeypatch):
     sections = (Transformers(), VLLM(max_tokens=8), RewardModel(model="base", template="plain"), SFT())
-    monkeypatch.setattr("raft.store.keys._described", lambda owner, item, stage: getattr(owner, item.name))
+    monkeypatch.setattr("raft.store.keys._described", lambda owner, item, *_: getattr(owner, item.name))
     on_cpu = [keys.describe(one) for one in sections]
     assert [one.get("dtype", one.get("mixed_precision")) for one in on_cpu] == ["float32"] * 4
     assert on_cpu[2]["max_tokens_per_batch"] == 2048 and on_cpu[3]["max_tokens_per_microbatch"] == 2048

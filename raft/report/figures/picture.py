@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from raft.config.recipe import read_resolved
 from raft.core.errors import UserError
 from raft.core.options import suggest
 from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulate
-from raft.store.runs import read_resolved
 
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)

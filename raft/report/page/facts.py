@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import __version__
+from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.registry import build
@@ -18,7 +19,7 @@ from raft.metrics.diagnostics import Alerts, Column
 from raft.pipeline import evaluation, policies
 from raft.store import timeline
 from raft.store.measuring import held_out_means
-from raft.store.runs import Run, about, is_running, metrics_rows, read_resolved
+from raft.store.runs import Run, about, is_running, metrics_rows
 from raft.store.stamps import stamp_path
 
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
