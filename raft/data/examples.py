@@ -6,6 +6,7 @@ A row that cannot is dropped and named by its place; more than `max_bad_rows_fra
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import islice, pairwise
 from typing import TypeVar
@@ -17,7 +18,16 @@ from raft.core.options import choice, faults_of_range
 from raft.core.records import Drop, Example, Pair, Prompt, Response
 from raft.core.seeds import derive
 from raft.data.preference_layouts import LAYOUTS, Compared, Layout, Unused, compared, conversations, require_pair
-from raft.data.prompts import FIRST, Reading, columns_of, filled, identified, reasons, template_faults
+from raft.data.prompts import (
+    FIRST,
+    Reading,
+    columns_of,
+    filled,
+    held_out_key,
+    identified,
+    reasons,
+    template_faults,
+)
 from raft.data.sources import FileRows, HubRows, InlineRows, Row
 from raft.models.chat_templates import Tokenizer, encode_response, require_variables, require_written, unembedded
 from raft.models.messages import Malformed, Message, answered, turns, words
@@ -47,7 +57,7 @@ class Examples(Reading):
     prompt is what two conversations, or two dialogues of texts, have in common. `pairs: from_labels` makes pairs out of
     rows with a `text` and a `label` (a number). Every other name is a layout of `data.preference_layouts`, which knows
     its columns and numbers its rows; with `single_turn` and `language` its other rows are left out. `held_out` rows, a
-    seeded choice, are set aside for evaluation, each with all its pairs.
+    seeded choice, are set aside for evaluation, each with all rows of the same prompt and all its pairs.
     """
 
     response: str | None = RESPONSE
@@ -175,6 +185,15 @@ class Examples(Reading):
         one = conversations(known, row, self.chosen, self.rejected)
         require_pair(one.chosen, one.rejected, (self.chosen, self.rejected))
         return self._chat(prompt_id, one.messages, row), [one.chosen, one.rejected]
+
+    def asked(self, row: Row, prompt_id: str) -> str:
+        """A hash of what a row's prompt says; empty if it has none. Malformed if the row is broken."""
+        if self.layout is None:
+            prompt = self.answered(row, prompt_id)[0]
+        else:
+            found = (one.prompt for one in self.compared(row, prompt_id) if isinstance(one, Pair))
+            prompt = next(found, Prompt(prompt_id, text=""))
+        return held_out_key(prompt) if prompt.content.strip() else ""
 
     def compared(self, row: Row, prompt_id: str) -> Iterator[Pair | Drop]:
         """What a row compares, pair by pair. Malformed, before any pair, if it is broken."""
@@ -324,13 +343,31 @@ def _other_form(section: Examples, row: Row) -> str:
 
 
 def _set_aside(section: Examples, seed: int) -> np.ndarray:
-    """Which rows are held out, [rows] of bool."""
-    count = sum(1 for _ in islice(section.rows(), section.limit))
-    if section.held_out and section.held_out >= count:
-        raise UserError(f"examples.held_out: {section.held_out} of {count} rows leave none to learn from; lower it")
-    aside = np.zeros(count, dtype=bool)
-    aside[np.random.default_rng(derive(seed, "held out")).permutation(count)[: section.held_out]] = True
+    """Which rows are held out, [rows] of bool: all rows of a prompt, or none, so perhaps a few more than asked for."""
+    if not section.held_out:
+        return np.zeros(sum(1 for _ in islice(section.rows(), section.limit)), dtype=bool)
+    prompts = np.array(list(_prompts(section)), dtype=int)
+    order = prompts[np.random.default_rng(derive(seed, "held out")).permutation(len(prompts))]
+    drawn = order[np.sort(np.unique(order, return_index=True)[1])]  # each prompt once
+    rows = np.cumsum(np.bincount(prompts)[drawn])
+    aside = np.isin(prompts, drawn[: int(np.searchsorted(rows, section.held_out)) + 1])
+    if aside.all():
+        whole = f", of {len(drawn)} prompts that are held out whole," if len(drawn) < len(prompts) else ""
+        raise UserError(
+            f"examples.held_out: {section.held_out} of {len(prompts)} rows{whole} leave none to learn from; lower it"
+        )
     return aside
+
+
+def _prompts(section: Examples) -> Iterator[int]:
+    """The number of each row's prompt; rows whose prompts say the same share it."""
+    known: dict[str, int] = {}
+    for number, (_, prompt_id, row) in enumerate(_rows(section)):
+        said = ""
+        if section.pairs != "from_labels":
+            with suppress(Malformed):
+                said = section.asked(row, prompt_id)
+        yield known.setdefault(said or f"row {number}", len(known))
 
 
 def _ranked(section: Examples, seed: int, held_out: bool) -> Iterator[Pair | Drop]:

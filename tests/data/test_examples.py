@@ -7,12 +7,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raft.core import registry
 from raft.core.errors import UserError
 from raft.core.options import Fault
 from raft.core.records import Drop, Example, Pair
+from raft.core.seeds import derive
 from raft.data import examples
 from raft.data.examples import FileExamples, InlineExamples, pairs, read, supervised, texts
 from raft.models.chat_templates import load_tokenizer
@@ -227,6 +229,25 @@ def test_rows_set_aside_and_the_others_are_all_rows_and_none_twice(tokenizer: An
     assert aside == [one.prompt_id for one in read(section, tokenizer, 5, True)]
     assert aside != [one.prompt_id for one in read(section, tokenizer, 6, True)]
     assert list(read(InlineExamples(items=rows(3)), tokenizer, 5, True)) == []
+
+
+def test_no_prompt_is_on_both_sides_of_the_split(tokenizer: Any):
+    """Rows come whole prompts at a time, in the seeded order, until there are enough; case and space make no prompt."""
+    items = [{"prompt": f"{' ' * (n % 2)}P{n % 7}".swapcase(), "chosen": f"c{n}", "rejected": "r"} for n in range(28)]
+    section = InlineExamples(items=items, pairs="columns", held_out=9)
+    learned, aside = ([one.text.strip().lower() for one in read(section, None, 3, side)] for side in (False, True))
+    assert len(learned) + len(aside) == 28 and not {*learned} & {*aside}
+    assert len(aside) == 12  # four rows of each prompt: two prompts would be 8 rows, too few
+    order = np.random.default_rng(derive(3, "held out")).permutation(28) % 7
+    assert {*aside} == {f"p{n}" for n in list(dict.fromkeys(order.tolist()))[:3]}
+    with pytest.raises(UserError, match="of 28 rows, of 7 prompts that are held out whole, leave none"):
+        list(read(InlineExamples(items=items, pairs="columns", held_out=25), None, 3))
+
+
+def test_where_every_row_has_a_prompt_of_its_own_the_first_of_the_seeded_order_are_set_aside():
+    section = InlineExamples(items=rows(50), held_out=12)
+    order = np.random.default_rng(derive(5, "held out")).permutation(50)
+    assert np.flatnonzero(examples._set_aside(section, 5)).tolist() == sorted(order[:12].tolist())
 
 
 def test_limit_takes_the_first_rows_and_sets_aside_among_them(tokenizer: Any):

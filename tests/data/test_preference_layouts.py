@@ -168,7 +168,7 @@ def test_a_broken_response_spoils_its_row_alone(tmp_path: Path):
 
 
 def test_all_pairs_of_a_row_are_on_one_side_of_the_split(tmp_path: Path):
-    section = of_file(tmp_path, "ultrafeedback", [rated(1, 2, 3) for _ in range(20)], held_out=6)
+    section = of_file(tmp_path, "ultrafeedback", [rated(1, 2, 3, instruction=f"q{n}") for n in range(20)], held_out=6)
     sides = [Counter(one.prompt_id[:6] for one in gathered(section, side)[0]) for side in (False, True)]
     assert [len(side) for side in sides] == [14, 6] and not sides[0].keys() & sides[1].keys()
     assert {count for side in sides for count in side.values()} == {3}
