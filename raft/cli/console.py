@@ -170,9 +170,12 @@ def summary(rows: list[dict[str, Any]], number: int, learned: str = "responses")
             parts.append(f"{label} {row[key]:.3f} ({_interval(row, key)})")
     if number and "reward/mean" in before:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
-        each = before.get("sampling/responses")
+        each, others = before.get("sampling/responses"), before.get("selection/candidates")
         of = "" if each is None else f"{each:.3g} to a prompt; the first round: "
-        parts.append(f"trained on {before['selection/examples']} {learned} ({of}best of k {best:.3f}, mean {mean:.3f})")
+        more = "" if others is None else f"; {others:.0%} of them candidates"
+        parts.append(
+            f"trained on {before['selection/examples']} {learned}{more} ({of}best of k {best:.3f}, mean {mean:.3f})"
+        )
     elif number and "selection/examples" in before:
         parts.append(f"trained on {before['selection/examples']} {learned}")
     return "  ".join(parts)

@@ -248,6 +248,10 @@ class Align(Job):
         """What does not go with responses that the policy did not make."""
         for name, examples in self.candidates.items():
             yield from only_responses(examples, f"candidates.{name}", "a candidate is a single response")
+            forms = {part.is_chat for _, part in getattr(self.prompts, "parts", list)()}
+            if forms and getattr(examples, "is_chat", None) not in (None, *forms):
+                wanted = "chat" if forms == {True} else "text"
+                yield f"candidates.{name}.format", f"prompts are read with format: {wanted}; give the same here"
         if not comparable(self.reward):
             yield "candidates", "the reward compares all responses of a prompt, and these are scored alone; remove it"
         if getattr(self.selection, "needs_draws", False):

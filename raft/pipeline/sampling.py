@@ -86,6 +86,9 @@ class Fixed(Rounds):
     def asked(self, rewards: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         return np.arange(0)
 
+    def measured(self, rewards: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class UntilSuccess(Rounds):

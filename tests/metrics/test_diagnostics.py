@@ -17,7 +17,8 @@ def responses(lengths: np.ndarray, **known: np.ndarray) -> Responses:
     no = np.zeros(lengths.shape, dtype=bool)
     texts = [[" ".join(f"w{row}-{at}-{n}" for n in range(length)) for at, length in enumerate(group)]
              for row, group in enumerate(lengths.tolist())]  # fmt: skip
-    flags = {"truncated": no, "empty": no, "duplicate": no, "twin": no, "surprise": np.full(lengths.shape, NAN)} | known
+    flags = {"truncated": no, "empty": no, "duplicate": no, "twin": no, "candidate": no}
+    flags |= {"surprise": np.full(lengths.shape, NAN)} | known
     return Responses(ids=[f"p{row}" for row in range(len(lengths))], texts=texts, tokens=lengths, **flags)
 
 

@@ -173,7 +173,9 @@ def test_nothing_is_asked_where_nothing_can_be_gained():
 def responses(rewards: np.ndarray) -> Responses:
     none = np.zeros(rewards.shape, dtype=bool)
     texts = [["word"] * rewards.shape[1]] * len(rewards)
-    return Responses([str(row) for row in range(len(rewards))], texts, none + 3, none, none, none, none, none + 1.0)
+    return Responses(
+        [str(row) for row in range(len(rewards))], texts, none + 3, none, none, none, none, none, none + 1.0
+    )
 
 
 def test_figures_of_a_policy_are_unbiased_although_groups_stop_at_a_success():
@@ -322,8 +324,8 @@ def test_a_late_round_without_a_response_or_a_reward_stops_nothing_and_the_limit
     records.write(it.folder / "prompts.jsonl", (Prompt(f"p{n:03d}", text="x").row() for n in range(16)))
     prompts, policy = (Artifact(it.folder / name, {"hash": name, "rows": 16}) for name in ("prompts.jsonl", "policy"))
     with pytest.raises(UserError, match="10 of 40 responses have no reward"):
-        sample(loaded, it, policy, prompts, MaxFailed(fraction=0.2))
-    sampled = sample(loaded, it, policy, prompts, MaxFailed(fraction=0.25))
+        sample(loaded, it, policy, prompts, None, MaxFailed(fraction=0.2))
+    sampled = sample(loaded, it, policy, prompts, None, MaxFailed(fraction=0.25))
     asked = [[row["id"] for row in read(RunPaths(tmp_path / "run").iteration(1).round(n).prompts)] for n in (2, 3)]
     assert asked == [["p003", "p004"], ["p003"]]
     texts = {row["prompt_id"]: [one["text"] for one in row["responses"]] for row in sampled.responses.read()}

@@ -34,10 +34,15 @@ def finished(tmp_path_factory):
     """The same recipe with candidates, and without."""
     folder = tmp_path_factory.mktemp("candidates")
     worlds.make_recipe(folder, iterations=1, candidates=sources(folder))
-    for words in ([], ["name=alone", "~candidates"]):
+    for words in (["name=alone", "~candidates"], []):
         done = worlds.raft(folder, "run", "recipe.yaml", *words)
         assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stdout)
     return folder
+
+
+def said(folder):
+    return (folder / "said").read_text()
 
 
 def share(prompt_id, text):
@@ -70,7 +75,8 @@ def test_the_best_of_a_group_with_its_candidates_is_learned_from(finished):
         )
         from_elsewhere += "candidate" in row["response"]
     measured = json.loads(here.metrics.read_text())["previous"]
-    assert measured["selection/candidates"] == from_elsewhere / 16 > 0.5
+    assert measured["selection/candidates"] == from_elsewhere / 16 > 0.5 and "sampling/responses" not in measured
+    assert f"trained on 16 responses; {from_elsewhere / 16:.0%} of them candidates (best of k" in said(finished)
 
 
 def test_figures_of_the_policy_are_those_of_a_run_without_candidates(finished):
@@ -142,6 +148,10 @@ def test_a_source_that_answers_no_training_prompt_stops_the_run(tmp_path):
         (
             {"reward": {"kind": "judge", "model": "x", "url": "http://127.0.0.1:1/v1", "mode": "pairwise"}},
             "candidates: the",
+        ),
+        (
+            {"candidates": {"a": {"kind": "list", "items": [{}], "format": "chat"}}},
+            "candidates.a.format: prompts are read with format: text; give the same here",
         ),
         ({"candidates": {"a": {"kind": "list", "items": [{}], "held_out": 1}}}, "candidates.a.held_out: all its rows"),
         (
