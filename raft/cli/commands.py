@@ -94,19 +94,21 @@ def check(options: Namespace) -> None:
     from raft.core.terminal import say
     from raft.models import hub
 
-    where = memory_plan.device() if options.gpu is None else memory_plan.card(options.gpu[1])
-    for needed in [*loaded.needs, loaded]:
-        if options.gpu is not None:
+    if options.gpu is not None:
+        where = memory_plan.card(options.gpu[1])
+        for needed in [*loaded.needs, loaded]:
             needed.recipe.launch.assume(options.gpu[0])
-        planned = "\n".join(memory_plan.lines(memory_plan.plan(needed, where), where))
-        if options.gpu is not None:  # the answer does not wait for the rest
-            say(f"{needed.path}\n{planned}")
-            planned = ""
+            say("\n".join([str(needed.path), *memory_plan.lines(memory_plan.plan(needed, where), where)]))
+            for warning in memory_plan.idle(needed.recipe, where):
+                say(f"  warning: {warning}")
+        return
+    where = memory_plan.device()
+    for needed in [*loaded.needs, loaded]:
         warnings = preflight.check(needed)
         preflight.try_mirror(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
-        if planned:
-            say(planned)
+        for line in memory_plan.lines(memory_plan.plan(needed, where), where):
+            say(line)
         if (place := needed.recipe.store.mirror) is not None:
             say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():

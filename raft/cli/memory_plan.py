@@ -59,17 +59,28 @@ class Device:
 class Turn:
     """What a turn takes; without terms it is not known, and `note` says why.
 
-    It can do without `spare` bytes of that; below 0 it lacks them. `lower` says what makes it smaller. What `ends`
-    gives its memory back on a CPU, too. An engine, which `shares`, counts what is already taken, and leaves it alone.
+    It can do without `spare` bytes of that; below 0 it lacks them. `lower` says what makes it smaller, and `instead`
+    what makes its `fixed` bytes smaller, which the options in `lower` do not. What `ends` gives its memory back on a
+    CPU, too. An engine, which `shares`, counts what is already taken, and leaves it alone.
     """
 
     name: str
     terms: Terms
     note: str = ""
     lower: str = ""
+    fixed: int = 0
+    instead: str = ""
     spare: int = 0
     ends: bool = False
     shares: bool = False
+
+    def advice(self, room: int) -> str:
+        """What to do where it does not fit so many bytes."""
+        if self.fixed <= room:
+            return self.lower
+        larger = next((gb for gb, memory in CARDS.items() if fits(self, int(memory))), None)
+        ways = [self.instead, "" if larger is None else f"use a GPU of {larger} GB"]
+        return f"{_gb(self.fixed)} of it are weights and their state: {' or '.join(filter(None, ways)) or 'split them'}"
 
     @property
     def total(self) -> int:
@@ -162,7 +173,8 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
     wrong = [turn for turn in turns if not fits(turn, memory)]
     for turn in wrong:
         left = "" if turn.shares else f", of which {_gb(KEPT)} are left to CUDA and the sleeping engine"
-        yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.lower}"
+        room = memory - (0 if turn.shares else KEPT)
+        yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.advice(room)}"
     largest = max(turns, key=lambda turn: turn.total)
     if not wrong:
         yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
@@ -218,7 +230,10 @@ def _folder(loaded: Loaded, part: Any) -> Path:
 
 def _described(name: str, revision: str | None) -> Path:
     if (folder := hub.described(name, revision)) is None:
-        raise UserError(f"{name} is not downloaded yet, and the hub did not give its config.json")
+        raise UserError(
+            f"{name} is not downloaded yet, and the hub did not give its config.json; a folder with that file "
+            "alone can stand for it"
+        )
     return folder
 
 
@@ -289,7 +304,7 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
     tokens = max(reward.max_tokens_per_batch or BATCH_TOKENS[where.kind], reward.max_length)
     terms = _product("weights", model.parameters(output=False), "parameters", size)
     terms |= _product("forward pass", tokens, "tokens", model.passing(size))
-    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch")
+    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch", fixed=model.parameters(output=False) * size)
 
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
@@ -365,6 +380,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
         terms |= _product("LoRA, its gradients and AdamW", model.adapters(trainer.lora), "parameters", STATE)
     if mixed and not (trainer.gradient_checkpointing and (sharded or trainer.lora is not None)):
         terms |= _product("their copies in bfloat16", count, "parameters", 2)
+    fixed = sum(value or 0 for value in terms.values())
     terms |= _product("activations", tokens, "tokens", model.kept(mixed, trainer.gradient_checkpointing))
     terms |= {} if not to_policy else _product("logits", tokens, "tokens", model.logits())
     if isinstance(trainer, Distillation):
@@ -377,4 +393,6 @@ def _train(loaded: Loaded, where: Device) -> Turn:
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,
         "use trainer.lora": trainer.lora is None,
     }
-    return Turn("train", terms, lower=" or ".join(way for way, open_ in ways.items() if open_), ends=True)
+    lower = [way for way, open_ in ways.items() if open_]
+    instead = [way for way in lower if "shard" in way or "lora" in way]
+    return Turn("train", terms, lower=" or ".join(lower), fixed=fixed, instead=" or ".join(instead), ends=True)

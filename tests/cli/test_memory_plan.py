@@ -143,6 +143,19 @@ def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
     assert turns["train"].lower == "lower trainer.max_tokens_per_microbatch"
 
 
+def test_where_weights_alone_do_not_fit_no_smaller_batch_is_advised_but_what_holds_them():
+    """7B in LoRA: 30.5 GB of weights and 1.2 of adapters, which 24 GB less 3 do not hold, nor 8 of 24; 48 GB do."""
+    turn = Turn("train", {"weights": 30.5e9, "LoRA": 1.2e9, "logits": 4e9}, lower="lower a", fixed=int(31.7e9))
+    *_, said = lines([turn], memory_plan.card(24))
+    assert said.endswith("; 31.7 of it are weights and their state: use a GPU of 48 GB")
+    *_, said = lines([replace(turn, instead="use trainer.lora")], memory_plan.card(24))
+    assert said.endswith(": use trainer.lora or use a GPU of 48 GB")
+    *_, said = lines([replace(turn, terms={"weights": 200e9}, fixed=200 * 10**9)], memory_plan.card(141))
+    assert said.endswith("200.0 of it are weights and their state: split them")
+    *_, said = lines([replace(turn, fixed=20 * 10**9)], memory_plan.card(24))
+    assert said.endswith("; lower a")
+
+
 def test_members_stand_side_by_side_but_where_they_unload(tmp_path: Path, monkeypatch):
     member = {"kind": "model", "model": "judge", "template": "plain"}
     members = {"one": member, "other": {**member, "dtype": "float32"}, "rule": {"kind": "rule", "function": "length"}}
@@ -334,8 +347,6 @@ def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(t
     shard = f"weights, gradients and AdamW ({policy:,} parameters x 16 bytes / 8 ranks)"
     assert any(one.endswith(f" {shard}") for one in said)
     assert "    fits: the largest turn is generate, 78.7 of 85.5" in said
-    assert "recipe.yaml: no fault found (job: align, run: outputs/tiny)" in said
-    assert "  launch: workers: 4, nodes: 1" in said
     for wrong in ("80GB", "0", "x80", "8x", "-1"):
         with pytest.raises(SystemExit):
             parse(["check", "recipe.yaml", f"--gpu={wrong}"])
