@@ -194,7 +194,7 @@ class Run:
     def policy(self, which: Which = "best") -> Path:
         """The folder of a policy, for `from_pretrained`: of an iteration, of the last one, or of the best.
 
-        The best is that of the highest held-out reward, or gold reward where the reward says nothing between prompts.
+        The best is that of the highest held-out reward, or gold reward (`best_by: gold`, or a reward that only ranks).
         UserError if it was deleted to save room (`keep_policies`), or is damaged. job: sft has one policy.
         """
         from raft.pipeline import policies

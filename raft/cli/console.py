@@ -13,7 +13,7 @@ from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import safe, say
-from raft.metrics.alerts import Alert, Level, warnings, worse
+from raft.metrics.alerts import Alert, Level, worse
 from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline.evaluation import gains
 from raft.pipeline.observer import Observer
@@ -57,17 +57,17 @@ class Console(Observer):
         assert self.run is not None
         if self.finished:
             return
-        stopped = self.recipe.alerts.stop(alerts)
+        stopping = self.recipe.alerts.stopping(alerts)
         rows = list(records.read(RunPaths(self.run.folder).rows))
-        if stopped or it.number == self.recipe.iterations or time.monotonic() - self.drawn > REDRAWN:
+        if stopping or it.number == self.recipe.iterations or time.monotonic() - self.drawn > REDRAWN:
             draw(self.run.folder)
             self.drawn = time.monotonic()
         say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
         self.last = {alert.name: alert.level for alert in alerts}
-        if stopped:
-            names = ", ".join(alert.name for alert in warnings(alerts))
+        if stopping:
+            names = ", ".join(alert.name for alert in stopping)
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
                 f"{names}; resume with: raft resume {self.run.folder} alerts.on_warning=warn"

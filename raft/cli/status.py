@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +32,12 @@ WIDE = 40  # blocks of a curve
 def summary(folder: Path) -> dict[str, Any]:
     """What `--json` prints; docs/report.md lists the keys. UserError if a file that it needs is damaged."""
     paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
-    warnings, on_warning = _warnings(folder, rows)
+    warnings, stop_on = _warnings(folder, rows)
     complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
     gone, running = _gone(folder), runs.is_running(folder)
     finished = None if gone else _finished(folder, known["job"], wanted)
     now = _now(folder) if running else None
-    stopped_by = [one["check"] for one in warnings or [] if one["reward"] == "figures"]
+    stopped_by = [one["check"] for one in warnings or [] if one["reward"] == "figures" and one["check"] in stop_on]
     if now is not None and known["job"] == "align":
         iteration: int | None = now.iteration
     else:
@@ -50,7 +50,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "finished": finished,
         "iteration": iteration,
         "iterations": wanted,
-        "stopped_by": stopped_by if on_warning == "stop" and not running and not finished else [],
+        "stopped_by": stopped_by if not running and not finished else [],
         "now": None if now is None else asdict(now),
         "workers": _workers(folder) if running else [],
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
@@ -191,15 +191,16 @@ def _gone(folder: Path) -> list[str]:
     return sorted({str(path.relative_to(folder)) for path in (*made, *shared)})
 
 
-def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, str]:
-    """What the checks and the figures warn of, None if that cannot be read, and what the recipe does then."""
+def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, Collection[str]]:
+    """What the checks and the figures warn of, None if that cannot be read, and the rules that end the run."""
     from raft.report.page.facts import findings
 
     with suppress(UserError):  # of a damaged file: the command says which at its end
         found = [one for one in findings(folder, rows) if one["level"] == "warning"]
         alerts = read_resolved(folder).get("alerts") or {}
-        return found, str(alerts.get("on_warning", "warn"))
-    return None, "warn"
+        stops = alerts.get("on_warning") == "stop"
+        return found, (alerts.get("stop_on") or [one["check"] for one in found]) if stops else ()
+    return None, ()
 
 
 def at_work(folder: Path) -> str:

@@ -27,6 +27,8 @@ from raft.models.jinja import is_day
 
 FOLDER_NAME = re.compile(r"(?![.\s])[^/]+(?<!\s)")
 HELD_OUT = 256  # prompts that are held out, where a recipe does not say
+RANKS = "the reward compares the responses of one prompt and says nothing between prompts"
+NO_TREND = f"{RANKS}, so it has no trend in length to take out; remove it"
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -157,6 +159,7 @@ class Align(Job):
     """job: align. The loop: draw prompts, generate, score, select, train; again.
 
     `keep_policies` says which policies stay on disk beside the first: the `last`, the last and the `best`, or `all`.
+    `best_by` says by which reward of the held-out answers a policy is the best.
     """
 
     job: Literal["align"] = "align"
@@ -174,6 +177,7 @@ class Align(Job):
     evaluation: Evaluation = field(default_factory=Evaluation)
     alerts: Alerts = field(default_factory=Alerts)
     keep_policies: Literal["last", "best", "all"] = "best"
+    best_by: Literal["reward", "gold"] = "reward"
     report_to: str | list[Any] = field(default_factory=list)
 
     @property
@@ -190,6 +194,8 @@ class Align(Job):
                 "policy.config",
                 "random weights have learned nothing; make a policy with a job: sft recipe and name that",
             )
+        if self.best_by == "gold" and self.evaluation.gold is None:
+            yield "best_by", "gold, but there is none; name a reward in evaluation.gold, or use best_by: reward"
         if makes(self.trainer) != "policy":
             yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: dpo, kto, sft"
         elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
@@ -234,15 +240,16 @@ class Align(Job):
 
     def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
         """What does not go with a reward that compares only the responses of one prompt."""
-        ranks = "the reward compares the responses of one prompt and says nothing between prompts"
         if getattr(self.selection, "across_prompts", False):
-            yield "selection.kind", f"{ranks}; allowed: best-of-k, softmax, random"
+            yield "selection.kind", f"{RANKS}; allowed: best-of-k, softmax, random"
         if getattr(self.selection, "kl_coef", 0):
-            yield "selection.kl_coef", f"{ranks}, so a distance cannot be subtracted from it; remove it"
+            yield "selection.kl_coef", f"{RANKS}, so a distance cannot be subtracted from it; remove it"
+        if getattr(self.selection, "length_control", False):
+            yield "selection.length_control", NO_TREND
         if getattr(self.selection, "by_order", False) and getattr(self.selection, "minimum", None) is not None:
-            yield "selection.minimum", f"{ranks}; remove it"
+            yield "selection.minimum", f"{RANKS}; remove it"
         if self.evaluation.gold is None:
-            yield "evaluation.gold", f"{ranks}, so it cannot compare policies; name a reward that can"
+            yield "evaluation.gold", f"{RANKS}, so it cannot compare policies; name a reward that can"
 
     def _faults_of_candidates(self) -> Iterator[tuple[str, str]]:
         """What does not go with responses that the policy did not make."""
@@ -299,6 +306,12 @@ class Align(Job):
             yield (
                 "selection.kl_coef",
                 "the distance is measured when all rounds are over, so they would go by another reward than selection; "
+                "remove it",
+            )
+        if getattr(self.selection, "length_control", False):
+            yield (
+                "selection.length_control",
+                "the trend in length is that of whole groups, so rounds would go by another reward than selection; "
                 "remove it",
             )
 
@@ -416,6 +429,8 @@ class Label(Job):
             yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
         if self.selection.kl_coef:
             yield "selection.kl_coef", "this job has no first policy to measure the distance from; remove it"
+        if self.selection.length_control and not comparable(self.reward):
+            yield "selection.length_control", NO_TREND
         if self.policy is not None and self.policy.config is not None:
             yield "policy.config", "random weights have learned nothing; name an existing policy"
         parts = [] if self.prompts is None else self.prompts.parts()
@@ -444,4 +459,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "label": {"selection": {"kind": "best-vs-worst"}},
 }
 # what may change when a finished or stopped run goes on: it is in no artifact's key
-MUTABLE_KEYS = ("name", "launch", "store", "iterations", "keep_policies", "report_to", "alerts")
+MUTABLE_KEYS = ("name", "launch", "store", "iterations", "keep_policies", "best_by", "report_to", "alerts")

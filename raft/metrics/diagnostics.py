@@ -599,12 +599,14 @@ class Alerts:
     """What is done where the figures of a run give reason to worry (docs/diagnostics.md).
 
     `on_warning: stop` ends the run after the iteration that a rule warns of. `patience` is how many evaluations may
-    pass without a gain of held-out reward. `ignore` names rules to skip.
+    pass without a gain of held-out reward. `ignore` names rules to skip, and `stop_on` those that may end a run, where
+    not all of them may.
     """
 
     on_warning: Literal["warn", "stop"] = "warn"
     patience: int = 3
     ignore: list[str] = choice((rule.name for rule in RULES), default_factory=list)
+    stop_on: list[str] = choice((rule.name for rule in RULES), default_factory=list)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from faults_of_range(self, patience=(1, float("inf")))
@@ -613,6 +615,8 @@ class Alerts:
         """What the rules that are not ignored say of the rows of metrics.jsonl, in ascending order."""
         return alerts.judge((rule for rule in RULES if rule.name not in self.ignore), rows, self.patience)
 
-    def stop(self, found: Sequence[Alert]) -> bool:
-        """Whether the run is to end here."""
-        return self.on_warning == "stop" and bool(alerts.warnings(found))
+    def stopping(self, found: Sequence[Alert]) -> list[Alert]:
+        """The alerts because of which the run is to end here."""
+        if self.on_warning == "warn":
+            return []
+        return [alert for alert in alerts.warnings(found) if not self.stop_on or alert.name in self.stop_on]

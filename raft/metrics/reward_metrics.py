@@ -224,9 +224,10 @@ def on_common_prompts(
     return found
 
 
-def held_out_key(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The figure by which policies are compared: gold/eval where no row has a held-out reward."""
-    return "reward/eval" if any("reward/eval" in row for row in rows) else "gold/eval"
+def held_out_key(rows: Sequence[Mapping[str, Any]], by: str = "reward") -> str:
+    """The figure by which policies are compared, `by` reward or gold: the other one where no row has that."""
+    keys = ("gold/eval", "reward/eval") if by == "gold" else ("reward/eval", "gold/eval")
+    return next((key for key in keys if any(key in row for row in rows)), "gold/eval")
 
 
 def merged(contents: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:

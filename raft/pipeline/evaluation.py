@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from raft.config.jobs import Align
+from raft.config.recipe import read_resolved
 from raft.core.protocols import comparable
 from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
@@ -81,7 +83,7 @@ class Evaluator:
             self.run.mirror.iteration_ended()
         if self.recipe.store.compress:
             compress(self.run, it.folder)
-        self.stopped = self.recipe.alerts.stop(alerts)
+        self.stopped = bool(self.recipe.alerts.stopping(alerts))
 
     def _generate_and_score(self, it: Folder, policy: Artifact) -> dict[str, Artifact]:
         """The held-out prompts answered by a policy, both rewards of the answers, and how likely texts are under it."""
@@ -124,18 +126,24 @@ class Evaluator:
 
 
 def best_policy(run: Run, rows: Sequence[dict[str, Any]]) -> int:
-    """The policy with the highest held-out reward, or gold where the reward says nothing between prompts.
+    """The policy with the highest held-out reward, or gold where `best_by` says so or the reward compares no policies.
 
     Policies are compared on the prompts that all of them have a reward for. Those of a run that this one branched off
     had perhaps another reward, and are not this run's to delete. `rows` are those of metrics.jsonl.
     """
     own = [row for row in rows if not run.iteration(row["iteration"]).shared]
-    key = reward_metrics.held_out_key(own)
+    key = compared_by(run.folder, own)
     own = [row for row in own if key in row]
     numbers = {row["iteration"] for row in own}
     means = measuring.held_out_means(run.folder)[key]
     own = reward_metrics.on_common_prompts(own, {key: {at: one for at, one in means.items() if at in numbers}})
     return max(own, key=lambda row: row[key], default=rows[-1])["iteration"]
+
+
+def compared_by(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """The figure of metrics.jsonl by which the policies of a run are compared."""
+    recipe = read_resolved(folder) if RunPaths(folder).resolved.exists() else {}
+    return reward_metrics.held_out_key(rows, recipe.get("best_by", "reward"))
 
 
 def gains(run: Run, policy: int | None = None) -> dict[str, tuple[int, Gain]]:

@@ -51,12 +51,14 @@ class Selection(ABC):
     """What all selections share.
 
     `filters` names the filters before the pick. `kl_coef` is the weight beta of the KL-shaped reward (see `shaped`), 0
-    for the plain reward. `max_failed_fraction` is the share of responses without a reward that a run still tolerates,
-    of training prompts and of held-out ones; it changes no result, only whether the run goes on.
+    for the plain reward. `length_control` takes from the reward what goes with length (see `length_controlled`).
+    `max_failed_fraction` is the share of responses without a reward that a run still tolerates, of training prompts and
+    of held-out ones; it changes no result, only whether the run goes on.
     """
 
     filters: list[str] = choice((*FILTERS, TIED), default_factory=list)
     kl_coef: float = 0.0
+    length_control: bool = added(False)
     max_failed_fraction: float = speed(0.01)
 
     makes_pairs: ClassVar[bool] = False
@@ -377,6 +379,19 @@ def shaped(rewards: np.ndarray, logprob: np.ndarray, reference_logprob: np.ndarr
     distance = logprob - reference_logprob
     assert np.isfinite(distance[~np.isnan(rewards)]).all(), "a response with a reward has both log-probabilities"
     return rewards - beta * distance
+
+
+def length_controlled(rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The rewards without their trend in length, all arrays [N, K]; lengths in tokens.
+
+    The trend is one straight line for the batch: the least-squares slope of rewards on lengths, each less the mean of
+    its group, so that hard prompts with long answers do not count. NaN stays NaN.
+    """
+    known = ~np.isnan(rewards)
+    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    longer = np.where(known, lengths - np.where(known, lengths, 0).sum(axis=1, keepdims=True) / count, 0.0)
+    slope = np.nansum(rewards * longer) / max(np.square(longer).sum(), np.finfo(float).tiny)  # longer sums to 0
+    return rewards - slope * longer
 
 
 def _every_two(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -421,6 +421,8 @@ def choose(
                 drop(group.prompt.id, int(index), reason)
                 eligible[row, index] = np.nan
     ranks = ranks_of(scores) if reference is None else None
+    if getattr(selection, "length_control", False):
+        eligible = selections.length_controlled(eligible, _lengths(responses, eligible.shape))
     rng = np.random.default_rng(derive(seed, "select", iteration))
     with guarded(selection):
         picks = selection.pick(eligible, rng, ranks)
@@ -545,6 +547,20 @@ def _shaped(selection: Any, rewards: np.ndarray, reference: Artifact) -> np.ndar
     return shaped(
         rewards, np.array([row["policy"] for row in rows]), np.array([row["first"] for row in rows]), selection.kl_coef
     )
+
+
+def _lengths(responses: Artifact, shape: tuple[int, ...]) -> np.ndarray:
+    """The number of tokens of each response [N, K]; 0 where a group has fewer. UserError for a text without tokens."""
+    lengths = np.zeros(shape)
+    for row, answered in enumerate(responses.read()):
+        for index, one in enumerate(answered["responses"]):
+            lengths[row, index] = len(one["token_ids"])
+            if one["text"] and not one["token_ids"]:
+                raise UserError(
+                    f"selection.length_control counts tokens, and response {index} to prompt {answered['prompt_id']} "
+                    "has none; turn it off, or give responses with their token_ids"
+                )
+    return lengths
 
 
 def _picked(

@@ -300,13 +300,15 @@ def _results(folder: Path, found: Found, recipe: dict[str, Any]) -> list[Any]:
 
 def _limits(found: Found, recipe: dict[str, Any]) -> Iterator[str]:
     if found.number:
+        by_gold = recipe.get("best_by") == "gold"
         yield (
             "It was trained to please one reward. A higher reward is not always a better answer: what the reward "
             "overlooks or likes by mistake was trained too."
         )
         yield (
             "The held-out prompts were never trained on, but their reward is the very one that chose what was. "
-            "The best policy of a run is also picked by it, so the figure of the best one is a little too good."
+            f"The best policy of a run is also picked by {'the gold reward' if by_gold else 'it'}, so that figure of "
+            "the best one is a little too good."
         )
         yield (
             "The gold reward was never used to choose responses; it is another number, and no reading of the answers."

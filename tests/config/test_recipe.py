@@ -72,6 +72,7 @@ def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
         ("policy.config.model_type=llama", "policy.model", "exactly one"),
         ("selection.kind=best-vs-worst", "selection.kind", "pairs"),
         ("trainer.kind=reward-model", "trainer.kind", "reward model"),
+        ("best_by=gold", "best_by", "evaluation.gold"),
         ("trainer.args.learning_rate=1", "trainer.args.learning_rate", "raft sets this itself"),
         ("trainer.args.max_grad_nrm=1", "trainer.args.max_grad_nrm", "did you mean max_grad_norm"),
         ("name=../x", "name", "folder name"),

@@ -108,8 +108,19 @@ def test_a_rule_without_its_figures_says_nothing_and_one_that_is_ignored_neither
 
 def test_a_run_stops_only_if_it_is_told_to_and_only_at_a_warning():
     cut, some = (Alerts().judge(rows_of(**{"eval/truncated": [share]})) for share in (1.0, 0.3))
-    assert Alerts(on_warning="stop").stop(cut) and not Alerts().stop(cut)
-    assert not Alerts(on_warning="stop").stop(some)
+    assert Alerts(on_warning="stop").stopping(cut) == cut and Alerts().stopping(cut) == []
+    assert Alerts(on_warning="stop").stopping(some) == []
+
+
+def test_of_all_warnings_only_those_of_the_named_rules_stop_a_run():
+    both = Alerts().judge(rows_of(**{"eval/truncated": [1.0], "reward/tied": [1.0]}))
+    told = {names: Alerts(on_warning="stop", stop_on=list(names)) for names in (("ties",), ("gold",), ())}
+    assert {names: [one.name for one in options.stopping(both)] for names, options in told.items()} == {
+        ("ties",): ["ties"],
+        ("gold",): [],
+        (): [one.name for one in both],
+    }
+    assert Alerts(stop_on=["ties"]).stopping(both) == []
 
 
 def test_only_what_has_become_worse_is_told_again():

@@ -347,6 +347,7 @@ REFUSED = [
     ({"selection": {"kind": "softmax"}}, "selection.kind: needs whole groups"),
     ({"selection": {"kind": "best-of-k", "filters": ["tied"]}}, "selection.filters: tied needs whole groups"),
     ({"selection": {"kind": "best-of-k", "kl_coef": 0.1}}, "selection.kl_coef: the distance is measured when"),
+    ({"selection": {"kind": "best-of-k", "length_control": True}}, "selection.length_control: the trend in length is"),
     ({"generator": {"kind": "own:Same"}}, "sampling.kind: this generator might draw the same responses again"),
     ({"sampling": {"kind": "until-success", "rounds": []}}, "sampling.rounds: [] is out of range"),
     ({"sampling": {"kind": "until-success", "rounds": [8, 0]}}, "sampling.rounds: [8, 0] is out of range"),

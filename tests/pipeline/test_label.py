@@ -185,6 +185,18 @@ def test_messages_and_texts_in_one_job_are_refused(tmp_path: Path):
     assert done.returncode == 2 and "prompts: some parts are chats and some texts" in done.stderr
 
 
+def test_length_control_of_responses_without_tokens_is_refused(tmp_path: Path):
+    given(tmp_path, ROWS)
+    rule = {"kind": "rule", "function": "letters:vowels"}
+    write(
+        tmp_path, "label.yaml", job="label", name="x", responses={"path": "responses.jsonl"}, reward=rule,
+        selection={"kind": "all-pairs", "length_control": True},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "label.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "length_control counts tokens, and response 0 to prompt p0 has none" in done.stderr
+
+
 def test_a_recipe_that_gives_responses_and_makes_them_is_refused(tmp_path: Path):
     given(tmp_path, ROWS)
     rule = {"kind": "rule", "function": "length"}

@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from folders import write_run
 
 from raft.core import registry
 from raft.core.options import Fault
 from raft.core.records import Response
+from raft.core.run_paths import RunPaths
 from raft.pipeline.selection import (
     Advantage,
     BestOfK,
@@ -22,9 +24,12 @@ from raft.pipeline.selection import (
     Threshold,
     TopFraction,
     filtered,
+    length_controlled,
     shaped,
     without_ties,
 )
+from raft.pipeline.stages import choose
+from raft.store.keys import Artifact
 
 NAN = math.nan
 REWARDS = np.array(
@@ -253,6 +258,48 @@ def test_shaping_pays_for_the_distance_from_the_first_policy():
     assert places(picked(BestOfK(), shaped(rewards, logprob, reference, 0.5))) == [(0, 0)]
     with pytest.raises(AssertionError, match="log-probabilities"):
         shaped(rewards, np.full((1, 3), NAN), reference, 0.5)
+
+
+def test_length_control_leaves_what_a_regression_with_a_mean_for_each_group_does_not_explain_by_length():
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 40, size=(30, 8)).astype(float)
+    rewards = rng.normal(size=lengths.shape) + 0.2 * lengths + 5 * rng.normal(size=(30, 1))
+    rewards[rng.random(rewards.shape) < 0.2], rewards[3] = NAN, NAN
+    known = ~np.isnan(rewards)
+    groups = np.eye(30)[np.nonzero(known)[0]]
+    slope = np.linalg.lstsq(np.column_stack([lengths[known], groups]), rewards[known], rcond=None)[0][0]
+    left = length_controlled(rewards, lengths)
+    assert slope == pytest.approx(0.2, abs=0.03)
+    assert np.isnan(left).tolist() == np.isnan(rewards).tolist()
+    for row in np.flatnonzero(known.any(axis=1)):  # the level of a group stays, for selections with a minimum
+        here = known[row]
+        expected = rewards[row][here] - slope * (lengths[row][here] - lengths[row][here].mean())
+        assert left[row][here] == pytest.approx(expected)
+
+
+def test_a_response_that_is_only_longer_is_not_the_best_of_its_group_under_length_control():
+    quality = np.array([[0.0, 1.0, 3.0], [2.0, 0.5, 1.0], [1.0, 2.0, 0.0]])
+    lengths = np.array([[30, 20, 10], [20, 10, 30], [10, 30, 20]])
+    gamed = quality + 0.5 * lengths
+    assert picked(BestOfK(), gamed).responses.tolist() == [0, 2, 1]
+    assert picked(BestOfK(), length_controlled(gamed, lengths)).responses.tolist() == [2, 0, 1]
+    same = np.full((3, 3), 7)
+    assert length_controlled(gamed, same).tolist() == gamed.tolist()
+    assert np.isnan(length_controlled(np.full((2, 3), NAN), same[:2])).all()
+
+
+def test_the_lengths_that_are_controlled_are_the_tokens_of_the_responses(tmp_path):
+    quality, tokens = np.array([[0.0, 1.0, 3.0], [2.0, 0.5, 1.0]]), np.array([[30, 20, 10], [20, 30, 10]])
+    run = write_run(
+        tmp_path / "run", 2, 3, 1, text=lambda policy, n, k: "word" * int(tokens[n % 2, k]),
+        reward=lambda policy, n, k: float(quality[n % 2, k] + 0.5 * tokens[n % 2, k]),
+    )  # fmt: skip
+    it = RunPaths(run).iteration(1)
+    made = [Artifact.finished(path) for path in (it.prompts, it.responses, it.scores)]
+    for control, best in ((False, [0, 1]), (True, [2, 0])):
+        rewards, picks = choose(BestOfK(length_control=control), *made, None, 0, 1, lambda *drop: None)
+        assert picks.responses.tolist() == best
+        assert rewards.tolist() == (quality + 0.5 * tokens).tolist(), "what is reported is the reward itself"
 
 
 @pytest.mark.parametrize(

@@ -258,9 +258,9 @@ def test_an_alignment_selects_by_rank_and_shows_no_reward_between_prompts(folder
 
 def test_a_recipe_that_compares_ranks_between_prompts_is_refused(folder: Path, tmp_path: Path):
     reward = {"kind": "decision-tree", "model": str(folder), "template": "plain"}
-    selection = {"kind": "top-fraction", "fraction": 0.5, "kl_coef": 0.1}
+    selection = {"kind": "top-fraction", "fraction": 0.5, "kl_coef": 0.1, "length_control": True}
     worlds.make_recipe(tmp_path, reward=reward, selection=selection, evaluation={"gold": None})
     done = worlds.raft(tmp_path, "check", "recipe.yaml")
     assert done.returncode == 2
-    for key in ("selection.kind", "selection.kl_coef", "evaluation.gold"):
+    for key in ("selection.kind", "selection.kl_coef", "selection.length_control", "evaluation.gold"):
         assert f"{key}: the reward compares the responses of one prompt" in done.stderr

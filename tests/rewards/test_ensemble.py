@@ -64,6 +64,21 @@ def test_rewards_are_combined_as_said():
         assert [one.reward for one in score(build(**options))] == pytest.approx(expected.tolist()), options
 
 
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_what_one_of_several_members_likes_alone_gains_nothing_by_min_or_by_pessimistic(members):
+    """Alone it adds e to one reward: e / M to the mean, and e sqrt(M - 1) / M to the standard deviation."""
+    rules = {"picky": {"kind": "rule", "function": "my_members:vowels"}}
+    rules |= {f"plain{n}": {"kind": "rule", "function": "length", "args": {"target": 1}} for n in range(members - 1)}
+    texts = ["one", "aeiou"]  # one word each, so the others find them alike; the first has two vowels, the other five
+    group = Group(Prompt("p", text="x"), [Response(text, [], None, "stop") for text in texts])
+    found = {}
+    for combine in ("mean", "min", "pessimistic"):
+        (scores,) = build(members=rules, combine=combine).score([group])
+        found[combine] = scores[1].reward - scores[0].reward
+    assert found["mean"] == pytest.approx(3 / members) and found["min"] == 0
+    assert found["pessimistic"] == pytest.approx(3 * (1 - (members - 1) ** 0.5) / members)
+
+
 def test_the_raw_rewards_of_all_members_are_kept():
     found = score(build(combine="sum", normalize={"vowels": [2, 6]}))
     assert [one.parts for one in found] == [

@@ -213,6 +213,19 @@ def test_the_best_policy_is_that_of_gold_where_the_reward_says_nothing_between_p
     assert best_policy(Run(run, 0), Run(run, 0).rebuild_metrics()) == 2
 
 
+def test_the_best_policy_is_that_of_gold_where_the_recipe_says_so(tmp_path):
+    run = write_run(tmp_path / "run", 2, 2, 2, text=lambda *place: "words", reward=lambda *place: 1.0)
+    for number, (reward, gold) in enumerate(((0.0, 0.0), (1.0, 3.0), (2.0, 1.0))):
+        told = {"policy": {"reward/eval": reward, "gold/eval": gold}, "previous": {}}
+        (run / "iterations" / f"{number:03d}" / "metrics.json").write_text(json.dumps(told))
+    best = []
+    for by in ("reward", "gold"):
+        with open(run / "resolved.yaml", "a") as recipe:
+            recipe.write(f"best_by: {by}\n" if by == "gold" else "")
+        best.append(best_policy(Run(run, 0), Run(run, 0).rebuild_metrics()))
+    assert best == [2, 1]
+
+
 def test_the_best_policy_of_a_branch_is_one_of_its_own(tmp_path):
     """Those that it shares had perhaps another reward."""
     (tmp_path / "old").mkdir()

@@ -108,7 +108,7 @@ def _best(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The policy that is called best, and by which figure, once there are several to choose from."""
     if len(rows) < 2:
         return None
-    return {"policy": policies.number_of(folder, "best"), "by": reward_metrics.held_out_key(rows)}
+    return {"policy": policies.number_of(folder, "best"), "by": evaluation.compared_by(folder, rows)}
 
 
 def _gains(folder: Path) -> dict[str, Any]:
