@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu",
         type=_gpus,
         metavar="GB|NxGB",
-        help="only whether it fits a GPU of so many GB (80), or N of them (8x80); neither they nor weights need be here",
+        help="only say whether it fits a GPU of so many GB (80), or N (8x80); neither they nor weights need be here",
     )
     resume.add_argument("run", **RUN)
     resume.add_argument(
