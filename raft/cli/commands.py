@@ -116,7 +116,8 @@ def check(options: Namespace) -> None:
         for asked in preflight.requests(needed.recipe):
             say(f"  {asked}")
         unchecked = [hub.UNCHECKED.pop(0) for _ in list(hub.UNCHECKED)]
-        for warning in [*unchecked, *warnings, *preflight.foreseen(needed), *memory_plan.idle(needed.recipe, where)]:
+        warnings += [*preflight.unreached(needed.recipe), *preflight.foreseen(needed)]
+        for warning in [*unchecked, *warnings, *memory_plan.idle(needed.recipe, where)]:
             say(f"  warning: {warning}")
     if options.measure:
         _measure(loaded, options.overrides)

@@ -28,6 +28,7 @@ from raft.models import hub, jinja, model_folder, reward_templates
 from raft.models.reward_templates import TEXT_TEMPLATES
 
 TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
+PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
 
@@ -85,11 +86,29 @@ def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:
 
 def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
     """Warnings about servers that will be asked without the key that the recipe names."""
-    gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
-    sections = {"generator": getattr(recipe, "generator", None), "reward": getattr(recipe, "reward", None)}
-    for key, part in _parts_of({**sections, "evaluation.gold": gold}, "api_key_env"):
+    for key, part in _parts_of(_answering(recipe), "api_key_env"):
         if part.api_key_env and not os.environ.get(part.api_key_env):
             yield f"{key}.api_key_env: the environment has no {part.api_key_env}, so no key will be sent"
+
+
+def _answering(recipe: Any) -> dict[str, Any]:
+    """The sections that may be behind a url, by their keys."""
+    gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
+    return {**{name: getattr(recipe, name, None) for name in ("generator", "reward")}, "evaluation.gold": gold}
+
+
+def unreached(recipe: Any) -> Iterator[str]:
+    """Warnings of servers that do not answer now; a run does not wait for them."""
+    import httpx
+
+    from raft.launch.openai_client import urls
+
+    for key, part in _parts_of(_answering(recipe), "url"):
+        for url in urls(part.url) if part.url else ():
+            try:
+                httpx.get(f"{url}/models", timeout=PATIENCE)  # whatever it says: only the run has the key
+            except httpx.HTTPError as fault:
+                yield f"{key}.url: no answer from {url} ({type(fault).__name__}); start that server before the run"
 
 
 @contextmanager

@@ -45,8 +45,8 @@ class Evaluator:
         )
         if options.gold is None and any(it.evaluation.gold.exists() for it in RunPaths(run.folder).iterations()):
             observer.on_notice(
-                "evaluation.gold is not in this recipe, so figures leave out the gold scores that the run has; give it "
-                "again, in the recipe or on the command line, and they are back"
+                "evaluation.gold is not in this recipe, so metrics.jsonl, the curve and the last lines leave out the "
+                "gold scores that the run has; give it again, in the recipe or on the command line, and they are back"
             )
         self.references: Artifact | None = None
         if options.references is not None:

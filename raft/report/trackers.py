@@ -53,6 +53,9 @@ class Tracked(Observer):
         options = {key: value for key, value in options.items() if key != "name"}
         cls = getattr(tracking, CLASSES[name])
         if name == "tensorboard":
+            if not any((self.run.folder / name).rglob("events*")):  # as in a run that was pulled: all is to be sent
+                for sent in (self.state["sent"], self.state["tables"]):
+                    sent.pop(name, None)
             tracker = cls("tensorboard", self.run.folder, **options)
         else:
             again = {"id": self.state["id"], "resume": "allow"} if name == "wandb" else {}

@@ -1,6 +1,7 @@
 """Trackers: what is sent is what metrics.jsonl says, once, and a tracker that fails stops nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def test_tensorboard_gets_every_figure_once_also_when_the_run_goes_on(tmp_path: 
     texts = b"".join(file.read_bytes() for file in (run / "tensorboard").rglob("events*"))
     first = next(read(run / "iterations/000/evaluation/responses.jsonl"))["responses"][0]["text"].split()[0]
     assert trackers._cell(first).encode() in texts
+    shutil.rmtree(run / "tensorboard")  # as where the run was pulled
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=3").returncode == 0
+    assert {step for _, step in scalars(run / "tensorboard")} == {0, 1, 2, 3}
 
 
 def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(tmp_path: Path):
