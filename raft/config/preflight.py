@@ -157,13 +157,17 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Requests:
-    """The most requests that a run sends to the judge at `key`, retries aside."""
+    """The most requests that a run sends to the judge at `key`, retries aside; each holds up to `read` tokens.
+
+    Those are of the prompt and the responses, as the policy counts them; 0 where it is not known.
+    """
 
     key: str
     judge: Any
     training: int
     held_out: int = 0
     checks: int = 0  # that a judge behind a url answers
+    read: int = 0
 
     @property
     def total(self) -> int:
@@ -184,8 +188,11 @@ class Requests:
         kinds = {"for training": self.training, "for held-out prompts": self.held_out, "as a check": self.checks}
         parts = [f"{count:,} {what}" for what, count in kinds.items() if count]
         listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+        read = (
+            f" of its template and up to {self.read:,} tokens: {self.total * self.read:,} at most;" if self.read else ""
+        )
         return (
-            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}, each "
+            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}, each{read} "
             f"answered with up to {self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} at most"
         )
 
@@ -208,7 +215,9 @@ def requests(recipe: Any) -> Iterator[Requests]:
             looks = policies * whole.evaluation.count * judge.requests(options.k)
             own = name == "reward"
             looked = looks if not own or comparable(recipe.reward) else 0
-            yield Requests(key, judge, trains if own else 0, looked, judge.requests(2) if judge.url else 0)
+            each = getattr(recipe.generator, "max_tokens", None)
+            read = 0 if each is None else recipe.prompts.max_prompt_length + (1 if judge.mode == "grade" else 2) * each
+            yield Requests(key, judge, trains if own else 0, looked, judge.requests(2) if judge.url else 0, read)
 
 
 def _labelled(recipe: Any, judge: Any) -> int | None:

@@ -161,6 +161,7 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
     assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
     assert asked.checks == 2  # whether it answers: two short responses
+    assert asked.read == 64 + 12 * (1 if options.get("mode") == "grade" else 2)  # a prompt, and a response or two
     total = training + held_out + 2
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
