@@ -218,10 +218,13 @@ def select(options: Namespace) -> None:
         for one in found:
             print(json.dumps({"iteration": it.number, **asdict(one)}))
         return
-    say(f"{folder}, iteration {it.number}: the responses of policy {it.number - 1}; gold: of its held-out answers")
-    say("\n".join(selecting.table(found)))
-    section, _ = list(selections.values())[-1]
-    say(f"\nnext: {selecting.trains_on(folder, it, section)}")
+    head, *rows = selecting.table(found)
+    legend = "; gold: of its held-out answers" if "gold" in head else ""
+    say(f"{folder}, iteration {it.number}: the responses of policy {it.number - 1}{legend}")
+    say("\n".join([head, *rows]))
+    if options.kinds:
+        section, _ = list(selections.values())[-1]
+        say(f"\nnext: {selecting.trains_on(folder, it, section)}")
 
 
 def report(options: Namespace) -> None:

@@ -7,33 +7,53 @@ from typing import Any
 
 import numpy as np
 
-from raft.config.recipe import read_resolved
+from raft.config.jobs import JOBS
+from raft.config.recipe import read_resolved, value_at
 from raft.core import records
+from raft.core.options import short
+from raft.core.registry import filled
 from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
 from raft.metrics.reward_metrics import NORMAL_95, Gain
 from raft.store import measuring, runs, stamps
 from raft.store.stamps import Stamp, differences
 
-MOST = 12  # keys that are listed
+MOST = 12  # keys that are listed of recipes
+FEW = 4  # and of artifacts, which follow from them
 BOTH = "A has {}, B has {}"
 NAMES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 
 
 def compared(first: Path, second: Path) -> list[str]:
     """Lines on two runs: keys of their recipes that differ, their last policies, and their first unlike artifact."""
-    changed = [
-        change
-        for change in differences(read_resolved(first), read_resolved(second), say=BOTH)
-        if not change.startswith("name:")
-    ]
+    changed = list(_recipes(first, second))
     lines = [
         f"A {first}, B {second}",
         "recipes: " + (f"they differ in {len(changed)}" if changed else "the same"),
     ]
-    lines += [f"  {change}" for change in changed[:MOST]]
-    lines += [f"  and {len(changed) - MOST} more"] if len(changed) > MOST else []
-    return [*lines, *_figures(first, second), _parting(first, second)]
+    return [*lines, *_first(changed, MOST), *_figures(first, second), _parting(first, second)]
+
+
+def _recipes(first: Path, second: Path) -> Iterator[str]:
+    """The keys in which two recipes differ; what only one of them says has its default in the other."""
+    one, other = read_resolved(first), read_resolved(second)
+    whole = [filled(JOBS[job], of) if (job := str(of.get("job", "align"))) in JOBS else of for of in (one, other)]
+    for change in differences(one, other, say=BOTH, shown=_in_words):
+        key = change.split(":", 1)[0]
+        here, there = (value_at(of, key.split(".")) for of in whole)
+        if key != "name":  # and where a name has a dot nothing is found by its key
+            yield from [change] if here is there is None else differences(here, there, key, BOTH, _in_words)
+
+
+def _in_words(value: Any) -> str:
+    """A value, shortened."""
+    return f"{len(value)} key{'s' * (len(value) != 1)}" if isinstance(value, dict) else short(value)
+
+
+def _first(changes: list[str], most: int) -> list[str]:
+    """Lines on the first of these changes, and how many more there are."""
+    more = [f"  and {len(changes) - most} more"] if len(changes) > most else []
+    return [*(f"  {change}" for change in changes[:most]), *more]
 
 
 def seeds(folders: list[Path]) -> list[str]:
@@ -108,10 +128,11 @@ def _parting(first: Path, second: Path) -> str:
         if here["hash"] != there["hash"]:
             changed = [
                 change
-                for change in differences(here["key"], there["key"], say=BOTH)
+                for change in differences(here["key"], there["key"], say=BOTH, shown=_in_words)
                 if not change.startswith("inputs.")
             ]
-            why = "\n".join(f"  {change}" for change in changed[:MOST]) or "  what it was made from"
+            changed.sort(key=lambda change: not change.startswith("section.is:"))  # all else follows from the kind
+            why = "\n".join(_first(changed, FEW)) or "  what it was made from"
             return f"first artifact that differs: {name}, made from other inputs:\n{why}"
         if here.get("content") != there.get("content"):
             versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"], say=BOTH))

@@ -1,5 +1,6 @@
 """`raft select RUN KIND ...`: what other selections would choose of the responses that a run has; nothing is made."""
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from raft.cli.show import iterations
 from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
@@ -101,7 +103,7 @@ def named(folder: Path, kinds: Sequence[str]) -> dict[str, tuple[dict[str, Any],
 
 def iteration(folder: Path, number: int | None) -> IterationPaths:
     """An iteration whose responses are scored, the last one if none is named. UserError if it is not."""
-    scored = [it for it in RunPaths(folder).iterations() if it.scores.exists() and it.number]
+    scored = [it for it in iterations(folder) if it.scores.exists() and it.number]
     if not scored:
         raise UserError(f"{folder} has no iteration with scores yet; nothing can be selected")
     if number is None:
@@ -195,15 +197,20 @@ def table(found: Sequence[Choice]) -> list[str]:
 def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
     selection = find("selection", section["kind"])
-    trainer = find("trainer", (read_resolved(folder).get("trainer") or {}).get("kind", "sft"))
+    own = read_resolved(folder).get("trainer") or {}
+    trainer, pairs = find("trainer", own.get("kind", "sft")), getattr(selection, "makes_pairs", False)
     number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
     changes = [f"name={name}", f"selection={yaml_of(section)}"]
+    kind = None
     if getattr(selection, "signed", False) and not takes_signed(trainer):
-        changes.append("trainer.kind=policy-gradient")
-    if getattr(selection, "makes_pairs", False) and not takes_pairs(trainer):
-        changes.append("trainer.kind=dpo")
-    return f"raft resume {folder} --from-iteration {number} {shlex.join(changes)}"
+        kind = "policy-gradient"
+    elif pairs != takes_pairs(trainer):
+        kind = "dpo" if pairs else "sft"
+    if kind is not None:
+        known = {"kind", *(item.name for item in dataclasses.fields(find("trainer", kind)))}
+        changes += [f"trainer.kind={kind}", *(f"~trainer.{name}" for name in own if name not in known)]
+    return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *changes])
 
 
 def yaml_of(value: Any) -> str:

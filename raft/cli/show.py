@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def before_and_after(folder: Path, *which: str) -> str:
             parts.append("no held-out prompt gained")
             continue
         head = f"{title} (mean {one.figure} of its answers {one.before:.3f} -> {one.after:.3f}"
-        parts.append(f"{head}; {_side_by_side(folder, one)}")
+        parts.append(f"{head}; {_side_by_side(folder, one, name)}")
     return "\n\n".join(parts)
 
 
@@ -121,9 +120,9 @@ class Answer:
         return safe(self.response["text"]).strip()
 
     @property
-    def reward(self) -> float | None:
-        """By the first reward that there is."""
-        return next(iter(self.scores.values())).get("reward")
+    def reward(self) -> float:
+        """The gold reward where there is one, as in `changes`, whose answers all have it."""
+        return float([*self.scores.values()][-1]["reward"])
 
     def __str__(self) -> str:
         figures = "  ".join(_figure(name, score) for name, score in self.scores.items())
@@ -137,33 +136,30 @@ def _figure(name: str, score: dict[str, Any]) -> str:
     return label + (f"no reward ({safe(str(score.get('error')))})" if reward is None else f"{reward:8.3f}")
 
 
-def _side_by_side(folder: Path, one: Change) -> str:
-    """A held-out prompt with an answer of each policy: two that differ, as near to the middle as can be."""
-    held_out, gold, sides = RunPaths(folder).evaluation, _has_gold(folder), []
-    for it in (one.first, one.last):
-        asked, answers = next(_answered(it.evaluation, held_out, one.prompt_id, gold))
-        sides.append(_from_the_middle(answers))
-    apart = [(near + far, near, far) for near, far in product(*(range(len(side)) for side in sides))]
-    pairs = [(sides[0][near], sides[1][far]) for _, near, far in sorted(apart)]
-    differing = next((pair for pair in pairs if pair[0].text != pair[1].text), None)
-    which = "the middle answer of each policy is shown"
-    if differing is None:
-        which = "all answers of both policies are the same text, and one of each is shown"
-    elif differing != pairs[0]:
-        which = "the middle answers are the same text, and the nearest that differ are shown"
-    figures = " and ".join(FIGURES[name] for name in pairs[0][0].scores)
-    lines = [f"{which}, each with its {figures}):", asked]
-    for it, answer in zip((one.first, one.last), differing or pairs[0], strict=True):
-        lines += [f"\npolicy {it.number} (held-out prompt)", str(answer)]
+def _side_by_side(folder: Path, one: Change, which: str) -> str:
+    """A held-out prompt with the k-th answer of each policy, drawn with the same seed: one that training has changed.
+
+    Of the best prompt the one that gained most, of the worst the one that lost most, else the one that is nearest to
+    the prompt's mean. Of evaluations of different sizes the smaller counts.
+    """
+    held_out, gold = RunPaths(folder).evaluation, _has_gold(folder)
+    (asked, before), (_, after) = (
+        next(_answered(it.evaluation, held_out, one.prompt_id, gold)) for it in (one.first, one.last)
+    )
+    pairs = list(zip(before, after, strict=False))
+    gains = {at: new.reward - old.reward for at, (old, new) in enumerate(pairs) if old.text != new.text}
+    if gains:
+        aim = {"best": max(gains.values()), "worst": min(gains.values())}.get(which, one.gain)
+        at = min(gains, key=lambda pair: abs(gains[pair] - aim))
+        said = f"answer {at + 1} of each policy is shown"
+        titles = [f"policy {it.number}" for it in (one.first, one.last)]
+    else:
+        at, said = 0, "all answers are the same, and one is shown"
+        titles = [f"policies {one.first.number} and {one.last.number}"]
+    lines = [f"{said}, with its {' and '.join(FIGURES[name] for name in before[at].scores)}):", asked]
+    for title, answer in zip(titles, pairs[at], strict=False):
+        lines += [f"\n{title} (held-out prompt)", str(answer)]
     return "\n".join(lines)
-
-
-def _from_the_middle(answers: list[Answer]) -> list[Answer]:
-    """Answers, the one whose reward is in the middle first, those without a reward last."""
-    rated = sorted((one for one in answers if one.reward is not None), key=lambda one: one.reward or 0.0)
-    middle = (len(rated) - 1) // 2
-    order = sorted(range(len(rated)), key=lambda place: abs(place - middle))
-    return [*(rated[place] for place in order), *(one for one in answers if one.reward is None)]
 
 
 def prompt(folder: Path, prompt_id: str) -> str:

@@ -7,7 +7,6 @@ is bound to the dataclass that does the work, and all faults are reported at onc
 import dataclasses
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -103,8 +102,7 @@ class RecipeError(UserError):
         place = resumed or path
         rows = [f"  {_place(fault.key, lines, place)}: {fault.key}: {fault.message}" for fault in faults]
         if resumed is not None:
-            again = f"raft resume {shlex.quote(str(resumed))} KEY=VALUE"
-            rows.append(f"bring what is missing to its place, or give another value: {again}")
+            rows.append("repeat the command with KEY=VALUE for each of these, or bring what is missing to its place")
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__("\n".join([f"{place}: {count}, nothing was started", *rows]))
 

@@ -54,7 +54,7 @@ class State:
         """The same later, if nothing was finished in the meantime."""
         age = max(0.0, now - self.at)
         left, run_left = (None if one is None else max(0.0, one - age) for one in (self.left, self.run_left))
-        return replace(self, seconds=self.seconds + age, left=left, run_left=run_left, at=now)
+        return replace(self, seconds=self.seconds + age, left=left, run_left=_known(run_left, left), at=now)
 
     @property
     def where(self) -> str:
@@ -78,6 +78,11 @@ class State:
         rate = [] if self.rate is None else [f"{self.rate:.3g} a second"]
         head = ", ".join(filter(None, (self.where, self.stage, self.share)))
         return terminal.safe(", ".join([head, *counted, *rate, *self.remaining]).replace("\n", " "))
+
+
+def _known(run_left: float | None, left: float | None) -> float | None:
+    """The rest of the run, None where it is used up while a stage is at work of which nothing is known."""
+    return run_left if run_left is None or run_left >= 1 or left is not None else None
 
 
 KINDS: dict[str, Any] = {
@@ -138,7 +143,7 @@ class Progress:
         run_left = None if self.rest is None else max(self.rest - seconds, self.after + (left or 0.0))
         return State(
             self.artifact, self.stage, self.unit, self.iteration, self.iterations, self.before, done, total,
-            seconds, self.pace.rate(), left, run_left, time.time(),
+            seconds, self.pace.rate(), left, _known(run_left, left), time.time(),
         )  # fmt: skip
 
     def _write(self) -> None:

@@ -196,6 +196,36 @@ def sound(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def filled(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a class with the defaults of those that are left out, at any depth; raft's own kinds only."""
+    found, hints = dict(options), typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if item.init and item.name not in found:
+            if item.default is MISSING and item.default_factory is MISSING:
+                continue
+            found[item.name] = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.name in found:
+            section, named = item.metadata.get("section"), item.metadata.get("named")
+            found[item.name] = _filled(hints[item.name], section, named, found[item.name])
+    return found
+
+
+def _filled(hint: Any, section: str | None, named: Any, value: Any) -> Any:
+    if named and isinstance(value, Mapping):
+        return {name: _filled(Any, section, False, one) for name, one in value.items()}
+    if isinstance(value, list) and section:
+        return [_filled(Any, section, False, one) for one in value]
+    if dataclasses.is_dataclass(value):  # a default
+        own = filled(type(value), vars(value))
+        return {"kind": stable_name(type(value)).rpartition("/")[2], **own} if section else own
+    if not isinstance(value, Mapping):
+        return value
+    if section:
+        return filled(find(section, kind), value) if (kind := str(value.get("kind"))) in TABLE[section] else value
+    classes = [one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)]
+    return filled(typing.cast(type, classes[0]), value) if classes else value
+
+
 def component(section: str, options: Any, where: str, faults: list[Fault]) -> Any:
     """The component that a section of a recipe describes, or None with its faults appended."""
     if not isinstance(options, Mapping):

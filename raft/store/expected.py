@@ -26,7 +26,8 @@ def rest(folder: Path, number: int, wanted: int) -> tuple[float | None, float]:
         return None, 0.0
     after = iteration * max(0, wanted - number)
     own = iteration if number else start or 0.0
-    return after + max(0.0, own - _spent(run.iteration(number).folder)), after
+    rest = after + max(0.0, own - _spent(run.iteration(number).folder))
+    return rest or None, after  # what is made again may have taken all that was expected before
 
 
 def _spent(folder: Path) -> float:

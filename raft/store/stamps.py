@@ -247,11 +247,13 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def differences(old: Any, new: Any, key: str = "", say: str = "was {}, is {}") -> Iterator[str]:
-    """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values."""
+def differences(
+    old: Any, new: Any, key: str = "", say: str = "was {}, is {}", shown: Callable[[Any], str] = repr
+) -> Iterator[str]:
+    """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values as `shown`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             below = f"{key}.{name}" if key else str(name)
-            yield from differences(old.get(name), new.get(name), below, say)
+            yield from differences(old.get(name), new.get(name), below, say, shown)
     elif old != new:
-        yield f"{key}: {say.format(*('not given' if value is None else repr(value) for value in (old, new)))}"
+        yield f"{key}: {say.format(*('not given' if value is None else shown(value) for value in (old, new)))}"

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import folders
 import numpy as np
 import pytest
 import worlds
+import yaml
 
+from raft.cli import compare
 from raft.config.recipe import read_one
 from raft.core.errors import UserError
+from raft.trainers.sft import SFT
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,37 @@ def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_whe
     assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout
     first = done.stdout.index("first artifact that differs: iterations/001/policy")
     assert "section.learning_rate: A has 0.001, B has 0.1" in done.stdout[first:]
+
+
+def written(folder: Path, recipe: dict, section: dict) -> Path:
+    """A run that is nothing but its resolved recipe and the stamp of one artifact."""
+    folder.mkdir(parents=True)
+    (folder / "resolved.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "made").touch()
+    folders.stamp(folder / "made", key={"stage": "train", "section": section}, hash=f"{section}")
+    return folder
+
+
+def test_what_only_one_of_two_recipes_says_is_compared_with_its_default(tmp_path):
+    one = written(tmp_path / "a", {"name": "a", "iterations": 5, "trainer": {"kind": "sft", "lora": {"a.b": 1}}}, {})
+    more = {"seed": 0, "launch": {"kind": "local"}, "store": {"compress": True}, "policy": {"model": "m"}}
+    other = written(tmp_path / "b", {"name": "b", "trainer": {"kind": "sft", "batch_size": 3}, **more}, {})
+    assert sorted(compare._recipes(one, other)) == [
+        "policy: A has not given, B has 5 keys",
+        "store.compress: A has False, B has True",
+        f"trainer.batch_size: A has {SFT.batch_size}, B has 3",
+        "trainer.lora: A has 1 key, B has not given",
+    ]
+
+
+def test_of_an_artifact_that_differs_few_keys_are_told_and_the_kind_is_the_first(tmp_path):
+    options = {f"option{n}": list(range(99)) for n in range(17)}
+    one = written(tmp_path / "a", {}, {**options, "is": "trainer/sft"})
+    other = written(tmp_path / "b", {}, {"is": "trainer/dpo", "more": options})
+    head, *lines, more = compare._parting(one, other).splitlines()
+    assert head == "first artifact that differs: made, made from other inputs:"
+    assert lines[0] == "  section.is: A has 'trainer/sft', B has 'trainer/dpo'" and len(lines) == compare.FEW
+    assert more == f"  and {19 - compare.FEW} more" and max(map(len, lines)) < 130
 
 
 def test_a_run_and_itself_are_the_same(world):

@@ -1,5 +1,6 @@
 """`raft show`: which prompts it picks, and the list of all."""
 
+import json
 from pathlib import Path
 
 import folders
@@ -36,8 +37,8 @@ def run(tmp_path_factory) -> Path:
 )
 def test_prompts_are_picked_by_how_much_they_gained_and_typical_is_the_median(run, which, prompt, said):
     shown = show.before_and_after(run, which)
-    head = f"{said}; the middle answer of each policy is shown, each with its reward and gold reward):"
-    assert shown.splitlines()[:2] == [head, f"prompt {prompt}: prompt {prompt[1:]}"]
+    head, asked = shown.splitlines()[:2]
+    assert head.startswith(f"{said}; answer ") and asked == f"prompt {prompt}: prompt {prompt[1:]}"
     assert "policy 0 (held-out prompt)" in shown and "policy 2 (held-out prompt)" in shown
 
 
@@ -53,27 +54,37 @@ def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
     assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")
 
 
+REWARDS = {0: [1.0, 2.0], 2: [1.5, 5.0]}  # of the two answers by each policy: they gain 0.5 and 3, on average 1.75
+
+
 @pytest.mark.parametrize(
-    ("texts", "said", "shown"),
+    ("same", "which", "said", "shown"),
     [
-        ({}, "the middle answer of each policy is shown", ["0.000  gold    0.000  0 0", "1.000  gold   10.000  1 0"]),
-        (
-            {(0, 0): "same", (1, 0): "same "},
-            "the middle answers are the same text, and the nearest that differ are shown",
-            ["0.000  gold    0.000  same", "1.500  gold   15.000  1 1"],
-        ),
-        (
-            dict.fromkeys([(0, 0), (0, 1), (1, 0), (1, 1)], "same"),
-            "all answers of both policies are the same text, and one of each is shown",
-            ["0.000  gold    0.000  same", "1.000  gold   10.000  same"],
-        ),
+        ((), "best", "answer 2 of each policy", ["2.000  gold   20.000  0 1", "5.000  gold   50.000  2 1"]),
+        ((), "worst", "answer 1 of each policy", ["1.000  gold   10.000  0 0", "1.500  gold   15.000  2 0"]),
+        ((), "typical", "answer 1 of each policy", ["1.000  gold   10.000  0 0", "1.500  gold   15.000  2 0"]),
+        ((0,), "typical", "answer 2 of each policy", ["2.000  gold   20.000  0 1", "5.000  gold   50.000  2 1"]),
+        ((1,), "best", "answer 1 of each policy", ["1.000  gold   10.000  0 0", "1.500  gold   15.000  2 0"]),
+        ((0, 1), "best", "all answers are the same, and one", ["1.000  gold   10.000  same 0"]),
     ],
 )
-def test_the_answers_that_are_shown_differ_wherever_any_do(tmp_path, texts, said, shown):
+def test_the_answers_that_are_shown_have_one_place_and_differ_wherever_two_of_one_place_do(
+    tmp_path, same, which, said, shown
+):
     run = folders.write_run(
-        tmp_path / "run", 1, 2, 1, lambda policy, _, index: texts.get((policy, index), f"{policy} {index}"),
-        lambda policy, _, index: policy + index / 2, held_out=1,
+        tmp_path / "run", 1, 2, 2,
+        lambda policy, _, index: f"same {index}" if index in same else f"{policy} {index}",
+        lambda policy, _, index: REWARDS.get(policy, [9.0, 9.0])[index], held_out=1,
     )  # fmt: skip
-    head, *lines = show.before_and_after(run, "typical").splitlines()
-    assert head.endswith(f"; {said}, each with its reward and gold reward):")
+    head, *lines = show.before_and_after(run, which).splitlines()
+    assert head.endswith(f"; {said} is shown, with its reward and gold reward):")
     assert [line.strip() for line in lines if "gold" in line] == shown
+
+
+def test_of_evaluations_of_different_sizes_the_answers_that_both_have_are_compared(tmp_path):
+    run = folders.write_run(tmp_path / "run", 1, 2, 1, lambda *at: f"{at}", lambda *at: float(at[0]), held_out=1)
+    for file, name in (("responses", "responses"), ("scores", "scores"), ("gold", "scores")):
+        path = run / f"iterations/001/evaluation/{file}.jsonl"
+        row = json.loads(path.read_text())
+        path.write_text(json.dumps({**row, name: row[name][:1]}) + "\n")
+    assert "answer 1 of each policy is shown" in show.before_and_after(run, "best")

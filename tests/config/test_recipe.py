@@ -301,3 +301,10 @@ def test_an_option_by_its_old_name_is_told_the_new_one(section: str, kind: str, 
     faults: list[Fault] = []
     component(section, {"kind": kind, old: 1}, section, faults)
     assert any(f.key == f"{section}.{old}" and f"did you mean {new}? allowed: " in f.message for f in faults)
+
+
+def test_a_refused_run_names_no_command_but_that_which_was_given():
+    """It may be `raft resume RUN`, or that with `--from-iteration`, and nothing may be missing."""
+    fault = RecipeError(Path("resolved.yaml"), [Fault("generator.k", "0 is out of range")], {}, resumed=Path("run"))
+    *_, last = str(fault).splitlines()
+    assert last == "repeat the command with KEY=VALUE for each of these, or bring what is missing to its place"

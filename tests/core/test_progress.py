@@ -102,6 +102,16 @@ def test_the_time_of_the_whole_run_is_at_least_this_stage_and_the_iterations_aft
     assert at_work(clock).state().run_left is None
 
 
+def test_an_estimate_of_the_run_that_is_used_up_before_a_stage_has_a_pace_is_no_longer_said():
+    clock = Clock()
+    told = Progress("iterations/002/responses.jsonl", "prompts", iterations=2, rest=8.0, clock=clock)
+    clock.now += 3
+    state = told.state()
+    assert state.run_left == pytest.approx(5.0) and state.aged(state.at + 6).run_left is None
+    clock.now += 6
+    assert told.state().run_left is None and "whole run" not in told.state().sentence()
+
+
 def test_a_state_ages_when_it_is_read_later():
     state = at_work(Clock(), rest=400.0).state()
     later = state.aged(state.at + 20)

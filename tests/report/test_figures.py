@@ -423,9 +423,10 @@ def test_all_figures_that_a_run_has_are_drawn_and_what_the_others_need_is_named(
     assert without_length.startswith("left out: length: ")
     picture.plot("gold", [tmp_path / "a"], tmp_path / "alone.png")
     assert (tmp_path / "a/gold.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
-    refused = raft(tmp_path, "plot", "a", "--figure", "all", "-o", "none")
-    assert refused.returncode == 2 and "none: there is no such folder" in refused.stderr
-    (tmp_path / "own").mkdir()
+    (tmp_path / "bare").mkdir()
+    assert picture.plot_all([tmp_path / "bare"], tmp_path / "own") == ([], list(picture.FIGURES.values()))
+    with pytest.raises(UserError, match="no folder can be made there"):
+        picture.plot_all([tmp_path / "bare"], tmp_path / "none/deep")
     (tmp_path / "own/gold.csv").write_text("mine\n")
     with pytest.raises(UserError, match="is not a table of raft plot"):
         picture.plot_all([tmp_path / "a"], tmp_path / "own")

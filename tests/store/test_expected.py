@@ -30,6 +30,12 @@ def test_what_an_iteration_has_finished_is_not_expected_again(tmp_path: Path):
     assert expected.rest(run, 3, 3) == (pytest.approx(one - 2.5), 0.0)
 
 
+def test_of_an_iteration_that_took_all_that_was_expected_and_is_made_again_nothing_is_said(tmp_path: Path):
+    run = write_run(tmp_path / "run", 2)
+    assert expected.rest(run, 2, 2) == (None, 0.0)
+    assert expected.rest(run, 2, 3)[0] == expected.rest(run, 3, 3)[0]
+
+
 def test_before_the_first_iteration_a_forecast_is_believed_and_without_one_nothing_is_said(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

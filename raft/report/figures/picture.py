@@ -54,12 +54,13 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
 def plot_all(folders: Sequence[Path], place: Path) -> tuple[list[Path], list[Plot]]:
     """Draws every figure that all of the runs have numbers for into a folder, and says which ones they lack.
 
-    UserError if there is no such folder, or if something else would be overwritten.
+    The folder is made if its parent exists. UserError if it does not, or if something else would be overwritten.
     """
-    if not place.is_dir():
-        raise UserError(f"{place}: there is no such folder; with --figure {ALL}, -o names one that is there")
+    if not (place if place.exists() else place.parent).is_dir():
+        raise UserError(f"{place}: no folder can be made there; with --figure {ALL}, -o names one whose parent exists")
     measured = {name: [figure.measure(folder) for folder in folders] for name, figure in FIGURES.items()}
     there = [name for name, runs in measured.items() if all(run.numbers for run in runs)]
+    place.mkdir(exist_ok=True)
     files = {name: place / file_name(name) for name in there}
     for file in files.values():
         refuse(file)

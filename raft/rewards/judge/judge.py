@@ -61,7 +61,7 @@ class Judge(Connection):
     from.
     `ranking: challenger` compares each response only with the best one before it. A run that would send more than
     `max_requests` is refused before it starts. The group of the regular expression
-    `verdict` is the verdict, where it matches last behind the judge's reasoning; without one, see `judge/verdicts.py`.
+    `verdict` is the verdict, where it matches last behind the judge's reasoning; without one, see docs/judges.md.
     """
 
     model: str = source("served")
