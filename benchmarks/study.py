@@ -4,6 +4,7 @@ The tables are in docs/objectives.md and docs/over-optimisation.md.
 
     python benchmarks/study.py quickstart outputs/study --seeds 0,1,2      # about a minute a run on two cores
     python benchmarks/study.py sums outputs/study --seeds 0,1,2            # seconds a run, 0/1 reward
+    python benchmarks/study.py tinystories outputs/study variables.data=FOLDER       # three minutes a run
     python benchmarks/study.py gamed outputs/study --seeds 0,1,2           # half a minute a run, planted flaws
     python benchmarks/study.py quickstart outputs/study --methods random "raft++, 8 epochs"
     python benchmarks/study.py quickstart outputs/study --table            # of what is there, runs nothing
@@ -49,7 +50,17 @@ REWARDED = {
     "raft++": [*SOLVED, *PG],
     "reinforce": ["selection.kind=advantage", *PG],
 }
-SIZES = ["iterations=3", "prompts.per_iteration=128", "evaluation.count=64"]
+STORIES = {
+    "random": ["selection.kind=random"],
+    "best-of-k": [],
+    "expected-gain": ["generator.k=32", "sampling={kind: expected-gain, first: 4, budget: 8.0, most: 32}"],
+    "raft++": PG,
+    "reward-weighted": ["selection.kind=reward-weighted", "selection.temperature=0.5"],
+}
+SIZES = {  # of the recipes that come with raft
+    "quickstart": ["iterations=3", "prompts.per_iteration=128", "evaluation.count=64"],
+    "tinystories": ["iterations=3", "prompts.per_iteration=96", "evaluation.count=64"],
+}
 SUMS = {
     "sums-policy.yaml": """
 job: sft
@@ -155,7 +166,7 @@ OF_GAMED = {
     "iteration": "policy", "before": "reward at first", "reward/eval": "reward", "gold/eval": "gold",
     "peak": "highest gold", "eval/tokens": "tokens an answer", "kl/first": "KL",
 }  # fmt: skip
-TASKS = {"quickstart": METHODS, "sums": REWARDED, "gamed": DEFENCES}
+TASKS = {"quickstart": METHODS, "tinystories": STORIES, "sums": REWARDED, "gamed": DEFENCES}
 
 
 def main() -> None:
@@ -177,8 +188,7 @@ def main() -> None:
     if not asked.table:
         for seed in seeds:
             for method in wanted:
-                sizes = SIZES if asked.task == "quickstart" else []
-                overrides = [*sizes, *methods[method], *asked.overrides]
+                overrides = [*SIZES.get(asked.task, ()), *methods[method], *asked.overrides]
                 run(asked.out, recipe, overrides, name(asked.task, method, seed), seed)
     for line in table(asked.out, asked.task, wanted, seeds):
         print(line, flush=True)
@@ -191,7 +201,7 @@ def name(task: str, method: str, seed: int) -> str:
 
 def made(task: str, out: Path) -> str:
     """Writes the recipes and data of a task, and gives the name of its recipe."""
-    if task == "quickstart":
+    if task in SIZES:
         return task
     for file, text in (SUMS | sums() if task == "sums" else GAMED | beasts()).items():
         (out / file).write_text(text.lstrip(), encoding="utf-8")
