@@ -60,6 +60,7 @@ def take_over(handler: logging.Handler) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full disk is reported once, by the code that writes artifacts
+    logging.captureWarnings(False)  # it may think that it captures them where somebody has put them back since
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 

@@ -341,6 +341,8 @@ def victim(pid: int) -> str | None:
 
 def test_what_libraries_say_in_a_worker_is_handed_over_once():
     with logs.kept():
+        with warnings.catch_warnings():  # which puts back what it shows, unknown to logging
+            logging.captureWarnings(True)
         worker = Worker([], [])
         worker.said()
         logging.getLogger("a.library").warning("%d things", 3)
