@@ -7,7 +7,7 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY raft /src/raft
 COPY recipes /src/recipes
 # ray[default] and wget are for clusters (docs/cluster): the launcher, jobs, and KubeRay's probes
-RUN /opt/raft/bin/uv pip install --no-cache --python /opt/raft/bin/python "/src[cuda,ray,trl]" "ray[default]"
+RUN /opt/raft/bin/uv pip install --no-cache --compile-bytecode --python /opt/raft/bin/python "/src[cuda,ray,trl]" "ray[default]"
 ENV PATH=/opt/raft/bin:$PATH
 WORKDIR /work
 ENTRYPOINT ["raft"]

@@ -3,7 +3,7 @@
 # make docs   the documentation as a site, in build/site
 # A bare clone needs Python 3.11 or newer with venv, and nothing else. DEVICE=cpu or DEVICE=cuda forces the engine.
 
-# Without bytecode every process would compile raft again, and every worker the tests.
+# Without bytecode every process would compile again what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
@@ -77,11 +77,11 @@ $(READY): pyproject.toml Makefile
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 ifeq ($(DEVICE),cuda)
-	$(UV) --compile-bytecode -e '.[cuda,dev]'
+	$(UV) -e '.[cuda,dev]'
 else
 	printf 'torchvision\ntorchaudio\ntorchcodec\n' > .venv/excludes.txt
-	if [ -n "$(LINKS)" ]; then $(UV) --compile-bytecode --excludes .venv/excludes.txt -e '.[cpu,dev]' || $(UV) --compile-bytecode --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; \
-	else $(UV) --compile-bytecode --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; fi
+	if [ -n "$(LINKS)" ]; then $(UV) --excludes .venv/excludes.txt -e '.[cpu,dev]' || $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; \
+	else $(UV) --torch-backend cpu --excludes .venv/excludes.txt -e '.[cpu,dev]'; fi
 endif
 	touch $@
 

@@ -132,6 +132,7 @@ def test_a_clean_run_raises_nothing(tmp_path, gold):
         assert named(rows[:seen]) == {}
 
 
+@pytest.mark.nightly
 def test_a_reward_that_likes_length_is_named_before_and_after_answers_have_grown(tmp_path):
     rows = align(tmp_path, likes_length, None, iterations=4)
     assert named(rows[:1])["length-reward"] == "warning"  # row 0 has its training responses
@@ -139,6 +140,7 @@ def test_a_reward_that_likes_length_is_named_before_and_after_answers_have_grown
     assert rows[0]["selection/tokens"] > 1.2 * rows[0]["selection/tokens_random"]
 
 
+@pytest.mark.nightly
 def test_a_reward_that_likes_a_symbol_is_named_with_the_symbol(tmp_path):
     rows = align(tmp_path, likes_a_symbol, None, iterations=4)
     found = {one.name: one for one in Alerts().judge(rows)}
@@ -147,6 +149,7 @@ def test_a_reward_that_likes_a_symbol_is_named_with_the_symbol(tmp_path):
     assert "length" not in named(rows)
 
 
+@pytest.mark.nightly
 def test_a_policy_that_collapses_to_one_answer_is_named(tmp_path):
     rows = align(tmp_path, likes_one_answer, None, iterations=10, pace=0.9)
     assert {"duplicates": "warning", "diversity": "warning", "entropy": "warning"}.items() <= named(rows).items()

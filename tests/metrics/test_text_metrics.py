@@ -232,6 +232,7 @@ def markov(rng: np.random.Generator, answers: int, table: np.ndarray, longest: i
     return lengths, surprises
 
 
+@pytest.mark.nightly
 def test_surprise_is_the_entropy_of_the_tokens_where_answers_are_drawn_as_they_are():
     table = np.array([[0.5, 0.4, 0.1], [0.05, 0.9, 0.05], [1.0, 0.0, 0.0]])
     with np.errstate(divide="ignore", invalid="ignore"):

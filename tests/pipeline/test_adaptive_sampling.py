@@ -299,6 +299,7 @@ def test_a_reward_that_computes_elsewhere_scores_each_round_as_one_that_does_not
         assert rewards[0] == rewards[1]
 
 
+@pytest.mark.nightly
 def test_a_success_that_selection_filters_out_is_none(tmp_path):
     """Every reward is 1, so a prompt is asked again only if its first two answers were cut by the limit."""
     worlds.make_recipe(

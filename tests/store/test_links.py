@@ -133,7 +133,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, name, monkeypatch,
         raise TimeoutError(name)
 
     before = signal.signal(signal.SIGALRM, slow)
-    signal.alarm(10)
+    signal.alarm(100)
     try:
         statuses = [cli.execute(cli.parse([command, "x"])) for command in ("status", "report", "plot", "show")]
     finally:

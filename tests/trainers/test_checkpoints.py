@@ -55,7 +55,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [*list(CASES)[:4], *(pytest.param(case, marks=pytest.mark.nightly) for case in list(CASES)[4:])]
+)
 def test_a_training_goes_on_from_its_last_checkpoint_with_the_same_bytes(folders, case, tmp_path):
     start = folders[CASES[case][0]]
     whole = train(start, case, tmp_path / "whole", tmp_path / "none", checkpoint_minutes=0)

@@ -68,6 +68,7 @@ def test_a_policy_that_is_its_own_teacher_has_nothing_to_learn(folders, tmp_path
     assert trained(folders["llama"], tmp_path, folders["llama"])["train/loss"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_training_brings_the_policy_nearer_to_its_teacher(folders, tmp_path):
     measured = trained(folders["llama"], tmp_path, folders["teacher"], num_train_epochs=60, learning_rate=3e-3)
     assert measured["train/loss"] < 0.5 * measured["train/loss_first"]

@@ -99,6 +99,7 @@ def test_the_first_step_on_fresh_responses_has_a_ratio_of_one(folders, tmp_path)
     assert measured["train/approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_positive_weights_raise_the_likelihood_negative_ones_lower_it_and_the_clip_holds_both(folders, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])

@@ -127,8 +127,8 @@ FORMULAS: dict[str, tuple[type[PairTrainer], dict[str, Any], Callable[..., torch
     ("case", "name", "options"),
     [
         *((case, "llama", MANY) for case in FORMULAS),
-        *((case, "gpt2", {}) for case in ("sigmoid", "kto")),
-        ("kto", "gemma2", MANY),
+        *(pytest.param(case, "gpt2", {}, marks=pytest.mark.nightly) for case in ("sigmoid", "kto")),
+        pytest.param("kto", "gemma2", MANY, marks=pytest.mark.nightly),
     ],
     ids=str,
 )
@@ -276,7 +276,13 @@ def test_an_adapter_on_the_output_layer_is_refused(folders, tmp_path):
         train(DPO, folders["llama"], tmp_path, lora={"target_modules": ["q_proj", "lm_head"]})
 
 
-@pytest.mark.parametrize("loss", get_args(trl.LOSSES))
+@pytest.mark.parametrize(
+    "loss",
+    [
+        loss if loss in ("sigmoid", "exo_pair", "aot") else pytest.param(loss, marks=pytest.mark.nightly)
+        for loss in get_args(trl.LOSSES)
+    ],
+)
 def test_a_loss_of_trl_is_the_same_in_one_forward_pass_and_in_several(folders, tmp_path, loss):
     own = {"loss_type": loss, "label_smoothing": 0.1 if loss in trl.SMOOTHED else 0.0, "learning_rate": 1e-3}
     one, parted = (
