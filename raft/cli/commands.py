@@ -95,7 +95,7 @@ def check(options: Namespace) -> None:
     from raft.models import hub
 
     if options.gpu is not None:
-        where = memory_plan.card(options.gpu[1])
+        where = memory_plan.card(*options.gpu)
         for needed in [*loaded.needs, loaded]:
             needed.recipe.launch.assume(options.gpu[0])
             say("\n".join([str(needed.path), *memory_plan.lines(memory_plan.plan(needed, where), where)]))

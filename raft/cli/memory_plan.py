@@ -44,11 +44,15 @@ Terms = dict[str, int | None]  # bytes by what they are for; None where config.j
 
 @dataclass(frozen=True)
 class Device:
-    """Where the turns are taken, and how many bytes it has; `note` says what could not be found out."""
+    """Where the turns are taken, and how many bytes it has; `note` says what could not be found out.
+
+    `count` is how many of its kind a process sees; only a reward model with a device_map uses more than one.
+    """
 
     kind: Literal["cpu", "cuda"]
     memory: int
     note: str = ""
+    count: int = 1
 
     def size(self, dtype: str) -> int:
         """Bytes of a number; `auto` is bfloat16 on a GPU and float32 on a CPU."""
@@ -88,22 +92,29 @@ class Turn:
         return sum(value or 0 for value in self.terms.values())
 
 
-def card(gigabytes: int) -> Device:
-    """A GPU that is sold as one of so many GB, whether or not it is here."""
-    return Device("cuda", int(CARDS.get(gigabytes, gigabytes * 2**30)))
+def card(count: int, gigabytes: int) -> Device:
+    """GPUs that are sold as ones of so many GB, whether or not they are here."""
+    return Device("cuda", int(CARDS.get(gigabytes, gigabytes * 2**30)), count=count)
 
 
 def device() -> Device:
     """The GPU that a run would use, by what its driver says, or else this machine."""
-    host, chosen = Device("cpu", vllm_options.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    if not chosen or version("torch").endswith("+cpu"):
+    host, visible = Device("cpu", vllm_options.host_memory()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "" or version("torch").endswith("+cpu"):
         return host
-    if size := _by_driver(chosen) or _by_torch():
-        return Device("cuda", size)
+    chosen = _numbers() if visible is None else visible.split(",")
+    if size := _by_driver(chosen[0]) or _by_torch():
+        return Device("cuda", size, count=len(chosen))
     if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
         note = "there is a GPU, but neither nvidia-smi nor torch can say how much memory it has; this is for the CPU"
         return replace(host, note=note)
     return host
+
+
+def _numbers() -> list[str]:
+    """The numbers of all GPUs by nvidia-smi; that of the first where it does not say."""
+    said = shutil.which("nvidia-smi") and _said(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"])
+    return str(said or "0").split()
 
 
 def _by_driver(chosen: str) -> int | None:
@@ -301,10 +312,14 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
         size, context = where.size(reward.engine_args.get("dtype", "auto")), reward.engine_args.get("max_model_len")
         return _engine(name, key, folder, size, context, reward.engine_args, where)
     model, size = model_sizes.read(folder), where.size(reward.dtype)
+    spreads = where.kind == "cuda" and reward.device_map is not None
+    gpus = getattr(loaded.recipe.launch, "gpus_per_worker", where.count) if spreads else 1
+    count, weights = -(-model.parameters(output=False) // gpus), f"weights on each of {gpus} GPUs"
     tokens = max(reward.max_tokens_per_batch or BATCH_TOKENS[where.kind], reward.max_length)
-    terms = _product("weights", model.parameters(output=False), "parameters", size)
+    terms = _product("weights" if gpus == 1 else weights, count, "parameters", size)
     terms |= _product("forward pass", tokens, "tokens", model.passing(size))
-    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch", fixed=model.parameters(output=False) * size)
+    apart = f"set {key}.device_map: auto and launch.gpus_per_worker" if gpus == 1 and where.kind == "cuda" else ""
+    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch", fixed=count * size, instead=apart)
 
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:

@@ -69,6 +69,21 @@ def _built_for_cpu() -> bool:
     return version("torch").endswith("+cpu")
 
 
+def count() -> int:
+    """How many GPUs this process sees, 1 on a CPU."""
+    if current() == "cpu":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def cores(place: int, of: int) -> list[int]:
+    """Part `place` of `of` of this process's cores, or one that it shares with other parts."""
+    own = sorted(os.sched_getaffinity(0))
+    return own[place * len(own) // of : (place + 1) * len(own) // of] or [own[place % len(own)]]
+
+
 def require(name: str) -> None:
     """UserError if torch has no such device on this machine."""
     import torch

@@ -457,6 +457,5 @@ def _environment(options: VLLM) -> None:
     if options.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     if options.gpus > 1 and "|" not in os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""):
-        cores, count = sorted(os.sched_getaffinity(0)), options.gpus
-        shares = (cores[part * len(cores) // count : (part + 1) * len(cores) // count] for part in range(count))
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share or cores[:1])) for share in shares)
+        shares = (device.cores(place, options.gpus) for place in range(options.gpus))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)

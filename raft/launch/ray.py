@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TOGETHER = 4  # prompts that a worker is handed at once
+TOGETHER = 32  # prompts that a worker is handed at once: with 4, an engine took 12 % more steps until it was full
 LOOK = 2.0  # seconds between two looks at the cluster
 GOODBYE = 1.0  # seconds that the last words of all workers may take
 TICK = 0.5  # seconds after which the driver looks for signals
@@ -457,9 +457,12 @@ class Cluster:
         suspect, failures = work.waits() and work.suspect(self.options.failures), self.options.failures
         if any(block.deaths >= failures - 1 for block in hand.blocks) or (suspect and hand.blocks):
             return  # a suspect block has a worker of its own
-        room = min(TOGETHER, share - len(hand.blocks)) if work.known is not None else 2 - others_wait - len(hand.blocks)
-        most = 1 if suspect else max(0, room)
-        blocks = [work.take() for _ in range(most) if work.waits() and (suspect or not work.suspect(failures))]
+        room = share - len(hand.blocks) if work.known is not None else 2 - others_wait - len(hand.blocks)
+        most, blocks = 1 if suspect else room, list[Block]()
+        while len(blocks) < most and sum(len(block.items) for block in blocks) < TOGETHER and work.waits():
+            if work.suspect(failures) and not suspect:
+                break
+            blocks.append(work.take())
         if blocks:
             hand.give(blocks)
         elif not work.waits():
@@ -720,24 +723,16 @@ def _hire(slot: Slot, options: Ray) -> Any:
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         runtime_env={"env_vars": {**({} if slot.gpu else _environment(slot)), **options.env}},
     )(Worker)
-    return actor.remote(folders(), [] if slot.gpu else _cores(slot))
+    return actor.remote(folders(), None if slot.gpu else (slot.place, slot.of))
 
 
 def _environment(slot: Slot) -> dict[str, str]:
     """What keeps a worker to its part of the cores and of the memory."""
-    cores, room = _cores(slot), int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"])
+    room = int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"])
     return {
-        "OMP_NUM_THREADS": str(len(cores)),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(max(1, slot.cpus // slot.of)),
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, room // slot.of)),
     }
-
-
-def _cores(slot: Slot) -> list[int]:
-    """The cores of a worker: its part of those that there are, or one that it shares."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = cores[slot.place * len(cores) // slot.of : (slot.place + 1) * len(cores) // slot.of]
-    return share or [cores[slot.place % len(cores)]]
 
 
 def _require_same(theirs: dict[str, str], slot: Slot) -> None:

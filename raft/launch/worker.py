@@ -53,11 +53,11 @@ class Reader(pickle.Unpickler):
 
 
 class Worker:
-    """One device of a cluster, or several of one node."""
+    """One device of a cluster, or several of one node, or a part (place, of) of a node's cores."""
 
-    def __init__(self, folders: list[str], cores: list[int]):
-        if cores:
-            os.sched_setaffinity(0, cores)
+    def __init__(self, folders: list[str], part: tuple[int, int] | None):
+        if part is not None:
+            os.sched_setaffinity(0, device.cores(*part))
         self._folders, self._ranks = folders, list[Rank]()
         self._stack = ExitStack()
         self._stack.enter_context(user_code.importable_in(folders))

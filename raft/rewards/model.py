@@ -54,7 +54,7 @@ class RewardModel(ServedOptions):
 
     def release(self) -> None:
         if isinstance(runner := vars(self).get("runner"), RewardModelRunner):
-            runner.move("cpu")
+            runner.release()
 
     @cached_property
     def runner(self) -> RewardModelRunner | Served:

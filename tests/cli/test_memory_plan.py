@@ -105,6 +105,19 @@ def test_a_policy_that_is_split_takes_a_share_of_each_gpu(tmp_path: Path, monkey
     assert turn.total - turn.spare == 2 * policy / 2 + 2 * 2 * 2 * 32 * 2 * 256 / 2
 
 
+def test_a_reward_model_that_is_spread_takes_its_part_of_each_gpu(tmp_path: Path, monkeypatch):
+    def weights(where: Device, device_map: str | None, **more: Any) -> int | None:
+        reward = {"kind": "model", "model": "judge", "template": "plain", "max_length": 64, "device_map": device_map}
+        turn = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward, **more), where))["score"]
+        return next(iter(turn.terms.values()))
+
+    four = replace(GPU, count=4)
+    whole = weights(four, None)
+    assert whole and weights(four, "auto") == -(-whole // 8) * 2 and weights(GPU, "auto") == whole
+    assert weights(GPU, "auto", launch={"kind": "ray", "gpus_per_worker": 2}) == -(-whole // 4) * 2
+    assert weights(HOST, "auto", launch={"kind": "ray", "gpus_per_worker": 2}) == 2 * whole
+
+
 def test_check_warns_of_workers_that_have_nothing_to_train(tmp_path: Path, monkeypatch):
     loaded = a_recipe(tmp_path, monkeypatch)
     trainer = replace(loaded.recipe.trainer, batch_size=16, max_length=64, max_tokens_per_microbatch=512)
@@ -146,13 +159,13 @@ def test_options_of_the_recipe_are_in_the_plan(tmp_path: Path, monkeypatch):
 def test_where_weights_alone_do_not_fit_no_smaller_batch_is_advised_but_what_holds_them():
     """7B in LoRA: 30.5 GB of weights and 1.2 of adapters, which 24 GB less 3 do not hold, nor 8 of 24; 48 GB do."""
     turn = Turn("train", {"weights": 30.5e9, "LoRA": 1.2e9, "logits": 4e9}, lower="lower a", fixed=int(31.7e9))
-    *_, said = lines([turn], memory_plan.card(24))
+    *_, said = lines([turn], memory_plan.card(1, 24))
     assert said.endswith("; 31.7 of it are weights and their state: use a GPU of 48 GB")
-    *_, said = lines([replace(turn, instead="use trainer.lora")], memory_plan.card(24))
+    *_, said = lines([replace(turn, instead="use trainer.lora")], memory_plan.card(1, 24))
     assert said.endswith(": use trainer.lora or use a GPU of 48 GB")
-    *_, said = lines([replace(turn, terms={"weights": 200e9}, fixed=200 * 10**9)], memory_plan.card(141))
+    *_, said = lines([replace(turn, terms={"weights": 200e9}, fixed=200 * 10**9)], memory_plan.card(1, 141))
     assert said.endswith("200.0 of it are weights and their state: split them")
-    *_, said = lines([replace(turn, fixed=20 * 10**9)], memory_plan.card(24))
+    *_, said = lines([replace(turn, fixed=20 * 10**9)], memory_plan.card(1, 24))
     assert said.endswith("; lower a")
 
 
@@ -307,11 +320,11 @@ def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Pa
     if version("torch").endswith("+cpu"):
         assert memory_plan.device() == host
     monkeypatch.setattr(memory_plan, "version", lambda name: "2.13.0")
-    assert memory_plan.device() == Device("cuda", 81559 * 2**20)
+    assert memory_plan.device() == Device("cuda", 81559 * 2**20, count=2)
     asked = (tmp_path / "nvidia-smi.asked").read_text()
     assert asked == "--id=3 --query-gpu=memory.total,mig.mode.current --format=csv,noheader,nounits\n"
     monkeypatch.setenv("SAID", "24564, [N/A]")
-    assert memory_plan.device() == Device("cuda", 24564 * 2**20)
+    assert memory_plan.device() == Device("cuda", 24564 * 2**20, count=2)
     for unreadable in ("[Insufficient Permissions], [N/A]", "81559, Enabled"):
         monkeypatch.setenv("SAID", unreadable)  # torch is asked then, and finds none here
         assert memory_plan.device().kind == "cpu" and "can say how much memory" in memory_plan.device().note
@@ -353,8 +366,8 @@ def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(t
 
 
 def test_a_card_has_what_it_reports_and_others_what_their_name_says():
-    assert memory_plan.card(80) == Device("cuda", 85_500_000_000)
-    assert memory_plan.card(40) == Device("cuda", 40 * 2**30)
+    assert memory_plan.card(1, 80) == Device("cuda", 85_500_000_000)
+    assert memory_plan.card(4, 40) == Device("cuda", 40 * 2**30, count=4)
 
 
 def test_the_check_of_a_recipe_with_models_imports_no_torch(tmp_path: Path, monkeypatch):

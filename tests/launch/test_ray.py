@@ -96,12 +96,12 @@ def died(run: Path) -> list[str]:
 
 
 def workers() -> list[int]:
-    """The processes of workers that are at work."""
+    """The processes of this test's workers that are at work."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in processes.family(os.getpid()):
         try:
-            if file.read_bytes().startswith(b"ray::Worker.run"):
-                found.append(int(file.parent.name))
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker.run"):
+                found.append(pid)
         except OSError:
             continue
     return found
@@ -343,7 +343,7 @@ def test_what_libraries_say_in_a_worker_is_handed_over_once():
     with logs.kept():
         with warnings.catch_warnings():  # which puts back what it shows, unknown to logging
             logging.captureWarnings(True)
-        worker = Worker([], [])
+        worker = Worker([], None)
         worker.said()
         logging.getLogger("a.library").warning("%d things", 3)
         warnings.warn("beware", UserWarning, stacklevel=1)
