@@ -26,6 +26,7 @@ from raft.generators.vllm import VLLM
 from raft.launch import vllm_options, worker
 from raft.launch.worker import STATE
 from raft.models import hub, model_sizes, packing
+from raft.models.loading import FILLED
 from raft.rewards.ensemble import Ensemble
 from raft.rewards.judge.judge import Judge
 from raft.rewards.model import RewardModel
@@ -37,6 +38,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
+MORE = "give each worker more GPUs (launch.kind: ray, launch.gpus_per_worker)"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Terms = dict[str, int | None]  # bytes by what they are for; None where config.json does not tell
@@ -46,7 +48,7 @@ Terms = dict[str, int | None]  # bytes by what they are for; None where config.j
 class Device:
     """Where the turns are taken, and how many bytes it has; `note` says what could not be found out.
 
-    `count` is how many of its kind a process sees; only a reward model with a device_map uses more than one.
+    `count` is how many of its kind a process sees; what one does not hold is spread over them to score.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -295,8 +297,7 @@ def _engine(
         cache, setting = int(vllm_options.environment()["VLLM_CPU_KVCACHE_SPACE"]) * 2**30, "VLLM_CPU_KVCACHE_SPACE"
     text = context * (token or 0)
     holds = f"room for {cache // text:,} texts of {context:,} tokens x {token:,} bytes" if text else "texts not known"
-    weights = "weights" if gpus == 1 else f"weights on each of {gpus} GPUs"
-    terms = _product(weights, count, "parameters", size) | {f"cache ({holds})": cache}
+    terms = _product(_weights(gpus), count, "parameters", size) | {f"cache ({holds})": cache}
     return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text, shares=True)
 
 
@@ -312,14 +313,23 @@ def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> T
         size, context = where.size(reward.engine_args.get("dtype", "auto")), reward.engine_args.get("max_model_len")
         return _engine(name, key, folder, size, context, reward.engine_args, where)
     model, size = model_sizes.read(folder), where.size(reward.dtype)
-    spreads = where.kind == "cuda" and reward.device_map is not None
-    gpus = getattr(loaded.recipe.launch, "gpus_per_worker", where.count) if spreads else 1
-    count, weights = -(-model.parameters(output=False) // gpus), f"weights on each of {gpus} GPUs"
+    count = model.parameters(output=False)
+    gpus = _spread(loaded, where, count * size)
+    count = -(-count // gpus)
     tokens = max(reward.max_tokens_per_batch or BATCH_TOKENS[where.kind], reward.max_length)
-    terms = _product("weights" if gpus == 1 else weights, count, "parameters", size)
+    terms = _product(_weights(gpus), count, "parameters", size)
     terms |= _product("forward pass", tokens, "tokens", model.passing(size))
-    apart = f"set {key}.device_map: auto and launch.gpus_per_worker" if gpus == 1 and where.kind == "cuda" else ""
-    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch", fixed=count * size, instead=apart)
+    return Turn(name, terms, lower=f"lower {key}.max_tokens_per_batch", fixed=count * size, instead=MORE)
+
+
+def _spread(loaded: Loaded, where: Device, weights: int) -> int:
+    """Over how many GPUs the layers of a model go that scores, or says how likely responses are."""
+    gpus: int = getattr(loaded.recipe.launch, "gpus_per_worker", where.count)
+    return gpus if where.kind == "cuda" and weights > FILLED * where.memory else 1
+
+
+def _weights(gpus: int) -> str:
+    return "weights" if gpus == 1 else f"weights on each of {gpus} GPUs"
 
 
 def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensemble) -> Turn | None:
@@ -339,11 +349,12 @@ def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensembl
 def _likelihoods(loaded: Loaded, where: Device) -> Turn:
     model = model_sizes.read(_folder(loaded, loaded.recipe.policy))
     tokens = max(packing.FORWARD[where.kind], _longest(loaded.recipe) or 0)
-    terms = _product("weights", model.parameters(), "parameters", 4)
+    gpus = _spread(loaded, where, 4 * model.parameters())
+    count = -(-model.parameters() // gpus)
+    terms = _product(_weights(gpus), count, "parameters", 4)
     terms |= _product("logits", tokens, "tokens", model.logits())
-    return Turn(
-        "likelihoods", terms, lower="leave out evaluation.kl, evaluation.references and selection.kl_coef", ends=True
-    )
+    lower = "leave out evaluation.kl, evaluation.references and selection.kl_coef"
+    return Turn("likelihoods", terms, lower=lower, fixed=4 * count, instead=f"{MORE}, or {lower}", ends=True)
 
 
 def _lengths(recipe: Any, where: Device) -> tuple[int, int]:

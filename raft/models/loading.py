@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raft.core import garbage
+from raft.core import device, garbage
 from raft.core.errors import UserError
 from raft.models import model_folder
 from raft.models.checkpoint import Checkpoint, unreadable
+
+FILLED = 0.75  # of a GPU's free memory that weights may take before they are spread over several
+ROOM = 0.9  # of each GPU's free memory that they may take then
 
 # Constants that older versions of transformers saved beside the weights; they are computed now.
 OLD_BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(attention\.)?(masked_)?bias$|rotary_emb\.inv_freq$|position_ids$")
@@ -54,6 +57,53 @@ def load_model(folder: Path, kind: str = "CausalLM", may_lack: Collection[str] =
     _complete(folder, {str(key) for key in info["missing_keys"]} - set(may_lack), "missing")
     _complete(folder, (left_over(info) | ignored(folder, model)) - set(may_lack), "left over")
     return model
+
+
+def to_device(model: Any) -> None:
+    """Moves a model to the accelerator, or its layers to all GPUs that the process sees where one does not hold it.
+
+    Its states move between them in a forward pass; each layer computes as it does on one GPU.
+    """
+    import torch
+
+    gpus = range(device.count())
+    free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus if len(gpus) > 1}
+    if free and sum(one.nbytes for one in model.parameters()) > FILLED * free[0]:
+        spread(model, places(model, free))
+    else:
+        model.to(device.current())
+
+
+def places(model: Any, room: dict[int, int]) -> dict[str, Any]:
+    """On which GPU each layer goes, evenly and in their order, by the bytes that are free on each.
+
+    MemoryError: all of them together do not hold the model.
+    """
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    whole = list(model._no_split_modules or ())
+    most = get_balanced_memory(model, {gpu: int(ROOM * size) for gpu, size in room.items()}, whole)
+    found: dict[str, Any] = infer_auto_device_map(model, most, whole)
+    if not set(found.values()) <= set(room):
+        raise MemoryError(f"out of memory: {len(room)} GPUs do not hold it")
+    return found
+
+
+def spread(model: Any, where: dict[str, Any]) -> None:
+    """Moves the layers of a model to their devices."""
+    from accelerate import dispatch_model
+
+    dispatch_model(model, where, force_hooks=True)
+
+
+def to_host(model: Any) -> None:
+    """Moves a model to host memory, from one device or several."""
+    import torch
+    from accelerate.hooks import remove_hook_from_submodules
+
+    remove_hook_from_submodules(model)
+    torch.nn.Module.to(model, "cpu")  # a model that was spread has a `to` that warns of hooks, which are gone
 
 
 def skeleton(folder: Path, kind: str = "CausalLM", **options: Any) -> Any:

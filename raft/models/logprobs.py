@@ -42,7 +42,8 @@ class Likelihood:
     def _loaded(self) -> tuple[Any, Any, bool]:
         """The model, its tokenizer, and whether it reads packed rows."""
         with part("load"), device.fits(f"{self.folder}, in float32,", ADVICE):
-            model = loading.load_model(self.folder).to(device.current())
+            model = loading.load_model(self.folder)
+            loading.to_device(model)
             return model, chat_templates.load_tokenizer(str(self.folder)), packed_attention.adopt(model, _hidden)
 
     def _block(self, block: list[Group]) -> list[list[float]]:

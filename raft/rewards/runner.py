@@ -19,7 +19,7 @@ import numpy as np
 
 from raft.core import device
 from raft.core.errors import Stopped, UserError
-from raft.core.options import choice, faults_of_range, source, speed
+from raft.core.options import choice, faults_of_range, source
 from raft.models import chat_templates, loading, model_folder, packed_attention, packing
 from raft.models.checkpoint import Checkpoint
 from raft.models.loading import left_over, quiet
@@ -45,9 +45,8 @@ class Options:
     id whose logit is the reward). `read` says what of that output is the reward: itself (`logit`), or, where the
     outputs are the classes of one softmax, log p - log(1 - p) of the class (`log-odds`) or p (`probability`); `auto`
     goes by the config. `dtype: auto` is bfloat16 on an accelerator and float32 on a CPU; the head of a decoder always
-    works in float32. `device_map: auto` spreads the layers over all GPUs of the process or worker, where one GPU
-    does not hold the model. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; by default
-    2048 on a CPU, where that many fit its cache, and 16384 on an accelerator.
+    works in float32. A forward pass reads at most `max_tokens_per_batch` tokens, padding included; by default 2048 on
+    a CPU, where that many fit its cache, and 16384 on an accelerator.
     """
 
     model: str = source("model")
@@ -57,7 +56,6 @@ class Options:
     read: Literal["auto", "logit", "log-odds", "probability"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None
-    device_map: Literal["auto"] | None = speed(None)
     max_tokens_per_batch: int | None = None
 
     def resolved(self) -> dict[str, Any]:
@@ -116,7 +114,7 @@ class RewardModelRunner(Outputs):
         folder = locate_model(options.model, options.revision)
         model_folder.check(folder)
         self.device = device.current()
-        self.spreads, self.spread = options.device_map == "auto" and device.count() > 1, False
+        self.on_device = False
         self.max_tokens_per_batch = options.max_tokens_per_batch or BATCH_TOKENS[self.device]
         self.tokenizer = chat_templates.load_tokenizer(str(folder))
         config = read_config(options.model, folder)
@@ -132,9 +130,10 @@ class RewardModelRunner(Outputs):
             self.model = _load(options, folder, config, "", own)
             names = list(self.head.names)
         super().__init__(options, kind, config, names)
+        self.to_device()
+        _check_finite(self.name, self.model)
         self.rows = chat_templates.check_rows(self.tokenizer, self.model, options.model)
         self.longest = self._longest()
-        self.to_device()
         self.packs = (
             self.head is not None
             and options.attn_implementation is None
@@ -188,25 +187,21 @@ class RewardModelRunner(Outputs):
         return super().fault(ids) or (None if self.head is None else self.head.fault(ids))
 
     def to_device(self) -> None:
-        """Moves the model to the accelerator, or its layers to all of them."""
-        with device.fits(f"the reward model {self.name}", "use a smaller one, or device_map: auto with more GPUs"):
-            if not self.spreads:
-                self.model.to(self.device)
-            elif not self.spread:
-                spread(self.name, self.model)
-                self.spread = True
+        """Moves the model to the accelerator, or its layers to several."""
+        if self.on_device:
+            return
+        with device.fits(f"the reward model {self.name}", "use a smaller one, or give it more GPUs"):
+            loading.to_device(self.model)
             if self.head is not None:
                 self.head.to(self.device)
+        self.on_device = True
 
     def release(self) -> None:
         """Moves it to host memory, which gives the accelerator's memory back."""
-        if self.spreads:
-            gather(self.model)
-            self.spread = False
-        else:
-            self.model.to("cpu")
+        loading.to_host(self.model)
         if self.head is not None:
             self.head.to("cpu")
+        self.on_device = False
         device.free_cache()
 
     def _read(self, batch: list[list[Ids]]) -> dict[Ids, list[float]]:
@@ -255,37 +250,6 @@ class RewardModelRunner(Outputs):
         return int(min(positions, 1 << 30))
 
 
-def spread(name: str, model: Any, places: dict[str, Any] | None = None) -> None:
-    """Moves the layers of a model to the GPUs that there are (or to `places`), and its states between them in a pass.
-
-    Each layer computes as it does on one GPU. UserError: they have not enough memory together.
-    """
-    import torch
-    from accelerate import dispatch_model, infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
-
-    if places is None:
-        free = {number: int(0.9 * torch.cuda.mem_get_info(number)[0]) for number in range(torch.cuda.device_count())}
-        whole = list(model._no_split_modules or ())
-        room = get_balanced_memory(model, free, no_split_module_classes=whole)
-        places = infer_auto_device_map(model, room, no_split_module_classes=whole)
-        if not all(isinstance(place, int) for place in places.values()):
-            raise UserError(
-                f"the reward model {name} does not fit {len(free)} GPUs with {sum(free.values()) / 1e9:.0f} GB free; "
-                "give each worker more of them (launch.gpus_per_worker), or use a smaller model"
-            )
-    dispatch_model(model, places, force_hooks=True)
-
-
-def gather(model: Any) -> None:
-    """Moves a model to host memory, from however many devices."""
-    import torch
-    from accelerate.hooks import remove_hook_from_submodules
-
-    remove_hook_from_submodules(model)
-    torch.nn.Module.to(model, "cpu")  # its own `to` warns of hooks that are no longer there
-
-
 def _hidden(model: Any, **inputs: Any) -> Any:
     return model(**inputs, use_cache=False).last_hidden_state
 
@@ -304,7 +268,7 @@ def read_config(name: str, folder: Path) -> Any:
 
 
 def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]) -> Any:
-    """The model on the device, without the tensors of the head; a checkpoint that is not exactly that is refused."""
+    """The model in host memory, without the head's tensors; a checkpoint that is not exactly that is refused."""
     import torch
     import transformers
 
@@ -327,12 +291,7 @@ def _load(options: Options, folder: Path, config: Any, kind: str, head: set[str]
             ) from fault
         raise UserError(f"{options.model} cannot be loaded as a reward model: {said}") from fault
     _check_complete(options.model, {"missing": set(report["missing_keys"]), "unexpected": left_over(report) - head})
-    model = model.eval().requires_grad_(False)
-    if options.device_map is None:  # else it may be more than one device holds
-        with device.fits(f"the reward model {options.model}", "use a smaller one, or device_map: auto with more GPUs"):
-            model = model.to(device.current())
-    _check_finite(options.model, model)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _attention(options: Options, config: Any) -> str | None:

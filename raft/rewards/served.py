@@ -26,7 +26,7 @@ from raft.rewards.runner import Ids, Options, Outputs, read_config
 
 START = "start it with: vllm serve MODEL --runner pooling"
 APART = doctor.TOLERANCE["bfloat16"]  # of an output of two servers, in proportion to the larger of it and 1
-LOADED = ("dtype", "attn_implementation", "device_map", "max_tokens_per_batch")  # options of a model that raft loads
+LOADED = ("dtype", "attn_implementation", "max_tokens_per_batch")  # options of a model that raft loads
 
 
 @dataclass(frozen=True, kw_only=True)

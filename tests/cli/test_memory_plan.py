@@ -105,17 +105,21 @@ def test_a_policy_that_is_split_takes_a_share_of_each_gpu(tmp_path: Path, monkey
     assert turn.total - turn.spare == 2 * policy / 2 + 2 * 2 * 2 * 32 * 2 * 256 / 2
 
 
-def test_a_reward_model_that_is_spread_takes_its_part_of_each_gpu(tmp_path: Path, monkeypatch):
-    def weights(where: Device, device_map: str | None, **more: Any) -> int | None:
-        reward = {"kind": "model", "model": "judge", "template": "plain", "max_length": 64, "device_map": device_map}
-        turn = by_name(plan(a_recipe(tmp_path, monkeypatch, reward=reward, **more), where))["score"]
-        return next(iter(turn.terms.values()))
+def test_what_one_gpu_does_not_hold_is_spread_over_the_gpus_of_a_worker_to_score(tmp_path: Path, monkeypatch):
+    def weights(where: Device, **more: Any) -> list[int | None]:
+        turns = by_name(plan(a_recipe(tmp_path, monkeypatch, **more), where))
+        return [next(iter(turns[name].terms.values())) for name in ("score", "likelihoods")]
 
-    four = replace(GPU, count=4)
-    whole = weights(four, None)
-    assert whole and weights(four, "auto") == -(-whole // 8) * 2 and weights(GPU, "auto") == whole
-    assert weights(GPU, "auto", launch={"kind": "ray", "gpus_per_worker": 2}) == -(-whole // 4) * 2
-    assert weights(HOST, "auto", launch={"kind": "ray", "gpus_per_worker": 2}) == 2 * whole
+    scorer, policy = weights(GPU)
+    assert scorer and policy and weights(replace(GPU, count=4)) == [scorer, policy]
+    small = Device("cuda", int(min(scorer, policy) / memory_plan.FILLED) - 8, count=4)
+    assert weights(small) == [-(-scorer // 8) * 2, -(-policy // 16) * 4]
+    two = {"kind": "ray", "gpus_per_worker": 2}
+    assert weights(small, launch=two) == [-(-scorer // 4) * 2, -(-policy // 8) * 4]
+    host = Device("cpu", small.memory, count=1)
+    assert weights(host, launch=two) == [2 * scorer, policy]
+    said = lines(plan(load(tmp_path / "recipe.yaml"), small), small)
+    assert any("(launch.kind: ray, launch.gpus_per_worker)" in one for one in said)
 
 
 def test_check_warns_of_workers_that_have_nothing_to_train(tmp_path: Path, monkeypatch):

@@ -9,10 +9,9 @@ import pytest
 import torch
 from reward_models import PAD, SIZE, TEXTS, chat_ids, edit, groups, llama_reward, load, make_tokenizer, rewards, save
 
-from raft.core import device
 from raft.core.errors import UserError
 from raft.core.records import Group, Prompt, Response, Score
-from raft.rewards import runner
+from raft.models import loading
 from raft.rewards.model import RewardModel
 
 
@@ -256,26 +255,23 @@ def test_a_released_model_comes_back(llama: Path):
 
 
 def test_layers_that_are_spread_over_devices_give_the_same_rewards_and_come_back(llama: Path, monkeypatch):
-    """With two devices that are both the CPU: what moves states between layers is accelerate's."""
+    """With devices that are both the CPU: what moves states between layers is accelerate's."""
     alone = rewards(RewardModel(model=str(llama)), groups())
-    places: dict[str, object] = {"embed_tokens": 0, "layers.0": 0, "layers.1": 1, "norm": 1, "rotary_emb": 1}
-    spread, spreads = runner.spread, list[str]()
+    layers = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    spreads: list[Any] = []
 
-    def over(name: str, model: Any) -> None:
-        spreads.append(name)
-        spread(name, model, dict.fromkeys(places, "cpu"))
+    def over(model: Any) -> None:
+        spreads.append(model)
+        loading.spread(model, dict.fromkeys(layers, "cpu"))
 
-    monkeypatch.setattr(device, "count", lambda: 2)
-    monkeypatch.setattr(runner, "spread", over)
-    reward = RewardModel(model=str(llama), device_map="auto")
+    monkeypatch.setattr(loading, "to_device", over)
+    reward = RewardModel(model=str(llama))
     assert rewards(reward, groups()) == rewards(reward, groups()) == alone
-    assert spreads == [str(llama)], "once, and not again for each block"
-    model = reward.runner.model
-    assert all(hasattr(model.get_submodule(name), "_hf_hook") for name in places)
+    (model,) = spreads  # once, and not again for each block
+    assert all(hasattr(model.get_submodule(name), "_hf_hook") for name in layers)
     reward.release()
     assert not any(hasattr(one, "_hf_hook") for one in model.modules())
-    assert rewards(reward, groups()) == alone and len(spreads) == 2
-    assert rewards(RewardModel(model=str(llama)), groups()) == alone and len(spreads) == 2
+    assert rewards(reward, groups()) == alone and spreads == [model, model]
 
 
 def test_groups_without_responses_keep_their_place(llama: Path):
