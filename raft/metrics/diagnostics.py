@@ -68,6 +68,7 @@ class Training:
 
     `picks` are the winners: rows [M] and indices in their groups [M]; `control` is the index of a random response of
     each winner's group [M]. `ranked`: rewards are strengths within a prompt, whose mean is 0 whatever the policy.
+    `verdicts` counts how comparisons by a judge came out, by `ranking.VERDICTS`; empty without them.
     `before` are the training rewards of the policy before [N, K], None where they are not known, and `learned` those
     that its winners were taken from, where these are more.
 
@@ -85,6 +86,7 @@ class Training:
     dropped: int
     before: np.ndarray | None = None
     learned: np.ndarray | None = None
+    verdicts: Figures = field(default_factory=dict)
     whole: Responses | None = None
     sampling: Figures = field(default_factory=dict)
 
@@ -220,6 +222,11 @@ def _between_prompts(compute: Callable[[Training], float | None]) -> Callable[[T
     return lambda it: None if it.ranked else compute(it)
 
 
+def _verdicts(kind: str) -> Callable[[Training], float | None]:
+    """The share of a judge's comparisons that came out like this."""
+    return lambda it: it.verdicts[kind] / sum(it.verdicts.values()) if any(it.verdicts.values()) else None
+
+
 def _absorbed(it: Training) -> float | None:
     return None if it.before is None else text_metrics.absorbed(it.before, it.rewards, it.learned)
 
@@ -292,6 +299,11 @@ DIAGNOSTICS = [
             ),
             Column(TRAINED, "padding", "share", "share of the tokens read that were padding", "train/padding"),
         ],
+        Rule(
+            name="steps", limits=(1, 0),
+            look=alerts.value_of("train/steps", "the last policy was trained in {now:.0f} step of the optimiser"),
+            then="lower trainer.batch_size, or raise prompts.per_iteration or trainer.num_train_epochs",
+        ),
     ),
     Diagnostic(
         "reward/eval", HeldOut, lambda it: _evaluated("reward/eval", it.rewards),
@@ -487,6 +499,29 @@ DIAGNOSTICS = [
             name="ties", limits=(0.5, 0.8),
             look=alerts.value_of("reward/tied", "all rewards are equal for {now:.0%} of the training prompts"),
             then="their winners are arbitrary: use filters: [tied], a finer reward, or other prompts",
+        ),
+    ),
+    Diagnostic(
+        "judge/biased", Training, _verdicts("biased"),
+        Column(
+            TRAINING, "position bias", "share",
+            "share of a judge's comparisons in which it preferred the same position in both orders",
+        ),
+        Rule(
+            name="position", limits=(0.3, 0.6),
+            look=alerts.value_of(
+                "judge/biased", "the judge preferred the same position in both orders in {now:.0%} of its comparisons"
+            ),
+            then="those decide nothing: use another judge, or another reward.template",
+        ),
+    ),
+    Diagnostic(
+        "judge/no_verdict", Training, _verdicts("no_verdict"),
+        Column(TRAINING, "no verdict", "share", "share of a judge's comparisons without a verdict that can be read"),
+        Rule(
+            name="verdicts", limits=(0.05, 0.2),
+            look=alerts.value_of("judge/no_verdict", "{now:.0%} of the judge's comparisons have no readable verdict"),
+            then="raise reward.max_tokens, or set reward.verdict to the form in which it answers",
         ),
     ),
     Diagnostic(

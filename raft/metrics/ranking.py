@@ -5,11 +5,14 @@ is 1; 0.5 is no preference, NaN a pair that was never compared, as every i is wi
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from raft.core.records import Score
 
+Kind = Literal["wins", "losses", "no_preference", "no_verdict", "biased"]
+VERDICTS: tuple[Kind, ...] = ("wins", "losses", "no_preference", "no_verdict", "biased")  # how a comparison comes out
 PRIOR = 1e-3  # of a win and of a loss in every comparison: strengths stay finite where one never loses
 STEPS = 200  # of Newton's method; a handful suffice
 

@@ -21,6 +21,7 @@ from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.seeds import derive
 from raft.metrics import reward_metrics, text_metrics
 from raft.metrics.diagnostics import HeldOut, Responses, Training, figures
+from raft.metrics.ranking import VERDICTS
 from raft.store import stamps
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
@@ -71,6 +72,7 @@ def _training(made: dict[str, Artifact], output: ArtifactWriter) -> Training:
         dropped=made["selected"].stamp["dropped"],
         before=rewards_of(made["before"])[0] if "before" in made else None,
         learned=rewards_of(made["all_before"])[0] if "all_before" in made else None,
+        verdicts=_verdicts(made["scores"]),
         whole=responses_of(made["all_responses"]) if "all_responses" in made else None,
         sampling=made["all_scores"].stamp["measured"] if "all_scores" in made else {},
     )
@@ -144,6 +146,12 @@ def _errors(rows: Iterable[dict[str, Any]]) -> list[str]:
         for one in row["scores"]
         if one.get("reward") is None
     ]
+
+
+def _verdicts(scores: Artifact) -> dict[str, float]:
+    """How the comparisons of a judge came out, each counted once for either side; {} where none was made."""
+    parts = [one["parts"] for row in scores.read() for one in row["scores"] if "biased" in one.get("parts", {})]
+    return {kind: sum(part[kind] for part in parts) for kind in VERDICTS} if parts else {}
 
 
 def ranks_of(scores: Artifact) -> np.ndarray | None:

@@ -65,6 +65,9 @@ def test_a_change_of_style_that_gold_rewards_is_watched_and_one_that_it_stops_re
         ("reward/tied", 0.1, (0.5, 0.8), "ties"),
         ("eval/truncated", 0.1, (0.2, 0.5), "truncated"),
         ("eval/empty", 0.0, (0.05, 0.2), "empty"),
+        ("judge/biased", 0.0, (0.3, 0.6), "position"),
+        ("judge/no_verdict", 0.0, (0.05, 0.2), "verdicts"),
+        ("train/steps", 8.0, (1.0, 0.0), "steps"),
     ],
 )
 def test_limits_are_reached_where_they_are_documented(key, first, at_limit, name):

@@ -50,6 +50,14 @@ def test_the_figures_of_training_responses_by_hand():
     )  # fmt: skip
 
 
+def test_comparisons_of_a_judge_that_decide_nothing_are_shares_of_all():
+    lengths, rewards = np.array([[1, 2, 3]]), np.array([[1.0, 0.0, 0.0]])
+    counts = {"wins": 3, "losses": 3, "no_preference": 2, "no_verdict": 1, "biased": 6}
+    found = training(rewards, lengths, verdicts=counts)
+    assert (found["judge/biased"], found["judge/no_verdict"]) == (6 / 15, 1 / 15)
+    assert not {"judge/biased", "judge/no_verdict"} & training(rewards, lengths).keys()
+
+
 def test_a_figure_without_a_measurement_is_left_out():
     found = training(np.full((2, 1), NAN), np.ones((2, 1), dtype=int))
     assert not {"reward/mean", "reward/best_of_k", "reward/headroom", "reward/std_within", "reward/absorbed"} & {*found}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from raft.core.errors import UserError
+from raft.metrics import ranking
 from raft.rewards.judge.judge import prompts, verdicts
 from raft.rewards.judge.verdicts import Outcome, Verdict, grade, outcome, preference
 
@@ -91,7 +92,7 @@ def brute(places, kinds) -> list[dict | None]:
     """Counts of each response, None where all its comparisons lack a verdict; `kinds` by pairs of texts i < j."""
     rows = []
     for i, one in enumerate(places):
-        row = dict.fromkeys(verdicts.KINDS, 0.0)
+        row = dict.fromkeys(ranking.VERDICTS, 0.0)
         asked = 0
         for j, other in enumerate(places):
             if i == j:
@@ -114,7 +115,7 @@ def test_counts_ranks_and_strengths_of_any_group(seed):
     texts, count = int(rng.integers(1, 6)), int(rng.integers(2, 8))
     places = list(dict.fromkeys(range(texts))) + list(rng.integers(0, texts, count))
     often = [0.25, 0.25, 0.1, 0.3, 0.1] if seed % 2 else [0.4, 0.3, 0.1, 0.1, 0.1]
-    kinds = {pair: str(rng.choice(verdicts.KINDS, p=often)) for pair in combinations(range(texts), 2)}
+    kinds = {pair: str(rng.choice(ranking.VERDICTS, p=often)) for pair in combinations(range(texts), 2)}
     found = verdicts.scores(places, {pair: Outcome(kind, "said no") for pair, kind in kinds.items()})
     rows = brute(places, kinds)
     kept = [i for i, row in enumerate(rows) if row is not None]

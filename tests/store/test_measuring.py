@@ -11,6 +11,8 @@ import pytest
 
 from raft.core import records
 from raft.core.progress import Progress
+from raft.rewards.judge import verdicts
+from raft.rewards.judge.verdicts import Outcome
 from raft.store import measuring
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
@@ -68,3 +70,12 @@ def test_each_file_of_responses_is_read_once(tmp_path: Path):
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert figures["previous"]["selection/tokens"] == 4 and figures["previous"]["length/winner_longest"] == 1
     assert figures["policy"]["eval/tokens"] == pytest.approx(11 / 6)
+
+
+def test_comparisons_of_a_judge_are_counted_and_other_rewards_have_none(tmp_path: Path):
+    met = {(0, 1): Outcome("wins"), (0, 2): Outcome("biased"), (1, 2): Outcome("no_verdict", "mumble")}
+    judged = [{"prompt_id": "p", "scores": [score.row() for score in verdicts.scores(range(3), met)]}]
+    counts = measuring._verdicts(artifact(tmp_path, "judged", judged))
+    assert counts == {"wins": 1, "losses": 1, "no_preference": 0, "no_verdict": 2, "biased": 2}
+    plain = [{"prompt_id": "p", "scores": [{"reward": 1.0, "parts": {"helpful": 1.0}}, {"reward": 2.0}]}]
+    assert measuring._verdicts(artifact(tmp_path, "plain", plain)) == {}

@@ -8,12 +8,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from raft.core.records import Score
 from raft.metrics import ranking
+from raft.metrics.ranking import VERDICTS, Kind
 
 SAID = {
     "A": {"a", "a>b", "a>>b", "b<a", "b<<a", "1", "responsea", "assistanta", "model_a", "modela"},
@@ -27,8 +28,6 @@ PREFERENCE += (
 )
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 GRADE = rf"(?i){OPENS}{NUMBER}{CLOSES}|\"(?:verdict|grade|score|rating)\"\s*:\s*\"?{NUMBER}\"?\s*[,}}\n]"
-Kind = Literal["wins", "losses", "no_preference", "no_verdict", "biased"]
-KINDS: tuple[Kind, ...] = ("wins", "losses", "no_preference", "no_verdict", "biased")
 VALUE = {"wins": 1.0, "losses": 0.0}  # of a response against another; without a preference 0.5
 
 
@@ -106,7 +105,7 @@ def scores(places: Sequence[int], met: Met, champion: int | None = None) -> list
     count = len(places)
     table = [[_between(places[i], places[j], met) if i != j else None for j in range(count)] for i in range(count)]
     parts: list[dict[str, float]] = [
-        {kind: float(sum(result is not None and result.kind == kind for result in row)) for kind in KINDS}
+        {kind: float(sum(result is not None and result.kind == kind for result in row)) for kind in VERDICTS}
         for row in table
     ]
     faults = [_fault(row, places, index) for index, row in enumerate(table)]
