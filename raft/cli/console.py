@@ -18,6 +18,7 @@ from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline.evaluation import gains
 from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
+from raft.store.measuring import other_rewards
 from raft.store.runs import Folder, Run, last_artifact
 from raft.store.stamps import read_stamp
 
@@ -62,6 +63,9 @@ class Console(Observer):
         if stopping or it.number == self.recipe.iterations or time.monotonic() - self.drawn > REDRAWN:
             draw(self.run.folder)
             self.drawn = time.monotonic()
+        if it.shared:
+            say(f"iteration {it.number}: shared with the run that this one branched off")
+            return
         say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
@@ -119,8 +123,15 @@ class Console(Observer):
 def verdict(run: Run) -> list[str]:
     """Whether the last evaluated policy is better than the first, by each held-out reward, and where the best lies."""
     lines = []
+    labels = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
+    others = other_rewards(run.folder)
+    if earlier := sorted(others["eval"] | others["gold"]):
+        lines.append(
+            f"another reward scored policy {', '.join(map(str, earlier))}, before this run branched off, so no "
+            "difference can be told; a new run with this reward begins with policy 0"
+        )
     for key, (last, gain) in gains(run).items():
-        label = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}[key]
+        label = labels[key]
         kind = "no clear gain" if not gain.clear else "a clear gain" if gain.difference > 0 else "a clear loss"
         lines.append(
             f"{label} {gain.before:.3f} -> {gain.after:.3f} from policy 0 to {last} "

@@ -271,14 +271,10 @@ def _told(stamp: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _gains(folder: Path, number: int) -> Iterator[tuple[str, tuple[Any, int]]]:
-    """How a policy compares with the first, and on how many prompts; a branch may have another reward since then."""
-    places = [RunPaths(folder).iteration(at).evaluation for at in (0, number)]
+    """How a policy compares with the first, and on how many prompts."""
     for key, (_, gain) in evaluation.gains(runs.Run(folder, 0), number).items():
-        files = [place.gold if key == "gold/eval" else place.scores for place in places]
-        sections = [stamp["key"]["section"] for file in files if (stamp := read_stamp(file))]
-        if len(sections) == 2 and sections[0] == sections[1]:
-            means = held_out_means(folder)[key]
-            yield key, (gain, int(np.sum(~np.isnan(means[0]) & ~np.isnan(means[number]))))
+        means = held_out_means(folder)[key]
+        yield key, (gain, int(np.sum(~np.isnan(means[0]) & ~np.isnan(means[number]))))
 
 
 def _results(folder: Path, found: Found, recipe: dict[str, Any]) -> list[Any]:

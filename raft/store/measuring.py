@@ -28,6 +28,8 @@ from raft.store.keys import Artifact
 
 HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each input of `measure` that is a reward
 SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # where the scores behind it are
+RATED = {"eval": ("reward/", "agreement/"), "gold": ("gold/", "agreement/")}  # what of a policy its scores give
+RATED_BEFORE = ("reward/", "judge/", "length/")  # and what of the policy before the scores of its training responses
 
 
 def measure(section: None, output: ArtifactWriter, **made: Artifact | None) -> None:
@@ -103,11 +105,43 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     Of a run as far as it is scored, or of its policies up to `up_to`.
     """
     found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
+    others = other_rewards(folder)
     for it in RunPaths(folder).iterations():
         for name, file in SCORES.items():
-            if (up_to is None or it.number <= up_to) and (state := stamps.state(it.folder / file)) is not None:
+            if (up_to is not None and it.number > up_to) or it.number in others[name]:
+                continue
+            if (state := stamps.state(it.folder / file)) is not None:
                 found[HELD_OUT[name]][it.number] = _prompt_means(it.folder / file, state)
     return found
+
+
+def other_rewards(folder: Path) -> dict[str, set[int]]:
+    """The iterations of a branch that another reward than its last one's scored before it branched off.
+
+    By what was scored: training responses (`scores`), held-out answers (`eval`, `gold`).
+    """
+    iterations = RunPaths(folder).iterations()
+    found: dict[str, set[int]] = {"scores": set(), "eval": set(), "gold": set()}
+    if not any(it.folder.is_symlink() for it in iterations):
+        return found
+    for name, others in found.items():
+        files = {
+            it.number: first_round(it).scores if name == "scores" else it.folder / SCORES[name] for it in iterations
+        }
+        known = {number: stamp["key"] for number, file in files.items() if (stamp := stamps.read_stamp(file))}
+        last = known[max(known)].get("section") if known else None
+        others |= {number for number, key in known.items() if key.get("section") != last}
+    return found
+
+
+def comparable(folder: Path, contents: dict[int, dict[str, dict[str, Any]]]) -> dict[int, dict[str, dict[str, Any]]]:
+    """The contents of metrics.json by iteration, without what another reward gave before a run branched off."""
+    others = other_rewards(folder)
+    for name, number in ((name, number) for name, numbers in others.items() for number in numbers & contents.keys()):
+        part, left_out = ("previous", RATED_BEFORE) if name == "scores" else ("policy", RATED[name])
+        kept = {key: value for key, value in contents[number][part].items() if not key.startswith(left_out)}
+        contents[number] = {**contents[number], part: kept}
+    return contents
 
 
 @lru_cache(maxsize=4096)  # asked for after each iteration; what was scored once stays as it is
@@ -190,11 +224,10 @@ def _counted(prompt_id: str, group: list[Response]) -> tuple[Any, ...]:
     )
 
 
-def rows_of(measured: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl out of metrics.json of iterations 0, 1, 2, ... and of no later one."""
-    return reward_metrics.merged(
-        {number: json.loads(one.path.read_text(encoding="utf-8")) for number, one in enumerate(measured)}
-    )
+def rows_of(folder: Path, measured: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl out of metrics.json of iterations 0, 1, 2, ... of a run, and of no later one."""
+    contents = {number: json.loads(one.path.read_text(encoding="utf-8")) for number, one in enumerate(measured)}
+    return reward_metrics.merged(comparable(folder, contents))
 
 
 def _columns(artifact: Artifact | None, one: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -152,7 +152,11 @@ def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     number = _first_to_repeat(conflict.path, folder)
     if number is not None and not loaded.python and branch.may_branch(folder, number, loaded):
         again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
-        yield shlex.join(again), f"a new run that shares what comes before iteration {number} with this one"
+        shares = f"a new run that shares what comes before iteration {number} with this one"
+        yield (
+            shlex.join(again),
+            shares + ("; its rewards compare with none of those" if _rescores(folder, loaded) else ""),
+        )
     if loaded.python:
         yield f"raft.run(..., name={_free_name(folder)!r})", "a new run; this one stays"
         return
@@ -176,6 +180,11 @@ def _changed(folder: Path, loaded: Loaded) -> list[str]:
 
     keys = [change.split(":", 1)[0] for change in recipe_changes(folder, loaded)]
     return [f"{key}={json.dumps(value_at(loaded.config, key.split('.')), ensure_ascii=False)}" for key in keys]
+
+
+def _rescores(folder: Path, loaded: Loaded) -> bool:
+    """Whether a recipe has another reward, or gold reward, than the run."""
+    return any(change.startswith(("reward", "evaluation.gold")) for change in recipe_changes(folder, loaded))
 
 
 def _free_name(folder: Path) -> str:

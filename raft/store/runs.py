@@ -33,7 +33,7 @@ from raft.core.versions import versions
 from raft.launch.local import Local
 from raft.metrics import reward_metrics
 from raft.models import jinja
-from raft.store import expected, stamps, words
+from raft.store import expected, measuring, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
@@ -328,9 +328,12 @@ def result(folder: Path, job: str, iterations: int) -> Path:
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged."""
+    """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged.
+
+    A branch with another reward than its original run had has no rewards of what it shares: they compare with none.
+    """
     made = (it for it in RunPaths(folder).iterations() if it.metrics.exists())
-    return reward_metrics.merged({it.number: read_metrics(it.metrics) for it in made})
+    return reward_metrics.merged(measuring.comparable(folder, {it.number: read_metrics(it.metrics) for it in made}))
 
 
 def read_metrics(file: Path) -> dict[str, dict[str, Any]]:

@@ -121,7 +121,7 @@ def align(folder: Path, reward: Judge, gold: Judge | None, iterations: int, pace
         policy = policy.trained(selected, pace)
         inputs |= {"selected": selected, "first_answers": first_answers, **evaluated(it, policy)}
         done.append(it.once("metrics.json", measuring.measure, **inputs))
-    return measuring.rows_of(done)
+    return measuring.rows_of(folder, done)
 
 
 @pytest.mark.parametrize("gold", [None, noisy_quality], ids=["without-gold", "with-gold"])

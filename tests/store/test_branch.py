@@ -15,7 +15,7 @@ from folders import stamp, write_run
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
-from raft.store import branch
+from raft.store import branch, measuring
 from raft.store.runs import Run
 
 SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
@@ -65,6 +65,23 @@ def test_nothing_is_ever_made_in_what_a_branch_shares(world):
     assert extended.returncode == 0, extended.stderr
     for command in ("show", "status", "report", "plot"):
         assert worlds.raft(world, command, "outputs/branch").returncode == 0
+
+
+def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(world):
+    other = "reward={kind: rule, function: repetition}"
+    done = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "3", "name=branch", other)
+    assert done.returncode == 0, done.stderr
+    rows = list(read(world / "outputs" / "branch" / "metrics.jsonl"))
+    assert ["reward/eval" in row for row in rows] == [False, False, False, True]
+    assert ["reward/mean" in row for row in rows] == [False, False, True, False]
+    assert all("entropy/token" in rows[number] for number in (0, 3)), "what no reward decides stays"
+    assert "another reward scored policy 0, before this run branched off" in done.stdout
+    assert "iteration 0: shared" in done.stdout and "from policy 0" not in done.stdout
+    assert set(measuring.held_out_means(world / "outputs" / "branch")["reward/eval"]) == {3}
+    for command in ("status", "report", "plot", "show"):
+        assert worlds.raft(world, command, "outputs/branch").returncode == 0
+    same = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "3", "name=same", "trainer.batch_size=2")
+    assert same.returncode == 0 and "from policy 0 to 3" in same.stdout
 
 
 @pytest.mark.parametrize(
