@@ -35,6 +35,7 @@ from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import expected, measuring, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
+from raft.store.inherited import inherit
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
 
@@ -139,6 +140,9 @@ class Folder:
         for torn in (path, compressed.beside(path)):  # without a stamp they may be, and their room is needed
             remove(torn)
         remove(temporary)
+        if (found := inherit(self.run.folder, self.folder, path, key)) is not None:
+            self._list_drops(found[1], stage.__name__)
+            return self._stamped(path, found[0])
         rest, after = expected.rest(self.run.folder, self.number, self.run.wanted)
         output = ArtifactWriter(
             temporary,
@@ -168,7 +172,7 @@ class Folder:
             commit(temporary, path)
         with timing.part("hash"):
             content = stamps.content_of(path)
-        self._list_drops(output)
+        self._list_drops([drop.row() for drop in output.drops], output.stage)
         stamp = {
             "hash": output.hash,
             "key": key,
@@ -187,22 +191,27 @@ class Folder:
         if lanes := self.run.launch.taken():
             stamp["workers"] = lanes
         RunPaths(self.run.folder).workers.unlink(missing_ok=True)
+        made = self._stamped(path, stamp)
+        output.partial.unlink(missing_ok=True)
+        remove(checkpoints_path(path))
+        return made
+
+    def _stamped(self, path: Path, stamp: stamps.Stamp) -> Artifact:
+        """The artifact, which is finished now."""
         write_json(stamp_path(path), stamp)
         _log(path, stamp)
         if self.run.mirror is not None:
             self.run.mirror.ask()
-        output.partial.unlink(missing_ok=True)
-        remove(checkpoints_path(path))
         return Artifact(path, stamp)
 
-    def _list_drops(self, output: ArtifactWriter) -> None:
+    def _list_drops(self, drops: list[dict[str, Any]], stage: str) -> None:
         """dropped.jsonl of this folder: the drops of other stages as they were, and those of this one."""
         listed = RunPaths(self.folder).dropped
-        others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != output.stage]
-        if not others and not output.drops and not listed.exists():
+        others = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] != stage]
+        if not others and not drops and not listed.exists():
             return
         temporary = listed.with_name(".dropped.jsonl.tmp")
-        records.write(temporary, [*others, *(drop.row() for drop in output.drops)])
+        records.write(temporary, [*others, *drops])
         commit(temporary, listed)
 
 
@@ -372,7 +381,10 @@ def shared_names(folder: Path) -> list[str]:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves the run of a folder to a name of its own beside it, and gives that; None where there is no run yet."""
+    """Moves the run of a folder to a name of its own beside it, and gives that; None where there is no run yet.
+
+    Branches of it beside it follow.
+    """
     refuse_foreign(folder)
     if not folder.is_dir():
         return None
@@ -381,7 +393,25 @@ def set_aside(folder: Path) -> Path | None:
         if aside.exists():
             raise UserError(f"{aside} exists already; wait a second, and give the same command again")
         folder.rename(aside)
+        for branch in folder.parent.glob(f"*/{RunPaths(folder).about.name}"):
+            _lead(branch.parent, folder, aside)
     return aside
+
+
+def _lead(branch: Path, old: Path, new: Path) -> None:
+    """Points the links of a branch into a run to where that run is now."""
+    try:
+        names = shared_names(branch)
+    except UserError:  # its run.json is damaged, which is for another command to say
+        return
+    for link in (branch / name for name in names):
+        target = Path(os.path.normpath(link.parent.absolute() / link.readlink())) if link.is_symlink() else link
+        if target.is_relative_to(old.absolute()):
+            place = new.absolute() / target.relative_to(old.absolute())
+            temporary = link.with_name(f".{link.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(os.path.relpath(place, link.parent.absolute()))
+            os.replace(temporary, link)
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -84,6 +84,42 @@ def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(wor
     assert same.returncode == 0 and "from policy 0 to 3" in same.stdout
 
 
+def test_a_branch_takes_over_what_it_would_make_out_of_the_same(world):
+    run, made = world / "outputs" / "tiny" / "iterations" / "002", world / "outputs" / "branch" / "iterations" / "002"
+    before = everything(world / "outputs" / "tiny")
+    overrides = ["--from-iteration", "2", "name=branch", "selection.kind=random"]
+    done = worlds.raft(world, "resume", "outputs/tiny", *overrides)
+    assert done.returncode == 0, done.stderr
+    for name in ("prompts.jsonl", "responses.jsonl", "scores.jsonl"):
+        assert (made / name).samefile(run / name) and not (made / name).is_symlink()
+        ours, theirs = (json.loads((at / f"{name}.stamp.json").read_text()) for at in (made, run))
+        assert (ours["key"], ours["content"], ours["seconds"]) == (theirs["key"], theirs["content"], 0.0)
+    assert not (made / "selected.jsonl").samefile(run / "selected.jsonl")
+    later = made.with_name("003")
+    assert (later / "prompts.jsonl").samefile(run.with_name("003") / "prompts.jsonl")
+    assert (later / "responses.jsonl").read_bytes() != (run.with_name("003") / "responses.jsonl").read_bytes()
+    assert everything(world / "outputs" / "tiny") == before
+    assert "responses.jsonl: taken over from" in (world / "outputs/branch/logs/latest.log").read_text()
+    (run / "scores.jsonl").unlink()
+    assert worlds.raft(world, "resume", "outputs/branch", "iterations=3").returncode == 0
+
+
+def test_branches_follow_the_run_that_a_restart_moves_aside(world):
+    done = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "2", "name=branch")
+    assert done.returncode == 0, done.stderr
+    before = everything(world / "outputs" / "branch")
+    (world / "outputs" / "odd").mkdir()
+    (world / "outputs" / "odd" / "run.json").write_text("{")
+    restarted = worlds.raft(world, "run", "recipe.yaml", "seed=5", "iterations=1", "--restart")
+    assert restarted.returncode == 0, restarted.stderr
+    assert everything(world / "outputs" / "branch") == before
+    moved = next(one for one in (world / "outputs").iterdir() if ".before-" in one.name)
+    link = world / "outputs" / "branch" / "iterations" / "001"
+    assert link.is_symlink() and link.resolve() == (moved / "iterations" / "001").resolve()
+    again = worlds.raft(world, "resume", "outputs/branch", "iterations=4")
+    assert again.returncode == 0, again.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
