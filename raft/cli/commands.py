@@ -140,6 +140,8 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
         return
     expected = forecast.forecast(loaded, overrides)
     say("\n".join(forecast.lines(expected)))
+    if (faster := forecast.advice(loaded.recipe, expected, len(os.sched_getaffinity(0)))) is not None:
+        say(f"  {faster}")
     say(f"  saved in {forecast.write(loaded, expected)}")
 
 

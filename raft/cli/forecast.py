@@ -11,22 +11,26 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from raft.config import preflight, recipe
 from raft.config.jobs import Align
 from raft.config.recipe import Loaded
-from raft.core import atomic, logs, progress, timing
+from raft.core import atomic, device, logs, progress, timing
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.run_paths import CANDIDATES, ROUNDS, IterationPaths, RunPaths
+from raft.generators.vllm import VLLM
+from raft.launch.local import Local
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
 from raft.store import runs
 from raft.store.stamps import read_stamp, stamp_path, stamped
 
 SMALL, LARGE = 32, 128  # prompts of the two iterations, or all that the recipe has, and a quarter of them
+LONG = 900  # seconds of a run from which on it pays that workers start 20 s later
 STAGES = {  # artifact of an iteration -> what a person calls it
     "responses.jsonl": "generate", "scores.jsonl": "score", "reference.jsonl": "reference", "selected.jsonl": "select",
     "policy": "train", "evaluation/responses.jsonl": "evaluate", "evaluation/scores.jsonl": "evaluate",
@@ -98,6 +102,14 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"  the run: {timing.words(result['run'])}, of which {timing.words(result['start_up'])} to start"
     yield f"  memory: at least {result['memory_gb']:.3g} GB; disk: about {result['disk_gb']:.3g} GB"
     yield f"  responses cut by the limit: {result['truncated']:.0%} (generator.max_tokens)"
+
+
+def advice(recipe: Align, result: dict[str, Any], cores: int) -> str | None:
+    """A faster way to make a long run on a CPU: an engine for each core wastes less than one for all of them."""
+    alone = type(recipe.launch) is Local and isinstance(recipe.generator, VLLM) and device.current() == "cpu"
+    if not alone or cores < 2 or result["run"] < LONG or find_spec("ray") is None:
+        return None
+    return f"faster on {cores} cores: launch.kind=ray, with an engine on each (docs/several-gpus.md)"
 
 
 def compare(folder: Path) -> str | None:

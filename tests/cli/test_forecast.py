@@ -1,6 +1,7 @@
 """The forecast: a line through two small iterations, kept where the run will be, and what the run makes of it."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,16 @@ def test_the_last_policy_is_evaluated_and_of_the_others_every_nth(tmp_path: Path
     for every, share in ((1, 1.0), (2, 3 / 5), (3, 2 / 5), (9, 1 / 5)):
         loaded = recipe.load(tmp_path / "recipe.yaml", [f"evaluation.every={every}"])
         assert forecast.evaluated(loaded.recipe) == pytest.approx(share)
+
+
+@pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="a GPU computes")
+def test_a_long_run_on_several_cores_is_told_of_an_engine_on_each(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vllm = {"generator": {"kind": "vllm", "k": 4, "max_tokens": 12}}
+    on_cores = recipe.load(worlds.make_recipe(tmp_path, **vllm)).recipe
+    long = {"run": 1000.0}
+    assert "on 4 cores: launch.kind=ray" in str(forecast.advice(on_cores, long, 4))
+    assert forecast.advice(on_cores, {"run": 100.0}, 4) is None and forecast.advice(on_cores, long, 1) is None
+    assert forecast.advice(recipe.load(tmp_path / "recipe.yaml", ["launch.kind=ray"]).recipe, long, 4) is None
+    others = recipe.load(worlds.make_recipe(tmp_path, generator={"kind": "transformers", "k": 4, "max_tokens": 12}))
+    assert forecast.advice(others.recipe, long, 4) is None
