@@ -53,18 +53,18 @@ def resume(options: Namespace) -> None:
     from raft.config import preflight, recipe
     from raft.store import branch
 
-    folder = branch.returned(branch.existing(options.run))
-    if options.from_iteration is not None:
-        _start(branch.off(folder, options.from_iteration, options.overrides))
-        return
-    with preflight.all_faults():
-        loaded = recipe.load_run(folder, options.overrides)
-    if loaded.folder != folder:
-        raise UserError(
-            f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make another "
-            f"run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
-        )
-    _start(loaded)
+    with branch.resumed(options.run) as folder:
+        if options.from_iteration is not None:
+            _start(branch.off(folder, options.from_iteration, options.overrides))
+            return
+        with preflight.all_faults():
+            loaded = recipe.load_run(folder, options.overrides)
+        if loaded.folder != folder:
+            raise UserError(
+                f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make "
+                f"another run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
+            )
+        _start(loaded)
 
 
 def pull(options: Namespace) -> None:
@@ -205,12 +205,13 @@ def select(options: Namespace) -> None:
     from dataclasses import asdict
 
     from raft.cli import select as selecting
+    from raft.config import recipe
     from raft.core.terminal import say
-    from raft.core.user_code import importable_from
+    from raft.core.user_code import importable_from, importable_in
     from raft.store import branch
 
     folder = branch.whole(options.run)
-    with importable_from(folder):
+    with importable_in([str(folder.absolute())]), importable_from(recipe.begun_with(folder)):
         selections = selecting.named(folder, options.kinds)
         it = selecting.iteration(folder, options.iteration)
         found = selecting.choices(folder, it, selections)

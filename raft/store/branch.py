@@ -6,7 +6,8 @@ a shared iteration stay as they are, even if the branch evaluates more.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from raft.config import preflight, recipe
@@ -14,6 +15,7 @@ from raft.config.recipe import Loaded, value_at
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
 from raft.core.run_paths import OUTPUTS, RUN, RunPaths
+from raft.core.user_code import importable_in
 from raft.store import stamps
 from raft.store.runs import about
 from raft.store.stamps import differences, read_stamp, require_all, stamp_path
@@ -34,6 +36,17 @@ def existing(folder: Path) -> Path:
         )
     about(folder)
     return folder
+
+
+@contextmanager
+def resumed(run: Path) -> Iterator[Path]:
+    """The folder of a run that is to go on, in a block in which its own modules are found.
+
+    They are looked for where the run began (`returned`), then in the run, then in the folder that was the current one.
+    """
+    folder = existing(run)
+    with importable_in([str(folder.absolute()), str(Path.cwd())]):
+        yield returned(folder)
 
 
 def returned(folder: Path) -> Path:

@@ -12,10 +12,13 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
+from raft.config import preflight, recipe
+from raft.core import user_code
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
 from raft.store import branch
+from raft.store.replay import continued
 from raft.store.runs import Run
 
 SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
@@ -179,6 +182,42 @@ def test_a_copy_of_a_run_with_all_around_it_reads_what_is_around_the_copy(world,
     assert branch.returned(Path("../outputs/tiny")).samefile(world / "outputs" / "tiny") and Path.cwd() == world
     shutil.move(world / "outputs" / "tiny", tmp_path / "alone")
     assert branch.returned(tmp_path / "alone") == tmp_path / "alone" and Path.cwd() == began
+
+
+def test_a_copied_run_goes_on_with_the_module_in_it_though_its_recipe_is_still_there(world, tmp_path):
+    there = tmp_path / "there"
+    shutil.copytree(world / "outputs" / "tiny", there / "runs" / "copy", symlinks=True)
+    about = there / "runs" / "copy" / "run.json"
+    began = {"recipe": str(world / "recipe.yaml"), "folder": str(world)}
+    about.write_text(json.dumps({**json.loads(about.read_text()), **began}))
+    shutil.move(world / "letters.py", there / "runs" / "copy")
+    done = worlds.raft(there, "resume", "runs/copy", "iterations=4")
+    assert done.returncode == 0, done.stderr
+    assert (there / "runs/copy/iterations/004/metrics.json").exists()
+    done = worlds.raft(there, "resume", "runs/copy", "--from-iteration", "4", "name=branch", "trainer.batch_size=2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("place", ["there", "there/runs/copy", "home"])
+def test_a_copied_run_finds_modules_in_the_current_folder_in_itself_and_where_it_began(tmp_path, monkeypatch, place):
+    home, there = tmp_path / "home", tmp_path / "there"
+    (home / "recipes").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    rule = home / "recipes" / "wrong_rules.py"
+    rule.write_text("def wrong(prompt, response):\n    return prompt.meta['none']\n")
+    (home / "recipes" / "r.yaml").write_text(
+        "name: r\npolicy: {model: some/model}\nprompts: {kind: list, items: [one, two]}\n"
+        "reward: {kind: rule, function: 'wrong_rules:wrong'}\n"
+    )
+    with continued(recipe.load(Path("recipes/r.yaml")), lambda run: None):
+        pass
+    shutil.copytree("outputs/r", there / "runs" / "copy")
+    rule.rename(tmp_path / place / rule.name)
+    user_code.forget()
+    monkeypatch.chdir(there)
+    with branch.resumed(Path("runs/copy")) as folder:
+        ((key, found, bug),) = preflight._trials(recipe.load_run(folder))
+    assert key == "reward.function" and "KeyError" in found and bug, "it was called in a process of its own"
 
 
 def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
