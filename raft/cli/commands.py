@@ -147,6 +147,7 @@ def status(options: Namespace) -> None:
     """Says how a run is doing; with --watch again and again, until it ends."""
     from raft.cli import status
     from raft.store import branch
+    from raft.store.runs import require_parent
     from raft.store.stamps import require_all
 
     if options.watch:
@@ -154,6 +155,7 @@ def status(options: Namespace) -> None:
     else:
         folder = branch.existing(options.run)
         status.tell(folder, options.files, options.json)
+    require_parent(folder)
     require_all(folder)
 
 

@@ -17,7 +17,7 @@ from raft.core.errors import UserError
 from raft.core.run_paths import OUTPUTS, RUN, RunPaths
 from raft.core.user_code import importable_in
 from raft.store import stamps
-from raft.store.runs import about
+from raft.store.runs import about, require_parent
 from raft.store.stamps import differences, read_stamp, require_all, stamp_path
 
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
@@ -44,7 +44,7 @@ def resumed(run: Path) -> Iterator[Path]:
 
     They are looked for where the run began (`returned`), then in the run, then in the folder that was the current one.
     """
-    folder = existing(run)
+    require_parent(folder := existing(run))
     with importable_in([str(folder.absolute()), str(Path.cwd())]):
         yield returned(folder)
 
@@ -67,7 +67,8 @@ def returned(folder: Path) -> Path:
 
 def whole(folder: Path) -> Path:
     """The folder of a run whose files of rows are all intact; UserError if one is not, or if it is not a run."""
-    require_all(run := existing(folder), rows=True)
+    require_parent(run := existing(folder))
+    require_all(run, rows=True)
     return run
 
 

@@ -118,6 +118,7 @@ class Folder:
     def existing(self, name: str) -> Artifact:
         """A finished artifact as it is. UserError if it is missing."""
         path = self.folder / name
+        require_parent(self.run.folder)
         if (stamp := read_stamp(path)) is None or not (compressed.exists(path) or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
@@ -366,6 +367,21 @@ def about(folder: Path) -> dict[str, Any]:
 def shared_names(folder: Path) -> list[str]:
     """The names of what a branch shares with its original run, each a link into that run."""
     return about(folder).get("shared", []) if RunPaths(folder).about.exists() else []
+
+
+def require_parent(folder: Path) -> None:
+    """UserError if the run that this one branched off is gone, or the one that that run branched off."""
+    for name in shared_names(folder):
+        link = folder / name
+        if not link.is_symlink() or link.exists():
+            continue
+        parent = Path(os.path.normpath(link.parent.resolve() / link.readlink() / os.path.relpath(".", name)))
+        if not RunPaths(parent).about.exists():
+            raise UserError(
+                f"{folder} is a branch, and the run that it branched off is gone: its links lead to {parent}. Put that "
+                "run there, or copy the branch again with what its links lead to: cp -rL"
+            )
+        require_parent(parent)
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
+from raft.cli import main as cli
 from raft.config import preflight, recipe
 from raft.core import user_code
 from raft.core.errors import UserError
@@ -150,11 +151,41 @@ def test_a_branch_that_is_there_goes_on_and_no_other_folder_is_taken_for_it(worl
     assert not (world / "outputs" / "bad").exists()  # the same command with a better model can make it
 
 
-def test_a_branch_whose_origin_is_gone_says_so(world):
-    made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
+@pytest.mark.parametrize(
+    "command",
+    [("resume",), ("resume", "--from-iteration", "2"), *((name,) for name in ("status", "show", "report", "plot"))],
+)
+def test_a_branch_that_was_copied_without_the_run_that_it_branched_off_says_that_first(
+    world, tmp_path, command, monkeypatch, capsys
+):
+    branch.off(Path("outputs/tiny"), 2, ["name=branch"])
+    branch.off(Path("outputs/branch"), 2, ["name=twice"])
+    (tmp_path / "there").mkdir()
+    for name in ("branch", "twice"):
+        shutil.copytree(world / "outputs" / name, tmp_path / "there" / name, symlinks=True)
+    world.rename(tmp_path / "away")  # with the model, the prompts and the rule
+    monkeypatch.chdir(tmp_path)
+    for name in ("branch", "twice"):
+        assert cli.execute(cli.parse([command[0], f"there/{name}", *command[1:]])) == 2
+        said = capsys.readouterr().err
+        assert f"the run that it branched off is gone: its links lead to {tmp_path / 'there' / 'tiny'}. Put" in said
+        assert len(said.splitlines()) == 1 and "letters" not in said
+
+
+def test_a_branch_that_was_copied_with_what_its_links_lead_to_goes_on(world, tmp_path):
+    branch.off(Path("outputs/tiny"), 3, ["name=branch"])
+    copy = shutil.copytree("outputs/branch", world / "copies" / "branch")
+    shutil.rmtree(world / "outputs")
+    done = worlds.raft(copy.parent, "resume", "branch")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "iterations" / "003" / "metrics.json").exists()
+
+
+def test_a_branch_whose_original_run_is_gone_says_so_too_when_its_recipe_is_run(world):
+    branch.off(Path("outputs/tiny"), 2, ["name=branch"])
     (world / "outputs" / "tiny").rename(world / "outputs" / "renamed")
-    done = worlds.raft(world, "resume", made)
-    assert done.returncode == 2 and "of the run that this one branched off, is gone" in done.stderr
+    done = worlds.raft(world, "run", "recipe.yaml", "name=branch")
+    assert done.returncode == 2 and "the run that it branched off is gone" in done.stderr
 
 
 @pytest.mark.nightly
