@@ -27,7 +27,10 @@ def run(options: Namespace) -> None:
 
 
 def _run_seeds(options: Namespace) -> None:
-    """A run of the recipe for each seed, one after the other, and what they gained."""
+    """A run of the recipe for each seed, one after the other, and what they gained.
+
+    That of the recipe's own seed is the run of the recipe itself.
+    """
     from raft.cli import compare as comparison
     from raft.config import preflight, recipe
     from raft.core.terminal import say
@@ -35,13 +38,17 @@ def _run_seeds(options: Namespace) -> None:
     if options.restart:
         raise UserError("--seeds resumes the runs that are there; leave --restart out, or restart one of them alone")
     numbers = [word.strip() for word in options.seeds.split(",")]
-    if not all(word.isdecimal() for word in numbers) or len(set(numbers)) < len(numbers):
+    if not all(word.isdecimal() for word in numbers) or len(set(map(int, numbers))) < len(numbers):
         raise UserError(f"--seeds {options.seeds}: give different whole numbers, such as 0,1,2")
     file = recipe.find(options.recipe)
     with preflight.all_faults():
-        name = recipe.load(file, options.overrides).recipe.name
+        own = recipe.load(file, options.overrides)
         overrides = [word for word in options.overrides if not word.startswith(("name=", "seed="))]
-        each = [recipe.load(file, [*overrides, f"name={name}-seed{word}", f"seed={word}"]) for word in numbers]
+        named = {seed: f"name={own.recipe.name}-seed{seed}" for seed in map(int, numbers)}
+        each = [
+            own if seed == own.recipe.seed else recipe.load(file, [*overrides, name, f"seed={seed}"])
+            for seed, name in named.items()
+        ]
     for loaded in each:
         _start(loaded)
     if lines := comparison.seeds([loaded.folder for loaded in each]):
