@@ -251,6 +251,19 @@ def test_a_copied_run_finds_modules_in_the_current_folder_in_itself_and_where_it
     assert key == "reward.function" and "KeyError" in found and bug, "it was called in a process of its own"
 
 
+def test_a_training_that_starts_again_because_its_inputs_changed_says_so(world):
+    checkpoints = world / "outputs" / "tiny" / "iterations" / "004" / "policy.checkpoints"
+    (checkpoints / "of another key" / "checkpoint-7").mkdir(parents=True)
+    done = worlds.raft(world, "resume", "outputs/tiny", "iterations=4")
+    assert done.returncode == 0 and "half-made" not in done.stderr, "it holds no file yet"
+    (checkpoints / "of another key" / "checkpoint-7").mkdir(parents=True)
+    (checkpoints / "of another key" / "checkpoint-7" / "measured.json").touch()
+    shutil.rmtree(world / "outputs" / "tiny" / "iterations" / "004" / "policy")
+    done = worlds.raft(world, "resume", "outputs/tiny", "iterations=4")
+    assert "policy: half-made from other inputs; training starts again from step 0" in done.stderr
+    assert done.returncode == 0 and not checkpoints.exists()
+
+
 def test_a_run_of_relative_paths_goes_on_from_any_folder(world):
     (world.parent / "elsewhere").mkdir()
     done = worlds.raft(world.parent / "elsewhere", "resume", world / "outputs" / "tiny", "iterations=4")
