@@ -231,8 +231,7 @@ class Run:
         from raft.config import preflight, recipe
 
         objects = _Objects(str(self.folder / given.ROWS))
-        with _as_before(quiet), objects.lent():
-            folder = branch.returned(branch.existing(self.folder))
+        with _as_before(quiet), objects.lent(), branch.resumed(self.folder) as folder:
             strings, python = objects.overrides(overrides)
             with preflight.all_faults():
                 loaded = recipe.load_run(folder, strings, python)

@@ -27,7 +27,10 @@ def run(options: Namespace) -> None:
 
 
 def _run_seeds(options: Namespace) -> None:
-    """A run of the recipe for each seed, one after the other, and what they gained."""
+    """A run of the recipe for each seed, one after the other, and what they gained.
+
+    That of the recipe's own seed is the run of the recipe itself.
+    """
     from raft.cli import compare as comparison
     from raft.config import preflight, recipe
     from raft.core.terminal import say
@@ -35,13 +38,17 @@ def _run_seeds(options: Namespace) -> None:
     if options.restart:
         raise UserError("--seeds resumes the runs that are there; leave --restart out, or restart one of them alone")
     numbers = [word.strip() for word in options.seeds.split(",")]
-    if not all(word.isdecimal() for word in numbers) or len(set(numbers)) < len(numbers):
+    if not all(word.isdecimal() for word in numbers) or len(set(map(int, numbers))) < len(numbers):
         raise UserError(f"--seeds {options.seeds}: give different whole numbers, such as 0,1,2")
     file = recipe.find(options.recipe)
     with preflight.all_faults():
-        name = recipe.load(file, options.overrides).recipe.name
+        own = recipe.load(file, options.overrides)
         overrides = [word for word in options.overrides if not word.startswith(("name=", "seed="))]
-        each = [recipe.load(file, [*overrides, f"name={name}-seed{word}", f"seed={word}"]) for word in numbers]
+        named = {seed: f"name={own.recipe.name}-seed{seed}" for seed in map(int, numbers)}
+        each = [
+            own if seed == own.recipe.seed else recipe.load(file, [*overrides, name, f"seed={seed}"])
+            for seed, name in named.items()
+        ]
     for loaded in each:
         _start(loaded)
     if lines := comparison.seeds([loaded.folder for loaded in each]):
@@ -53,18 +60,18 @@ def resume(options: Namespace) -> None:
     from raft.config import preflight, recipe
     from raft.store import branch
 
-    folder = branch.returned(branch.existing(options.run))
-    if options.from_iteration is not None:
-        _start(branch.off(folder, options.from_iteration, options.overrides))
-        return
-    with preflight.all_faults():
-        loaded = recipe.load_run(folder, options.overrides)
-    if loaded.folder != folder:
-        raise UserError(
-            f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make another "
-            f"run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
-        )
-    _start(loaded)
+    with branch.resumed(options.run) as folder:
+        if options.from_iteration is not None:
+            _start(branch.off(folder, options.from_iteration, options.overrides))
+            return
+        with preflight.all_faults():
+            loaded = recipe.load_run(folder, options.overrides)
+        if loaded.folder != folder:
+            raise UserError(
+                f"name: {loaded.recipe.name}: raft resume continues in {folder} itself; leave name= out, or make "
+                f"another run: raft run RECIPE name=..., or raft resume {folder} --from-iteration N name=..."
+            )
+        _start(loaded)
 
 
 def pull(options: Namespace) -> None:
@@ -149,6 +156,7 @@ def status(options: Namespace) -> None:
     """Says how a run is doing; with --watch again and again, until it ends."""
     from raft.cli import status
     from raft.store import branch
+    from raft.store.runs import require_parent
     from raft.store.stamps import require_all
 
     if options.watch:
@@ -156,6 +164,7 @@ def status(options: Namespace) -> None:
     else:
         folder = branch.existing(options.run)
         status.tell(folder, options.files, options.json)
+    require_parent(folder)
     require_all(folder)
 
 
@@ -207,12 +216,13 @@ def select(options: Namespace) -> None:
     from dataclasses import asdict
 
     from raft.cli import select as selecting
+    from raft.config import recipe
     from raft.core.terminal import say
-    from raft.core.user_code import importable_from
+    from raft.core.user_code import importable_from, importable_in
     from raft.store import branch
 
     folder = branch.whole(options.run)
-    with importable_from(folder):
+    with importable_in([str(folder.absolute())]), importable_from(recipe.begun_with(folder)):
         selections = selecting.named(folder, options.kinds)
         it = selecting.iteration(folder, options.iteration)
         found = selecting.choices(folder, it, selections)

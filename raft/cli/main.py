@@ -153,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "--restart", action="store_true", help="start over; the existing run is moved aside, nothing is deleted"
     )
     run.add_argument(
-        "--seeds", metavar="0,1,2", help="one run per seed, named NAME-seed0 ..., and a summary of their gains"
+        "--seeds",
+        metavar="0,1,2",
+        help="one run per seed, and a summary of their gains: NAME for the recipe's own seed, NAME-seed1 ...",
     )
     check.add_argument(
         "--measure",

@@ -18,6 +18,7 @@ from raft.core.progress import State
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
 from raft.core.timing import words
+from raft.metrics.alerts import Level
 from raft.store import branch, runs, stamps
 
 EVERY = 1.0  # seconds between two looks
@@ -32,12 +33,13 @@ WIDE = 40  # blocks of a curve
 def summary(folder: Path) -> dict[str, Any]:
     """What `--json` prints; docs/report.md lists the keys. UserError if a file that it needs is damaged."""
     paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
-    warnings, stop_on = _warnings(folder, rows)
+    findings, stop_on = _findings(folder, rows)
     complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
     gone, running = _gone(folder), runs.is_running(folder)
     finished = None if gone else _finished(folder, known["job"], wanted)
     now = _now(folder) if running else None
-    stopped_by = [one["check"] for one in warnings or [] if one["reward"] == "figures" and one["check"] in stop_on]
+    of_figures = [one["check"] for one in findings or [] if one["reward"] == "figures" and one["level"] == "warning"]
+    stopped_by = [name for name in of_figures if name in stop_on]
     if now is not None and known["job"] == "align":
         iteration: int | None = now.iteration
     else:
@@ -56,7 +58,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
-        "warnings": None if warnings is None else [f"{one['check']}: {one['message']}" for one in warnings],
+        "warnings": _said(findings, "warning"),
+        "watch": _said(findings, "watch"),
         "best": str(paths.best.readlink()) if paths.best.is_symlink() else None,
         "log": str(paths.log) if paths.log.exists() else None,
         "report": str(paths.report) if paths.report.exists() else None,
@@ -74,9 +77,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     said += curves(found["curves"])
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
-    if found["warnings"] is not None:
-        names = [one.split(":", 1)[0].replace("_", " ") for one in found["warnings"]]
-        said.append(f"warnings: {len(names)}" + (f" ({_few(names)})" if names else ""))
+    for level in ("warnings", "watch"):
+        names = [one.split(":", 1)[0].replace("_", " ") for one in found[level] or ()]
+        if names or (level == "warnings" and found[level] is not None):
+            said.append(f"{level}: {len(names)}" + (f" ({_few(names)})" if names else ""))
     if found["best"]:
         said.append(f"best policy: {RunPaths(Path(found['run'])).best} -> {found['best']}")
     if found["log"]:
@@ -191,16 +195,23 @@ def _gone(folder: Path) -> list[str]:
     return sorted({str(path.relative_to(folder)) for path in (*made, *shared)})
 
 
-def _warnings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, Collection[str]]:
-    """What the checks and the figures warn of, None if that cannot be read, and the rules that end the run."""
+def _findings(folder: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, Collection[str]]:
+    """What the checks and the figures do not find in order, None if that cannot be read, and the rules that end it."""
     from raft.report.page.facts import findings
 
     with suppress(UserError):  # of a damaged file: the command says which at its end
-        found = [one for one in findings(folder, rows) if one["level"] == "warning"]
+        found = [one for one in findings(folder, rows) if one["level"] != "ok"]
         alerts = read_resolved(folder).get("alerts") or {}
         stops = alerts.get("on_warning") == "stop"
         return found, (alerts.get("stop_on") or [one["check"] for one in found]) if stops else ()
     return None, ()
+
+
+def _said(findings: list[dict[str, Any]] | None, level: Level) -> list[str] | None:
+    """The findings of a level in words."""
+    if findings is None:
+        return None
+    return [f"{one['check']}: {one['message']}" for one in findings if one["level"] == level]
 
 
 def at_work(folder: Path) -> str:

@@ -21,6 +21,7 @@ from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import OUTPUTS, RunPaths
+from raft.core.user_code import importable_from
 from raft.data import responses_file
 from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
@@ -303,9 +304,9 @@ def _trials(loaded: Loaded) -> Iterator[tuple[str, str, bool]]:
         return
     rules = list(_parts_of(rewards, "trial"))
     prompts = first_prompts(source, TRIED) if rules else []
-    for key, rule in rules if prompts else ():
-        if (found := rule.trial(prompts, loaded.path)) is not None:
-            yield f"{key}.function", *found
+    with importable_from(loaded.path):
+        tried = [(key, rule.trial(prompts)) for key, rule in rules if prompts]
+    yield from ((f"{key}.function", *found) for key, found in tried if found is not None)
 
 
 def _parts_of(rewards: dict[str, Any], has: str) -> Iterator[tuple[str, Any]]:

@@ -215,26 +215,28 @@ def load_run(folder: Path, overrides: Sequence[str] = (), given: FromPython | No
     """
     import json
 
-    run = RunPaths(folder)
     read_resolved(folder)  # half a file may still be a recipe
-    file = run.about
-    known = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
-    origin = _origin(known, folder)
+    path = begun_with(folder)
     named = f"name={json.dumps(folder.name, ensure_ascii=False)}"
-    loaded = load(run.resolved, [named, *overrides], given=given, run=folder, origin=origin)
-    words = (*known.get("overrides", ()), *overrides)
-    return replace(loaded, path=origin, outputs=folder.parent, overrides=words)
+    loaded = load(RunPaths(folder).resolved, [named, *overrides], given=given, run=folder, origin=path)
+    words = (*_about(folder).get("overrides", ()), *overrides)
+    return replace(loaded, path=path, outputs=folder.parent, overrides=words)
 
 
-def _origin(known: dict[str, Any], folder: Path) -> Path:
+def begun_with(folder: Path) -> Path:
     """The recipe that a run was begun with: of a copy of all that is around the run, the one in the copy.
 
-    Where that is not on this machine, it is the copy in the run, beside which the user may have put a module.
+    Where that is not on this machine, it is the copy in the run.
     """
-    own = RunPaths(folder).recipe
+    known, own = _about(folder), RunPaths(folder).recipe
     recipe, began = (Path(str(known.get(name, own))) for name in ("recipe", "folder"))
     here = recipe.relative_to(began) if recipe.is_relative_to(began) else recipe
     return next((file for file in (here.absolute(), recipe) if is_file(str(file))), own)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    file = RunPaths(folder).about
+    return read_object(file, f"delete {file}; then raft run RECIPE writes it again")
 
 
 def speed_keys(part: Any, key: str = "") -> Iterator[str]:

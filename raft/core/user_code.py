@@ -1,8 +1,9 @@
 """The user's own Python: where it is found, how it is imported, and the hash of what was imported.
 
 A recipe names `module:name`. The module is a file in the folder of the recipe or in the current folder, or it is on the
-Python path. Those folders are not on the Python path: a file beside a recipe that has the name of a library is never
-seen by a library, and is run only if the recipe, or a module that the recipe names, imports it.
+Python path. A run that is resumed has more such folders (`raft.store.branch.resumed`). They are not on the Python path:
+a file beside a recipe that has the name of a library is never seen by a library, and is run only if the recipe, or a
+module that the recipe names, imports it.
 """
 
 import hashlib
@@ -41,8 +42,8 @@ class Source(SourceFileLoader):
 class Beside:
     """Finds modules in folders for `module`, and for code that was itself found so; for nothing else."""
 
-    def __init__(self, folders: Sequence[str]):
-        self.folders = list(folders)
+    def __init__(self, folders: list[str]):
+        self.folders = folders
         self.asked: str | None = None
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -75,9 +76,9 @@ def importable_from(recipe: Path) -> Iterator[None]:
 
 
 @contextmanager
-def importable_in(folders: Sequence[str]) -> Iterator[None]:
-    """Inside the block a recipe's own modules are found in these folders."""
-    finder = Beside(folders)
+def importable_in(places: Sequence[str]) -> Iterator[None]:
+    """Inside the block a recipe's own modules are found in these folders, then in those of the blocks around it."""
+    finder = Beside(list(dict.fromkeys([*places, *folders()])))
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -107,8 +108,10 @@ def module(name: str) -> ModuleType:
     except ImportError as fault:
         where = place(fault, own.origin if own else None)
         reason = f"{fault}{f', {where}' if where else ''}"
-        beside = f"in {' and '.join(dict.fromkeys(finder.folders))}, and " if finder else ""
-        raise ValueError(f"cannot import {name} ({reason}); it is looked for {beside}on the Python path") from None
+        places = [*(f"in {folder}, " for folder in finder.folders), "and "] if finder else []
+        raise ValueError(
+            f"cannot import {name} ({reason}); it is looked for {''.join(places)}on the Python path"
+        ) from None
     except BaseException as fault:  # sys.exit() too: it is the module's, and no way to end a command
         raise ValueError(f"cannot import {name}: {tell(fault, own.origin if own else None)}") from None
     finally:

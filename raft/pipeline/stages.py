@@ -443,6 +443,7 @@ def train(trainer: Any, output: ArtifactWriter, start: Artifact, selected: Artif
         if done < total:  # else the policy is only to be written
             signals.check()
 
+    output.tell_restart()
     output.measured = output.launch.train(
         trainer, before, examples, output.path, seed, advance, output.drop, output.checkpoints
     )

@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Real
-from pathlib import Path
 from typing import Any, ClassVar
 
 from raft.core import given, registry, signals
@@ -27,7 +26,7 @@ from raft.core.options import short, source, suggest
 from raft.core.protocols import LARGEST
 from raft.core.records import Group, Prompt, Score
 from raft.core.terminal import is_unicode
-from raft.core.user_code import tell, unchanged
+from raft.core.user_code import folders, tell, unchanged
 from raft.rewards import rules
 
 MESSAGE = 200  # characters of an error that are kept
@@ -82,16 +81,16 @@ class Rule:
             prompt, args = deepcopy((prompt, args))
         return _score(function, prompt, response, args)
 
-    def trial(self, prompts: Sequence[Prompt], recipe: Path) -> tuple[str, bool] | None:
+    def trial(self, prompts: Sequence[Prompt]) -> tuple[str, bool] | None:
         """What goes wrong on these prompts whatever the response, and whether that is an error of programming.
 
-        It is called in a process of its own, where it finds modules beside `recipe`. None if it scores any of them,
+        It is called in a process of its own, which finds modules where this one does. None if it scores any of them,
         is built in, or lives in this process alone.
         """
         if ":" not in self.function or self.function.startswith(f"{given.MODULE}:"):
             return None
         rows = [prompt.row() for prompt in prompts]
-        asked = {"function": self.function, "args": self.args, "recipe": str(recipe), "prompts": rows}
+        asked = {"function": self.function, "args": self.args, "folders": folders(), "prompts": rows}
         command = [sys.executable, "-m", "raft.rewards.rule_trial"]
         try:
             done = subprocess.run(

@@ -1,6 +1,6 @@
 """Calls a rule on a few prompts in a process of its own: `python -m raft.rewards.rule_trial`, asked by `Rule.trial`.
 
-Standard input is {"function", "args", "recipe", "prompts"}; standard output is a list with an entry for each call: the
+Standard input is {"function", "args", "folders", "prompts"}; standard output is a list with an entry for each call: the
 kind and the words of what went wrong, or nothing. What the rule prints goes to standard error.
 """
 
@@ -9,11 +9,10 @@ import os
 import sys
 from contextlib import redirect_stdout
 from copy import deepcopy
-from pathlib import Path
 
 from raft.core import registry
 from raft.core.records import Prompt
-from raft.core.user_code import importable_from, tell
+from raft.core.user_code import importable_in, tell
 from raft.rewards.rule import numbers
 
 RESPONSES = ("", "Yes.", "The answer is 42.")
@@ -23,7 +22,7 @@ def main() -> None:
     """Reads what is asked, calls the rule, and writes what went wrong."""
     asked = json.load(sys.stdin)
     wrong: list[list[str]] = []
-    with redirect_stdout(sys.stderr), importable_from(Path(asked["recipe"])):
+    with redirect_stdout(sys.stderr), importable_in(asked["folders"]):
         function = registry.load(asked["function"])
         for row in asked["prompts"]:
             for response in (*RESPONSES, Prompt.of(row).content):

@@ -50,6 +50,15 @@ class ArtifactWriter:
         """A folder that outlives a kill, for what is half-made from the same inputs."""
         return checkpoints_path(self.partial.with_suffix("")) / self.hash[:12]
 
+    def tell_restart(self) -> None:
+        """Says so if the model is half-made from other inputs alone, so that its training begins at its first step."""
+        kept = [one for one in self.checkpoints.parent.glob("*") if any(map(Path.is_file, one.rglob("*")))]
+        if kept and self.checkpoints not in kept:
+            complain(
+                f"{self.partial.stem}: half-made from other inputs; training starts again from step 0, and what was "
+                f"trained before is kept in {self.checkpoints.parent} until this is made"
+            )
+
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """The whole artifact, in order."""
         self.rows = records.write(self.path, signals.watched(rows))

@@ -6,7 +6,8 @@ a shared iteration stay as they are, even if the branch evaluates more.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from raft.config import preflight, recipe
@@ -14,8 +15,9 @@ from raft.config.recipe import Loaded, value_at
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
 from raft.core.run_paths import OUTPUTS, RUN, RunPaths
+from raft.core.user_code import importable_in
 from raft.store import stamps
-from raft.store.runs import about
+from raft.store.runs import about, require_parent
 from raft.store.stamps import differences, read_stamp, require_all, stamp_path
 
 KEYS = ("job", "seed", "variables", "policy", "prompts", "evaluation.prompts", "evaluation.count")  # what made them
@@ -36,6 +38,17 @@ def existing(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def resumed(run: Path) -> Iterator[Path]:
+    """The folder of a run that is to go on, in a block in which its own modules are found.
+
+    They are looked for where the run began (`returned`), then in the run, then in the folder that was the current one.
+    """
+    require_parent(folder := existing(run))
+    with importable_in([str(folder.absolute()), str(Path.cwd())]):
+        yield returned(folder)
+
+
 def returned(folder: Path) -> Path:
     """The run's folder, after this process has gone to where the run began: the paths of its recipe are from there.
 
@@ -54,7 +67,8 @@ def returned(folder: Path) -> Path:
 
 def whole(folder: Path) -> Path:
     """The folder of a run whose files of rows are all intact; UserError if one is not, or if it is not a run."""
-    require_all(run := existing(folder), rows=True)
+    require_parent(run := existing(folder))
+    require_all(run, rows=True)
     return run
 
 
@@ -97,7 +111,9 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     shutil.copyfile(old.recipe, branch.recipe)
     shared = sorted(link.relative_to(new).as_posix() for link in new.rglob("*") if link.is_symlink())
     known = {name: value for name, value in about(folder).items() if name != "id"}  # it is another run
-    write_json(branch.about, {**known, "shared": shared})
+    made = [branch.evaluation, branch.pool, *(branch.iteration(earlier).policy for earlier in range(number))]
+    stamped = {path.relative_to(new).as_posix(): stamp["hash"] for path in made if (stamp := read_stamp(path))}
+    write_json(branch.about, {**known, "shared": shared, "made": stamped})
     branch.resolved.write_text(loaded.resolved, encoding="utf-8")
     commit(new, loaded.folder)
 

@@ -119,6 +119,7 @@ class Folder:
     def existing(self, name: str) -> Artifact:
         """A finished artifact as it is. UserError if it is missing."""
         path = self.folder / name
+        require_parent(self.run.folder)
         if (stamp := read_stamp(path)) is None or not (compressed.exists(path) or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
@@ -365,7 +366,7 @@ def about(folder: Path) -> dict[str, Any]:
     file = RunPaths(folder).about
     content = read_object(file, f"delete {file}; then raft run RECIPE writes it again")
     kinds: dict[str, type] = dict.fromkeys(("recipe", "folder", "outputs", "job", "date"), str)
-    kinds |= dict.fromkeys(("versions", "machine"), dict) | dict.fromkeys(
+    kinds |= dict.fromkeys(("versions", "machine", "made"), dict) | dict.fromkeys(
         ("overrides", "processes", "shared", "timeline"), list
     )
     wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name, kind()), kind)]
@@ -378,6 +379,27 @@ def about(folder: Path) -> dict[str, Any]:
 def shared_names(folder: Path) -> list[str]:
     """The names of what a branch shares with its original run, each a link into that run."""
     return about(folder).get("shared", []) if RunPaths(folder).about.exists() else []
+
+
+def require_parent(folder: Path) -> None:
+    """UserError if a run that this one branched off, perhaps through others, is gone or was made again."""
+    for name in shared_names(folder):
+        link = folder / name
+        if not link.is_symlink() or link.exists():
+            continue
+        parent = Path(os.path.normpath(link.parent.resolve() / link.readlink() / os.path.relpath(".", name)))
+        if not RunPaths(parent).about.exists():
+            raise UserError(
+                f"{folder} is a branch, and the run that it branched off is gone: its links lead to {parent}. Put that "
+                "run there, or copy the branch again with what its links lead to: cp -rL"
+            )
+        require_parent(parent)
+    for name, then in (about(folder).get("made", {}) if RunPaths(folder).about.exists() else {}).items():
+        if (stamp := read_stamp(folder / name)) is not None and stamp["hash"] != then:
+            raise UserError(
+                f"{folder} is a branch of a run that was made again since, out of something else: {name} is another "
+                "one. Put the old run back there, or make the branch again under another name"
+            )
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ clipping, mixed precision, checkpointed activations, compilation.
 
 import importlib.util
 import json
+import logging
 import math
 import re
 import shutil
@@ -29,10 +30,13 @@ from raft.core.options import bounded, faults_of_range, speed, suggest
 from raft.core.protocols import Advance, Dropped
 from raft.core.registry import faults_of_types
 from raft.core.seeds import derive
+from raft.core.terminal import complain
 from raft.core.timing import part
 from raft.models import checkpoint, loading, packed_attention, packing, weight_check
 from raft.trainers import sharding
 from raft.trainers.batches import Order
+
+LOG = logging.getLogger(__name__)
 
 Batch = dict[str, Any]  # arrays; `inputs` is what the model's forward takes
 Loss = Callable[[Any, Batch], dict[str, Any]]  # (model, batch) -> its share of the step's numbers, "loss" among them
@@ -304,6 +308,10 @@ def fit(
     if checkpoints is not None and ranks.sharded():
         checkpoints = checkpoints / f"rank {ranks.number()} of {ranks.count()}"
     saves = Checkpoints(checkpoints or out, options.checkpoint_minutes if checkpoints else 0, advance)
+    if saves.last and not ranks.number():
+        said = f"training goes on from step {len(saves.measured)} of {len(steps)}"
+        LOG.info(said)  # of a worker, whose standard error is not that of the command
+        complain(said)
     with devices.deterministic_switches_kept(), devices.fits("training", ADVICE):
         arguments = arguments_of(options, len(steps), saves.folder, seed)
         trainer = _trainer(model, arguments, steps, loss, saves, before)

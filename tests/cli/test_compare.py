@@ -9,7 +9,8 @@ import pytest
 import worlds
 import yaml
 
-from raft.cli import compare
+from raft.cli import commands, compare
+from raft.cli import main as cli
 from raft.config.recipe import read_one
 from raft.core.errors import UserError
 from raft.trainers.sft import SFT
@@ -17,11 +18,12 @@ from raft.trainers.sft import SFT
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Runs of seeds 0 and 1, and one with a hundred times the learning rate of seed 0."""
+    """Runs of seeds 0, which is the recipe's own, and 1, and one with a hundred times the learning rate of seed 0."""
     folder = tmp_path_factory.mktemp("world")
     worlds.make_recipe(
         folder, iterations=1, prompts={"per_iteration": 8}, evaluation={"count": 6, "gold": None, "kl": False}
     )
+    assert worlds.raft(folder, "run", "recipe.yaml").returncode == 0
     done = worlds.raft(folder, "run", "recipe.yaml", "--seeds", "0,1")
     assert done.returncode == 0, done.stderr
     (folder / "seeds.txt").write_text(done.stdout)
@@ -37,9 +39,9 @@ def means(run: Path, policy: int) -> dict[str, float]:
 
 
 def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_where_their_keys_do(world):
-    done = worlds.raft(world, "compare", "outputs/tiny-seed0", "outputs/fast")
+    done = worlds.raft(world, "compare", "outputs/tiny", "outputs/fast")
     assert done.returncode == 0, done.stderr
-    one, other = (means(world / "outputs" / name, 1) for name in ("tiny-seed0", "fast"))
+    one, other = (means(world / "outputs" / name, 1) for name in ("tiny", "fast"))
     differences = np.array([other[name] - one[name] for name in one])
     half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
     assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
@@ -87,17 +89,28 @@ def test_a_run_and_itself_are_the_same(world):
 
 def test_seeds_are_runs_of_their_own_whose_gains_are_told_with_their_spread(world):
     gained = []
-    for seed in (0, 1):
-        before, after = (means(world / f"outputs/tiny-seed{seed}", policy) for policy in (0, 1))
-        gained.append(np.mean([after[name] - before[name] for name in before]))
     said = (world / "seeds.txt").read_text()
+    for run in ("tiny", "tiny-seed1"):
+        before, after = (means(world / "outputs" / run, policy) for policy in (0, 1))
+        gained.append(np.mean([after[name] - before[name] for name in before]))
+        assert f"  outputs/{run}  {gained[-1]:+.3f}" in said
     assert f"mean of 2 seeds {np.mean(gained):+.3f}, standard deviation {np.std(gained, ddof=1):.3f}" in said
     alone = worlds.raft(world, "run", "recipe.yaml", "name=alone", "seed=1")
     assert alone.returncode == 0, alone.stderr
     assert worlds.fingerprint(world / "outputs/alone") == worlds.fingerprint(world / "outputs/tiny-seed1")
 
 
-@pytest.mark.parametrize("seeds", ["a", "0,0", "", "1.5", "-1"])
+def test_the_run_of_the_recipes_own_seed_is_the_recipes_own_run_and_is_not_made_again(world, monkeypatch):
+    assert (world / "seeds.txt").read_text().count("already finished") == 1
+    assert not (world / "outputs" / "tiny-seed0").exists()
+    monkeypatch.chdir(world)
+    started: list[tuple[str, int]] = []
+    monkeypatch.setattr(commands, "_start", lambda loaded: started.append((loaded.recipe.name, loaded.recipe.seed)))
+    commands.run(cli.parse(["run", "recipe.yaml", "--seeds", "2,5,0", "seed=5", "name=other"]))
+    assert started == [("other-seed2", 2), ("other", 5), ("other-seed0", 0)]
+
+
+@pytest.mark.parametrize("seeds", ["a", "0,0", "1,01", "", "1.5", "-1"])
 def test_seeds_that_are_no_different_whole_numbers_are_refused(world, seeds):
     done = worlds.raft(world, "run", "recipe.yaml", f"--seeds={seeds}")
     assert done.returncode == 2 and "give different whole numbers" in done.stderr

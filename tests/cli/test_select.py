@@ -1,5 +1,6 @@
 """`raft select`: what it prints beside its table, and the command that it ends with."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from raft.cli import main as cli
 from raft.cli import select
 from raft.config.recipe import read_one
+from raft.core import user_code
 from raft.core.run_paths import RunPaths
 
 
@@ -49,6 +51,20 @@ def test_a_command_follows_where_a_selection_is_named_and_gold_is_explained_wher
     assert cli.execute(cli.parse(["select", str(copy), "random"])) == 0
     named = capsys.readouterr().out
     assert f"next: raft resume {copy}" in named and "gold" not in named
+
+
+@pytest.mark.parametrize("place", ["recipes", "run"])
+def test_a_selection_of_ones_own_is_found_beside_the_recipe_of_the_run_and_in_the_run(run, tmp_path, capsys, place):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.yaml").touch()
+    known = json.loads(RunPaths(copy).about.read_text())
+    RunPaths(copy).about.write_text(json.dumps({**known, "recipe": str(tmp_path / "recipes" / "r.yaml")}))
+    (tmp_path / place / "own_selections.py").write_text(
+        "from raft.pipeline.selection import BestOfK\n\n\nclass Mine(BestOfK):\n    pass\n"
+    )
+    assert cli.execute(cli.parse(["select", str(copy), "own_selections:Mine"])) == 0, capsys.readouterr().err
+    user_code.forget()
 
 
 def test_a_run_that_labels_is_told_to_have_no_iterations(run, tmp_path, capsys):

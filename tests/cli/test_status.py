@@ -68,6 +68,18 @@ def test_a_finished_run_says_so_first_in_about_ten_lines(tmp_path: Path):
     assert any(re.match(r"warnings: \d", line) for line in lines)
 
 
+def test_what_is_to_be_watched_is_told_beside_the_warnings(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    file = run / "iterations" / "002" / "metrics.json"
+    content = json.loads(file.read_text())
+    content["policy"] |= {"eval/truncated": 0.25, "eval/empty": 0.9}
+    file.write_text(json.dumps(content))
+    _, said = told(run)
+    assert "warnings: 1 (empty)" in said.splitlines() and "watch: 1 (truncated)" in said.splitlines()
+    found = json.loads(told(run, "--json")[1])
+    assert found["watch"][0].startswith("truncated: 25% of the held-out answers") and len(found["warnings"]) == 1
+
+
 def test_files_are_listed_only_when_asked_for(tmp_path: Path):
     run = write_run(tmp_path / "run")
     assert "iterations/002/policy " not in told(run)[1] and "iterations/002/policy " in told(run, "--files")[1]

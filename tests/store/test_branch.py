@@ -12,10 +12,14 @@ import worlds
 import yaml
 from folders import stamp, write_run
 
+from raft.cli import main as cli
+from raft.config import preflight, recipe
+from raft.core import user_code
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
 from raft.store import branch, measuring
+from raft.store.replay import continued
 from raft.store.runs import Run
 
 SMALL = {"prompts": {"per_iteration": 4}, "generator": {"k": 2, "max_tokens": 6}}
@@ -102,6 +106,17 @@ def test_a_branch_takes_over_what_it_would_make_out_of_the_same(world):
     assert "responses.jsonl: taken over from" in (world / "outputs/branch/logs/latest.log").read_text()
     (run / "scores.jsonl").unlink()
     assert worlds.raft(world, "resume", "outputs/branch", "iterations=3").returncode == 0
+
+
+def test_a_branch_of_a_run_that_was_made_again_out_of_something_else_is_refused_everywhere(world):
+    made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
+    assert worlds.raft(world, "status", made).returncode == 0
+    file = world / "outputs" / "tiny" / "iterations" / "001" / "policy.stamp.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hash": "of another seed"}))
+    for command in ("status", "show", "report", "resume", "compare"):
+        done = worlds.raft(world, command, made, *([made] if command == "compare" else []))
+        assert done.returncode == 2 and "made again since" in done.stderr, (command, done.stderr)
+        assert "iterations/001/policy is another one" in done.stderr
 
 
 def test_branches_follow_the_run_that_a_restart_moves_aside(world):
@@ -200,11 +215,41 @@ def test_a_branch_that_is_there_goes_on_and_no_other_folder_is_taken_for_it(worl
     assert not (world / "outputs" / "bad").exists()  # the same command with a better model can make it
 
 
-def test_a_branch_whose_origin_is_gone_says_so(world):
-    made = branch.off(Path("outputs/tiny"), 2, ["name=branch"]).folder
+@pytest.mark.parametrize(
+    "command",
+    [("resume",), ("resume", "--from-iteration", "2"), *((name,) for name in ("status", "show", "report", "plot"))],
+)
+def test_a_branch_that_was_copied_without_the_run_that_it_branched_off_says_that_first(
+    world, tmp_path, command, monkeypatch, capsys
+):
+    branch.off(Path("outputs/tiny"), 2, ["name=branch"])
+    branch.off(Path("outputs/branch"), 2, ["name=twice"])
+    (tmp_path / "there").mkdir()
+    for name in ("branch", "twice"):
+        shutil.copytree(world / "outputs" / name, tmp_path / "there" / name, symlinks=True)
+    world.rename(tmp_path / "away")  # with the model, the prompts and the rule
+    monkeypatch.chdir(tmp_path)
+    for name in ("branch", "twice"):
+        assert cli.execute(cli.parse([command[0], f"there/{name}", *command[1:]])) == 2
+        said = capsys.readouterr().err
+        assert f"the run that it branched off is gone: its links lead to {tmp_path / 'there' / 'tiny'}. Put" in said
+        assert len(said.splitlines()) == 1 and "letters" not in said
+
+
+def test_a_branch_that_was_copied_with_what_its_links_lead_to_goes_on(world, tmp_path):
+    branch.off(Path("outputs/tiny"), 3, ["name=branch"])
+    copy = shutil.copytree("outputs/branch", world / "copies" / "branch")
+    shutil.rmtree(world / "outputs")
+    done = worlds.raft(copy.parent, "resume", "branch")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "iterations" / "003" / "metrics.json").exists()
+
+
+def test_a_branch_whose_original_run_is_gone_says_so_too_when_its_recipe_is_run(world):
+    branch.off(Path("outputs/tiny"), 2, ["name=branch"])
     (world / "outputs" / "tiny").rename(world / "outputs" / "renamed")
-    done = worlds.raft(world, "resume", made)
-    assert done.returncode == 2 and "of the run that this one branched off, is gone" in done.stderr
+    done = worlds.raft(world, "run", "recipe.yaml", "name=branch")
+    assert done.returncode == 2 and "the run that it branched off is gone" in done.stderr
 
 
 @pytest.mark.nightly
@@ -232,6 +277,55 @@ def test_a_copy_of_a_run_with_all_around_it_reads_what_is_around_the_copy(world,
     assert branch.returned(Path("../outputs/tiny")).samefile(world / "outputs" / "tiny") and Path.cwd() == world
     shutil.move(world / "outputs" / "tiny", tmp_path / "alone")
     assert branch.returned(tmp_path / "alone") == tmp_path / "alone" and Path.cwd() == began
+
+
+def test_a_copied_run_goes_on_with_the_module_in_it_though_its_recipe_is_still_there(world, tmp_path):
+    there = tmp_path / "there"
+    shutil.copytree(world / "outputs" / "tiny", there / "runs" / "copy", symlinks=True)
+    about = there / "runs" / "copy" / "run.json"
+    began = {"recipe": str(world / "recipe.yaml"), "folder": str(world)}
+    about.write_text(json.dumps({**json.loads(about.read_text()), **began}))
+    shutil.move(world / "letters.py", there / "runs" / "copy")
+    done = worlds.raft(there, "resume", "runs/copy", "iterations=4")
+    assert done.returncode == 0, done.stderr
+    assert (there / "runs/copy/iterations/004/metrics.json").exists()
+    done = worlds.raft(there, "resume", "runs/copy", "--from-iteration", "4", "name=branch", "trainer.batch_size=2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("place", ["there", "there/runs/copy", "home"])
+def test_a_copied_run_finds_modules_in_the_current_folder_in_itself_and_where_it_began(tmp_path, monkeypatch, place):
+    home, there = tmp_path / "home", tmp_path / "there"
+    (home / "recipes").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    rule = home / "recipes" / "wrong_rules.py"
+    rule.write_text("def wrong(prompt, response):\n    return prompt.meta['none']\n")
+    (home / "recipes" / "r.yaml").write_text(
+        "name: r\npolicy: {model: some/model}\nprompts: {kind: list, items: [one, two]}\n"
+        "reward: {kind: rule, function: 'wrong_rules:wrong'}\n"
+    )
+    with continued(recipe.load(Path("recipes/r.yaml")), lambda run: None):
+        pass
+    shutil.copytree("outputs/r", there / "runs" / "copy")
+    rule.rename(tmp_path / place / rule.name)
+    user_code.forget()
+    monkeypatch.chdir(there)
+    with branch.resumed(Path("runs/copy")) as folder:
+        ((key, found, bug),) = preflight._trials(recipe.load_run(folder))
+    assert key == "reward.function" and "KeyError" in found and bug, "it was called in a process of its own"
+
+
+def test_a_training_that_starts_again_because_its_inputs_changed_says_so(world):
+    checkpoints = world / "outputs" / "tiny" / "iterations" / "004" / "policy.checkpoints"
+    (checkpoints / "of another key" / "checkpoint-7").mkdir(parents=True)
+    done = worlds.raft(world, "resume", "outputs/tiny", "iterations=4")
+    assert done.returncode == 0 and "half-made" not in done.stderr, "it holds no file yet"
+    (checkpoints / "of another key" / "checkpoint-7").mkdir(parents=True)
+    (checkpoints / "of another key" / "checkpoint-7" / "measured.json").touch()
+    shutil.rmtree(world / "outputs" / "tiny" / "iterations" / "004" / "policy")
+    done = worlds.raft(world, "resume", "outputs/tiny", "iterations=4")
+    assert "policy: half-made from other inputs; training starts again from step 0" in done.stderr
+    assert done.returncode == 0 and not checkpoints.exists()
 
 
 def test_a_run_of_relative_paths_goes_on_from_any_folder(world):

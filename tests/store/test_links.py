@@ -210,9 +210,10 @@ def test_the_status_of_a_branch_whose_parent_is_gone_says_so(run, tmp_path):
     made = tmp_path / "outputs" / "branch"
     shutil.copytree(run, made)
     shutil.rmtree(made / "iterations" / "001")
-    (made / "iterations" / "001").symlink_to(tmp_path / "outputs" / "gone" / "001")
+    (made / "iterations" / "001").symlink_to(tmp_path / "outputs" / "gone" / "iterations" / "001")
     (made / "run.json").write_text('{"job": "align", "shared": ["iterations/001"]}')
     assert "gone: iterations/001" in "\n".join(status.lines(status.summary(made)))
     listed = show.files(made)
     assert "iterations/001" in listed and "gone with the run that this one branched off" in listed
-    assert branch.whole(made) == made
+    with pytest.raises(UserError, match=f"is gone: its links lead to {tmp_path / 'outputs' / 'gone'}"):
+        branch.whole(made)

@@ -71,6 +71,14 @@ def test_a_training_goes_on_from_its_last_checkpoint_with_the_same_bytes(folders
     assert content(tmp_path / "rest") == content(tmp_path / "whole")
 
 
+def test_a_training_that_goes_on_says_from_which_step(folders, tmp_path, capsys):
+    with pytest.raises(Stopped):
+        train(folders["llama"], "sft", tmp_path / "stopped", tmp_path / "kept", 3, checkpoint_minutes=EACH_STEP)
+    assert "training goes on" not in capsys.readouterr().err
+    rest = train(folders["llama"], "sft", tmp_path / "rest", tmp_path / "kept")
+    assert f"training goes on from step 3 of {rest[-1]}\n" in capsys.readouterr().err and rest[0] == 4
+
+
 def test_a_checkpoint_that_was_not_finished_is_not_used(folders, tmp_path):
     with pytest.raises(Stopped):
         train(folders["llama"], "sft", tmp_path / "stopped", tmp_path / "kept", 3, checkpoint_minutes=EACH_STEP)
