@@ -358,8 +358,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
                 yield Fault(below, fault)
         elif kind == "model" and str(Path(value).parent) not in made:
             loaded = getattr(part, "url", None) is None
-            yield from _model(value, getattr(part, "revision", None), below, fetch, loaded)
-            yield from _layout(part, key)
+            wrong = list(_model(value, getattr(part, "revision", None), below, fetch, loaded))
+            yield from wrong or _reward_model(part, key)
         elif kind == "served" and part.url is None and str(Path(value).parent) not in made:
             yield from _model(value, part.revision, below, fetch)
         elif dataclasses.is_dataclass(value):
@@ -384,19 +384,17 @@ def _model(name: str, revision: str | None, key: str, fetch: bool, weights: bool
         yield Fault(key, refused)
 
 
-def _layout(part: Any, key: str) -> Iterator[Fault]:
-    """A reward model that is to read its own chat template has to have one."""
-    if getattr(part, "template", None) != "chat":
+def _reward_model(part: Any, key: str) -> Iterator[Fault]:
+    """A reward model needs a head that is read, and one that is to read its own chat template has to have one."""
+    folder = _here(part) if hasattr(part, "check_head") else None
+    if folder is None or not (folder / "config.json").is_file():
         return
-    folder = _here(part)
-    if folder is not None and (folder / "config.json").is_file():
-        try:
-            lacks = model_folder.chat_template(folder) is None
-        except UserError as fault:
-            yield Fault(f"{key}.model", str(fault))
-            return
-        if lacks:
+    try:
+        if getattr(part, "template", None) == "chat" and model_folder.chat_template(folder) is None:
             yield Fault(f"{key}.template", reward_templates.no_template(part.model))
+        part.check_head(folder)
+    except UserError as fault:
+        yield Fault(f"{key}.model", str(fault))
 
 
 def _trained(recipe: Any, made: set[str]) -> Iterator[Fault]:
