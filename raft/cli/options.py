@@ -114,7 +114,7 @@ def _of_fields(cls: type, more: dict[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     described = {item.name: _schema_of(item, hints[item.name]) for item in _items(cls)}
     if {"model", "path"} & described.keys():
-        more = {"recipe": {"type": "string"}, **more}  # another recipe may stand for either
+        more = {"recipe": {"type": ["string", "null"]}, **more}  # another recipe may stand for either
     return {"type": "object", "properties": {**described, **more}, "additionalProperties": False}
 
 

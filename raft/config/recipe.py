@@ -499,6 +499,8 @@ def dependencies(
     shared = variables if isinstance(variables, Mapping) else {}
     for key, options in _naming(config):
         name = options.pop("recipe")
+        if name is None:
+            continue
         if not isinstance(name, str) or not name:
             faults.append(Fault(f"{key}.recipe", f"{name!r} is not a file; name a recipe, by its path from here"))
             continue
@@ -515,7 +517,8 @@ def dependencies(
             continue
         name, output = JOB_OUTPUTS[job]
         if options.get(name) is not None:
-            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both; {key}.{name}: null takes one out"))
+            both = f"give recipe or {name}, not both; take out the other one: {key}.recipe=null or {key}.{name}=null"
+            faults.append(Fault(f"{key}.recipe", both))
             continue
         options[name] = str(needed.folder / output)
         for other in [*needed.needs, needed]:

@@ -77,6 +77,10 @@ TABLE = {
 }
 
 PAIRS = "trainer.kind: dpo and kto learn from them, and job: label writes them for other programs (docs/dpo.md)"
+DPO = (
+    "dpo and kto learn from pairs of the policy's own responses: job: align with selection.kind: best-vs-worst "
+    "(docs/dpo.md); for a fixed set of pairs use TRL's DPOTrainer"
+)
 ELSEWHERE = {  # kinds that other libraries have, and the way to those
     "trainer": {"grpo": "raft learns from selected responses; TRL has a GRPOTrainer"},
 }
