@@ -25,7 +25,7 @@ from raft.core.terminal import is_unicode
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-COMMAND_LINE = "command line"  # the place of a key that stands there
+COMMAND_LINE, ARGUMENT = GIVEN = ("command line", "argument")  # the place of a key that stands there, or in Python
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
 ORIGINS = {  # of a model or of data: which keys of a recipe replace this one of its base
@@ -256,7 +256,7 @@ def _merged(
 ) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
-    origin = COMMAND_LINE if given is None else "argument"
+    origin = COMMAND_LINE if given is None else ARGUMENT
     removed = [override[1:] for override in overrides if override.startswith("~")]
     overrides = [override for override in overrides if not override.startswith("~")]
     for override in overrides:

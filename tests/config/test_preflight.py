@@ -36,6 +36,17 @@ def test_a_damaged_file_of_a_model_is_named(tmp_path: Path, monkeypatch, file: s
     assert fault.key == "policy.model" and words in fault.message and f"base/{file}" in fault.message
 
 
+def test_a_learning_rate_that_was_chosen_for_another_kind_of_trainer_is_a_warning_of_check_and_run(tmp_path: Path):
+    worlds.make_recipe(tmp_path, iterations=1, evaluation={"kl": False, "gold": None})  # its rate is for sft: 1e-3
+    other = ["recipe.yaml", "trainer.kind=policy-gradient", "selection={kind: advantage}"]
+    words = "trainer.kind: policy-gradient is 1e-06; give trainer.learning_rate=1e-06"
+    assert words in worlds.raft(tmp_path, "check", *other).stdout
+    assert words in worlds.raft(tmp_path, "run", *other).stdout
+    for silent in ([*other, "trainer.learning_rate=0.002"], ["recipe.yaml", "trainer.kind=sft"]):
+        done = worlds.raft(tmp_path, "check", *silent)
+        assert done.returncode == 0 and "learning_rate" not in done.stdout
+
+
 def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path, monkeypatch):
     judge = {"kind": "judge", "model": "x", "mode": "grade", "max_tokens": 8}
     heard, silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler), "http://127.0.0.1:1/v1"
