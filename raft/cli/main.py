@@ -213,7 +213,8 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        help="png, svg or pdf file, for all a folder; default: reward_curve.png and NAME.png in the first run",
+        help="png, svg or pdf file, for all a folder; default: reward_curve.png or NAME.png in the run; "
+        "of several runs A+B-NAME.png beside the first",
     )
     show = verb("show", commands.show, "show a prompt with its responses and rewards, before and after")
     show.add_argument("run", **RUN)
