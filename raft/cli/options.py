@@ -24,25 +24,39 @@ PLAIN: dict[Any, str] = {
 
 
 def listed(name: str | None) -> Iterator[str]:
-    """What `raft options NAME` prints: the options of a job or of `section.kind`, the kinds of a section, or all."""
+    """What `raft options NAME` prints: options of a job or of `section.kind`, kinds of a section, one key, or all."""
+    known = _by_name()
     if name is None:
         yield "jobs: " + ", ".join(JOBS)
         for section, kinds in registry.TABLE.items():
             yield f"{section}: {', '.join(kinds)}"
         yield f"sections without kinds: {', '.join(SECTIONS)}"
-        yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options"
-    elif name in JOBS:
-        yield from of_class(JOBS[name], DEFAULTS.get(name, {}))
-    elif name in SECTIONS:
-        yield from of_class(SECTIONS[name])
+        yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options;"
+        yield "raft options KEY, such as evaluation.gold or trainer.learning_rate, says what one of them takes"
+    elif name in known:
+        yield from of_class(known[name], DEFAULTS.get(name, {}))
     elif name in registry.TABLE:
         for kind in registry.TABLE[name]:
             yield f"{name}.{kind}: {_summary(registry.find(name, kind))}"
     else:
-        section, _, kind = name.partition(".")
-        if kind not in registry.TABLE.get(section, {}):
-            raise UserError(f"no options of the name {name!r}; {suggest(name, names())}")
-        yield from of_class(registry.find(section, kind))
+        yield from _of_key(name, known)
+
+
+def _of_key(name: str, known: Mapping[str, type]) -> Iterator[str]:
+    """What a key takes in each class that has it: `section.key`, `section.kind.key`, or a key of a job by itself."""
+    place, _, key = name.rpartition(".")
+    if key == "kind" and place in registry.TABLE:
+        yield from listed(place)
+        return
+    within = [title for title in known if title in ([place] if place else JOBS) or title.startswith(f"{place}.")]
+    keys = {f"{title}.{item.name}": item for title in within for item in _items(known[title])}
+    if not (found := [full for full in keys if full.rpartition(".")[2] == key]):
+        own = {f"{place}.{item.name}" if place else item.name for item in keys.values()}
+        raise UserError(f"no options of the name {name!r}; {suggest(name, [*(within if place else names()), *own])}")
+    for full in found:
+        title = full.rpartition(".")[0]
+        hint = typing.get_type_hints(known[title])[key]
+        yield f"{full}: {_type(keys[full], hint)}{_default(keys[full], DEFAULTS.get(title, {}))}"
 
 
 def names() -> list[str]:
@@ -143,8 +157,14 @@ def _typed(hint: Any) -> dict[str, Any]:
     return own if hint in (str, type(None)) else {"anyOf": [own, INTERPOLATED]}
 
 
+def _by_name() -> dict[str, type]:
+    """Every class by the name that `raft options` takes: jobs, sections without kinds, and kinds as `section.kind`."""
+    kinds = {f"{section}.{kind}": registry.find(section, kind) for section, of in registry.TABLE.items() for kind in of}
+    return {**JOBS, **SECTIONS, **kinds}
+
+
 def _classes() -> Iterator[tuple[str, type]]:
-    """Every job and kind by the name that `raft options` takes."""
+    """Every job and kind by its title in docs/options.md."""
     yield from ((f"job: {name}", cls) for name, cls in JOBS.items())
     for section, kinds in registry.TABLE.items():
         yield from ((f"{section}.{kind}", registry.find(section, kind)) for kind in kinds)
