@@ -18,9 +18,6 @@ SECTIONS: dict[str, type] = {  # which have no kinds
 }  # fmt: skip
 INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
-PLAIN: dict[Any, str] = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "any",
-}  # fmt: skip
 
 
 def listed(name: str | None) -> Iterator[str]:
@@ -186,22 +183,7 @@ def _type(item: Any, hint: Any) -> str:
     if choices := item.metadata.get("choices"):
         several = typing.get_origin(hint) is list
         return f"{'a list of ' if several else ''}{', '.join(map(str, choices))}"
-    return _written(hint)
-
-
-def _written(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_written(one) for one in arguments)
-    if origin is list:
-        return f"a list of {_written(arguments[0])}"
-    if origin is dict or hint is dict:
-        return "a mapping"
-    if dataclasses.is_dataclass(hint):
-        return "a section: " + ", ".join(item.name for item in dataclasses.fields(hint))
-    return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+    return registry.written(hint)
 
 
 def _default(item: Any, given: Mapping[str, Any]) -> str:

@@ -71,7 +71,8 @@ def _reading(faults: list[Fault]) -> Iterator[None]:
     except RecipeError:
         raise
     except UserError as fault:
-        faults.append(Fault("prompts", str(fault)))
+        if str(fault) not in {known.message for known in faults}:
+            faults.append(Fault("prompts", str(fault)))
 
 
 def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:

@@ -61,6 +61,15 @@ def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path
     heard.shutdown()
 
 
+def test_a_column_that_is_not_there_is_one_fault(tmp_path: Path, monkeypatch):
+    recipe = worlds.make_recipe(tmp_path, prompts={"prompt_column": "promt"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        check(load(recipe))
+    (fault,) = caught.value.faults
+    assert fault.key == "prompts" and "no column promt" in fault.message
+
+
 def test_a_language_model_in_the_place_of_a_reward_model_is_refused_wherever_it_stands(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lm = {"kind": "model", "model": "base", "template": "plain"}
