@@ -307,8 +307,8 @@ def rates(policy: str, variant: str, devices: int, work: Work, of: Constants) ->
     if wrong := [
         name for name in asked if not fits(name, policy, lora=variant == "lora", devices=ranks, split=together)
     ]:
-        limit = {"generate": int(UTILIZATION * card(GPU).memory)}
-        told = (f"{name} {gb(gpu[name].total)} of {gb(limit.get(name, card(GPU).memory - KEPT))}" for name in wrong)
+        limit = {"generate": int(UTILIZATION * card(1, GPU).memory)}
+        told = (f"{name} {gb(gpu[name].total)} of {gb(limit.get(name, card(1, GPU).memory - KEPT))}" for name in wrong)
         return f"does not fit: {', '.join(told)} GB"
     room = together * UTILIZATION * CARDS[GPU] - 2 * count
     copy = together * of["tensor"] if together > 1 else 1.0  # the speed of its devices, against that of one
@@ -405,7 +405,7 @@ def followed(work: Work, texts: np.ndarray, made: Generated, rates: Rates, of: C
 def train(work: Work, lengths: np.ndarray, ranks: int, rates: Rates, of: Constants) -> float:
     """Seconds of the steps: the passes of each are dealt out to the ranks, and gradients are added up.
 
-    Ranks of sharded weights compute together, each pass with weights put together twice and gradients added up once.
+    Ranks of sharded weights compute together, each pass with weights gathered twice and gradients added up once.
     """
     rng = np.random.default_rng(work.seed)
     picked = work.prompt_tokens + lengths[np.arange(len(lengths)), rng.integers(lengths.shape[1], size=len(lengths))]

@@ -135,7 +135,7 @@ def turns(
         (place / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
         loaded = recipe.load(place / "recipe.yaml", [])
         launch = Cluster(devices=devices, shard=shard)  # type: ignore[arg-type]
-        found = memory_plan.plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), card(gigabytes))
+        found = memory_plan.plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), card(1, gigabytes))
     assert all(turn.terms and None not in turn.terms.values() for turn in found), found
     return {turn.name: turn for turn in found}
 
@@ -151,7 +151,7 @@ def fits(
 ) -> bool:  # fmt: skip
     """Whether a turn fits on each of so many GPUs; an engine has to hold one text in its cache."""
     found = turns(policy, reward, lora, gpu, devices, split=split)[turn]
-    return found.spare >= 0 and memory_plan.fits(found, card(gpu).memory)
+    return found.spare >= 0 and memory_plan.fits(found, card(1, gpu).memory)
 
 
 def smallest(turn: str, **which: Any) -> str:
@@ -185,7 +185,7 @@ def training() -> Iterator[str]:
 def sharding() -> Iterator[str]:
     """Full fine-tuning sharded over eight GPUs, and what of RECIPE does not fit each of them."""
     yield (
-        "| policy | weights, gradients, AdamW | layers put together | activations | logits | all "
+        "| policy | weights, gradients, AdamW | gathered layers | activations | logits | all "
         f"| {' | '.join(f'8 x {gpu} GB' for gpu in (80, 141))} |"
     )
     yield "|---|---|---|---|---|---|---|---|"

@@ -174,7 +174,7 @@ class Run:
         They are those that policy `iteration` was trained on, or with `held_out` its own answers to the held-out
         prompts. Where the reward only compares responses of one prompt, held-out answers have the gold reward alone.
         """
-        place = self._place(iteration)
+        place = self._place(iteration, held_out)
         groups = place.evaluation if held_out else place
         prompts = RunPaths(self.folder).evaluation if held_out else place.prompts
         kinds = {"scores": groups.scores, "gold": groups.gold}
@@ -251,21 +251,30 @@ class Run:
     ) -> Path:
         """Draws a figure of the run, and of others beside it, as png, svg or pdf, and the numbers behind it as CSV.
 
-        Figures: reward, distribution, best-of-n, gold, kl, length. Returns where the picture stands.
+        Figures: reward, distribution, best-of-n, gold, kl, length. Returns where the picture stands: without `output`
+        in the run, or with `others` beside it.
         """
         from raft.report.figures import picture
 
         folders = [branch.whole(one.folder) for one in (self, *others)]
-        out = self.folder / picture.file_name(figure) if output is None else Path(output)
+        out = picture.default(figure, folders) if output is None else Path(output)
         picture.refuse(out)
         picture.plot(figure, folders, out)
         return out
 
-    def _place(self, iteration: int | None) -> IterationPaths:
-        """The files of an iteration; a job without iterations has them in the run's own folder."""
+    def _place(self, iteration: int | None, held_out: bool = False) -> IterationPaths:
+        """The files of an iteration; a job without iterations has them in the run's own folder.
+
+        UserError if there is none, or if what is trained on is asked of policy 0.
+        """
         if self.job != "align":
             return IterationPaths(self.folder)
         number = self.iterations if iteration is None else iteration
+        if number == 0 and not held_out:
+            raise UserError(
+                f"policy 0 of {self.folder} was not trained, so iteration 0 has no prompts, responses or picks; "
+                "run.groups(0, held_out=True) has its answers to the held-out prompts"
+            )
         if not (place := RunPaths(self.folder).iteration(number)).folder.is_dir():
             raise UserError(f"{self.folder} has no iteration {number}; the last complete one is {self.iterations}")
         return place

@@ -374,6 +374,9 @@ def test_a_run_is_read_as_its_files_are(finished):
     best = max((0, 1), key=lambda number: run.metrics[number]["reward/eval"])
     for which, number in (("best", best), ("last", 1), (0, 0)):
         assert run.policy(which) == finished / f"iterations/00{number}/policy"
+    for ask in (run.groups, run.prompts, run.selected):
+        assert "run.groups(0, held_out=True) has its answers" in refusal(lambda ask=ask: next(ask(0)))
+    assert next(run.groups(0, held_out=True)).responses
     assert "has no iteration 7; the last complete one is 1" in refusal(lambda: next(run.groups(7)))
 
 

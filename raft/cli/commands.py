@@ -175,11 +175,11 @@ def plot(options: Namespace) -> None:
     from raft.store import branch
 
     folders = [branch.whole(folder) for folder in options.runs]
+    output = options.output or picture.default(options.figure, folders)
     if options.figure == picture.ALL:
-        files, left_out = picture.plot_all(folders, options.output or folders[0])
+        files, left_out = picture.plot_all(folders, output)
         say("\n".join([*map(str, files), *(f"left out: {figure.name}: {figure.missing}" for figure in left_out)]))
         return
-    output = options.output or folders[0] / picture.file_name(options.figure)
     picture.refuse(output)
     table = picture.plot(options.figure, folders, output)
     say(f"{output}\n{table}")

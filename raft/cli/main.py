@@ -189,8 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument(
         "to", type=Path, nargs="?", default=Path(), help="a folder, or a new file name; default: the current folder"
     )
-    options = verb("options", commands.options, "list jobs, sections, kinds, and the options of each")
-    options.add_argument("name", nargs="?", metavar="JOB|SECTION[.KIND]")
+    options = verb(
+        "options", commands.options, "list jobs, sections, kinds, and the options of each, or say what one key takes"
+    )
+    options.add_argument("name", nargs="?", metavar="JOB|SECTION[.KIND][.KEY]")
     form = options.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the page docs/options.md")
     form.add_argument("--schema", action="store_true", help="print a JSON Schema of recipes, for editors")
@@ -215,7 +217,8 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        help="png, svg or pdf file, for all a folder; default: reward_curve.png and NAME.png in the first run",
+        help="png, svg or pdf file, for all a folder; default: reward_curve.png or NAME.png in the run; "
+        "of several runs A+B-NAME.png beside the first",
     )
     show = verb("show", commands.show, "show a prompt with its responses and rewards, before and after")
     show.add_argument("run", **RUN)

@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 from raft.config.recipe import Loaded
 from raft.core.errors import UserError
-from raft.core.protocols import makes, takes_pairs
+from raft.core.protocols import can_shard, makes, takes_pairs
 from raft.generators.remote import Remote
 from raft.generators.transformers import Transformers
 from raft.generators.vllm import VLLM
 from raft.launch import vllm_options, worker
+from raft.launch.local import Local
 from raft.launch.worker import STATE
 from raft.models import hub, model_sizes, packing
 from raft.models.loading import FILLED
@@ -364,8 +365,18 @@ def _lengths(recipe: Any, where: Device) -> tuple[int, int]:
     return longest, max(trainer.max_tokens_per_microbatch or packing.FORWARD[where.kind], longest)
 
 
+def _one_of_several(recipe: Any, where: Device) -> bool:
+    """Whether there are more GPUs than the one of a run without Ray."""
+    return where.count > 1 and type(recipe.launch) is Local
+
+
 def idle(recipe: Any, where: Device) -> Iterator[str]:
-    """A line if some ranks of a training never have a forward pass to make."""
+    """A line if some of several GPUs are not used, or some ranks of a training never have a forward pass to make."""
+    if _one_of_several(recipe, where):
+        yield (
+            f"launch.kind: local uses one of the {where.count} GPUs, and others only for a model that is split or "
+            "spread; launch.kind=ray uses all of them"
+        )
     trainer, ranks = getattr(recipe, "trainer", None), recipe.launch.ranks()
     if isinstance(trainer, TrainerOptions) and ranks > 1:
         longest, tokens = _lengths(recipe, where)
@@ -398,7 +409,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     if sharded:
         what = f"weights, gradients and AdamW ({count:,} parameters x {STATE} bytes / {ranks} ranks)"
         terms: Terms = {what: STATE * count // ranks}
-        terms |= _product("layers put together", model.together(), "parameters", 8)
+        terms |= _product("gathered layers", model.together(), "parameters", 8)
     elif trainer.lora is None:
         terms = _product("weights, gradients and AdamW", count, "parameters", STATE)
     else:
@@ -414,6 +425,9 @@ def _train(loaded: Loaded, where: Device) -> Turn:
         terms |= _product("teacher", teacher.parameters(), "parameters", 4)
         terms |= _product("logits of the teacher", tokens, "tokens", teacher.logits())
     ways = {
+        f"set launch.kind=ray, which shards it over {where.count} GPUs": (
+            _one_of_several(loaded.recipe, where) and can_shard(trainer)
+        ),
         "set launch.shard: fsdp": ranks > 1 and not sharded and trainer.lora is None,
         f"lower trainer.{'max_tokens_per_microbatch' if tokens > longest else 'max_length'}": True,
         "set trainer.gradient_checkpointing: true": not trainer.gradient_checkpointing,

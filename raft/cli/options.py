@@ -18,31 +18,42 @@ SECTIONS: dict[str, type] = {  # which have no kinds
 }  # fmt: skip
 INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 JSON = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
-PLAIN: dict[Any, str] = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "any",
-}  # fmt: skip
 
 
 def listed(name: str | None) -> Iterator[str]:
-    """What `raft options NAME` prints: the options of a job or of `section.kind`, the kinds of a section, or all."""
+    """What `raft options NAME` prints: options of a job or of `section.kind`, kinds of a section, one key, or all."""
+    known = _by_name()
     if name is None:
         yield "jobs: " + ", ".join(JOBS)
         for section, kinds in registry.TABLE.items():
             yield f"{section}: {', '.join(kinds)}"
         yield f"sections without kinds: {', '.join(SECTIONS)}"
-        yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options"
-    elif name in JOBS:
-        yield from of_class(JOBS[name], DEFAULTS.get(name, {}))
-    elif name in SECTIONS:
-        yield from of_class(SECTIONS[name])
+        yield "raft options JOB, raft options SECTION, or raft options SECTION.KIND lists the options;"
+        yield "raft options KEY, such as evaluation.gold or trainer.learning_rate, says what one of them takes"
+    elif name in known:
+        yield from of_class(known[name], DEFAULTS.get(name, {}))
     elif name in registry.TABLE:
         for kind in registry.TABLE[name]:
             yield f"{name}.{kind}: {_summary(registry.find(name, kind))}"
     else:
-        section, _, kind = name.partition(".")
-        if kind not in registry.TABLE.get(section, {}):
-            raise UserError(f"no options of the name {name!r}; {suggest(name, names())}")
-        yield from of_class(registry.find(section, kind))
+        yield from _of_key(name, known)
+
+
+def _of_key(name: str, known: Mapping[str, type]) -> Iterator[str]:
+    """What a key takes in each class that has it: `section.key`, `section.kind.key`, or a key of a job by itself."""
+    place, _, key = name.rpartition(".")
+    if key == "kind" and place in registry.TABLE:
+        yield from listed(place)
+        return
+    within = [title for title in known if title in ([place] if place else JOBS) or title.startswith(f"{place}.")]
+    keys = {f"{title}.{item.name}": item for title in within for item in _items(known[title])}
+    if not (found := [full for full in keys if full.rpartition(".")[2] == key]):
+        own = {f"{place}.{item.name}" if place else item.name for item in keys.values()}
+        raise UserError(f"no options of the name {name!r}; {suggest(name, [*(within if place else names()), *own])}")
+    for full in found:
+        title = full.rpartition(".")[0]
+        hint = typing.get_type_hints(known[title])[key]
+        yield f"{full}: {_type(keys[full], hint)}{_default(keys[full], DEFAULTS.get(title, {}))}"
 
 
 def names() -> list[str]:
@@ -114,7 +125,7 @@ def _of_fields(cls: type, more: dict[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     described = {item.name: _schema_of(item, hints[item.name]) for item in _items(cls)}
     if {"model", "path"} & described.keys():
-        more = {"recipe": {"type": "string"}, **more}  # another recipe may stand for either
+        more = {"recipe": {"type": ["string", "null"]}, **more}  # another recipe may stand for either
     return {"type": "object", "properties": {**described, **more}, "additionalProperties": False}
 
 
@@ -143,8 +154,14 @@ def _typed(hint: Any) -> dict[str, Any]:
     return own if hint in (str, type(None)) else {"anyOf": [own, INTERPOLATED]}
 
 
+def _by_name() -> dict[str, type]:
+    """Every class by the name that `raft options` takes: jobs, sections without kinds, and kinds as `section.kind`."""
+    kinds = {f"{section}.{kind}": registry.find(section, kind) for section, of in registry.TABLE.items() for kind in of}
+    return {**JOBS, **SECTIONS, **kinds}
+
+
 def _classes() -> Iterator[tuple[str, type]]:
-    """Every job and kind by the name that `raft options` takes."""
+    """Every job and kind by its title in docs/options.md."""
     yield from ((f"job: {name}", cls) for name, cls in JOBS.items())
     for section, kinds in registry.TABLE.items():
         yield from ((f"{section}.{kind}", registry.find(section, kind)) for kind in kinds)
@@ -166,22 +183,7 @@ def _type(item: Any, hint: Any) -> str:
     if choices := item.metadata.get("choices"):
         several = typing.get_origin(hint) is list
         return f"{'a list of ' if several else ''}{', '.join(map(str, choices))}"
-    return _written(hint)
-
-
-def _written(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_written(one) for one in arguments)
-    if origin is list:
-        return f"a list of {_written(arguments[0])}"
-    if origin is dict or hint is dict:
-        return "a mapping"
-    if dataclasses.is_dataclass(hint):
-        return "a section: " + ", ".join(item.name for item in dataclasses.fields(hint))
-    return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+    return registry.written(hint)
 
 
 def _default(item: Any, given: Mapping[str, Any]) -> str:

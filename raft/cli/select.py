@@ -208,8 +208,10 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     elif pairs != takes_pairs(trainer):
         kind = "dpo" if pairs else "sft"
     if kind is not None:
-        known = {"kind", *(item.name for item in dataclasses.fields(find("trainer", kind)))}
-        changes += [f"trainer.kind={kind}", *(f"~trainer.{name}" for name in own if name not in known)]
+        known = {item.name: item.default for item in dataclasses.fields(find("trainer", kind))}
+        changes += [f"trainer.kind={kind}", *(f"~trainer.{name}" for name in own if name not in {"kind", *known})]
+        if "learning_rate" in own:  # which was chosen for the kind before
+            changes.append(f"trainer.learning_rate={known['learning_rate']}")
     return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *changes])
 
 

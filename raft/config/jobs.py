@@ -18,7 +18,7 @@ from raft.core.protocols import (
     takes_signed,
 )
 from raft.core.records import Response
-from raft.core.registry import PAIRS, find
+from raft.core.registry import DPO, PAIRS, find
 from raft.core.remote_folder import fault_of_url
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
@@ -328,12 +328,21 @@ class FineTune(Job):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         if takes_pairs(self.trainer):
-            yield "trainer.kind", "takes pairs; a job: sft learns from responses; allowed: sft"
+            yield "trainer.kind", f"learns from pairs, and a job: sft from single responses; allowed: sft. {DPO}"
         elif needs_logprobs(self.trainer):
             message = "learns from the log-probabilities of the policy that generated; examples have none; allowed: sft"
             yield "trainer.kind", message
         if getattr(self.examples, "pairs", None) is not None:
-            yield "examples.pairs", "a job: sft learns from single responses; remove it, or use job: reward-model"
+            yield (
+                "examples.pairs",
+                "a job: sft learns from single responses; remove it, or use job: reward-model; for DPO see docs/dpo.md",
+            )
+        if getattr(self.examples, "held_out", 0):
+            yield (
+                "examples.held_out",
+                "has no effect here but that these rows are not learned from: a job: sft evaluates nothing; remove it "
+                "(job: reward-model and job: evaluate-reward evaluate on held-out rows)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +361,8 @@ class TrainReward(Job):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
         if makes(self.trainer) != "reward-model":
-            yield "trainer.kind", "makes a policy, and a job: reward-model a reward model; allowed: reward-model"
+            way = f". {DPO}" if takes_pairs(self.trainer) else ""
+            yield "trainer.kind", f"makes a policy, and a job: reward-model a reward model; allowed: reward-model{way}"
         if getattr(self.examples, "pairs", "columns") is None:
             yield (
                 "examples.pairs",

@@ -14,7 +14,7 @@ from typing import Any
 
 from raft.config import held
 from raft.config.jobs import HELD_OUT
-from raft.config.recipe import Loaded, RecipeError
+from raft.config.recipe import GIVEN, Loaded, RecipeError
 from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there
 from raft.core.protocols import comparable
@@ -29,6 +29,7 @@ from raft.models import hub, jinja, model_folder, reward_templates
 from raft.models.reward_templates import TEXT_TEMPLATES
 
 TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
+FAR = 100  # times the learning rate that a kind of trainer has by default
 PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
@@ -50,7 +51,7 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
             warnings += _of_rows(loaded, faults)
     if faults:
         raise loaded.refused(faults)
-    warnings += _keys_that_are_not_set(loaded.recipe)
+    warnings += [*_keys_that_are_not_set(loaded.recipe), *rate_of_another_kind(loaded)]
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
     return warnings
@@ -71,7 +72,8 @@ def _reading(faults: list[Fault]) -> Iterator[None]:
     except RecipeError:
         raise
     except UserError as fault:
-        faults.append(Fault("prompts", str(fault)))
+        if str(fault) not in {known.message for known in faults}:
+            faults.append(Fault("prompts", str(fault)))
 
 
 def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:
@@ -90,6 +92,20 @@ def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
     for key, part in _parts_of(_answering(recipe), "api_key_env"):
         if part.api_key_env and not os.environ.get(part.api_key_env):
             yield f"{key}.api_key_env: the environment has no {part.api_key_env}, so no key will be sent"
+
+
+def rate_of_another_kind(loaded: Loaded) -> Iterator[str]:
+    """A warning where an override changes the trainer's kind and leaves it a learning rate far above its own."""
+    if loaded.lines.get("trainer.kind") not in GIVEN or loaded.lines.get("trainer.learning_rate") in GIVEN:
+        return
+    trainer = loaded.recipe.trainer
+    rate, usual = (getattr(one, "learning_rate", None) for one in (trainer, type(trainer)))
+    if isinstance(rate, float) and isinstance(usual, float) and rate >= FAR * usual:
+        yield (
+            f"trainer.learning_rate: {rate:g} is that of the recipe, whose trainer is of another kind; the default of "
+            f"trainer.kind: {loaded.config['trainer']['kind']} is {usual:g}; give trainer.learning_rate={usual:g}, or "
+            "the rate that you mean"
+        )
 
 
 def _answering(recipe: Any) -> dict[str, Any]:
@@ -359,8 +375,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
                 yield Fault(below, fault)
         elif kind == "model" and str(Path(value).parent) not in made:
             loaded = getattr(part, "url", None) is None
-            yield from _model(value, getattr(part, "revision", None), below, fetch, loaded)
-            yield from _layout(part, key)
+            wrong = list(_model(value, getattr(part, "revision", None), below, fetch, loaded))
+            yield from wrong or _reward_model(part, key)
         elif kind == "served" and part.url is None and str(Path(value).parent) not in made:
             yield from _model(value, part.revision, below, fetch)
         elif dataclasses.is_dataclass(value):
@@ -385,19 +401,17 @@ def _model(name: str, revision: str | None, key: str, fetch: bool, weights: bool
         yield Fault(key, refused)
 
 
-def _layout(part: Any, key: str) -> Iterator[Fault]:
-    """A reward model that is to read its own chat template has to have one."""
-    if getattr(part, "template", None) != "chat":
+def _reward_model(part: Any, key: str) -> Iterator[Fault]:
+    """A reward model needs a head that is read, and one that is to read its own chat template has to have one."""
+    folder = _here(part) if hasattr(part, "check_head") else None
+    if folder is None or not (folder / "config.json").is_file():
         return
-    folder = _here(part)
-    if folder is not None and (folder / "config.json").is_file():
-        try:
-            lacks = model_folder.chat_template(folder) is None
-        except UserError as fault:
-            yield Fault(f"{key}.model", str(fault))
-            return
-        if lacks:
+    try:
+        if getattr(part, "template", None) == "chat" and model_folder.chat_template(folder) is None:
             yield Fault(f"{key}.template", reward_templates.no_template(part.model))
+        part.check_head(folder)
+    except UserError as fault:
+        yield Fault(f"{key}.model", str(fault))
 
 
 def _trained(recipe: Any, made: set[str]) -> Iterator[Fault]:

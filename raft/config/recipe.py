@@ -25,7 +25,7 @@ from raft.core.terminal import is_unicode
 OVERRIDE = re.compile(r"((?:[\w-]|\\.)+(?:\.(?:[\w-]|\\.)+)*)=(.*)", re.DOTALL)
 SECRET = re.compile(r"oc\.env:\s*(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", re.IGNORECASE)
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-COMMAND_LINE = "command line"  # the place of a key that stands there
+COMMAND_LINE, ARGUMENT = GIVEN = ("command line", "argument")  # the place of a key that stands there, or in Python
 LONGEST = 1_000_000  # characters of a recipe with its interpolations filled in
 NO_SECTIONS = ("variables", "items", "args", "config", "meta")  # what is in these is data, not sections
 ORIGINS = {  # of a model or of data: which keys of a recipe replace this one of its base
@@ -258,7 +258,7 @@ def _merged(
 ) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
-    origin = COMMAND_LINE if given is None else "argument"
+    origin = COMMAND_LINE if given is None else ARGUMENT
     removed = [override[1:] for override in overrides if override.startswith("~")]
     overrides = [override for override in overrides if not override.startswith("~")]
     for override in overrides:
@@ -501,6 +501,8 @@ def dependencies(
     shared = variables if isinstance(variables, Mapping) else {}
     for key, options in _naming(config):
         name = options.pop("recipe")
+        if name is None:
+            continue
         if not isinstance(name, str) or not name:
             faults.append(Fault(f"{key}.recipe", f"{name!r} is not a file; name a recipe, by its path from here"))
             continue
@@ -517,7 +519,8 @@ def dependencies(
             continue
         name, output = JOB_OUTPUTS[job]
         if options.get(name) is not None:
-            faults.append(Fault(f"{key}.recipe", f"give recipe or {name}, not both; {key}.{name}: null takes one out"))
+            both = f"give recipe or {name}, not both; take out the other one: {key}.recipe=null or {key}.{name}=null"
+            faults.append(Fault(f"{key}.recipe", both))
             continue
         options[name] = str(needed.folder / output)
         for other in [*needed.needs, needed]:

@@ -106,13 +106,15 @@ def sections(name: str, default: Any = MISSING, **options: Any) -> Any:
     return field(default=default, metadata={"section": name, "named": True}, **options)
 
 
-RENAMED = {  # options by the names that they had before 0.1; the first that a section has is meant
+RENAMED = {  # options by other libraries' names, and those that they had before 0.1; the first of a section is meant
     "advice": ("alerts",), "attention": ("attn_implementation",), "batch_tokens": ("max_tokens_per_batch",),
     "block": ("batch_size",), "blocks": ("block_size",), "concurrency": ("max_concurrency",),
     "context": ("max_model_len",), "cut_at": ("truncate_at",), "drop": ("filters",), "engine": ("engine_args",),
     "epochs": ("num_train_epochs",), "field": ("prompt_column",), "keep": ("keep_policies",), "kl": ("kl_coef",),
-    "max_failed": ("max_failed_fraction", "max_bad_rows_fraction"), "max_tokens": ("max_prompt_length", "max_length"),
-    "precision": ("mixed_precision",), "ranges": ("normalize",), "retries": ("max_retries",),
+    "lr": ("learning_rate",), "max_failed": ("max_failed_fraction", "max_bad_rows_fraction"),
+    "max_tokens": ("max_prompt_length", "max_length"), "n": ("k",), "num_generations": ("k",),
+    "num_return_sequences": ("k",), "precision": ("mixed_precision",), "ranges": ("normalize",),
+    "retries": ("max_retries",),
     "schedule": ("lr_scheduler_type",), "start_from": ("train_from",), "take": ("extract",),
     "tokens_per_forward": ("max_tokens_per_microbatch",), "too_long": ("truncation",), "track": ("report_to",),
     "unload": ("offload",), "warmup": ("warmup_ratio",),
@@ -124,6 +126,16 @@ def suggest(name: str, known: list[str]) -> str:
     near = [new for new in RENAMED.get(name, ()) if new in known]
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(sorted(known))
+
+
+def suggest_own(name: str, known: list[str], what: str) -> str:
+    """As `suggest`, where a module of the user's own may be named too: `package.module:what`."""
+    *module, last = name.split(".")
+    own = module and all(map(str.isidentifier, (*module, last)))
+    meant = (
+        f"did you mean {'.'.join(module)}:{last}? allowed: {', '.join(sorted(known))}" if own else suggest(name, known)
+    )
+    return f"{meant}, or package.module:{what} of your own"
 
 
 def short(value: Any, most: int = 80) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from raft.core import given, library_options, user_code
 from raft.core.errors import Stopped, UserError
-from raft.core.options import Fault, short, suggest
+from raft.core.options import Fault, short, suggest, suggest_own
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 EXACT = 2**63  # of any whole number
@@ -77,8 +77,20 @@ TABLE = {
 }
 
 PAIRS = "trainer.kind: dpo and kto learn from them, and job: label writes them for other programs (docs/dpo.md)"
+DPO = (
+    "dpo and kto learn from pairs of the policy's own responses: job: align with selection.kind: best-vs-worst "
+    "(docs/dpo.md); for a fixed set of pairs use TRL's DPOTrainer"
+)
 ELSEWHERE = {  # kinds that other libraries have, and the way to those
     "trainer": {"grpo": "raft learns from selected responses; TRL has a GRPOTrainer"},
+}
+
+PLAIN: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", type(None): "null",
+    Any: "any",
+}  # fmt: skip
+COMMANDS = {  # what no key of a recipe says, and the command that does
+    "seeds": "raft run RECIPE --seeds 0,1 makes a run for each of several seeds; a recipe has one, seed",
 }
 
 # what the stages call of a kind; the rest has defaults (raft/core/protocols.py, and the base classes of the others)
@@ -100,7 +112,7 @@ def find(section: str, kind: Any) -> type:
     target = known.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(target, str) or ":" not in target:
         hint = ELSEWHERE.get(section, {}).get(str(kind), "")
-        allowed = f"{suggest(str(kind), list(known))}, or package.module:Class of your own"
+        allowed = suggest_own(str(kind), list(known), "Class")
         raise ValueError("; ".join(filter(None, (f"unknown kind {kind!r}", allowed, hint))))
     found = load(target)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
@@ -151,7 +163,8 @@ def build(cls: type, options: Any, where: str, faults: list[Fault], chosen: bool
     hints = typing.get_type_hints(cls)
     for name in options:
         if name not in known and not (name == "kind" and chosen):
-            faults.append(Fault(_join(where, str(name)), f"unknown key; {suggest(str(name), list(known))}"))
+            way = "" if where else COMMANDS.get(name, "")
+            faults.append(Fault(_join(where, str(name)), f"unknown key; {way or suggest(str(name), list(known))}"))
     values: dict[str, Any] = {}
     for name, item in known.items():
         key = _join(where, name)
@@ -253,7 +266,9 @@ def _components(section: str, options: Any, where: str, faults: list[Fault]) -> 
     return {str(name): component(section, one, _join(where, str(name)), faults) for name, one in options.items()}
 
 
-def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fault]) -> Any:
+def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fault], wanted: str | None = None) -> Any:
+    """The value as the type asks for it, or None with its faults appended; `wanted` is the type in words."""
+    wanted = wanted or written(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType) and value is None and type(None) in arguments:
         return None
@@ -265,7 +280,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         attempts: list[list[Fault]] = []
         for option in (option for option in arguments if option is not type(None)):
             trial: list[Fault] = []
-            result = _value(option, value, key, None, trial)
+            result = _value(option, value, key, None, trial, wanted)
             if not trial:
                 return result
             attempts.append(trial)
@@ -281,12 +296,12 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
         return value
     if origin is list:
         if not isinstance(value, list):
-            faults.append(Fault(key, f"expected a list, found {short(value)}"))
+            faults.append(Fault(key, f"expected {wanted}, found {short(value)}"))
             return None
         return [_value(arguments[0], one, f"{key}[{index}]", None, faults) for index, one in enumerate(value)]
     if origin is dict or hint is dict:
         if not isinstance(value, Mapping):
-            faults.append(Fault(key, f"expected a mapping, found {short(value)}"))
+            faults.append(Fault(key, f"expected {wanted}, found {short(value)}"))
             return None
         return dict(value)
     if hint is Any:
@@ -296,7 +311,7 @@ def _value(hint: Any, value: Any, key: str, section: str | None, faults: list[Fa
     if not isinstance(hint, type):
         return value
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        faults.append(Fault(key, f"expected {_name(hint)}, found {short(value)}"))
+        faults.append(Fault(key, f"expected {wanted}, found {short(value)}"))
         return None
     if isinstance(value, int) and not -EXACT < value < EXACT:
         faults.append(Fault(key, f"{short(value)} is out of range; whole numbers have at most 63 bits"))
@@ -324,9 +339,20 @@ def _of_choices(hint: Any, names: tuple[str, ...]) -> Any:
     return {str: name, str | None: name | None, list[str]: list[name]}[hint]
 
 
-def _name(hint: type) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
-    return names.get(hint, hint.__name__)
+def written(hint: Any) -> str:
+    """What a type is called in messages and in `raft options`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(written, arguments))
+    if origin is list:
+        return f"a list of {written(arguments[0])}"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    if dataclasses.is_dataclass(hint):
+        return "a section: " + ", ".join(item.name for item in dataclasses.fields(hint))
+    return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _choices(item: dataclasses.Field) -> str:

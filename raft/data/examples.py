@@ -336,7 +336,9 @@ def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: 
 def _other_form(section: Examples, row: Row) -> str:
     """What to do where no row has the form that the section says."""
     if section.pairs is None:
-        return "say with field or messages, and with response, where prompt and response stand (docs/recipes.md)"
+        return (
+            "say with prompt_column or messages, and with response, where prompt and response stand (docs/recipes.md)"
+        )
     fitting = [name for name, layout in LAYOUTS.items() if name != section.pairs and {*layout.columns} <= row.keys()]
     hint = f"; these columns are those of pairs: {' or '.join(fitting)}" if fitting else ""
     return f"this is not the form of pairs: {section.pairs}; docs/preference-data.md has the forms that are known{hint}"

@@ -58,7 +58,7 @@ def shapes(folder: Path) -> dict[str, list[int]]:
 
     UserError for old weights too: their shapes are unknown without reading them.
     """
-    if not any((folder / name).is_file() for name in WEIGHTS[:2]):
+    if not has_safetensors(folder):
         raise UserError(
             f"{folder} holds no safetensors, and the sizes of old weights are known only when they are read"
         )
@@ -77,9 +77,14 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether the weights of the folder are safetensors, whose names and shapes are known without reading them."""
+    return any((folder / name).is_file() for name in WEIGHTS[:2])
+
+
 def extent(folder: Path) -> tuple[int, int]:
     """How many tensors the weights are, and the longest side of any; old weights have at least a byte of each."""
-    if not any((folder / name).is_file() for name in WEIGHTS[:2]):
+    if not has_safetensors(folder):
         size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
         return size, size
     files = _files(folder)

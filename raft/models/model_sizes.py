@@ -46,7 +46,7 @@ class Model:
         return int(lora.get("r", 8)) * sum(sides)
 
     def together(self) -> int:
-        """The most parameters that a rank puts together of a sharded model: two layers, and all that is in none."""
+        """The most parameters that a rank gathers of a sharded model: two layers, and all that is in none."""
         layers: dict[str, int] = {}
         for name, shape in self.shapes.items():
             found = re.search(r"\.(\d+)\.", name)

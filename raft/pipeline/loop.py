@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from raft.config import preflight
 from raft.config.jobs import JOB_OUTPUTS, Align, FineTune, TrainReward
 from raft.config.recipe import Loaded
 from raft.core import timing
@@ -144,6 +145,8 @@ def run(loaded: Loaded, observer: Observer) -> None:
             mirrored(opened, one.recipe.store, observer.on_notice),
         ):
             observer.on_run_begin(opened, one)
+            for warning in preflight.rate_of_another_kind(one):
+                observer.on_notice(warning)
             try:
                 job(one.recipe, opened, observer)
             finally:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from raft.core import given, registry, signals
 from raft.core.errors import Stopped, UserError
-from raft.core.options import short, source, suggest
+from raft.core.options import short, source, suggest, suggest_own
 from raft.core.protocols import LARGEST
 from raft.core.records import Group, Prompt, Score
 from raft.core.terminal import is_unicode
@@ -107,8 +107,9 @@ class Rule:
         if ":" in self.function:
             return registry.load(self.function)
         if self.function not in rules.BUILT_IN:
-            known = suggest(self.function, rules.BUILT_IN)
-            raise ValueError(f"unknown rule {self.function!r}; {known}, or package.module:function of your own")
+            raise ValueError(
+                f"unknown rule {self.function!r}; {suggest_own(self.function, rules.BUILT_IN, 'function')}"
+            )
         if missing := rules.missing(self.function):
             raise ValueError(f"{self.function} {missing}")
         return getattr(rules, self.function)

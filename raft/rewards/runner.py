@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from raft.core import device
 from raft.core.errors import Stopped, UserError
 from raft.core.options import choice, faults_of_range, source
 from raft.models import chat_templates, loading, model_folder, packed_attention, packing
-from raft.models.checkpoint import Checkpoint
+from raft.models.checkpoint import Checkpoint, has_safetensors
 from raft.models.loading import left_over, quiet
 from raft.models.packing import Layout
 from raft.rewards import heads
@@ -71,6 +72,11 @@ class Options:
             yield from faults_of_range(self, label=(0, math.inf))
         elif self.label is not None and self.head == "token":
             yield "label", f"{self.label!r} is no token id; give a number"
+
+    def check_head(self, folder: Path) -> None:
+        """UserError if the model of a folder has no head that is read, by config.json and the names of its tensors."""
+        if has_safetensors(folder):  # the names of old weights are known only when they are read
+            heads.choose(self.model, self.head, described(folder), Checkpoint(folder))
 
 
 class Outputs:
@@ -252,6 +258,12 @@ class RewardModelRunner(Outputs):
 
 def _hidden(model: Any, **inputs: Any) -> Any:
     return model(**inputs, use_cache=False).last_hidden_state
+
+
+def described(folder: Path) -> SimpleNamespace:
+    """What config.json says that heads are chosen by, without transformers."""
+    unsaid = {"architectures": None, "tie_word_embeddings": True}
+    return SimpleNamespace(**{**unsaid, **model_folder.read(folder / "config.json")})
 
 
 def read_config(name: str, folder: Path) -> Any:

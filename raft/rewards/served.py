@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from raft.launch.completions import excerpt, foreign
 from raft.launch.openai_client import Connection, Refused, Server, Servers, connected, stoppable, together, url_faults
 from raft.models import chat_templates, model_folder, reward_templates
 from raft.rewards import doctor, heads
-from raft.rewards.runner import Ids, Options, Outputs, read_config
+from raft.rewards.runner import Ids, Options, Outputs, described, read_config
 
 START = "start it with: vllm serve MODEL --runner pooling"
 APART = doctor.TOLERANCE["bfloat16"]  # of an output of two servers, in proportion to the larger of it and 1
@@ -54,6 +55,12 @@ class ServedOptions(Connection, Options):
         for item in fields(self):
             if item.name in LOADED and getattr(self, item.name) != item.default:
                 yield item.name, "is for a model that raft loads itself; remove it, or url"
+
+    def check_head(self, folder: Path) -> None:
+        if self.url is None:
+            super().check_head(folder)
+        else:
+            heads.choose_served(self.model, self.head, described(folder))
 
     def resolved(self) -> dict[str, Any]:
         """What follows the device where the recipe leaves it open; of servers only their name for the model."""

@@ -176,10 +176,17 @@ def _first_to_repeat(path: Path, folder: Path) -> int | None:
 
 def _changed(folder: Path, loaded: Loaded) -> list[str]:
     """The overrides that make the run's recipe this one; none where the recipe is the same and a file changed."""
+    return [_override(change.split(":", 1)[0], loaded.config) for change in recipe_changes(folder, loaded)]
+
+
+def _override(key: str, config: dict[str, Any]) -> str:
+    """The override that gives a recipe what this one says at a key, or takes the key out where it says nothing."""
     import json
 
-    keys = [change.split(":", 1)[0] for change in recipe_changes(folder, loaded)]
-    return [f"{key}={json.dumps(value_at(loaded.config, key.split('.')), ensure_ascii=False)}" for key in keys]
+    *section, name = key.split(".")
+    if name not in (value_at(config, section) or ()):
+        return f"~{key}"
+    return f"{key}={json.dumps(value_at(config, [*section, name]), ensure_ascii=False)}"
 
 
 def _rescores(folder: Path, loaded: Loaded) -> bool:

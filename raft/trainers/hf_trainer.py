@@ -541,7 +541,7 @@ def save(model: Any, tokenizer: Any, start: Path, out: Path, dtype: str, heads: 
 
 def _check_kept(start: Path, out: Path, apart: tuple[str, ...]) -> None:
     """UserError if the tensors of two folders differ in number or shape; names may begin in another way."""
-    if not any((start / name).is_file() for name in checkpoint.WEIGHTS[:2]):
+    if not checkpoint.has_safetensors(start):
         return  # old weights: that none of them was left out was checked when they were loaded
     before, after = (
         {

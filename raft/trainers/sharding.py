@@ -1,6 +1,6 @@
 """A model whose weights, gradients and optimiser state are sharded over the ranks of a training, by torch's FSDP2.
 
-Each rank holds 1 / W of every weight. A block's weights are put together while it computes, and its gradients are added
+Each rank holds 1 / W of every weight. A block's weights are gathered while it computes, and its gradients are added
 up (not averaged) where they are kept. All ranks must make the same calls in the same order.
 """
 
@@ -53,7 +53,7 @@ def shard(model: Any, device: Any) -> Any:
 
 
 def within(model: Any, function: Callable[..., T], *arguments: Any, **more: Any) -> T:
-    """What a function of the model says, which may call any part of it; sharded weights are put together for it."""
+    """What a function of the model says, which may call any part of it; sharded weights are gathered for it."""
     root = vars(model).get(ROOT)
     return function(model, *arguments, **more) if root is None else root(function, *arguments, **more)
 

@@ -197,7 +197,7 @@ def test_adding_up_gradients_moves_each_byte_nearly_twice_through_every_device()
 
 def test_a_policy_that_does_not_fit_has_no_seconds():
     assert 2 * 70.5e9 > 0.92 * 150.7e9 and 4 * 70.5e9 > 150.7e9  # its weights in an engine, and for likelihoods
-    assert 16 * 70.5e9 / 8 + 8 * 2 * 128256 * 8192 > 147.7e9  # a rank's part, and embeddings and output put together
+    assert 16 * 70.5e9 / 8 + 8 * 2 * 128256 * 8192 > 147.7e9  # a rank's part, and embeddings and output gathered
     for devices in DEVICES:
         told = simulator.rates("Llama-3.1-70B", "full", devices, Work(), OF)
         assert isinstance(told, str) and "generate 141.1" in told and "likelihoods 294.8" in told

@@ -55,7 +55,7 @@ def test_the_arithmetic_of_sharding_by_hand():
 
 
 def test_sharded_training_fits_from_as_many_gpus_as_the_page_says():
-    """Of each rank: 16 bytes of a parameter's share, and what is put together, whatever the number of ranks."""
+    """Of each rank: 16 bytes of a parameter's share, and what is gathered, whatever the number of ranks."""
     for policy, gpu, fewest in (("Qwen2.5-32B", 80, 10), ("Llama-3.1-70B", 80, 27), ("Llama-3.1-70B", 141, 11)):
         others = hardware.turns(policy, hardware.REWARDS[0], False, gpu, 8, "fsdp")["train"].terms
         fixed = sum(value or 0 for value in list(others.values())[1:])

@@ -89,6 +89,27 @@ def test_options_lists_every_option_of_every_kind_and_job():
         list(options.listed("reward.juge"))
 
 
+def test_options_says_of_a_key_what_it_takes_in_each_class_that_has_it():
+    for section in registry.TABLE:
+        assert list(options.listed(f"{section}.kind")) == list(options.listed(section))
+    (gold,) = options.listed("evaluation.gold")
+    assert gold.startswith("evaluation.gold: a section with kind: model,") and gold.endswith("(default: null)")
+    rates = dict(line.split(": ", 1) for line in options.listed("trainer.learning_rate"))
+    assert rates["trainer.dpo.learning_rate"] == "a number  (default: 1e-06)"
+    assert rates.keys() == {f"trainer.{kind}.learning_rate" for kind in registry.TABLE["trainer"]}
+    assert list(options.listed("reward.model.max_length")) == [
+        "reward.model.max_length: a whole number  (default: 2048)"
+    ]
+    assert len(list(options.listed("seed"))) == len(JOBS)
+    for wrong, meant in (
+        ("sampling.bugdet", "sampling.budget"),
+        ("iteration", "iterations"),
+        ("trainer.dpo.bta", "trainer.dpo.beta"),
+    ):
+        with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+            list(options.listed(wrong))
+
+
 def test_env_names_what_a_report_of_a_fault_needs(tmp_path: Path):
     done = worlds.raft(tmp_path, "env")
     assert done.returncode == 0, done.stderr

@@ -369,6 +369,22 @@ def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(t
             parse(["check", "recipe.yaml", f"--gpu={wrong}"])
 
 
+def test_several_gpus_of_a_run_without_ray_are_said_to_be_idle_and_ray_is_named_where_one_is_too_small(
+    tmp_path: Path, monkeypatch, capsys
+):
+    words = "warning: launch.kind: local uses one of the 8 GPUs"
+    loaded = a_recipe(tmp_path, monkeypatch)
+    for gpus, kind, said in (("8x80", "local", True), ("80", "local", False), ("8x80", "ray", False)):
+        assert execute(parse(["check", "recipe.yaml", "--gpu", gpus, f"launch.kind={kind}"])) == 0
+        assert (words in capsys.readouterr().out) == said
+    way = "set launch.kind=ray, which shards it over 8 GPUs or use trainer.lora"
+    for count, said in ((8, True), (1, False)):
+        turn = by_name(plan(loaded, memory_plan.card(count, 80)))["train"]
+        assert (way in turn.advice(0)) == said
+    adapter = replace(loaded, recipe=replace(loaded.recipe, trainer=replace(loaded.recipe.trainer, lora={"r": 4})))
+    assert "launch.kind" not in by_name(plan(adapter, memory_plan.card(8, 80)))["train"].advice(0)
+
+
 def test_a_card_has_what_it_reports_and_others_what_their_name_says():
     assert memory_plan.card(1, 80) == Device("cuda", 85_500_000_000)
     assert memory_plan.card(4, 40) == Device("cuda", 40 * 2**30, count=4)

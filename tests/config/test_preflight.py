@@ -1,5 +1,7 @@
 """What raft check says of the files that a recipe names, before anything is started."""
 
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -34,6 +36,17 @@ def test_a_damaged_file_of_a_model_is_named(tmp_path: Path, monkeypatch, file: s
     assert fault.key == "policy.model" and words in fault.message and f"base/{file}" in fault.message
 
 
+def test_a_learning_rate_that_was_chosen_for_another_kind_of_trainer_is_a_warning_of_check_and_run(tmp_path: Path):
+    worlds.make_recipe(tmp_path, iterations=1, evaluation={"kl": False, "gold": None})  # its rate is for sft: 1e-3
+    other = ["recipe.yaml", "trainer.kind=policy-gradient", "selection={kind: advantage}"]
+    words = "trainer.kind: policy-gradient is 1e-06; give trainer.learning_rate=1e-06"
+    assert words in worlds.raft(tmp_path, "check", *other).stdout
+    assert words in worlds.raft(tmp_path, "run", *other).stdout
+    for silent in ([*other, "trainer.learning_rate=0.002"], ["recipe.yaml", "trainer.kind=sft"]):
+        done = worlds.raft(tmp_path, "check", *silent)
+        assert done.returncode == 0 and "learning_rate" not in done.stdout
+
+
 def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path, monkeypatch):
     judge = {"kind": "judge", "model": "x", "mode": "grade", "max_tokens": 8}
     heard, silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler), "http://127.0.0.1:1/v1"
@@ -46,3 +59,37 @@ def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path
     (said,) = unreached(recipe)
     assert said.startswith(f"reward.url: no answer from {silent} (ConnectError); start that server before the run")
     heard.shutdown()
+
+
+def test_a_column_that_is_not_there_is_one_fault(tmp_path: Path, monkeypatch):
+    recipe = worlds.make_recipe(tmp_path, prompts={"prompt_column": "promt"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        check(load(recipe))
+    (fault,) = caught.value.faults
+    assert fault.key == "prompts" and "no column promt" in fault.message
+
+
+def test_a_language_model_in_the_place_of_a_reward_model_is_refused_wherever_it_stands(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lm = {"kind": "model", "model": "base", "template": "plain"}
+    reward = {"kind": "ensemble", "members": {"one": lm, "token": {**lm, "head": "token", "label": 5}}}
+    recipe = worlds.make_recipe(tmp_path, reward=reward, evaluation={"gold": {**lm, "url": "http://127.0.0.1:1/v1"}})
+    with pytest.raises(RecipeError) as caught:
+        check(load(recipe))
+    found = {fault.key: fault.message for fault in caught.value.faults}
+    assert set(found) == {"reward.members.one.model", "evaluation.gold.model"}
+    assert "base is a LlamaForCausalLM without the head of a reward model" in found["reward.members.one.model"]
+    assert "vLLM's server computes only" in found["evaluation.gold.model"]
+
+
+def test_the_head_of_a_reward_model_is_looked_for_without_torch(tmp_path: Path):
+    recipe = worlds.make_recipe(tmp_path, reward={"kind": "model", "model": "base", "template": "plain"})
+    script = (
+        "import sys; from pathlib import Path; from raft.config import preflight, recipe\n"
+        f"try: preflight.check(recipe.load(Path({str(recipe)!r})))\n"
+        "except recipe.RecipeError as fault: print(fault)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "without the head of a reward model" in done.stdout, done.stderr

@@ -98,7 +98,7 @@ def test_a_conversation_that_the_policys_template_refuses_is_named_with_its_reas
 
 def test_a_reward_model_whose_template_writes_other_prompts_is_a_fault(made, monkeypatch, tmp_path):
     folder = worlds.make_recipe(tmp_path).parent
-    model = "reward={kind: model, model: base, template: %s}"
+    model = "reward={kind: model, model: base, head: token, template: %s}"
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(recipe_file.read_text().replace("  function: letters:share\n", ""))
     (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")

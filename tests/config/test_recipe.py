@@ -73,6 +73,12 @@ def test_every_fault_is_reported_at_once_with_its_line(tmp_path):
         ("selection.kind=best-vs-worst", "selection.kind", "pairs"),
         ("trainer.kind=reward-model", "trainer.kind", "reward model"),
         ("best_by=gold", "best_by", "evaluation.gold"),
+        ("trainer.lr=1", "trainer.lr", r"did you mean learning_rate\?"),
+        ("generator.num_return_sequences=2", "generator.num_return_sequences", r"did you mean k\?"),
+        ("prompts.per_iteration=all", "prompts.per_iteration", "a whole number or null, found 'all'"),
+        ("seeds=[0,1]", "seeds", "raft run RECIPE --seeds 0,1"),
+        ("reward.function=my.rewards.names", "reward.function", r"did you mean my\.rewards:names\?"),
+        ("reward.kind=rewards.Mine", "reward.kind", r"did you mean rewards:Mine\?"),
         ("trainer.args.learning_rate=1", "trainer.args.learning_rate", "raft sets this itself"),
         ("trainer.args.max_grad_nrm=1", "trainer.args.max_grad_nrm", "did you mean max_grad_norm"),
         ("name=../x", "name", "folder name"),
@@ -162,7 +168,37 @@ def test_where_a_model_comes_from_replaces_what_the_base_says_of_it(tmp_path):
     assert load(over).recipe.policy.model.endswith("first/policy")
     beside = write(tmp_path, "base: base.yaml\nname: other\npolicy: {recipe: first.yaml, model: null}\n")
     assert load(beside).recipe.policy.model.endswith("first/policy")
-    assert "policy.model: null takes one out" in faults(tmp_path, GOOD, "policy.recipe=first.yaml")["policy.recipe"]
+
+
+def test_a_recipe_and_a_model_are_one_too_many_and_either_can_be_taken_out(tmp_path):
+    (tmp_path / "taught.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    taught = "examples: {kind: file, path: taught.jsonl}\ntrainer: {kind: sft}\n"
+    write(tmp_path, f"job: sft\nname: first\npolicy: {{model: base}}\n{taught}", "first.yaml")
+    given = ["policy.recipe=first.yaml", "policy.model=other"]
+    ways = faults(tmp_path, GOOD, *given)["policy.recipe"].rpartition(": ")[2].split(" or ")
+    assert ways == ["policy.recipe=null", "policy.model=null"]
+    models = [load(tmp_path / "recipe.yaml", [*given, way]).recipe.policy.model for way in ways]
+    assert models[0] == "other" and models[1].endswith("first/policy")
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "key", "words"),
+    [
+        ("sft", "examples.held_out=3", "examples.held_out", "no effect.*reward-model"),
+        ("sft", "examples.pairs=columns", "examples.pairs", r"docs/dpo\.md"),
+        ("sft", "trainer.kind=dpo", "trainer.kind", r"job: align.*best-vs-worst.*docs/dpo\.md.*TRL"),
+        ("reward-model", "trainer.kind=kto", "trainer.kind", r"job: align.*best-vs-worst.*docs/dpo\.md.*TRL"),
+    ],
+)
+def test_what_a_supervised_job_cannot_do_is_refused_with_the_way_to_what_can(tmp_path, job, override, key, words):
+    import re
+
+    examples = "items: [{prompt: a, response: b, chosen: c, rejected: d}]" + (
+        "" if job == "sft" else ", pairs: columns"
+    )
+    text = f"job: {job}\nname: x\npolicy: {{model: base}}\nexamples: {{kind: list, {examples}}}\n"
+    found = faults(tmp_path, f"{text}trainer: {{kind: {job}}}\n", override)
+    assert re.search(words, found[key]), found
 
 
 def test_a_base_of_a_base_is_refused(tmp_path):

@@ -394,12 +394,17 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_pa
         picture.plot("reward", [tmp_path / "none"], tmp_path / "numbers.csv")
 
 
-def test_the_command_writes_the_picture_and_its_numbers_into_the_first_run(tmp_path):
+def test_the_command_writes_the_picture_and_its_numbers_into_the_run_and_those_of_several_beside_the_first(tmp_path):
     make_run(tmp_path / "a")
     done = raft(tmp_path, "plot", "a", "--figure", "gold")
     assert done.returncode == 0 and done.stdout.split() == ["a/gold.png", "a/gold.csv"]
     assert raft(tmp_path, "plot", "a").stdout.split() == ["a/reward_curve.png", "a/reward_curve.csv"]
     assert (tmp_path / "a/gold.csv").read_bytes().startswith(b"recipe,run")
+    own = (tmp_path / "a/reward_curve.png").read_bytes()
+    make_run(tmp_path / "b")
+    assert raft(tmp_path, "plot", "a", "b").stdout.split() == ["a+b-reward.png", "a+b-reward.csv"]
+    assert "a+b/best-of-n.png" in raft(tmp_path, "plot", "a", "b", "--figure", "all").stdout.split()
+    assert (tmp_path / "a/reward_curve.png").read_bytes() == own and not (tmp_path / "a/best-of-n.png").exists()
     refused = raft(tmp_path, "plot", "a", "--figure", "golden")
     assert refused.returncode == 2 and "did you mean gold?" in refused.stderr and "Traceback" not in refused.stderr
 

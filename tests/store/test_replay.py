@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import worlds
 
+from raft.config.recipe import read_resolved
 from raft.core.records import read
 
 ONE = {"iterations": 1, "prompts": {"per_iteration": 8}, "evaluation": {"count": 4, "gold": None}}
@@ -50,6 +51,19 @@ def test_a_refusal_names_the_key_and_the_artifact_and_every_command_that_it_give
     weights = [run["iterations/001/policy/model.safetensors"] for run in made]
     assert weights[0] == weights[1] == weights[2] != before["iterations/001/policy/model.safetensors"]
     assert made[1] == made[2]
+
+
+def test_the_branch_that_a_refusal_offers_takes_out_what_the_recipe_no_longer_says(tmp_path):
+    worlds.make_recipe(tmp_path, **ONE, selection={"kind": "softmax", "temperature": 0.5})
+    assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+    changes = ["selection={kind: random}", "~trainer.batch_size", "evaluation.kl=false"]
+    branch, other, _ = ways(worlds.raft(tmp_path, "run", "recipe.yaml", *changes).stderr)
+    assert {"~selection.temperature", "~trainer.batch_size"} < set(branch)
+    for command in (branch, other):
+        done = worlds.raft(tmp_path, *command[1:])
+        assert done.returncode == 0, done.stderr
+    one, two = (read_resolved(tmp_path / "outputs" / name) for name in ("tiny-from-1", "tiny-2"))
+    assert {**one, "name": ""} == {**two, "name": ""}
 
 
 def test_a_gold_reward_that_comes_later_measures_every_policy_as_if_it_had_been_there_from_the_first(tmp_path):

@@ -227,6 +227,19 @@ def test_trl_by_itself_makes_the_same_step_of_the_same_texts(folders, tmp_path, 
     assert difference(weights(tmp_path / "raft"), dict(policy.state_dict())) < 1e-3 * moved
 
 
+def test_the_program_of_the_page_trains_on_pairs_with_trl_alone(folders, tmp_path, monkeypatch):
+    """On a machine without a GPU too."""
+    page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "pairs").mkdir(parents=True)
+    (tmp_path / "outputs" / "my-run-export").symlink_to(folders["llama"])
+    rows = [{"id": str(at), "prompt": TEXTS[at], "chosen": " Yes.", "rejected": " No."} for at in range(4)]
+    (tmp_path / "outputs/pairs/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exec(block, {})
+    assert difference(weights(folders["llama"]), weights(tmp_path / "my-dpo"))
+
+
 def test_what_cannot_be_learned_is_named_with_its_reason_and_never_cut(folders, tmp_path):
     dropped: list[tuple] = []
     pairs = [

@@ -14,12 +14,24 @@ from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulat
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)
 }
+LONGEST = 150  # bytes of the names of runs in the name of a file
 ALL = "all"  # in place of a name: every figure that the runs have numbers for
 
 
 def file_name(name: str) -> str:
     """What the picture of a figure is called in a run."""
     return RunPaths(Path()).curve.name if name == "reward" else f"{name}.png"
+
+
+def default(figure: str, folders: Sequence[Path]) -> Path:
+    """Where a figure goes without a word: into its run, and that of several runs beside the first of them."""
+    first, *others = folders
+    if not others:
+        return first if figure == ALL else first / file_name(figure)
+    names = "+".join(folder.name for folder in folders)
+    if len(names.encode()) > LONGEST:
+        names = f"{first.name}+{len(others)}"
+    return first.with_name(names if figure == ALL else f"{names}-{figure}.png")
 
 
 def refuse(out: Path) -> None:
