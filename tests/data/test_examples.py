@@ -211,7 +211,7 @@ def test_where_no_row_can_be_used_the_reasons_are_given_and_no_number_is_to_be_r
         list(supervised(InlineExamples(items=items), tokenizer, 0))
     assert str(found.value) == (
         "none of the first 3 rows can be used, 2 of them: response is not text but list (the first: items[0]); "
-        "1 of them: empty (the first: items[1]); say with field or messages, and with "
+        "1 of them: empty (the first: items[1]); say with prompt_column or messages, and with "
         "response, where prompt and response stand (docs/recipes.md)"
     )
 
