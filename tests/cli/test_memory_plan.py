@@ -106,19 +106,23 @@ def test_a_policy_that_is_split_takes_a_share_of_each_gpu(tmp_path: Path, monkey
 
 
 def test_what_one_gpu_does_not_hold_is_spread_over_the_gpus_of_a_worker_to_score(tmp_path: Path, monkeypatch):
-    def weights(where: Device, **more: Any) -> list[int | None]:
-        turns = by_name(plan(a_recipe(tmp_path, monkeypatch, **more), where))
+    loaded = a_recipe(tmp_path, monkeypatch)
+
+    def weights(where: Device, launch: Any = None) -> list[int | None]:
+        recipe = replace(loaded.recipe, launch=launch or loaded.recipe.launch)
+        recipe.launch.assume(8)  # no cluster is joined
+        turns = by_name(plan(replace(loaded, recipe=recipe), where))
         return [next(iter(turns[name].terms.values())) for name in ("score", "likelihoods")]
 
     scorer, policy = weights(GPU)
     assert scorer and policy and weights(replace(GPU, count=4)) == [scorer, policy]
     small = Device("cuda", int(min(scorer, policy) / memory_plan.FILLED) - 8, count=4)
     assert weights(small) == [-(-scorer // 8) * 2, -(-policy // 16) * 4]
-    two = {"kind": "ray", "gpus_per_worker": 2}
+    two = Ray(gpus_per_worker=2)
     assert weights(small, launch=two) == [-(-scorer // 4) * 2, -(-policy // 8) * 4]
     host = Device("cpu", small.memory, count=1)
     assert weights(host, launch=two) == [2 * scorer, policy]
-    said = lines(plan(load(tmp_path / "recipe.yaml"), small), small)
+    said = lines(plan(loaded, small), small)
     assert any("(launch.kind: ray, launch.gpus_per_worker)" in one for one in said)
 
 
@@ -331,7 +335,8 @@ def test_the_gpu_is_asked_for_its_memory_unless_torch_cannot_use_it(tmp_path: Pa
     assert memory_plan.device() == Device("cuda", 24564 * 2**20, count=2)
     for unreadable in ("[Insufficient Permissions], [N/A]", "81559, Enabled"):
         monkeypatch.setenv("SAID", unreadable)  # torch is asked then, and finds none here
-        assert memory_plan.device().kind == "cpu" and "can say how much memory" in memory_plan.device().note
+        found = memory_plan.device()
+        assert found.kind == "cpu" and "can say how much memory" in found.note
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert memory_plan.device() == host
 
