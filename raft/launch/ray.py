@@ -481,14 +481,14 @@ class Cluster:
                 ray.get(ref)
                 hand.feeding = None
             else:
-                name, result = ray.get(next(hand.stream))
-                if name is None:
-                    yield name, result
-                elif _check_off(hand.blocks, name):
-                    self.deaths = 0
-                    hand.lane.done += 1
-                    hand.lane.ended = time.time()
-                    yield name, result
+                for name, result in ray.get(next(hand.stream)):
+                    if name is None:
+                        yield name, result
+                    elif _check_off(hand.blocks, name):
+                        self.deaths = 0
+                        hand.lane.done += 1
+                        hand.lane.ended = time.time()
+                        yield name, result
         except StopIteration:
             assert not hand.blocks, "a worker ended its run with blocks under way"
             hand.lane.ended = time.time()

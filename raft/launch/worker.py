@@ -14,11 +14,12 @@ import pickle
 import socket
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raft.core import device, logs, protocols, ranks, user_code
 from raft.core.errors import UserError
@@ -27,8 +28,10 @@ from raft.core.versions import versions
 from raft.models import model_sizes
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 SAID = 10_000  # records of libraries that a worker keeps until the driver asks for them
 PAUSE = 0.2  # seconds between two looks whether a run has ended
+AT_ONCE = 0.01  # seconds within which results come together: handing one over takes a millisecond
 STATE = 16  # bytes of a parameter in training: itself, its gradient and the two moments of AdamW, in float32
 FILLED = 0.75  # of a GPU's memory that this may take; activations and logits need the rest
 
@@ -41,6 +44,19 @@ def shards(option: str, trainer: Any, parameters: int, memory: int | None) -> bo
     if option == "none" or not protocols.can_shard(trainer):
         return False
     return option == "fsdp" or (memory is not None and STATE * parameters > FILLED * memory)
+
+
+def _at_once(results: Iterable[T]) -> Iterator[list[T]]:
+    """Results in lists: each that was waited for, with those before it that were not."""
+    waiting, began = list[T](), time.monotonic()
+    for result in results:
+        waiting.append(result)
+        if time.monotonic() - began > AT_ONCE:
+            yield waiting
+            waiting = []
+        began = time.monotonic()
+    if waiting:
+        yield waiting
 
 
 class Reader(pickle.Unpickler):
@@ -78,10 +94,11 @@ class Worker:
         """What libraries have logged here since the last call: levels and texts."""
         return [self._said.popleft() for _ in range(len(self._said))]
 
-    def run(self, component: bytes, policy: Any, seed: int) -> Iterator[tuple[str | None, Any]]:
+    def run(self, component: bytes, policy: Any, seed: int) -> Iterator[Sequence[tuple[str | None, Any]]]:
         """Ids of prompts, each with its group (of a generator, with a policy) or with its scores (of a reward).
 
-        The last one has no id: it is the proof of a generator.
+        They come as they are finished; the scores of a block that are there at once come together. The last one has no
+        id: it is the proof of a generator.
         """
         known = self._known(component)
         device.take(known)
@@ -90,12 +107,11 @@ class Worker:
         try:
             if policy is None:
                 for block in self._blocks():
-                    for group, scores in protocols.scored(known, block):
-                        yield group.prompt.id, scores
+                    yield from _at_once((group.prompt.id, scores) for group, scores in protocols.scored(known, block))
             else:
                 for group in protocols.answers(known, policy, self._prompts(known), seed):
-                    yield group.prompt.id, group
-                yield None, protocols.proof(known)
+                    yield [(group.prompt.id, group)]
+                yield [(None, protocols.proof(known))]
         finally:
             with self._changed:
                 self._waiting.clear()

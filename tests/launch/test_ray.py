@@ -31,6 +31,7 @@ import raft
 from raft.config import recipe as recipes
 from raft.core import logs, progress
 from raft.core.errors import UserError
+from raft.launch import worker
 from raft.launch.ray import Block, Ray, Work, _check_off
 from raft.launch.worker import Worker
 
@@ -339,15 +340,25 @@ def victim(pid: int) -> str | None:
     return "worker" if command.startswith(b"ray::Worker") else "raylet" if b"raylet/raylet" in command else None
 
 
+def test_scores_of_a_block_that_are_there_at_once_are_handed_over_together():
+    def slow() -> Iterator[int]:
+        for number in range(6):
+            time.sleep(0.05 * (number in (0, 4)))
+            yield number
+
+    assert list(worker._at_once(slow())) == [[0], [1, 2, 3, 4], [5]]
+    assert list(worker._at_once(iter([]))) == []
+
+
 def test_what_libraries_say_in_a_worker_is_handed_over_once():
     with logs.kept():
         with warnings.catch_warnings():  # which puts back what it shows, unknown to logging
             logging.captureWarnings(True)
-        worker = Worker([], None)
-        worker.said()
+        one = Worker([], None)
+        one.said()
         logging.getLogger("a.library").warning("%d things", 3)
         warnings.warn("beware", UserWarning, stacklevel=1)
-        (library, (level, text)), none = worker.said(), worker.said()
+        (library, (level, text)), none = one.said(), one.said()
     assert library == (logging.WARNING, "a.library: 3 things") and not none
     assert level == logging.WARNING and text.startswith("py.warnings: ") and "UserWarning: beware" in text
 
