@@ -27,6 +27,7 @@ from random import Random
 import numpy as np
 
 from raft.core import records
+from raft.store.stamps import stamped
 
 PG = ["trainer.kind=policy-gradient"]
 METHODS = {
@@ -160,7 +161,7 @@ def proxy(prompt, response, flaws, weight):
 }
 COLUMNS = {
     "train/steps": "steps an iteration", "reward/eval": "reward", "gold/eval": "gold", "kl/first": "KL",
-    "entropy/token": "entropy", "diversity/distinct_2": "distinct-2", "tokens": "tokens",
+    "entropy/token": "entropy", "diversity/distinct_2": "distinct-2", "tokens": "tokens", "seconds": "seconds",
 }  # fmt: skip
 OF_GAMED = {
     "iteration": "policy", "before": "reward at first", "reward/eval": "reward", "gold/eval": "gold",
@@ -290,8 +291,8 @@ def cell(values: list[float]) -> str:
 def figures(folder: Path, which: str) -> dict[str, float] | None:
     """The figures of the first, the best or the last policy; None if there are none yet.
 
-    With those of a trained one go all tokens that were generated (those of rounds are in responses.jsonl), the reward
-    of the first policy, and the highest gold of any.
+    With those of a trained one go all tokens that were generated (those of rounds are in responses.jsonl), the seconds
+    of its stages, the reward of the first policy, and the highest gold of any.
     """
     if not (folder / "reward_curve.png").exists():
         return None
@@ -304,8 +305,9 @@ def figures(folder: Path, which: str) -> dict[str, float] | None:
         for answered in records.read(path) for response in answered["responses"]
     )  # fmt: skip
     gold = max((one["gold/eval"] for one in rows if "gold/eval" in one), default=None)
+    seconds = sum(stamp["seconds"] for _, stamp in stamped(folder))
     own = {"kl/first": 0.0} if row["iteration"] == 0 else {}  # of no interest to the run, which leaves it out
-    return {**own, **row, "tokens": tokens, "before": rows[0]["reward/eval"], "peak": gold}
+    return {**own, **row, "tokens": tokens, "seconds": seconds, "before": rows[0]["reward/eval"], "peak": gold}
 
 
 if __name__ == "__main__":

@@ -63,11 +63,13 @@ def clean(world) -> tuple[Path, str]:
     return world / "outputs" / "clean", done.stdout
 
 
+@pytest.mark.nightly
 def test_a_clean_real_run_raises_nothing(clean):
     _, told = clean
     assert "warning:" not in told and "watch:" not in told
 
 
+@pytest.mark.nightly
 def test_the_figures_of_a_real_run_are_what_its_files_say(clean):
     run, _ = clean
     last = list(read(run / "metrics.jsonl"))[-1]
@@ -86,6 +88,7 @@ def test_the_figures_of_a_real_run_are_what_its_files_say(clean):
     assert last["eval/truncated"] == np.mean([one["finish_reason"] == "length" for one in answers])
 
 
+@pytest.mark.nightly
 def test_what_selection_did_in_a_real_run_is_what_its_files_say(clean):
     run, _ = clean
     rows = list(read(run / "metrics.jsonl"))
@@ -104,6 +107,7 @@ def test_what_selection_did_in_a_real_run_is_what_its_files_say(clean):
     assert "reward/absorbed" not in rows[0]
 
 
+@pytest.mark.nightly
 def test_the_perplexity_of_a_real_run_is_what_transformers_says(clean):
     import torch
     from transformers import AutoModelForCausalLM
