@@ -27,8 +27,13 @@ def origin(folder: Path) -> Path | None:
     first = RunPaths(folder).iteration(0).folder
     if not first.is_symlink():
         return None
-    found = Path(os.path.normpath(first.parent.absolute() / first.readlink())).parent.parent
+    found = leads_to(first).parent.parent
     return found if RunPaths(found).about.exists() else None
+
+
+def leads_to(link: Path) -> Path:
+    """Where a link leads, one step far, whether or not anything is there."""
+    return Path(os.path.normpath(link.parent.absolute() / link.readlink()))
 
 
 def inherit(branch: Path, folder: Path, path: Path, key: dict[str, Any]) -> tuple[Stamp, list[dict[str, Any]]] | None:

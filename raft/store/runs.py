@@ -35,7 +35,7 @@ from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import expected, measuring, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
-from raft.store.inherited import inherit
+from raft.store.inherited import inherit, leads_to
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
 from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
 
@@ -119,7 +119,6 @@ class Folder:
     def existing(self, name: str) -> Artifact:
         """A finished artifact as it is. UserError if it is missing."""
         path = self.folder / name
-        require_parent(self.run.folder)
         if (stamp := read_stamp(path)) is None or not (compressed.exists(path) or stamp.get("pruned")):
             raise UserError(f"{path}, of the run that this one branched off, is gone; put that run back in its place")
         return Artifact(path, stamp)
@@ -278,6 +277,7 @@ class Run(Folder):
         refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock", f"{folder}", "give this one a name of its own (name=...)"):
+            require_parent(folder)
             run = cls(folder, loaded.recipe.seed)
             run.wanted = loaded.recipe.iterations if isinstance(loaded.recipe, Align) else 0
             for file in (RunPaths(folder).progress, RunPaths(folder).workers):
@@ -427,7 +427,7 @@ def _lead(branch: Path, old: Path, new: Path) -> None:
     except UserError:  # its run.json is damaged, which is for another command to say
         return
     for link in (branch / name for name in names):
-        target = Path(os.path.normpath(link.parent.absolute() / link.readlink())) if link.is_symlink() else link
+        target = leads_to(link) if link.is_symlink() else link
         if target.is_relative_to(old.absolute()):
             place = new.absolute() / target.relative_to(old.absolute())
             temporary = link.with_name(f".{link.name}.tmp")
