@@ -205,6 +205,33 @@ def test_a_policy_that_is_sharded_over_two_nodes_is_that_of_whole_weights(world,
 
 
 @pytest.mark.engine
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "kind, selection",
+    [("dpo", "best-vs-worst"), ("kto", "best-vs-worst"), ("policy-gradient", "advantage"), ("sft", "reward-weighted")],
+)
+def test_every_trainer_learns_on_two_nodes_what_it_learns_in_one_process(world, cluster, kind, selection):
+    if kind in ("dpo", "kto"):
+        pytest.importorskip("trl", reason="TRL is not installed: pip install 'raft-align[trl]'")
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    recipe["trainer"] = {"kind": kind, "learning_rate": 1e-3, "num_train_epochs": 1, "batch_size": 8}
+    recipe["selection"] = {"kind": selection}
+    nodes = {"kind": "ray", "address": cluster.address, "env": as_many()}
+    for name, launch in {f"{kind}-one": {}, f"{kind}-two": {"launch": nodes}}.items():
+        raft.run(recipe, name=name, quiet=True, **launch)
+    one, two = (fingerprint(world / "outputs" / f"{kind}-{name}") for name in ("one", "two"))
+    assert early(two) == early(one) and two.keys() == one.keys()
+    assert not died(world / "outputs" / f"{kind}-two")
+    stamp = json.loads((world / f"outputs/{kind}-two/iterations/001/policy.stamp.json").read_text())
+    assert len(stamp["workers"]) == 2
+    weights = [load_file(f"outputs/{kind}-{name}/iterations/001/policy/model.safetensors") for name in ("one", "two")]
+    before = load_file("base/model.safetensors")
+    moved = max(float((weights[0][name] - before[name]).abs().max()) for name in weights[0])
+    assert moved > 0
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 0.01 * moved
+
+
+@pytest.mark.engine
 def test_a_worker_that_is_killed_is_replaced_and_nothing_else_changes(world, cluster):
     killed: list[int] = []
 
