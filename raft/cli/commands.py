@@ -201,13 +201,14 @@ def show(options: Namespace) -> None:
 
 
 def compare(options: Namespace) -> None:
-    """Says how two runs differ."""
+    """Says how runs differ from the first of them."""
     from raft.cli import compare as comparison
     from raft.core.terminal import say
     from raft.store import branch
 
-    first, second = (branch.whole(folder) for folder in options.runs)
-    say("\n".join(comparison.compared(first, second)))
+    if len(options.runs) < 2:
+        raise UserError(f"raft compare takes two runs or more: raft compare {options.runs[0]} OTHER")
+    say("\n".join(comparison.compared([branch.whole(folder) for folder in options.runs])))
 
 
 def select(options: Namespace) -> None:

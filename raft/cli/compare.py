@@ -1,9 +1,11 @@
-"""`raft compare A B`: how the last policies of two runs differ, on the same prompts, and where the runs part ways."""
+"""`raft compare A B ...`: how the last policies of runs differ, on the same prompts, and where the runs part ways."""
 
+import itertools
 import math
-from collections.abc import Iterator
+import string
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,29 +22,47 @@ from raft.store.stamps import Stamp, differences
 
 MOST = 12  # keys that are listed of recipes
 FEW = 4  # and of artifacts, which follow from them
-BOTH = "A has {}, B has {}"
 NAMES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 
 
-def compared(first: Path, second: Path) -> list[str]:
-    """Lines on two runs: keys of their recipes that differ, their last policies, and their first unlike artifact."""
-    changed = list(_recipes(first, second))
-    lines = [
-        f"A {first}, B {second}",
-        "recipes: " + (f"they differ in {len(changed)}" if changed else "the same"),
-    ]
-    return [*lines, *_first(changed, MOST), *_figures(first, second), _parting(first, second)]
+def compared(runs: Sequence[Path]) -> list[str]:
+    """Lines that compare runs with the first one: their last policies, their recipes, and the first unlike artifact."""
+    first, *others = labelled = [Labelled(label, run) for label, run in zip(_labels(), runs, strict=False)]
+    lines = [", ".join(f"{run.label} {run.folder}" for run in labelled), *_figures(labelled)]
+    for other in others:
+        changed = list(_recipes(first, other))
+        said = f"they differ in {len(changed)}" if changed else "the same"
+        lines += [f"recipes of {first.label} and {other.label}: {said}", *_first(changed, MOST)]
+        lines.append(_parting(first, other))
+    return lines
 
 
-def _recipes(first: Path, second: Path) -> Iterator[str]:
+class Labelled(NamedTuple):
+    """A run, and the letter that stands for it."""
+
+    label: str
+    folder: Path
+
+    def beside(self, other: "Labelled") -> str:
+        """How a key's value in this run and in another are told."""
+        return f"{self.label} has {{}}, {other.label} has {{}}"
+
+
+def _labels() -> Iterator[str]:
+    """A to Z, then A2 to Z2, and so on."""
+    return (f"{letter}{turn if turn > 1 else ''}" for turn in itertools.count(1) for letter in string.ascii_uppercase)
+
+
+def _recipes(first: Labelled, second: Labelled) -> Iterator[str]:
     """The keys in which two recipes differ; what only one of them says has its default in the other."""
-    one, other = read_resolved(first), read_resolved(second)
+    say = first.beside(second)
+    one, other = read_resolved(first.folder), read_resolved(second.folder)
     whole = [filled(JOBS[job], of) if (job := str(of.get("job", "align"))) in JOBS else of for of in (one, other)]
-    for change in differences(one, other, say=BOTH, shown=_in_words):
+    for change in differences(one, other, say=say, shown=_in_words):
         key = change.split(":", 1)[0]
         here, there = (value_at(of, key.split(".")) for of in whole)
         if key != "name":  # and where a name has a dot nothing is found by its key
-            yield from [change] if here is there is None else differences(here, there, key, BOTH, _in_words)
+            yield from [change] if here is there is None else differences(here, there, key, say, _in_words)
 
 
 def _in_words(value: Any) -> str:
@@ -74,19 +94,27 @@ def seeds(folders: list[Path]) -> list[str]:
     return lines
 
 
-def _figures(first: Path, second: Path) -> Iterator[str]:
-    """A line for each held-out figure that both runs have."""
+def _figures(runs: list[Labelled]) -> Iterator[str]:
+    """The last policies of the runs by each held-out figure that two of them have, against the first that has it."""
     for figure, name in NAMES.items():
-        one, other = (measuring.held_out_means(folder)[figure] for folder in (first, second))
-        if not one or not other:
+        found = [(run, means) for run in runs if (means := measuring.held_out_means(run.folder)[figure])]
+        if len(found) < 2:
             continue
-        at, to = max(one), max(other)
-        if not _same_reward(first, second, figure, at, to):
-            yield f"{name}: not compared, because the two runs have different rewards"
-            continue
-        gain, how = _gain(first, second, one[at], other[to])
-        kind = "no clear difference" if not gain.clear else f"{'B' if gain.difference > 0 else 'A'} is better"
-        yield f"{name}: A, policy {at}: {gain.before:.3f}; B, policy {to}: {gain.after:.3f}; {_sum(gain)} {how}: {kind}"
+        (first, one), *others = found
+        at = max(one)
+        yield f"{name} of the last policy, compared with {first.label}:"
+        yield f"  {first.label}, policy {at}: {np.nanmean(one[at]):.3f}"
+        for run, other in others:
+            to = max(other)
+            said = f"  {run.label}, policy {to}: {np.nanmean(other[to]):.3f}"
+            if not _same_reward(first.folder, run.folder, figure, at, to):
+                yield f"{said}; not compared, because it has another reward"
+                continue
+            gain, how = _gain(first.folder, run.folder, one[at], other[to])
+            better = (
+                f"{(run if gain.difference > 0 else first).label} is better" if gain.clear else "no clear difference"
+            )
+            yield f"{said}; {_sum(gain)} {how}: {better}"
 
 
 def _sum(gain: Gain) -> str:
@@ -118,9 +146,9 @@ def _paired(one: np.ndarray, other: np.ndarray, both: list[tuple[int, int]]) -> 
     return one[at], other[to]
 
 
-def _parting(first: Path, second: Path) -> str:
+def _parting(first: Labelled, second: Labelled) -> str:
     """The first artifact that is not the same in both runs, and why."""
-    one, other = _by_name(first), _by_name(second)
+    one, other, say = _by_name(first.folder), _by_name(second.folder), first.beside(second)
     if one.keys().isdisjoint(other):
         return "artifacts: none is in both runs, whose jobs or stages differ"
     for name in (name for name in one if name in other):
@@ -128,14 +156,14 @@ def _parting(first: Path, second: Path) -> str:
         if here["hash"] != there["hash"]:
             changed = [
                 change
-                for change in differences(here["key"], there["key"], say=BOTH, shown=_in_words)
+                for change in differences(here["key"], there["key"], say=say, shown=_in_words)
                 if not change.startswith("inputs.")
             ]
             changed.sort(key=lambda change: not change.startswith("section.is:"))  # all else follows from the kind
             why = "\n".join(_first(changed, FEW)) or "  what it was made from"
             return f"first artifact that differs: {name}, made from other inputs:\n{why}"
         if here.get("content") != there.get("content"):
-            versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"], say=BOTH))
+            versions = "".join(f"\n  {change}" for change in differences(here["versions"], there["versions"], say=say))
             return (
                 f"first artifact that differs: {name}, made from the same inputs"
                 + (versions and f", by other versions:{versions}")

@@ -237,9 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = verb(
         "compare",
         commands.compare,
-        "compare the last policies of two runs on the same prompts, and say what differs first",
+        "compare the last policies of runs with the first run's, on the same prompts, and say what differs first",
     )
-    compare.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     select = verb(
         "select", commands.select, "tabulate what other selections would choose of the responses that a run has"
     )

@@ -59,11 +59,15 @@ def written(folder: Path, recipe: dict, section: dict) -> Path:
     return folder
 
 
+def of(one: Path, other: Path) -> tuple[compare.Labelled, compare.Labelled]:
+    return compare.Labelled("A", one), compare.Labelled("B", other)
+
+
 def test_what_only_one_of_two_recipes_says_is_compared_with_its_default(tmp_path):
     one = written(tmp_path / "a", {"name": "a", "iterations": 5, "trainer": {"kind": "sft", "lora": {"a.b": 1}}}, {})
     more = {"seed": 0, "launch": {"kind": "local"}, "store": {"compress": True}, "policy": {"model": "m"}}
     other = written(tmp_path / "b", {"name": "b", "trainer": {"kind": "sft", "batch_size": 3}, **more}, {})
-    assert sorted(compare._recipes(one, other)) == [
+    assert sorted(compare._recipes(*of(one, other))) == [
         "policy: A has not given, B has 5 keys",
         "store.compress: A has False, B has True",
         f"trainer.batch_size: A has {SFT.batch_size}, B has 3",
@@ -75,15 +79,32 @@ def test_of_an_artifact_that_differs_few_keys_are_told_and_the_kind_is_the_first
     options = {f"option{n}": list(range(99)) for n in range(17)}
     one = written(tmp_path / "a", {}, {**options, "is": "trainer/sft"})
     other = written(tmp_path / "b", {}, {"is": "trainer/dpo", "more": options})
-    head, *lines, more = compare._parting(one, other).splitlines()
+    head, *lines, more = compare._parting(*of(one, other)).splitlines()
     assert head == "first artifact that differs: made, made from other inputs:"
     assert lines[0] == "  section.is: A has 'trainer/sft', B has 'trainer/dpo'" and len(lines) == compare.FEW
     assert more == f"  and {19 - compare.FEW} more" and max(map(len, lines)) < 130
 
 
+def test_each_run_is_compared_with_the_first_one_and_named_by_its_letter(world):
+    done = worlds.raft(world, "compare", "outputs/fast", "outputs/tiny", "outputs/tiny-seed1")
+    assert done.returncode == 0, done.stderr
+    heading, title, *values = done.stdout.splitlines()
+    assert heading == "A outputs/fast, B outputs/tiny, C outputs/tiny-seed1"
+    assert title == "held-out reward of the last policy, compared with A:"
+    for label, name, line in zip("ABC", ("fast", "tiny", "tiny-seed1"), values, strict=False):
+        of_prompts = means(world / "outputs" / name, 1)
+        assert line.startswith(f"  {label}, policy 1: {np.mean(list(of_prompts.values())):.3f}")
+    assert "recipes of A and B: they differ in 1\n  trainer.learning_rate: A has 0.1, B has 0.001" in done.stdout
+    assert "recipes of A and C: they differ in 2" in done.stdout and "seed: A has 0, C has 1" in done.stdout
+    pair = compare.compared([world / "outputs" / name for name in ("fast", "tiny-seed1")])
+    assert pair[3].split(": ")[1] == values[2].split(": ")[1], "what a run is compared with besides changes nothing"
+    alone = worlds.raft(world, "compare", "outputs/fast")
+    assert alone.returncode == 2 and "two runs or more: raft compare outputs/fast OTHER" in alone.stderr
+
+
 def test_a_run_and_itself_are_the_same(world):
     done = worlds.raft(world, "compare", "outputs/fast", "outputs/fast")
-    assert "recipes: the same" in done.stdout and "every artifact that both have is the same" in done.stdout
+    assert "recipes of A and B: the same" in done.stdout and "every artifact that both have is the same" in done.stdout
     assert "+0.000 ± 0.000 on 6 prompts that both have: no clear difference" in done.stdout
 
 
