@@ -16,14 +16,17 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from raft.core.errors import Stopped, UserError
 from raft.core.options import faults_of_range, speed, suggest
 from raft.launch import completions
 from raft.launch.completions import EXCERPT, excerpt
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 LOG = logging.getLogger(__name__)
 
@@ -221,11 +224,21 @@ async def connected(
     async with AsyncExitStack() as stack:
         servers = []
         for one in urls(url):
-            client = httpx.AsyncClient(base_url=one, headers=headers, timeout=None, limits=limits, trust_env=proxies)
+            client = httpx.AsyncClient(
+                base_url=one, headers=headers, timeout=None, limits=limits, trust_env=proxies, verify=_tls(proxies)
+            )
             servers.append(Server(options, section, one, key, await stack.enter_async_context(client)))
         everyone = Servers(options, section, servers, meet)
         await everyone.assemble()
         yield everyone
+
+
+@cache
+def _tls(environment: bool) -> "SSLContext":
+    """The authorities that certificates are checked by, read once (30 ms); SSL_CERT_FILE counts if `environment`."""
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=environment)
 
 
 class Servers:
