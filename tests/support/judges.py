@@ -87,9 +87,9 @@ def make(folder: Path, table: dict[str, str]) -> Path:
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
     trainer = SFT(
-        learning_rate=4e-3,
+        learning_rate=8e-3,
         num_train_epochs=80,
-        batch_size=16,
+        batch_size=48,
         lr_scheduler_type="cosine",
         warmup_ratio=0.1,
         packing=False,
