@@ -18,7 +18,7 @@ from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline.evaluation import gains
 from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
-from raft.store.measuring import other_rewards
+from raft.store.measuring import incomparable
 from raft.store.runs import Folder, Run, last_artifact
 from raft.store.stamps import read_stamp
 
@@ -124,11 +124,12 @@ def verdict(run: Run) -> list[str]:
     """Whether the last evaluated policy is better than the first, by each held-out reward, and where the best lies."""
     lines = []
     labels = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
-    others = other_rewards(run.folder)
+    others = incomparable(run.folder)
     if earlier := sorted(others["eval"] | others["gold"]):
+        what = "another generator answered for" if others["answers"] else "another reward scored"
         lines.append(
-            f"another reward scored policy {', '.join(map(str, earlier))}, before this run branched off, so no "
-            "difference can be told; a new run with this reward begins with policy 0"
+            f"{what} policy {', '.join(map(str, earlier))}, before this run branched off, so no difference can be "
+            "told; a new run of this recipe begins with policy 0"
         )
     for key, (last, gain) in gains(run).items():
         label = labels[key]

@@ -1,7 +1,7 @@
 """One prompt over the iterations, as text, only from the files of a run."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from raft.core.errors import UserError
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.core.terminal import safe
 from raft.store import runs, stamps, timeline
+from raft.store.measuring import incomparable
 
 LINE = 60  # characters of a prompt in a list
 
@@ -53,10 +54,10 @@ def changes(folder: Path) -> list[Change]:
 
     By the gold reward where there is one: it is what the run is really for.
     """
-    made = iterations(folder)
-    gold = _has_gold(folder)
+    made, gold = iterations(folder), _has_gold(folder)
+    others = incomparable(folder)["gold" if gold else "eval"]
     scores = {it.number: it.evaluation.gold if gold else it.evaluation.scores for it in made}
-    evaluated = [it for it in made if scores[it.number].exists()]
+    evaluated = [it for it in made if scores[it.number].exists() and it.number not in others]
     if len(evaluated) < 2:
         return []
     first, last = evaluated[0], evaluated[-1]
@@ -93,9 +94,11 @@ def listed(folder: Path) -> list[str]:
     said = {row["id"]: records.Prompt.of(row).content for row in records.read(RunPaths(folder).evaluation)}
     found = changes(folder)
     wide = max((len(one.prompt_id) for one in found), default=0)
-    head = f"{'prompt':{wide}s}  mean {found[0].figure} of policy 0 -> the last, and the gain" if found else ""
     return [
-        *([head] if found else []),
+        *(
+            f"{'prompt':{wide}s}  mean {one.figure} of policy {one.first.number} -> {one.last.number}, and the gain"
+            for one in found[:1]
+        ),
         *(
             f"{safe(one.prompt_id):{wide}s}  {one.before:8.3f} -> {one.after:8.3f}  {one.gain:+8.3f}  "
             + safe(" ".join(said.get(one.prompt_id, "").split()))[:LINE]
@@ -105,6 +108,7 @@ def listed(folder: Path) -> list[str]:
 
 
 FIGURES = {"": "reward", "gold": "gold reward"}  # by what they are called beside an answer
+UNLIKE = {"": "eval", "gold": "gold"}  # and what `incomparable` calls them
 
 
 @dataclass(frozen=True)
@@ -142,17 +146,17 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
     Of the best prompt the one that gained most, of the worst the one that lost most, else the one that is nearest to
     the prompt's mean. Of evaluations of different sizes the smaller counts.
     """
-    held_out, gold = RunPaths(folder).evaluation, _has_gold(folder)
-    (asked, before), (_, after) = (
-        next(_answered(it.evaluation, held_out, one.prompt_id, gold)) for it in (one.first, one.last)
-    )
+    held_out, both = RunPaths(folder).evaluation, (one.first, one.last)
+    others = incomparable(folder)
+    shown = [name for name in _shown(folder) if not others[UNLIKE[name]] & {it.number for it in both}]
+    (asked, before), (_, after) = (next(_answered(it.evaluation, held_out, one.prompt_id, shown)) for it in both)
     pairs = list(zip(before, after, strict=False))
     gains = {at: new.reward - old.reward for at, (old, new) in enumerate(pairs) if old.text != new.text}
     if gains:
         aim = {"best": max(gains.values()), "worst": min(gains.values())}.get(which, one.gain)
         at = min(gains, key=lambda pair: abs(gains[pair] - aim))
         said = f"answer {at + 1} of each policy is shown"
-        titles = [f"policy {it.number}" for it in (one.first, one.last)]
+        titles = [f"policy {it.number}" for it in both]
     else:
         at, said = 0, "all answers are the same, and one is shown"
         titles = [f"policies {one.first.number} and {one.last.number}"]
@@ -165,14 +169,16 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
 def prompt(folder: Path, prompt_id: str) -> str:
     """A prompt and what each policy answered; of training responses the winner is marked."""
     lines: list[str] = []
-    held_out, gold = RunPaths(folder).evaluation, _has_gold(folder)
+    held_out, shown, others = RunPaths(folder).evaluation, _shown(folder), incomparable(folder)
     for it in iterations(folder):
         training = f"policy {it.number - 1} (training prompt of iteration {it.number})"
-        for place, title, prompts in (
-            (it.evaluation, f"policy {it.number} (held-out prompt)", held_out), (it, training, it.prompts),
-        ):  # fmt: skip
-            for asked, answers in _answered(place, prompts, prompt_id, gold):
-                lines += [*([] if asked in lines else [asked]), f"\n{title}", *map(str, answers)]
+        for place, title, prompts, unlike in (
+            (it.evaluation, f"policy {it.number} (held-out prompt)", held_out, others["eval"] | others["gold"]),
+            (it, training, it.prompts, others["scores"]),
+        ):
+            note = "; before the branch, by another reward or generator" if it.number in unlike else ""
+            for asked, answers in _answered(place, prompts, prompt_id, shown):
+                lines += [*([] if asked in lines else [asked]), f"\n{title}{note}", *map(str, answers)]
     if not lines:
         raise UserError(
             f"no prompt {prompt_id!r} in {folder}; the ids are in its evaluation.jsonl and iterations/*/prompts.jsonl"
@@ -180,11 +186,18 @@ def prompt(folder: Path, prompt_id: str) -> str:
     return "\n".join(lines)
 
 
-def _answered(place: GroupPaths, prompts: Path, prompt_id: str, gold: bool) -> Iterator[tuple[str, list[Answer]]]:
-    """A prompt in words and its answers in one place, if they are there with a reward; `gold`: with that, too."""
+def _shown(folder: Path) -> list[str]:
+    """The names of FIGURES that a run has."""
+    return ["", "gold"] if _has_gold(folder) else [""]
+
+
+def _answered(
+    place: GroupPaths, prompts: Path, prompt_id: str, shown: Sequence[str]
+) -> Iterator[tuple[str, list[Answer]]]:
+    """A prompt in words and its answers in one place, if they are there with one of these rewards, names of FIGURES."""
     # a reward that compares within a prompt does not score held-out prompts
-    rewards = zip(FIGURES, (place.scores, place.gold), (True, gold), strict=True)
-    files = {name: file for name, file, wanted in rewards if wanted and file.exists()}
+    rewards = {"": place.scores, "gold": place.gold}
+    files = {name: rewards[name] for name in shown if rewards[name].exists()}
     if not (compressed.exists(place.responses) and files):
         return
     for row, answered, *scored in records.in_step(prompts, place.responses, *files.values()):

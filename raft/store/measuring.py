@@ -6,9 +6,10 @@ are in `raft.metrics.diagnostics`.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import eq
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ HELD_OUT = {"eval": "reward/eval", "gold": "gold/eval"}  # the figure of each in
 SCORES = {"eval": "evaluation/scores.jsonl", "gold": "evaluation/gold.jsonl"}  # where the scores behind it are
 RATED = {"eval": ("reward/", "agreement/"), "gold": ("gold/", "agreement/")}  # what of a policy its scores give
 RATED_BEFORE = ("reward/", "judge/", "length/")  # and what of the policy before the scores of its training responses
+SAMPLED = ("reward/", "gold/", "agreement/", "eval/", "entropy/", "diversity/", "ngrams/", "kl/")  # what answers give
+NUMERICS = {"is", "k", "batch_size", "dtype"}  # options of a generator that leave the distribution as it is
 
 
 def measure(section: None, output: ArtifactWriter, **made: Artifact | None) -> None:
@@ -105,7 +108,7 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     Of a run as far as it is scored, or of its policies up to `up_to`.
     """
     found: dict[str, dict[int, np.ndarray]] = {figure: {} for figure in HELD_OUT.values()}
-    others = other_rewards(folder)
+    others = incomparable(folder)
     for it in RunPaths(folder).iterations():
         for name, file in SCORES.items():
             if (up_to is not None and it.number > up_to) or it.number in others[name]:
@@ -115,31 +118,64 @@ def held_out_means(folder: Path, up_to: int | None = None) -> dict[str, dict[int
     return found
 
 
-def other_rewards(folder: Path) -> dict[str, set[int]]:
-    """The iterations of a branch that another reward than its last one's scored before it branched off.
+def incomparable(folder: Path) -> dict[str, set[int]]:
+    """The iterations of a branch whose files were made otherwise, before it branched off, than its last ones.
 
-    By what was scored: training responses (`scores`), held-out answers (`eval`, `gold`).
+    By file: training responses (`responses`) and held-out answers (`answers`) that another generator sampled; their
+    scores (`scores`; `eval`, `gold`) where the reward or the generator is another one.
     """
     iterations = RunPaths(folder).iterations()
-    found: dict[str, set[int]] = {"scores": set(), "eval": set(), "gold": set()}
+    found: dict[str, set[int]] = {name: set() for name in ("responses", "answers", "scores", *SCORES)}
     if not any(it.folder.is_symlink() for it in iterations):
         return found
-    for name, others in found.items():
-        files = {
-            it.number: first_round(it).scores if name == "scores" else it.folder / SCORES[name] for it in iterations
-        }
-        known = {number: stamp["key"] for number, file in files.items() if (stamp := stamps.read_stamp(file))}
-        last = known[max(known)].get("section") if known else None
-        others |= {number for number, key in known.items() if key.get("section") != last}
+    rounds = {it.number: first_round(it) for it in iterations}
+    found["responses"] = _others(_sections({it: of.responses for it, of in rounds.items()}), _samples_alike)
+    found["answers"] = _others(_sections({it.number: it.evaluation.responses for it in iterations}), _samples_alike)
+    found["scores"] = found["responses"] | _others(_sections({it: of.scores for it, of in rounds.items()}), eq)
+    for name, file in SCORES.items():
+        found[name] = found["answers"] | _others(_sections({it.number: it.folder / file for it in iterations}), eq)
     return found
 
 
+def last_reward(folder: Path) -> Any:
+    """The section of the reward that scored last in a run, as in the key of its scores; None before any did."""
+    iterations = RunPaths(folder).iterations() or [IterationPaths(folder)]  # a run of job: label has none
+    for files in ([it.evaluation.scores for it in iterations], [first_round(it).scores for it in iterations]):
+        if sections := _sections(dict(enumerate(files))):
+            return sections[max(sections)]
+    return None
+
+
+def _sections(files: dict[int, Path]) -> dict[int, Any]:
+    """The section of the recipe that each file was made by, of those that are there."""
+    known = {number: stamps.read_stamp(file) for number, file in files.items()}
+    return {number: stamp["key"].get("section") for number, stamp in known.items() if stamp is not None}
+
+
+def _others(sections: dict[int, Any], alike: Callable[[Any, Any], bool]) -> set[int]:
+    """The iterations whose section is not like that of the last one."""
+    last = sections[max(sections)] if sections else None
+    return {number for number, section in sections.items() if not alike(section, last)}
+
+
+def _samples_alike(one: Any, other: Any) -> bool:
+    """Whether two generators draw from the same distribution: one may be vLLM and the other transformers."""
+    shared = one.keys() & other.keys() - NUMERICS if isinstance(one, dict) and isinstance(other, dict) else set()
+    return all(one[name] == other[name] for name in shared)
+
+
 def comparable(folder: Path, contents: dict[int, dict[str, dict[str, Any]]]) -> dict[int, dict[str, dict[str, Any]]]:
-    """The contents of metrics.json by iteration, without what another reward gave before a run branched off."""
-    others = other_rewards(folder)
+    """The contents of metrics.json by iteration, without what another reward or generator gave before a branch."""
+    others = incomparable(folder)
+    left_out = {
+        "responses": ("previous", ("",)),
+        "answers": ("policy", SAMPLED),
+        "scores": ("previous", RATED_BEFORE),
+        **{name: ("policy", rated) for name, rated in RATED.items()},
+    }
     for name, number in ((name, number) for name, numbers in others.items() for number in numbers & contents.keys()):
-        part, left_out = ("previous", RATED_BEFORE) if name == "scores" else ("policy", RATED[name])
-        kept = {key: value for key, value in contents[number][part].items() if not key.startswith(left_out)}
+        part, prefixes = left_out[name]
+        kept = {key: value for key, value in contents[number][part].items() if not key.startswith(prefixes)}
         contents[number] = {**contents[number], part: kept}
     return contents
 

@@ -49,7 +49,7 @@ def test_a_prompt_at_random_is_one_of_the_held_out_ones_and_not_always_the_same(
 
 def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
     head, *lines = show.listed(run)
-    assert head.split() == "prompt mean gold reward of policy 0 -> the last, and the gain".split()  # noqa: SIM905
+    assert head.split() == "prompt mean gold reward of policy 0 -> 2, and the gain".split()  # noqa: SIM905
     assert [line.split()[0] for line in lines] == ["h3", "h0", "h4", "h2", "h1"]
     assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")
 

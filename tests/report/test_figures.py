@@ -14,6 +14,7 @@ from folders import stamp
 from worlds import raft
 
 from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths
 from raft.report import palette
 from raft.report.figures import best_of_n, inline, picture, style
 from raft.report.figures.table import COLUMNS, Recipe, recipes
@@ -439,10 +440,17 @@ def test_all_figures_that_a_run_has_are_drawn_and_what_the_others_need_is_named(
 
 
 def test_a_figure_of_runs_with_different_rewards_says_so_and_one_of_the_same_reward_does_not(tmp_path: Path):
+    """By what scored the answers: a function may have changed whose name is the same."""
     runs = [folders.write_run(tmp_path / name, 2, 2, 2, lambda *_: "text", lambda *_: 1.0) for name in ("a", "b")]
-    (runs[0] / "resolved.yaml").write_text("reward: {kind: rule, function: length}\n")
-    for other, said in (("length", ""), ("repetition", "different rewards")):
-        (runs[1] / "resolved.yaml").write_text(f"reward: {{kind: rule, function: {other}}}\n")
+
+    def scored_by(run: Path, code: str) -> None:
+        for it in RunPaths(run).iterations():
+            section = {"is": "reward/rule", "function": {"name": "mine:score", "code": code}}
+            folders.stamp(it.evaluation.scores, "score", key={"stage": "score", "section": section})
+
+    scored_by(runs[0], "1")
+    for other, said in (("1", ""), ("2", "different rewards")):
+        scored_by(runs[1], other)
         assert (said in picture.different_rewards(runs)) and bool(picture.different_rewards(runs)) == bool(said)
         picture.plot("reward", runs, tmp_path / "both.svg")
         assert ("compare shapes" in (tmp_path / "both.svg").read_text()) == bool(said)

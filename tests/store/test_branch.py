@@ -1,5 +1,6 @@
 """A branch shares the first iterations of another run, and leaves that run as it is; a run goes on where it stands."""
 
+import csv
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from raft.core import user_code
 from raft.core.errors import UserError
 from raft.core.records import read
 from raft.pipeline.evaluation import best_policy
+from raft.report.figures import picture
+from raft.report.page import groups
 from raft.store import branch, measuring
 from raft.store.replay import continued
 from raft.store.runs import Run
@@ -82,9 +85,33 @@ def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(wor
     assert "another reward scored policy 0, before this run branched off" in done.stdout
     assert "iteration 0: shared" in done.stdout and "from policy 0" not in done.stdout
     assert set(measuring.held_out_means(world / "outputs" / "branch")["reward/eval"]) == {3}
-    for command in ("status", "report", "plot", "show"):
+    for command in ("status", "report", "plot"):
         assert worlds.raft(world, command, "outputs/branch").returncode == 0
+    assert "no held-out prompt has a reward before and after yet" in worlds.raft(world, "show", "outputs/branch").stdout
+    with open(world / "outputs" / "branch" / "reward_curve.csv") as file:
+        drawn = [(row["quantity"], int(row["iteration"])) for row in csv.DictReader(file)]
+    assert drawn == [("reward/best_of_k", 2), ("reward/mean", 2), ("reward/eval", 3)]
+    runs = [world / "outputs" / name for name in ("tiny", "branch")]
+    assert "different rewards" in picture.different_rewards(runs)
+    listed = {batch.key: batch for batch in groups.batches(runs[1])}
+    scored = {"t1": False, "t2": False, "t3": True, "e0": False, "e3": True}
+    assert {key: batch.scored for key, batch in listed.items()} == scored
     same = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "3", "name=same", "trainer.batch_size=2")
+    assert same.returncode == 0 and "from policy 0 to 3" in same.stdout
+
+
+def test_a_branch_with_another_generator_compares_nothing_with_answers_of_the_one_before(world):
+    """A longer limit alone makes answers longer; another number of responses and another engine change nothing."""
+    overrides = ["generator.max_tokens=5", "name=branch"]
+    done = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "3", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "another generator answered for policy 0, before this run branched off" in done.stdout
+    rows = list(read(world / "outputs" / "branch" / "metrics.jsonl"))
+    for name in ("reward/eval", "eval/tokens", "entropy/token"):
+        assert [name in row for row in rows] == [False, False, False, True], name
+    assert ["response/tokens" in row for row in rows] == [False, False, True, False]
+    overrides = ["generator.k=3", "generator.batch_size=3", "name=same"]
+    same = worlds.raft(world, "resume", "outputs/tiny", "--from-iteration", "3", *overrides)
     assert same.returncode == 0 and "from policy 0 to 3" in same.stdout
 
 

@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from raft.config.recipe import read_resolved
 from raft.core.errors import UserError
 from raft.core.options import suggest
 from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulate
+from raft.store import measuring
 
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)
@@ -47,9 +47,8 @@ def refuse(out: Path) -> None:
 
 def different_rewards(folders: Sequence[Path]) -> str:
     """A warning where runs were scored by different rewards, whose units are not the same; empty where not."""
-    resolved = [read_resolved(folder) if RunPaths(folder).resolved.exists() else {} for folder in folders]
-    sections = {json.dumps(recipe.get("reward"), sort_keys=True) for recipe in resolved}
-    return "these runs have different rewards: compare shapes, not heights" if len(sections) > 1 else ""
+    rewards = {json.dumps(measuring.last_reward(folder), sort_keys=True) for folder in folders}
+    return "these runs have different rewards: compare shapes, not heights" if len(rewards) > 1 else ""
 
 
 def plot(name: str, folders: Sequence[Path], out: Path) -> Path:

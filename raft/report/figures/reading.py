@@ -12,7 +12,7 @@ from raft.metrics import reward_metrics
 from raft.report.figures.table import Number
 from raft.store import stamps
 from raft.store.keys import Artifact
-from raft.store.measuring import first_round, ranks_of, rewards_of
+from raft.store.measuring import first_round, incomparable, ranks_of, rewards_of
 
 OfPrompts = Callable[[np.ndarray], np.ndarray]
 
@@ -22,6 +22,7 @@ REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of e
     "evaluation.scores": (("reward/eval", reward_metrics.prompt_means),),
     "evaluation.gold": (("gold/eval", reward_metrics.prompt_means),),
 }
+FILES = {TRAINING: "scores", "selected": "scores", "evaluation.scores": "eval", "evaluation.gold": "gold"}
 NO_TRAINING_REWARDS = (
     "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
     "scores (raft status shows how far it is)"
@@ -115,10 +116,11 @@ def _finished(folder: Path, name: str) -> Iterator[tuple[int, Artifact]]:
 def _files(folder: Path, name: str) -> Iterator[tuple[int, Path, tuple[int, ...]]]:
     """The finished files of a name: the number of the iteration, the path, and what changes when the file does.
 
-    A run of job: label has the responses of a first iteration, in its own folder.
+    Those of a branch that another reward or generator made are left out. A run of job: label has the responses of a
+    first iteration, in its own folder.
     """
-    run = RunPaths(folder)
+    run, others = RunPaths(folder), incomparable(folder)[FILES[name]]
     for number, place in [(it.number, it) for it in run.iterations()] or [(1, IterationPaths(folder))]:
         path = first_round(place).scores if name == TRAINING else attrgetter(name)(place)
-        if (state := stamps.state(path)) is not None:
+        if number not in others and (state := stamps.state(path)) is not None:
             yield number, path, state

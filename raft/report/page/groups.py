@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 from raft.core import compressed, records
 from raft.core.errors import UserError
 from raft.core.run_paths import GroupPaths, RunPaths
+from raft.store.measuring import incomparable
 
 CHUNK = 256 * 1024  # bytes of rows in one block, before they are packed: what a reader unpacks to show one prompt
 EXCERPT = 160  # characters of a prompt in the index
@@ -27,7 +28,10 @@ Reasons = dict[str, dict[int | None, str]]  # of a prompt: why a response (or, a
 
 @dataclass(frozen=True)
 class Batch:
-    """What one policy answered to one list of prompts; `key` names its blocks in the page."""
+    """What one policy answered to one list of prompts; `key` names its blocks in the page.
+
+    `scored` and `gold` say whether the rewards compare with those of the run's last policy (`measuring.incomparable`).
+    """
 
     key: str
     kind: Literal["training", "held-out", "labelled"]
@@ -36,6 +40,8 @@ class Batch:
     prompts: Path
     paths: GroupPaths
     shows_prompts: bool = True
+    scored: bool = True
+    gold: bool = True
 
     def row(self) -> dict[str, Any]:
         """What the page has to know of it."""
@@ -44,15 +50,18 @@ class Batch:
 
 def batches(folder: Path) -> list[Batch]:
     """Every list of responses that a run holds so far."""
-    run = RunPaths(folder)
+    run, others = RunPaths(folder), incomparable(folder)
     found: list[Batch] = []
     for it in run.iterations():
         number = it.number
         if compressed.exists(it.responses):
-            found.append(Batch(f"t{number}", "training", number, number - 1, it.prompts, it))
+            scored = number not in others["scores"]
+            found.append(Batch(f"t{number}", "training", number, number - 1, it.prompts, it, scored=scored))
         if compressed.exists(it.evaluation.responses):
             first = not any(batch.kind == "held-out" for batch in found)
-            found.append(Batch(f"e{number}", "held-out", number, number, run.evaluation, it.evaluation, first))
+            scored, gold = (number not in others[name] for name in ("eval", "gold"))
+            place = it.evaluation
+            found.append(Batch(f"e{number}", "held-out", number, number, run.evaluation, place, first, scored, gold))
     if compressed.exists(run.responses):
         found.append(Batch("g", "labelled", None, None, run.prompts, run))
     return found
@@ -148,8 +157,8 @@ def index_row(group: dict[str, Any]) -> list[Any]:
 def groups(batch: Batch) -> Iterator[dict[str, Any]]:
     """The groups of a batch with all that is known of each response. UserError if its files are out of step."""
     paths = batch.paths
-    files = (paths.responses, paths.scores, paths.gold, paths.reference)
-    rows = [records.read(file) if compressed.exists(file) else None for file in files]
+    wanted = {paths.responses: True, paths.scores: batch.scored, paths.gold: batch.gold, paths.reference: True}
+    rows = [records.read(file) if shown and compressed.exists(file) else None for file, shown in wanted.items()]
     picks, reasons = _picks(paths.selected), _reasons(paths.dropped)
     for prompt in records.read(batch.prompts):
         others = [None if one is None else next(one, {}) for one in rows]
