@@ -95,26 +95,28 @@ def seeds(folders: list[Path]) -> list[str]:
 
 
 def _figures(runs: list[Labelled]) -> Iterator[str]:
-    """The last policies of the runs by each held-out figure that two of them have, against the first that has it."""
+    """The last evaluated policy of each run by each held-out figure, against the first run that has it."""
+    measured = {run: means for run in runs if any((means := measuring.held_out_means(run.folder)).values())}
+    last = {run: max(number for found in means.values() for number in found) for run, means in measured.items()}
     for figure, name in NAMES.items():
-        found = [(run, means) for run in runs if (means := measuring.held_out_means(run.folder)[figure])]
+        found = {run: means[figure][at] for run, means in measured.items() if (at := last[run]) in means[figure]}
         if len(found) < 2:
             continue
-        (first, one), *others = found
-        at = max(one)
+        first, one = next(iter(found.items()))
         yield f"{name} of the last policy, compared with {first.label}:"
-        yield f"  {first.label}, policy {at}: {np.nanmean(one[at]):.3f}"
-        for run, other in others:
-            to = max(other)
-            said = f"  {run.label}, policy {to}: {np.nanmean(other[to]):.3f}"
-            if not _same_reward(first.folder, run.folder, figure, at, to):
-                yield f"{said}; not compared, because it has another reward"
-                continue
-            gain, how = _gain(first.folder, run.folder, one[at], other[to])
-            better = (
-                f"{(run if gain.difference > 0 else first).label} is better" if gain.clear else "no clear difference"
-            )
-            yield f"{said}; {_sum(gain)} {how}: {better}"
+        for run in measured:
+            said = f"  {run.label}, policy {last[run]}: "
+            if run not in found:
+                yield f"{said}none"
+            elif run is first:
+                yield f"{said}{np.nanmean(one):.3f}"
+            elif not _same_reward(first.folder, run.folder, figure, last[first], last[run]):
+                yield f"{said}{np.nanmean(found[run]):.3f}; not compared, because it has another reward"
+            else:
+                gain, how = _gain(first.folder, run.folder, one, found[run])
+                better = f"{(run if gain.difference > 0 else first).label} is better"
+                kind = better if gain.clear else "no clear difference"
+                yield f"{said}{np.nanmean(found[run]):.3f}; {_sum(gain)} {how}: {kind}"
 
 
 def _sum(gain: Gain) -> str:
@@ -125,7 +127,7 @@ def _same_reward(first: Path, second: Path, figure: str, at: int, to: int) -> bo
     file = next(file for name, file in measuring.SCORES.items() if measuring.HELD_OUT[name] == figure)
     places = RunPaths(first).iteration(at).folder / file, RunPaths(second).iteration(to).folder / file
     one, other = (stamps.read_stamp(place) for place in places)
-    return one is not None and other is not None and one["key"]["section"] == other["key"]["section"]
+    return one is not None and other is not None and one["key"].get("section") == other["key"].get("section")
 
 
 def _gain(first: Path, second: Path, one: np.ndarray, other: np.ndarray) -> tuple[Gain, str]:

@@ -102,6 +102,21 @@ def test_each_run_is_compared_with_the_first_one_and_named_by_its_letter(world):
     assert alone.returncode == 2 and "two runs or more: raft compare outputs/fast OTHER" in alone.stderr
 
 
+def test_a_figure_is_compared_only_where_the_last_policy_of_a_run_has_it(tmp_path):
+    """A gold reward that a recipe dropped belongs to earlier policies: the last one of the other run is no match."""
+    runs = [folders.write_run(tmp_path / name, 2, 2, 2, lambda *_: "text", lambda *_: 1.0) for name in "abc"]
+    gone = runs[1] / "iterations/002/evaluation"
+    for file in ("gold.jsonl", "gold.jsonl.stamp.json"):
+        (gone / file).unlink()
+    lines = [line for line in compare.compared(runs) if line.startswith(("gold", "held-out", "  "))]
+    assert [line.split(";")[0] for line in lines[:8]] == [
+        "held-out reward of the last policy, compared with A:",
+        "  A, policy 2: 1.000", "  B, policy 2: 1.000", "  C, policy 2: 1.000",
+        "gold reward of the last policy, compared with A:",
+        "  A, policy 2: 10.000", "  B, policy 2: none", "  C, policy 2: 10.000",
+    ]  # fmt: skip
+
+
 def test_a_run_and_itself_are_the_same(world):
     done = worlds.raft(world, "compare", "outputs/fast", "outputs/fast")
     assert "recipes of A and B: the same" in done.stdout and "every artifact that both have is the same" in done.stdout
