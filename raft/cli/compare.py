@@ -61,8 +61,15 @@ def _recipes(first: Labelled, second: Labelled) -> Iterator[str]:
     for change in differences(one, other, say=say, shown=_in_words):
         key = change.split(":", 1)[0]
         here, there = (value_at(of, key.split(".")) for of in whole)
-        if key != "name":  # and where a name has a dot nothing is found by its key
-            yield from [change] if here is there is None else differences(here, there, key, say, _in_words)
+        if key == "name":
+            continue
+        if here is there is None:  # where a name has a dot nothing is found by its key
+            yield change
+            continue
+        for found in differences(here, there, key, say, _in_words):
+            path = found.split(":", 1)[0].split(".")
+            if path[-1] == "kind" or any(value_at(of, path) is not None for of in (one, other)):
+                yield found  # and no defaults of a section that only one of them has
 
 
 def _in_words(value: Any) -> str:

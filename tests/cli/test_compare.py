@@ -65,9 +65,11 @@ def of(one: Path, other: Path) -> tuple[compare.Labelled, compare.Labelled]:
 
 def test_what_only_one_of_two_recipes_says_is_compared_with_its_default(tmp_path):
     one = written(tmp_path / "a", {"name": "a", "iterations": 5, "trainer": {"kind": "sft", "lora": {"a.b": 1}}}, {})
-    more = {"seed": 0, "launch": {"kind": "local"}, "store": {"compress": True}, "policy": {"model": "m"}}
+    more = {"seed": 0, "launch": {"kind": "ray", "workers": 2}, "store": {"compress": True}, "policy": {"model": "m"}}
     other = written(tmp_path / "b", {"name": "b", "trainer": {"kind": "sft", "batch_size": 3}, **more}, {})
     assert sorted(compare._recipes(*of(one, other))) == [
+        "launch.kind: A has 'local', B has 'ray'",
+        "launch.workers: A has not given, B has 2",
         "policy: A has not given, B has 5 keys",
         "store.compress: A has False, B has True",
         f"trainer.batch_size: A has {SFT.batch_size}, B has 3",
