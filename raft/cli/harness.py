@@ -299,7 +299,7 @@ def _values(values: Sequence[Any], mean: float) -> list[float] | None:
 
 
 def _finite(value: Any) -> float | None:
-    """A number as JSON has it; None for what is none ("N/A") or not finite."""
+    """A number as JSON has it; None for "N/A" and for what is not finite."""
     return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
 
 

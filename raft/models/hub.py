@@ -246,7 +246,7 @@ def _instead(kind: str) -> str:
 
 
 def require_upload(name: str) -> None:
-    """UserError if nothing can be uploaded under a name: it is none of a repository, or nobody is logged in."""
+    """UserError if nothing can be uploaded under a name: no repository can have it, or nobody is logged in."""
     from huggingface_hub import constants, get_token
 
     if not is_name(name):

@@ -165,7 +165,7 @@ def _score(function: Callable[..., Any], prompt: Prompt, response: str, args: Ma
 
 
 def numbers(found: Any) -> dict[str, float]:
-    """What a rule returned as numbers by name, "reward" among them. TypeError or ValueError if it is none."""
+    """What a rule returned as numbers by name, "reward" among them. TypeError or ValueError if it is not one."""
     named = found if isinstance(found, Mapping) else {"reward": found}
     if "reward" not in named:
         raise ValueError(f"the rule returned {', '.join(map(str, named)) or 'nothing'}, but no reward")

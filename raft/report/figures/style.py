@@ -57,7 +57,7 @@ ITERATIONS = "iteration"
 
 
 def writable(out: Path) -> str:
-    """The format that the ending of a file names. UserError if it is none, or there is no such folder."""
+    """The format that the ending of a file names. UserError for any other ending, or a folder that does not exist."""
     ending = out.suffix.lstrip(".").lower()
     if ending not in FORMATS:
         raise UserError(f"{out}: cannot draw {ending or 'a file without an ending'}; allowed: {', '.join(FORMATS)}")
