@@ -11,6 +11,7 @@ from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
+from raft.core.protocols import makes_pairs
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import safe, say
 from raft.metrics.alerts import Alert, Level, worse
@@ -66,7 +67,7 @@ class Console(Observer):
         if it.shared:
             say(f"iteration {it.number}: shared with the run that this one branched off")
             return
-        say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
+        say(summary(rows, it.number, "pairs" if makes_pairs(self.recipe.selection) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
         self.last = {alert.name: alert.level for alert in alerts}

@@ -16,7 +16,7 @@ from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.options import Fault
-from raft.core.protocols import takes_pairs, takes_signed
+from raft.core.protocols import makes_pairs, takes_pairs, takes_signed
 from raft.core.registry import build, find
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.metrics import text_metrics
@@ -198,7 +198,7 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
     selection = find("selection", section["kind"])
     own = read_resolved(folder).get("trainer") or {}
-    trainer, pairs = find("trainer", own.get("kind", "sft")), getattr(selection, "makes_pairs", False)
+    trainer, pairs = find("trainer", own.get("kind", "sft")), makes_pairs(selection)
     number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
     changes = [f"name={name}", f"selection={yaml_of(section)}"]
