@@ -75,8 +75,8 @@ def _accuracies(results: Mapping[str, Mapping[str, reward_accuracy.Figures]]) ->
     return Card(
         "accuracy",
         TITLE,
-        "The share of pairs in which the chosen response has the higher reward: a reward whose interval holds 50 % is "
-        "not known to be better than chance.",
+        "The share of pairs in which the chosen response has the higher reward: a reward whose interval contains 50 % "
+        "is not known to be better than chance.",
         inline.element("accuracy", lambda: accuracy_figure(results)),
         _table(["set", *rewards], rows),
     )
