@@ -192,8 +192,8 @@ def show(options: Namespace) -> None:
     from raft.store import branch
 
     folder = branch.whole(options.run)
-    if options.list:
-        say("\n".join(shown.listed(folder)))
+    if options.list or options.train:
+        say("\n".join(shown.trained(folder) if options.train else shown.listed(folder)))
     elif options.prompt_id:
         say(shown.prompt(folder, options.prompt_id))
     else:
@@ -239,9 +239,7 @@ def select(options: Namespace) -> None:
         section, _ = list(selections.values())[-1]
         say()
         if (number := selecting.branch_point(folder, it)) != it.number:
-            say(
-                f"policy {it.number - 1}, which iteration {it.number} begins with, is gone: the branch begins at {number}"
-            )
+            say(f"policy {it.number - 1}, the start of iteration {it.number}, is gone: the branch begins at {number}")
         say(f"next: {selecting.trains_on(folder, it, section)}")
 
 

@@ -53,7 +53,7 @@ def test_a_command_follows_where_a_selection_is_named_and_gold_is_explained_wher
     assert cli.execute(cli.parse(["select", str(copy), "random"])) == 0
     named = capsys.readouterr().out
     assert f"next: raft resume {copy} --from-iteration 1" in named and "gold" not in named
-    assert "policy 1, which iteration 2 begins with, is gone: the branch begins at 1\n" in named
+    assert "policy 1, the start of iteration 2, is gone: the branch begins at 1\n" in named
     (copy / "iterations" / "001" / "policy").mkdir()
     assert cli.execute(cli.parse(["select", str(copy), "random"])) == 0
     named = capsys.readouterr().out
