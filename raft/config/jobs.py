@@ -90,7 +90,7 @@ class Start:
 class Evaluation:
     """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`.
 
-    `count` is HELD_OUT where it is left out, or a quarter of the prompts if that is less (all prompts of `prompts`).
+    `count` is HELD_OUT where it is left out, or a quarter of the different prompts if that is less (all of `prompts`).
     `kl` measures how far each policy has come from the first one. `references` are responses that somebody wrote, and
     whose perplexity each policy is asked for.
     """
