@@ -147,6 +147,17 @@ def test_options_list_of_a_job_only_the_kinds_that_its_check_takes():
     assert refused["label"] == set(registry.TABLE["selection"]) - {"best-vs-worst", "all-pairs"}
 
 
+def test_a_selection_of_ones_own_that_says_nothing_of_pairs_is_refused_by_a_job_that_labels(tmp_path, monkeypatch):
+    (tmp_path / "only_picks.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    def pick(self):\n        ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = {"name": "x", "responses": {"path": "r.jsonl"}, "reward": {"kind": "rule", "function": "length"}}
+    faults: list[Fault] = []
+    registry.build(JOBS["label"], {**recipe, "selection": {"kind": "only_picks:Mine"}}, "", faults)
+    assert faults == [Fault("selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst")]
+
+
 def test_env_names_what_a_report_of_a_fault_needs(tmp_path: Path):
     done = worlds.raft(tmp_path, "env")
     assert done.returncode == 0, done.stderr
