@@ -149,7 +149,7 @@ def test_options_list_of_a_job_only_the_kinds_that_its_check_takes():
 
 def test_a_selection_of_ones_own_that_says_nothing_of_pairs_is_refused_by_a_job_that_labels(tmp_path, monkeypatch):
     (tmp_path / "only_picks.py").write_text(
-        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    def pick(self):\n        ...\n"
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    pick = print\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = {"name": "x", "responses": {"path": "r.jsonl"}, "reward": {"kind": "rule", "function": "length"}}
