@@ -243,7 +243,7 @@ def figure(points: list[Point], fixed: int) -> "Figure":
         grid[column].set_title(titles[along])
     taken = longest(points)["iterations"]
     fill(grid, 2, list(range(1, len(taken) + 1)), taken, [took["resident"] for took in taken])
-    style.label_iterations([grid[2], grid[5]], 1)
+    style.label_numbers([grid[2], grid[5]], 1, "iteration")
     grid[2].set_title(f"iterations, {longest(points)['prompts']:,} prompts, K = {K}")
     grid[2].set_ylim(bottom=0)
     grid[0].set_ylabel("seconds of an iteration")

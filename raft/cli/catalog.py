@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
+from raft.cli import status
 from raft.config import recipe
 from raft.core.errors import UserError
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import safe
-from raft.metrics import reward_metrics
+from raft.metrics import reward_accuracy, reward_metrics
 from raft.store import runs, stamps
 
 WIDE = 110  # characters of what is said of a recipe
@@ -67,6 +68,8 @@ def _line(folder: Path) -> str:
         key = reward_metrics.held_out_key(rows)
         measured = [row[key] for row in rows if key in row]
         last = f"{key} {measured[-1]:.3f}" if measured else ""
+        if accuracy := reward_accuracy.interval(runs.outcome(folder, about["job"])):
+            last = status.accuracy(accuracy)
         best = RunPaths(folder).best
         place = f"best: {best.readlink()}" if best.is_symlink() else ""
         return "  " + "  ".join(filter(None, (f"{folder!s:40s}", f"{about['job']:15s}", state, last, place)))

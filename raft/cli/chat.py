@@ -46,7 +46,9 @@ def chat(folder: Path, text: str | None = None, which: Which = "best", seed: int
     with jinja.dated(recipe.get("date") or about.get("date") or jinja.today()):
         present = speakers(folder, recipe, which)
         if len(present) == 1:
-            say("one answer: the policy that was asked for is policy 0, the base model itself")
+            title = f"the {which} policy" if isinstance(which, str) else "the policy that was asked for"
+            why = policies.none_better(folder, which) or f"{title} is policy 0, the base model itself"
+            say(f"one answer: {why}")
         seed = derive(about.get("seed", 0) if seed is None else seed, "chat")
         if text is not None:
             answer(present, asked(recipe, text), seed)

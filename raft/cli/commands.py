@@ -192,8 +192,8 @@ def show(options: Namespace) -> None:
     from raft.store import branch
 
     folder = branch.whole(options.run)
-    if options.list:
-        say("\n".join(shown.listed(folder)))
+    if options.list or options.train:
+        say("\n".join(shown.trained(folder) if options.train else shown.listed(folder)))
     elif options.prompt_id:
         say(shown.prompt(folder, options.prompt_id))
     else:
@@ -237,7 +237,10 @@ def select(options: Namespace) -> None:
     say("\n".join([head, *rows]))
     if options.kinds:
         section, _ = list(selections.values())[-1]
-        say(f"\nnext: {selecting.trains_on(folder, it, section)}")
+        say()
+        if (number := selecting.branch_point(folder, it)) != it.number:
+            say(f"policy {it.number - 1}, the start of iteration {it.number}, is gone: the branch begins at {number}")
+        say(f"next: {selecting.trains_on(folder, it, section)}")
 
 
 def report(options: Namespace) -> None:
@@ -252,7 +255,9 @@ def report(options: Namespace) -> None:
 def export(options: Namespace) -> None:
     """Writes a policy as a folder for others, and uploads it if asked to."""
     from raft.core.terminal import say
+    from raft.pipeline import policies
     from raft.report import export as exported
+    from raft.store import branch
 
     if options.alpaca_eval is not None:
         _export_answers(options)
@@ -263,6 +268,8 @@ def export(options: Namespace) -> None:
         folder, found, address = exported.push(options.run, options.push, options.to, options.policy)
     what = "the model" if found.number is None else f"policy {found.number}"
     say(f"{folder}  {what} of {options.run}, with a model card and the recipe")
+    if (why := policies.none_better(branch.existing(options.run), options.policy)) is not None:
+        say(why)
     if address is not None:
         say(f"uploaded to {address}")
 
@@ -270,12 +277,16 @@ def export(options: Namespace) -> None:
 def _export_answers(options: Namespace) -> None:
     """Writes the answers of a policy to the held-out prompts."""
     from raft.core.terminal import complain, say
+    from raft.pipeline import policies
     from raft.report import export as exported
+    from raft.store import branch
 
     if options.to is not None or options.push is not None:
         raise UserError("--alpaca-eval writes one file and no model folder; leave --to and --push out")
     number, rows = exported.alpaca_eval(options.run, options.alpaca_eval, options.policy)
     say(f"{options.alpaca_eval}  the first answer of policy {number} to each of {len(rows)} held-out prompts")
+    if (why := policies.none_better(branch.existing(options.run), options.policy)) is not None:
+        say(why)
     if empty := sum(not row["output"].strip() for row in rows):
         complain(f"{empty} of them are empty: the policy answered nothing, or a server withheld the answer")
     if (same := len(rows) - len({row["instruction"] for row in rows})) > 0:
@@ -294,6 +305,7 @@ def evaluate(options: Namespace) -> None:
     from raft.cli import harness
     from raft.core.run_paths import RunPaths
     from raft.core.terminal import say
+    from raft.pipeline import policies
     from raft.store import branch
 
     tasks = list(dict.fromkeys(name for word in options.tasks.split(",") if (name := word.strip())))
@@ -312,6 +324,8 @@ def evaluate(options: Namespace) -> None:
         print(harness.as_json(folder, titles, changes))  # numbers and escaped text: nothing in it can act
         return
     say(f"{harness.table(titles, changes)}\nkept in {RunPaths(folder).lm_eval}")
+    if (why := policies.none_better(folder, options.policy)) is not None:
+        say(why)
 
 
 def score(options: Namespace) -> None:

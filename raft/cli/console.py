@@ -11,10 +11,13 @@ from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
+from raft.core.protocols import makes_pairs
 from raft.core.run_paths import RunPaths
-from raft.core.terminal import safe, say
+from raft.core.terminal import rounded, safe, say
+from raft.metrics import reward_accuracy
 from raft.metrics.alerts import Alert, Level, worse
 from raft.metrics.reward_metrics import NORMAL_95
+from raft.pipeline import policies
 from raft.pipeline.evaluation import gains
 from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
@@ -66,7 +69,7 @@ class Console(Observer):
         if it.shared:
             say(f"iteration {it.number}: shared with the run that this one branched off")
             return
-        say(summary(rows, it.number, "pairs" if getattr(self.recipe.selection, "makes_pairs", False) else "responses"))
+        say(summary(rows, it.number, "pairs" if makes_pairs(self.recipe.selection) else "responses"))
         for alert in worse(alerts, self.last):
             say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
         self.last = {alert.name: alert.level for alert in alerts}
@@ -83,13 +86,9 @@ class Console(Observer):
             say(compared(artifact.path))
             return
         measured = artifact.stamp["measured"]
-        say("  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-        if (low := measured.get("eval/accuracy_low")) is not None and low <= 0.5:
-            say(
-                f"warning: the interval of its accuracy on held-out pairs, {low:.3f} to "
-                f"{measured['eval/accuracy_high']:.3f}, holds 0.5: it may be no better than chance; train "
-                "it on more pairs, or hold more pairs out"
-            )
+        say("  " + "  ".join(f"{name} {rounded(value)}" for name, value in measured.items()))
+        if (found := reward_accuracy.against_chance(measured)) is not None and found[0] == "warning":
+            say(f"warning: {found[1]}")
 
     def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""
@@ -140,7 +139,9 @@ def verdict(run: Run) -> list[str]:
         )
     best = RunPaths(run.folder).best
     if best.is_symlink():
-        lines.append(f"best policy: {best} -> {best.readlink()}")
+        none_better = policies.none_better(run.folder)
+        why = f"    ({none_better})" if none_better else ""
+        lines.append(f"best policy: {best} -> {best.readlink()}{why}")
     return lines
 
 

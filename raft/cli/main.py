@@ -234,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--list", action="store_true", help="list the held-out prompts with their rewards, before and after"
     )
+    show.add_argument(
+        "--train", action="store_true", help="list the training prompts of each iteration with their rewards"
+    )
     compare = verb(
         "compare",
         commands.compare,

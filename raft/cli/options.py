@@ -176,9 +176,8 @@ def _summary(cls: type) -> str:
 
 
 def _type(item: Any, hint: Any) -> str:
-    if section := item.metadata.get("section"):
-        kinds = ", ".join(registry.TABLE.get(section, ()))
-        one = f"a section with kind: {kinds}" if kinds else f"a section: {section}"
+    if item.metadata.get("section"):
+        one = f"a section with kind: {', '.join(registry.kinds(item))}"
         return f"a mapping of names, each to {one}" if item.metadata.get("named") else one
     if choices := item.metadata.get("choices"):
         several = typing.get_origin(hint) is list

@@ -16,7 +16,7 @@ from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
 from raft.core.options import Fault
-from raft.core.protocols import takes_pairs, takes_signed
+from raft.core.protocols import makes_pairs, takes_pairs, takes_signed
 from raft.core.registry import build, find
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.metrics import text_metrics
@@ -194,12 +194,16 @@ def table(found: Sequence[Choice]) -> list[str]:
     ]
 
 
+def branch_point(folder: Path, it: IterationPaths) -> int:
+    """The iteration that a branch begins with: this one, or the first where the policy that it began with is gone."""
+    return it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
+
+
 def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
     selection = find("selection", section["kind"])
     own = read_resolved(folder).get("trainer") or {}
-    trainer, pairs = find("trainer", own.get("kind", "sft")), getattr(selection, "makes_pairs", False)
-    number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
+    trainer, pairs = find("trainer", own.get("kind", "sft")), makes_pairs(selection)
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
     changes = [f"name={name}", f"selection={yaml_of(section)}"]
     kind = None
@@ -212,7 +216,7 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
         changes += [f"trainer.kind={kind}", *(f"~trainer.{name}" for name in own if name not in {"kind", *known})]
         if "learning_rate" in own:  # which was chosen for the kind before
             changes.append(f"trainer.learning_rate={known['learning_rate']}")
-    return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *changes])
+    return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(branch_point(folder, it)), *changes])
 
 
 def yaml_of(value: Any) -> str:

@@ -101,10 +101,36 @@ def listed(folder: Path) -> list[str]:
         ),
         *(
             f"{safe(one.prompt_id):{wide}s}  {one.before:8.3f} -> {one.after:8.3f}  {one.gain:+8.3f}  "
-            + safe(" ".join(said.get(one.prompt_id, "").split()))[:LINE]
+            + _begin(said.get(one.prompt_id, ""))
             for one in reversed(found)
         ),
     ]
+
+
+def trained(folder: Path) -> list[str]:
+    """A line for each training prompt of each iteration: its id, the rewards of its responses, and how it begins."""
+    rows = [
+        (it.number, prompt, [one["reward"] for one in scored["scores"] if one.get("reward") is not None])
+        for it in iterations(folder)
+        if it.scores.exists()
+        for prompt, scored in records.in_step(it.prompts, it.scores)
+    ]
+    wide = max((len(safe(prompt["id"])) for _, prompt, _ in rows), default=0)
+    head = f"{'prompt':{wide}s}  iteration  mean and best reward of its responses"
+    return [
+        *([head] if rows else []),
+        *(
+            f"{safe(prompt['id']):{wide}s}  {number:9d}  "
+            + (f"{sum(rewards) / len(rewards):8.3f} {max(rewards):8.3f}  " if rewards else f"{'no reward':17s}  ")
+            + _begin(records.Prompt.of(prompt).content)
+            for number, prompt, rewards in rows
+        ),
+    ]
+
+
+def _begin(text: str) -> str:
+    """How a text begins, on one line."""
+    return safe(" ".join(text.split()))[:LINE]
 
 
 FIGURES = {"": "reward", "gold": "gold reward"}  # by what they are called beside an answer

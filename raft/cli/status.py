@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from raft.core.progress import State
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
 from raft.core.timing import words
+from raft.metrics import reward_accuracy
 from raft.metrics.alerts import Level
 from raft.store import branch, runs, stamps
 
@@ -56,6 +57,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "now": None if now is None else asdict(now),
         "workers": _workers(folder) if running else [],
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
+        "accuracy": reward_accuracy.interval(runs.outcome(folder, known["job"])),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": _said(findings, "warning"),
@@ -74,6 +76,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     said += _at_work(found["workers"])
     if found["died"]:
         said.append(f"workers that died and were replaced: {found['died']} (the log says why)")
+    if found["accuracy"]:
+        said.append(accuracy(found["accuracy"]))
     said += curves(found["curves"])
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
@@ -156,6 +160,12 @@ def curves(values: dict[str, list[float]]) -> list[str]:
             ends = f"{curve[0]:.3f} -> {curve[-1]:.3f}" if len(curve) > 1 else f"{curve[0]:.3f}"
             made.append(f"{name:16s} {shape(curve[-WIDE:])}  {ends} ({len(curve)} {policies})")
     return made
+
+
+def accuracy(found: Sequence[float]) -> str:
+    """The accuracy of a reward model on held-out pairs, with its interval."""
+    share, low, high = found
+    return f"held-out accuracy  {share:.3f} ({low:.3f} to {high:.3f})"
 
 
 def shape(values: list[float]) -> str:

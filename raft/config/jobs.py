@@ -13,12 +13,13 @@ from raft.core.protocols import (
     comparable,
     gpus,
     makes,
+    makes_pairs,
     needs_logprobs,
     takes_pairs,
     takes_signed,
 )
 from raft.core.records import Response
-from raft.core.registry import DPO, PAIRS, find
+from raft.core.registry import DPO, PAIRS, find, refused
 from raft.core.remote_folder import fault_of_url
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
@@ -30,6 +31,33 @@ HELD_OUT = 256  # prompts that are held out, where a recipe does not say
 RANKS = "the reward compares the responses of one prompt and says nothing between prompts"
 NO_TREND = f"{RANKS}, so it has no trend in length to take out; remove it"
 TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def no_policy(trainer: Any) -> str | None:
+    """Why a trainer is not one of a job: align."""
+    return None if makes(trainer) == "policy" else "this trainer makes a reward model, not a policy"
+
+
+def no_policy_of_examples(trainer: Any) -> str | None:
+    """Why a trainer is not one of a job: sft."""
+    if takes_pairs(trainer):
+        return f"learns from pairs, and a job: sft from single responses ({DPO})"
+    if needs_logprobs(trainer):
+        return "learns from the log-probabilities of the policy that generated; examples have none"
+    return no_policy(trainer)
+
+
+def no_reward_model(trainer: Any) -> str | None:
+    """Why a trainer is not one of a job: reward-model."""
+    if makes(trainer) == "reward-model":
+        return None
+    way = f" ({DPO})" if takes_pairs(trainer) else ""
+    return f"makes a policy, and a job: reward-model a reward model{way}"
+
+
+def no_pairs(selection: Any) -> str | None:
+    """Why a selection is not one of a job: label."""
+    return None if makes_pairs(selection) else "makes no pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +90,7 @@ class Start:
 class Evaluation:
     """Held-out prompts, answered by every policy with the same seeds. Selection never sees the reward `gold`.
 
-    `count` is HELD_OUT where it is left out, or a quarter of the prompts if that is less (all prompts of `prompts`).
+    `count` is HELD_OUT where it is left out, or a quarter of the different prompts if that is less (all of `prompts`).
     `kl` measures how far each policy has come from the first one. `references` are responses that somebody wrote, and
     whose perplexity each policy is asked for.
     """
@@ -137,6 +165,7 @@ class Job:
     store: Store = field(default_factory=Store)
 
     def faults(self) -> Iterator[tuple[str, str]]:
+        yield from refused(self)
         if self.date is not None and not is_day(self.date):
             yield "date", f"{self.date!r} is no day; write it as 2026-01-31"
         if not FOLDER_NAME.fullmatch(self.name) or not self.name.isprintable() or len(self.name.encode()) > 200:
@@ -172,7 +201,7 @@ class Align(Job):
     sampling: Any = section("sampling", default_factory=lambda: find("sampling", "fixed")())
     reward: Any = section("reward")
     selection: Any = section("selection")
-    trainer: Any = section("trainer")
+    trainer: Any = section("trainer", refuses=no_policy)
     replay: Replay = field(default_factory=Replay)
     evaluation: Evaluation = field(default_factory=Evaluation)
     alerts: Alerts = field(default_factory=Alerts)
@@ -196,11 +225,22 @@ class Align(Job):
             )
         if self.best_by == "gold" and self.evaluation.gold is None:
             yield "best_by", "gold, but there is none; name a reward in evaluation.gold, or use best_by: reward"
-        if makes(self.trainer) != "policy":
-            yield "trainer.kind", "this trainer makes a reward model, not a policy; allowed: dpo, kto, sft"
-        elif getattr(self.selection, "makes_pairs", False) and not takes_pairs(self.trainer):
+        if no_policy(self.trainer) is None:
+            yield from self._faults_of_objective()
+        if not comparable(self.reward):
+            yield from self._faults_of_ranks()
+        if getattr(self.sampling, "several", True):
+            yield from self._faults_of_rounds()
+        if self.candidates:
+            yield from self._faults_of_candidates()
+        if self.replay.max_age and (why := self._unlike_earlier()):
+            yield "replay.max_age", f"{why}; remove it"
+
+    def _faults_of_objective(self) -> Iterator[tuple[str, str]]:
+        """What a selection makes and its trainer cannot learn from."""
+        if makes_pairs(self.selection) and not takes_pairs(self.trainer):
             yield "selection.kind", f"makes preference pairs, but this trainer learns from single responses; {PAIRS}"
-        elif takes_pairs(self.trainer) and not getattr(self.selection, "makes_pairs", False):
+        elif takes_pairs(self.trainer) and not makes_pairs(self.selection):
             yield (
                 "selection.kind",
                 "picks single responses, but this trainer learns from pairs; allowed: all-pairs, best-vs-worst",
@@ -211,14 +251,6 @@ class Align(Job):
                 "gives negative weights, and this trainer can only make responses more likely; allowed for the "
                 "trainer: policy-gradient",
             )
-        if not comparable(self.reward):
-            yield from self._faults_of_ranks()
-        if getattr(self.sampling, "several", True):
-            yield from self._faults_of_rounds()
-        if self.candidates:
-            yield from self._faults_of_candidates()
-        if self.replay.max_age and (why := self._unlike_earlier()):
-            yield "replay.max_age", f"{why}; remove it"
 
     def _unlike_earlier(self) -> str | None:
         """Why winners of earlier iterations cannot be compared with those of this one."""
@@ -323,15 +355,10 @@ class FineTune(Job):
     job: Literal["sft"] = "sft"
     policy: Start
     examples: Any = section("examples")
-    trainer: Any = section("trainer")
+    trainer: Any = section("trainer", refuses=no_policy_of_examples)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        if takes_pairs(self.trainer):
-            yield "trainer.kind", f"learns from pairs, and a job: sft from single responses; allowed: sft. {DPO}"
-        elif needs_logprobs(self.trainer):
-            message = "learns from the log-probabilities of the policy that generated; examples have none; allowed: sft"
-            yield "trainer.kind", message
         if getattr(self.examples, "pairs", None) is not None:
             yield (
                 "examples.pairs",
@@ -356,13 +383,10 @@ class TrainReward(Job):
     policy: Start
     examples: Any = section("examples")
     evaluation: Any = section("examples", None)
-    trainer: Any = section("trainer")
+    trainer: Any = section("trainer", refuses=no_reward_model)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
-        if makes(self.trainer) != "reward-model":
-            way = f". {DPO}" if takes_pairs(self.trainer) else ""
-            yield "trainer.kind", f"makes a policy, and a job: reward-model a reward model; allowed: reward-model{way}"
         if getattr(self.examples, "pairs", "columns") is None:
             yield (
                 "examples.pairs",
@@ -417,7 +441,10 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Label(Job):
-    """job: label. Responses, generated or given, judged into preference pairs that a reward-model job learns from."""
+    """job: label. Responses, generated or given, judged into preference pairs that a reward-model job learns from.
+
+    `responses` names those that exist. Without it, `policy`, `prompts` and `generator` must all be given.
+    """
 
     job: Literal["label"] = "label"
     responses: Given | None = None
@@ -425,7 +452,7 @@ class Label(Job):
     prompts: Any = section("prompts", None)
     generator: Any = section("generator", None)
     reward: Any = section("reward")
-    selection: Any = section("selection")
+    selection: Any = section("selection", refuses=no_pairs)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from super().faults()
@@ -435,11 +462,9 @@ class Label(Job):
                 yield name, "the responses are given, so none are generated; remove it, or remove responses"
             if self.responses is None and value is None:
                 yield name, "missing; give policy, prompts and generator, or responses that exist"
-        if not self.selection.makes_pairs:
-            yield "selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst"
-        if self.selection.kl_coef:
+        if getattr(self.selection, "kl_coef", 0):
             yield "selection.kl_coef", "this job has no first policy to measure the distance from; remove it"
-        if self.selection.length_control and not comparable(self.reward):
+        if getattr(self.selection, "length_control", False) and not comparable(self.reward):
             yield "selection.length_control", NO_TREND
         if self.policy is not None and self.policy.config is not None:
             yield "policy.config", "random weights have learned nothing; name an existing policy"

@@ -14,7 +14,7 @@ A component is a frozen dataclass: its fields are its options. Fields carry mark
 
 import difflib
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,14 @@ def fault_of_file(name: str) -> str | None:
         return f"{short(name)} names no file ({fault})"
 
 
-def section(name: str, default: Any = MISSING, **options: Any) -> Any:
-    """A field that holds a component: `kind:` chooses it from the table of that name."""
-    return field(default=default, metadata={"section": name}, **options)
+def section(
+    name: str, default: Any = MISSING, refuses: Callable[[Any], str | None] | None = None, **options: Any
+) -> Any:
+    """A field that holds a component: `kind:` chooses it from the table of that name.
+
+    `refuses` says of a class, or of what was built of it, why this field cannot hold it, None if it can.
+    """
+    return field(default=default, metadata={"section": name, "refuses": refuses}, **options)
 
 
 def sections(name: str, default: Any = MISSING, **options: Any) -> Any:

@@ -94,6 +94,11 @@ def batch_size(component: Any) -> int:
     return getattr(component, "batch_size", BATCH_SIZE)
 
 
+def makes_pairs(selection: Any) -> bool:
+    """Whether a selection makes pairs of responses, and does not pick single ones."""
+    return getattr(selection, "makes_pairs", False)
+
+
 def takes_pairs(trainer: Any) -> bool:
     """Whether a trainer learns from pairs of responses, and not from single ones."""
     return getattr(trainer, "takes_pairs", False)

@@ -106,6 +106,20 @@ METHODS = {
 }
 
 
+def kinds(item: dataclasses.Field) -> list[str]:
+    """The kinds of a section that a field can hold."""
+    section, refuses = item.metadata["section"], item.metadata.get("refuses")
+    return [kind for kind in TABLE[section] if refuses is None or refuses(find(section, kind)) is None]
+
+
+def refused(instance: Any) -> Iterator[tuple[str, str]]:
+    """The faults of the components that a dataclass holds in fields that cannot hold them."""
+    for item in dataclasses.fields(instance):
+        refuses, value = item.metadata.get("refuses"), getattr(instance, item.name)
+        if refuses is not None and value is not None and (why := refuses(value)) is not None:
+            yield f"{item.name}.kind", f"{why}; allowed: {', '.join(sorted(kinds(item)))}"
+
+
 def find(section: str, kind: Any) -> type:
     """The class of a kind. ValueError says what is allowed."""
     known = TABLE[section]
@@ -356,8 +370,7 @@ def written(hint: Any) -> str:
 
 
 def _choices(item: dataclasses.Field) -> str:
-    name = item.metadata.get("section")
-    return f"; a section with kind: one of {', '.join(sorted(TABLE[name]))}" if name else ""
+    return f"; a section with kind: one of {', '.join(sorted(kinds(item)))}" if item.metadata.get("section") else ""
 
 
 def _join(where: str, name: str) -> str:

@@ -42,6 +42,11 @@ def _write(text: str, stream: TextIO | None) -> None:
         print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
 
 
+def rounded(value: float) -> str:
+    """A measured number as a person reads it: 12,000, 0.4286, 3.2e-05."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def draws(stream: TextIO) -> bool:
     """Whether it is a terminal on which something can be drawn again in its place."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")

@@ -114,7 +114,7 @@ def gain(rows: Rows, patience: int) -> tuple[Level, str] | None:
     gained, error = latest[key] - best[key], best.get(f"{key}_se", 0.0)
     return "warning" if gained <= error else "ok", (
         f"the last {patience} evaluations brought {gained:+.3f} of held-out reward over {best[key]:.3f} "
-        f"(iteration {best['iteration']}, standard error {error:.3f})"
+        f"(policy {best['iteration']}, standard error {error:.3f})"
     )
 
 
@@ -130,7 +130,7 @@ def gold_falls(rows: Rows, patience: int) -> tuple[Level, str] | None:
     if rise > 0 and fall > error:
         level = "warning" if fall > NORMAL_95 * error else "watch"
     return level, (
-        f"gold is {last['gold/eval']:.3f} after a best of {peak['gold/eval']:.3f} at iteration {peak['iteration']} "
+        f"gold is {last['gold/eval']:.3f} after a best of {peak['gold/eval']:.3f} by policy {peak['iteration']} "
         f"(±{NORMAL_95 * error:.3f}), the reward {rise:+.3f} since"
     )
 

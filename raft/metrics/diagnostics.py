@@ -113,7 +113,7 @@ class Training:
 class Column:
     """How the report shows a figure: under which title and label, in which form, and what it means.
 
-    The table of iterations has the `main` figures; the table below it has all of them.
+    The table of policies has the `main` figures; the table below it has all of them.
     """
 
     title: str

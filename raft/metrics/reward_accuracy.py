@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from raft.metrics.alerts import Level
+
 Figures = dict[str, Any]  # what JSON can hold
 
 NORMAL_95 = 1.959963984540054
@@ -82,6 +84,31 @@ def wilson(right: int, count: int) -> tuple[float, float] | tuple[None, None]:
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))  # rounding aside
+
+
+def interval(measured: Mapping[str, Any]) -> list[float] | None:
+    """A reward model's accuracy on held-out pairs and both ends of its interval; None where it was not evaluated."""
+    if measured.get("eval/accuracy") is None:
+        return None
+    return [measured[f"eval/accuracy{end}"] for end in ("", "_low", "_high")]
+
+
+def against_chance(measured: Mapping[str, Any]) -> tuple[Level, str] | None:
+    """Whether a reward model is better than chance on held-out pairs; None where it was not evaluated."""
+    if (found := interval(measured)) is None:
+        return None
+    share, low, high = found
+    told = f"the interval of its accuracy on held-out pairs, {low:.3f} to {high:.3f},"
+    if high < 0.5:
+        return "warning", (
+            f"{told} is below 0.5: it prefers the rejected responses; see whether the data names them the other way "
+            "round"
+        )
+    if low <= 0.5:
+        return "warning", (
+            f"{told} contains 0.5: it may be no better than chance; train it on more pairs, or hold more pairs out"
+        )
+    return "ok", f"{share:.3f} on held-out pairs, 95 % interval {low:.3f} to {high:.3f}"
 
 
 def fit(margins: np.ndarray) -> Figures:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from raft.config.jobs import JOB_OUTPUTS
 from raft.core.errors import UserError
 from raft.core.run_paths import RunPaths
-from raft.pipeline.evaluation import best_policy
+from raft.pipeline.evaluation import best_policy, compared_by
 from raft.store import runs, stamps
 from raft.store.keys import Artifact
 
@@ -71,6 +71,17 @@ def number_of(folder: Path, which: Which) -> int:
     if which == "best" and (rows := runs.metrics_rows(folder)):
         return best_policy(runs.Run(folder, 0), rows)
     return max(stamps.complete(folder), default=0) if isinstance(which, str) else which
+
+
+def none_better(folder: Path, which: Which = "best") -> str | None:
+    """Says that the best policy is policy 0 though there are others; None where it is not, or another was asked for."""
+    last = number_of(folder, "last")
+    if which != "best" or last == 0 or number_of(folder, which) != 0:
+        return None
+    by = "gold reward" if compared_by(folder, runs.metrics_rows(folder)) == "gold/eval" else "held-out reward"
+    return (
+        f"no policy is better than policy 0 by the {by}, so this is the base model; --policy last takes policy {last}"
+    )
 
 
 def left(folder: Path) -> list[int]:

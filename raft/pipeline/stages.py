@@ -21,6 +21,7 @@ from raft.core.errors import UserError
 from raft.core.protocols import Dropped
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
+from raft.core.terminal import rounded
 from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
 from raft.store.artifact_writer import ArtifactWriter
@@ -484,7 +485,7 @@ def write_card(output: ArtifactWriter, start: Path, examples: int) -> None:
     origin = f"policy {int(start.parent.name)}" if output.iteration else "the model that the run began with"
     made = f"Policy {output.iteration}, trained" if output.iteration else "Trained"
     known = ((name, value) for name, value in output.measured.items() if value or name != "train/padding")
-    measured = "".join(f"| {name} | {value:g} |\n" for name, value in known)
+    measured = "".join(f"| {name} | {rounded(value)} |\n" for name, value in known)
     (output.path / "README.md").write_text(
         f"---\nlibrary_name: transformers\ntags: [raft]\n---\n\n"
         f"{made} with raft, from {origin}, on {examples} rows. `raft export` writes this folder with a full card.\n\n"

@@ -14,7 +14,7 @@ import numpy as np
 
 from raft import __version__
 from raft.core.run_paths import RunPaths
-from raft.core.terminal import safe
+from raft.core.terminal import rounded, safe
 from raft.models import hub
 from raft.pipeline import evaluation
 from raft.pipeline.policies import Found
@@ -237,7 +237,7 @@ def _measured(folder: Path, found: Found) -> Iterator[str]:
     if found.number is None:
         stamp = read_stamp(RunPaths(folder).metrics) or found.artifact.stamp
         measured = ((code(name).replace("|", "\\|"), value) for name, value in _told(stamp))
-        rows = [f"| {name} | {value:.4g} |" for name, value in measured]
+        rows = [f"| {name} | {rounded(value)} |" for name, value in measured]
         yield "\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "Nothing was measured."
         return
     if found.number == 0:

@@ -337,6 +337,12 @@ def result(folder: Path, job: str, iterations: int) -> Path:
     return RunPaths(folder).iteration(iterations).metrics if job == "align" else folder / JOB_RESULTS[job]
 
 
+def outcome(folder: Path, job: str) -> dict[str, Any]:
+    """What a job without iterations measured as it made its last artifact; empty before that, and for job: align."""
+    stamp = None if job == "align" else read_stamp(result(folder, job, 0))
+    return stamp["measured"] if stamp else {}
+
+
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl: row i holds what is known of policy i. UserError if a metrics.json is damaged.
 

@@ -17,6 +17,7 @@ from raft.config import recipe
 from raft.config.jobs import JOBS
 from raft.core import registry
 from raft.core.errors import UserError
+from raft.core.options import Fault
 
 
 def test_ls_names_every_recipe_with_its_first_comment_and_every_run_with_its_state(tmp_path: Path):
@@ -108,6 +109,53 @@ def test_options_says_of_a_key_what_it_takes_in_each_class_that_has_it():
     ):
         with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
             list(options.listed(wrong))
+
+
+def test_options_list_of_a_job_only_the_kinds_that_its_check_takes():
+    rule, examples = (
+        {"kind": "rule", "function": "length"},
+        {"kind": "list", "items": [{"prompt": "a", "response": "b"}]},
+    )
+    align = {"prompts": {"kind": "list", "items": ["a"]}, "generator": {"kind": "vllm"}, "reward": rule}
+    pairs = {**examples, "pairs": "columns"}
+    needs = {
+        "distillation": {"teacher": "t"},
+        "top-fraction": {"fraction": 0.5},
+        "threshold": {"minimum": 1.0},
+        "expected-best": {"n": 2},
+    }
+    jobs: dict[str, tuple[str, dict[str, object]]] = {
+        "align": ("trainer", {**align, "selection": {"kind": "best-of-k"}}),
+        "sft": ("trainer", {"examples": examples}),
+        "reward-model": ("trainer", {"examples": pairs}),
+        "label": ("selection", align),
+    }
+    refused = {}
+    for job, (section, rest) in jobs.items():
+        line = next(line for line in options.listed(job) if line.startswith(f"  {section} "))
+        taken = line.partition("kind: ")[2].partition("  (")[0].split(", ")
+        refused[job] = set(registry.TABLE[section]) - set(taken)
+        for kind in registry.TABLE[section]:
+            faults: list[Fault] = []
+            recipe = {"name": "x", "policy": {"model": "m"}, **rest, section: {"kind": kind, **needs.get(kind, {})}}
+            registry.build(JOBS[job], recipe, "", faults)
+            allowed = f"allowed: {', '.join(sorted(taken))}"
+            said = any(fault.key == f"{section}.kind" and fault.message.endswith(allowed) for fault in faults)
+            assert said == (kind in refused[job]), faults
+    assert refused["align"] == {"reward-model"} and refused["sft"] == {"policy-gradient", "reward-model", "dpo", "kto"}
+    assert refused["reward-model"] == set(registry.TABLE["trainer"]) - {"reward-model"}
+    assert refused["label"] == set(registry.TABLE["selection"]) - {"best-vs-worst", "all-pairs"}
+
+
+def test_a_selection_of_ones_own_that_says_nothing_of_pairs_is_refused_by_a_job_that_labels(tmp_path, monkeypatch):
+    (tmp_path / "only_picks.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    pick = print\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = {"name": "x", "responses": {"path": "r.jsonl"}, "reward": {"kind": "rule", "function": "length"}}
+    faults: list[Fault] = []
+    registry.build(JOBS["label"], {**recipe, "selection": {"kind": "only_picks:Mine"}}, "", faults)
+    assert faults == [Fault("selection.kind", "makes no pairs; allowed: all-pairs, best-vs-worst")]
 
 
 def test_env_names_what_a_report_of_a_fault_needs(tmp_path: Path):

@@ -74,6 +74,23 @@ def test_policy_0_is_not_printed_twice(world):
     assert "is policy 0, the base model itself" in printed and printed.count("policy 0: ") == 1
 
 
+def test_a_run_whose_best_policy_is_policy_0_says_that_no_other_is_better_wherever_the_best_is_taken(tmp_path):
+    # every policy answers as policy 0 does
+    worlds.make_recipe(tmp_path, iterations=2, trainer={"learning_rate": 1e-30})
+    why = "no policy is better than policy 0 by the held-out reward, so this is the base model; --policy last takes "
+    for arguments in (
+        ["run", "recipe.yaml"],
+        ["chat", "outputs/tiny", TEXT],
+        ["export", "outputs/tiny", "--to", "best"],
+        ["export", "tiny", "--alpaca-eval", "answers.json"],
+    ):
+        done = worlds.raft(tmp_path, *arguments)
+        assert done.returncode == 0 and done.stdout.count(f"{why}policy 2") == 1, (arguments, done.stdout, done.stderr)
+    for arguments in (["chat", "outputs/tiny", TEXT, "--policy", "last"], ["export", "outputs/tiny", "--policy", "0"]):
+        done = worlds.raft(tmp_path, *arguments)
+        assert done.returncode == 0 and "no policy is better" not in done.stdout, (arguments, done.stdout)
+
+
 def test_a_prompt_that_cannot_be_asked_and_a_run_without_a_policy_are_refused(world, tmp_path):
     for arguments in (["outputs/tiny", ""], ["outputs/tiny", "x", "--policy", "9"], ["outputs", "x"]):
         done = worlds.raft(world, "chat", *arguments)

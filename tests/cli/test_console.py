@@ -9,6 +9,16 @@ from raft.cli.console import Console
 from raft.store.keys import Artifact
 
 
+def test_what_was_measured_is_told_in_numbers_that_a_person_reads(capsys):
+    console = Console()
+    console.recipe = SimpleNamespace(job="sft")
+    measured = {"train/examples": 12000, "train/tokens": 316200, "train/loss": 0.42861, "train/padding": 0, "x": 3.2e-5}
+    console.on_result(Artifact(Path("policy"), {"measured": measured}))
+    assert capsys.readouterr().out == (
+        "  train/examples 12,000  train/tokens 316,200  train/loss 0.4286  train/padding 0  x 3.2e-05\n"
+    )
+
+
 @pytest.mark.parametrize(("low", "warned"), [(0.387, True), (0.5, True), (0.501, False)])
 def test_a_reward_model_that_may_be_no_better_than_chance_is_warned_of(low: float, warned: bool, capsys):
     console = Console()
@@ -17,4 +27,12 @@ def test_a_reward_model_that_may_be_no_better_than_chance_is_warned_of(low: floa
     console.on_result(Artifact(Path("metrics.json"), {"measured": measured}))
     told = capsys.readouterr().out
     assert "eval/accuracy 0.6" in told
-    assert ("no better than chance" in told and f"{low:.3f} to 0.781" in told) == warned
+    assert ("no better than chance" in told and f"{low:.3f} to 0.781, contains 0.5" in told) == warned
+
+
+def test_a_reward_model_below_chance_is_told_to_prefer_the_rejected_responses(capsys):
+    console = Console()
+    console.recipe = SimpleNamespace(job="reward-model")
+    measured = {"eval/accuracy": 0.2, "eval/accuracy_low": 0.1, "eval/accuracy_high": 0.3}
+    console.on_result(Artifact(Path("metrics.json"), {"measured": measured}))
+    assert "0.100 to 0.300, is below 0.5: it prefers the rejected responses" in capsys.readouterr().out

@@ -52,7 +52,12 @@ def test_a_command_follows_where_a_selection_is_named_and_gold_is_explained_wher
         gold.unlink()
     assert cli.execute(cli.parse(["select", str(copy), "random"])) == 0
     named = capsys.readouterr().out
-    assert f"next: raft resume {copy}" in named and "gold" not in named
+    assert f"next: raft resume {copy} --from-iteration 1" in named and "gold" not in named
+    assert "policy 1, the start of iteration 2, is gone: the branch begins at 1\n" in named
+    (copy / "iterations" / "001" / "policy").mkdir()
+    assert cli.execute(cli.parse(["select", str(copy), "random"])) == 0
+    named = capsys.readouterr().out
+    assert f"next: raft resume {copy} --from-iteration 2" in named and "is gone" not in named
 
 
 @pytest.mark.parametrize("place", ["recipes", "run"])

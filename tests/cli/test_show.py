@@ -6,6 +6,7 @@ from pathlib import Path
 import folders
 import pytest
 
+from raft.cli import main as cli
 from raft.cli import show
 
 GAINS = [0.5, -1.0, 0.0, 2.0, 0.25]  # of the held-out prompts h0 to h4, from policy 0 to 2, on average over answers
@@ -52,6 +53,16 @@ def test_the_list_has_every_held_out_prompt_the_one_that_gained_most_first(run):
     assert head.split() == "prompt mean gold reward of policy 0 -> 2, and the gain".split()  # noqa: SIM905
     assert [line.split()[0] for line in lines] == ["h3", "h0", "h4", "h2", "h1"]
     assert lines[0].split()[1:5] == ["10.000", "->", "30.000", "+20.000"] and lines[0].endswith("prompt 3")
+
+
+def test_the_list_of_training_prompts_has_those_of_every_iteration_and_the_rewards_of_their_responses(run, capsys):
+    head, *lines = show.trained(run)
+    assert head == "prompt  iteration  mean and best reward of its responses"
+    assert [line.split()[:2] for line in lines] == [[f"p{n}", str(at)] for at in (1, 2) for n in range(5)]
+    # of policy 1, and with a gain of 2.0: 1 - 2.0 / 2 and 1 + 3 * 2.0 / 2, on average 2
+    assert lines[5 + 3].split()[2:4] == ["2.000", "4.000"] and lines[5 + 3].endswith("  prompt 3")
+    assert cli.execute(cli.parse(["show", str(run), "--list", "--train"])) == 0
+    assert capsys.readouterr().out.splitlines() == [head, *lines]
 
 
 REWARDS = {0: [1.0, 2.0], 2: [1.5, 5.0]}  # of the two answers by each policy: they gain 0.5 and 3, on average 1.75

@@ -17,9 +17,10 @@ import pytest
 import worlds
 from terminals import on_terminal
 
+from raft.cli import catalog, status
 from raft.cli import main as cli
-from raft.cli import status
 from raft.core import progress, records
+from raft.report.page import facts
 from raft.store import runs
 from raft.store.words import HELD_OUT, STAGES
 
@@ -78,6 +79,26 @@ def test_what_is_to_be_watched_is_told_beside_the_warnings(tmp_path: Path):
     assert "warnings: 1 (empty)" in said.splitlines() and "watch: 1 (truncated)" in said.splitlines()
     found = json.loads(told(run, "--json")[1])
     assert found["watch"][0].startswith("truncated: 25% of the held-out answers") and len(found["warnings"]) == 1
+
+
+def test_the_accuracy_of_a_reward_model_and_its_warning_are_in_status_ls_and_report(tmp_path: Path):
+    run = tmp_path / "outputs" / "judge"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"job": "reward-model", "seed": 0}))
+    (run / "resolved.yaml").write_text("name: judge\njob: reward-model\n")
+    measured = {"eval/accuracy": 0.6, "eval/accuracy_low": 0.387, "eval/accuracy_high": 0.781}
+    (run / "metrics.json").write_text(json.dumps(measured))
+    folders.stamp(run / "metrics.json", "evaluate_reward_model", measured=measured)
+    _, said = told(run)
+    assert "held-out accuracy  0.600 (0.387 to 0.781)" in said.splitlines()
+    assert "warnings: 1 (accuracy)" in said.splitlines()
+    found = json.loads(told(run, "--json")[1])
+    assert found["accuracy"] == [0.6, 0.387, 0.781]
+    assert "0.387 to 0.781, contains 0.5" in found["warnings"][0]
+    assert facts.findings(run, [])[-1]["level"] == "warning"
+    (line,) = catalog.made(tmp_path / "outputs")
+    assert line.endswith("reward-model     held-out accuracy  0.600 (0.387 to 0.781)")
+    assert "held-out accuracy" not in told(write_run(tmp_path / "run"))[1]
 
 
 def test_files_are_listed_only_when_asked_for(tmp_path: Path):

@@ -81,7 +81,7 @@ def drawn(name: str, *folders: Path) -> Any:
 def table(name: str, *folders: Path) -> dict[tuple[int, str], tuple[float, float | None, float | None]]:
     """The numbers of the first recipe by iteration and quantity."""
     numbers = measured(name, *folders)[0].numbers
-    return {(one.iteration, one.quantity): (one.value, one.low, one.high) for one in numbers}
+    return {(one.policy, one.quantity): (one.value, one.low, one.high) for one in numbers}
 
 
 def points(panel: Any) -> dict[str, list[tuple[float, float]]]:
@@ -295,7 +295,7 @@ def test_the_csv_is_long_and_has_the_seeds_and_then_their_mean(tmp_path):
     assert written == tmp_path / "figure.csv"
     head, *rows = csv.reader(written.open())
     assert tuple(head) == COLUMNS
-    assert head == ["recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing"]
+    assert head == ["recipe", "run", "policy", "quantity", "value", "low", "high", "prompts", "missing"]
     assert [row[:4] for row in rows[::3]] == [
         ["a", "a-seed0", "0", "reward@1"],
         ["a", "a-seed1", "0", "reward@1"],

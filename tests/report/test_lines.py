@@ -57,7 +57,7 @@ def test_one_run_is_the_classic_figure():
         "held-out prompts, mean": [(0, 0), (1, 1), (2, 2), (3, 3)],
     }
     assert figure.legends[0].get_title().get_text() == "raft"
-    assert panel.get_xlabel().startswith("iteration") and panel.get_ylabel().startswith("reward")
+    assert panel.get_xlabel().startswith("policy") and panel.get_ylabel().startswith("reward")
 
 
 def test_gold_has_a_panel_below_on_the_same_iterations():
@@ -154,8 +154,8 @@ def test_a_run_without_rewards_is_named_with_the_way_out(empty):
         reward_figure([("early", rows()), ("late", empty)])
 
 
-def test_seeds_without_a_common_iteration_are_named():
-    with pytest.raises(UserError, match=r"a \(mean of 2 seeds\): .* no iteration in common"):
+def test_seeds_without_a_common_policy_are_named():
+    with pytest.raises(UserError, match=r"a \(mean of 2 seeds\): .* no policy in common"):
         reward_figure([("b", rows()), ("a-s0", rows()[:1]), ("a-s1", rows()[2:])])
 
 

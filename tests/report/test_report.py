@@ -115,7 +115,7 @@ def test_every_figure_that_raft_plot_can_draw_of_the_run_is_in_the_page_with_its
     for name in shown:
         told = table(page, name.decode())
         for one in FIGURES[name.decode()].measure(run).numbers:
-            cell = told[f"{one.iteration} {one.quantity}"]
+            cell = told[f"{one.policy} {one.quantity}"]
             assert cell.split()[0] == f"{one.value:.4g}"
             assert one.low is None or f"[{one.low:.4g}, {one.high:.4g}]" in cell
 

@@ -25,9 +25,9 @@ def measure(folder: Path) -> Measured:
     training = reading.training(folder)
     numbers = [
         number
-        for iteration, rewards in training.items()
+        for policy, rewards in training.items()
         for number in reading.numbers(
-            iteration,
+            policy,
             [f"reward@{n}" for n in range(1, rewards.shape[1] + 1)],
             np.stack([reward_metrics.reward_at_n(rewards, n) for n in range(1, rewards.shape[1] + 1)], axis=-1),
             rewards,

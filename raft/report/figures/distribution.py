@@ -35,11 +35,11 @@ def measure(folder: Path) -> Measured:
     """
     training, selected = reading.training(folder), reading.winners(folder)
     rewards: dict[tuple[int, str], np.ndarray] = {}
-    for iteration, table in training.items():
-        rewards[iteration, "all"] = _known(table.ravel())
-        rewards[iteration, "winners"] = _known(selected.get(iteration, reward_metrics.prompt_best(table)))
+    for policy, table in training.items():
+        rewards[policy, "all"] = _known(table.ravel())
+        rewards[policy, "winners"] = _known(selected.get(policy, reward_metrics.prompt_best(table)))
     there = {key: values for key, values in rewards.items() if len(values)}
-    numbers = [number for (iteration, name), values in there.items() for number in _numbers(iteration, name, values)]
+    numbers = [number for (policy, name), values in there.items() for number in _numbers(policy, name, values)]
     return Measured(folder.name, numbers, reading.k_of(folder), there)
 
 
@@ -47,11 +47,11 @@ def _known(rewards: np.ndarray) -> np.ndarray:
     return rewards[~np.isnan(rewards)]
 
 
-def _numbers(iteration: int, name: str, rewards: np.ndarray) -> list[Number]:
+def _numbers(policy: int, name: str, rewards: np.ndarray) -> list[Number]:
     quantiles = zip(QUANTILES, np.quantile(rewards, QUANTILES), strict=True)
     return [
-        Number(iteration, f"{name}/mean", float(rewards.mean())),
-        *(Number(iteration, f"{name}/quantile_{share:g}", float(value)) for share, value in quantiles),
+        Number(policy, f"{name}/mean", float(rewards.mean())),
+        *(Number(policy, f"{name}/quantile_{share:g}", float(value)) for share, value in quantiles),
     ]
 
 
@@ -62,7 +62,7 @@ def draw(found: list[Recipe]) -> "Figure":
         _panel(panel, recipe)
         if len(found) > 1:
             panel.set_title(recipe.title("all of"), fontweight="bold")
-    style.label_iterations(grid, 1)
+    style.label_numbers(grid, 1)
     title = found[0].title("all of") if len(found) == 1 else None
     style.legend(figure, grid, title=title, more=_entries())
     return figure

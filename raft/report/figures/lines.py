@@ -1,4 +1,4 @@
-"""The figures `reward` and `length`: metrics over iterations as lines.
+"""The figures `reward` and `length`: metrics by policy as lines.
 
 One recipe has a panel for each scale: of rewards, that is the classic RAFT figure, with the training reward, the
 best of K and the held-out reward in one panel and the gold reward below. Several recipes are overlaid, one panel for
@@ -72,13 +72,13 @@ def _number(row: dict[str, Any], metric: str) -> Number:
 
 
 def figure(found: list[Recipe], sheet: Sheet) -> "Figure":
-    """The metrics of a sheet over iterations."""
+    """The metrics of a sheet by policy."""
     return _one_recipe(found[0], sheet) if len(found) == 1 else _many_recipes(found, sheet)
 
 
 def _one_recipe(recipe: Recipe, sheet: Sheet) -> "Figure":
     """All metrics of a scale in one panel; two panels are below each other."""
-    curves = {metric: curve for metric in sheet if (curve := recipe.over_iterations(metric))}
+    curves = {metric: curve for metric in sheet if (curve := recipe.over_policies(metric))}
     scales = list(dict.fromkeys(sheet[metric].scale for metric in curves))
     columns, width, heights = LAYOUTS.get(len(scales), (2, 9.4, [2.6] * -(-len(scales) // 2)))
     drawn, grid = style.panels(len(scales), columns, width, heights, sharex=True)
@@ -87,14 +87,14 @@ def _one_recipe(recipe: Recipe, sheet: Sheet) -> "Figure":
         panel = grid[scales.index(line.scale)]
         style.draw(panel, curve, list(sheet).index(metric), line.label, line.colour.light)
         panel.set_ylabel(line.scale)
-    style.label_iterations(grid, columns)
+    style.label_numbers(grid, columns)
     style.legend(drawn, grid, [curve.band for curve in curves.values()], recipe.title())
     return drawn
 
 
 def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
     """A panel for each metric that any recipe has, and in each panel the same line for the same recipe."""
-    curves = {metric: [recipe.over_iterations(metric) for recipe in found] for metric in sheet}
+    curves = {metric: [recipe.over_policies(metric) for recipe in found] for metric in sheet}
     metrics = [metric for metric in sheet if any(curves[metric])]
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     heights = [2.9] * -(-len(metrics) // columns)
@@ -105,14 +105,14 @@ def _many_recipes(found: list[Recipe], sheet: Sheet) -> "Figure":
                 style.draw(panel, curve, place, recipe.title())
         panel.set_title(sheet[metric].label, fontweight="bold")
         panel.set_ylabel(sheet[metric].scale)
-    style.label_iterations(grid, columns)
+    style.label_numbers(grid, columns)
     style.legend(drawn, grid, [curve.band for metric in metrics for curve in curves[metric] if curve])
     return drawn
 
 
 REWARD = Plot(
     name="reward",
-    title="Reward by iteration",
+    title="Reward by policy",
     shows="The mean of K on training prompts should follow the best of K, which is learned from; the gold reward, "
     "which selection never sees, tells whether that is progress.",
     missing="it has no reward yet; leave it out, or wait for its first iteration (raft status shows how far it is)",
@@ -121,7 +121,7 @@ REWARD = Plot(
 )
 LENGTH = Plot(
     name="length",
-    title="Length and diversity of responses by iteration",
+    title="Length and diversity of responses by policy",
     shows="A reward that likes long or short responses shows here first, and so does a policy that repeats itself.",
     missing="its metrics.jsonl has no length yet; "
     "leave it out, or wait for its first iteration (raft status shows how far it is)",

@@ -43,16 +43,16 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 def measure_gold(folder: Path) -> Measured:
     """Both rewards of each policy that has both, and gold@n for n up to the responses that a held-out prompt has."""
     held_out = [one for one in reading.rewards(folder) if one.quantity in SCALES]
-    both = set.intersection(*({one.iteration for one in held_out if one.quantity == which} for which in SCALES))
+    both = set.intersection(*({one.policy for one in held_out if one.quantity == which} for which in SCALES))
     proxies, golds = reading.held_out(folder, "scores"), reading.held_out(folder, "gold")
     at_n = [number for at in sorted(both) for number in _gold_at_n(at, proxies[at], golds[at])]
-    return Measured(folder.name, [*(one for one in held_out if one.iteration in both), *at_n])
+    return Measured(folder.name, [*(one for one in held_out if one.policy in both), *at_n])
 
 
-def _gold_at_n(iteration: int, proxy: np.ndarray, gold: np.ndarray) -> list[Number]:
+def _gold_at_n(policy: int, proxy: np.ndarray, gold: np.ndarray) -> list[Number]:
     counts = range(1, gold.shape[1] + 1)
     selected = np.stack([reward_metrics.gold_at_n(gold, proxy, n) for n in counts], axis=-1)
-    return reading.numbers(iteration, [f"gold@{n}" for n in counts], selected, proxy + gold)
+    return reading.numbers(policy, [f"gold@{n}" for n in counts], selected, proxy + gold)
 
 
 def draw_gold(found: list[Recipe]) -> "Figure":
@@ -60,9 +60,9 @@ def draw_gold(found: list[Recipe]) -> "Figure":
     panels = 1 + len(found)
     figure, grid = style.panels(panels, 2, WIDTH, [3.9] * -(-panels // 2), sharey=True)
     for place, recipe in enumerate(found):
-        iterations = sorted(set(recipe.find(PROXY)) & set(recipe.find(GOLD_REWARD)))
-        x, y = (_ends(recipe.find(quantity), iterations) for quantity in (PROXY, GOLD_REWARD))
-        _path(grid[0], iterations, x, y, place, _label(recipe, found, "each policy at its number"), _own(found, PROXY))
+        policies = sorted(set(recipe.find(PROXY)) & set(recipe.find(GOLD_REWARD)))
+        x, y = (_ends(recipe.find(quantity), policies) for quantity in (PROXY, GOLD_REWARD))
+        _path(grid[0], policies, x, y, place, _label(recipe, found, "each policy at its number"), _own(found, PROXY))
     grid[0].set_xlabel(SCALES[PROXY])
     grid[0].set_ylabel(SCALES[GOLD_REWARD])
     style.panel_legend(grid[0], "both rewards of each policy", WIDTH / 2)
@@ -75,15 +75,15 @@ def draw_gold(found: list[Recipe]) -> "Figure":
 
 
 def measure_kl(folder: Path) -> Measured:
-    """The distance of each policy, both rewards on held-out prompts, and the bound for n = K^iteration."""
+    """The distance of each policy, both rewards on held-out prompts, and the bound for n = K^t of policy t."""
     distances = numbers_of(metrics_rows(folder), [KL])
     rewards = [one for one in reading.rewards(folder) if one.quantity in SCALES] if distances else []
     if not rewards:
         return Measured(folder.name, [])
-    if distances[0].iteration > 0:
+    if distances[0].policy > 0:
         distances.insert(0, Number(0, KL, 0.0))  # of the first policy from itself
     k = reading.k_of(folder)
-    bounds = [Number(one.iteration, BOUND, reward_metrics.kl_bound(k**one.iteration)) for one in distances if k]
+    bounds = [Number(one.policy, BOUND, reward_metrics.kl_bound(k**one.policy)) for one in distances if k]
     return Measured(folder.name, [*distances, *bounds, *rewards], k)
 
 
@@ -93,11 +93,11 @@ def draw_kl(found: list[Recipe]) -> "Figure":
     figure, grid = style.panels(len(quantities), 1, 6.8, [3.2] * len(quantities), sharex=True)
     for panel, quantity in zip(grid, quantities, strict=True):
         for place, recipe in enumerate(found):
-            iterations = sorted(set(recipe.find(KL)) & set(recipe.find(quantity)))
-            if iterations:
-                y = _ends(recipe.find(quantity), iterations)
+            policies = sorted(set(recipe.find(KL)) & set(recipe.find(quantity)))
+            if policies:
+                y = _ends(recipe.find(quantity), policies)
                 label = _label(recipe, found, f"{SCALES[quantity]}: each policy at its number")
-                _path(panel, iterations, _roots(recipe, iterations), y, place, label, _own(found, quantity))
+                _path(panel, policies, _roots(recipe, policies), y, place, label, _own(found, quantity))
         panel.set_ylabel(SCALES[quantity])
     _mark(grid, found)
     grid[-1].set_xlabel("distance from the first policy: √KL (KL in nats per response)")
@@ -105,9 +105,9 @@ def draw_kl(found: list[Recipe]) -> "Figure":
     return figure
 
 
-def _roots(recipe: Recipe, iterations: list[int]) -> np.ndarray:
+def _roots(recipe: Recipe, policies: list[int]) -> np.ndarray:
     """Square roots of distances; an estimate below 0 stands at 0."""
-    return np.sqrt(np.clip(_ends(recipe.find(KL), iterations), 0.0, None))
+    return np.sqrt(np.clip(_ends(recipe.find(KL), policies), 0.0, None))
 
 
 def _mark(grid: list["Axes"], found: list[Recipe]) -> None:
@@ -138,12 +138,12 @@ def _name(k: int, times: int) -> str:
 
 
 def _path(
-    panel: "Axes", iterations: list[int], x: np.ndarray, y: np.ndarray, place: int, label: str, colour: str | None
+    panel: "Axes", policies: list[int], x: np.ndarray, y: np.ndarray, place: int, label: str, colour: str | None
 ) -> None:
     """One path; x and y are [3, T]: values, and the lower and upper ends of their intervals (NaN: none)."""
     own, marker, dashes = style.look(place)
     colour = colour or own
-    every = math.ceil(len(iterations) / style.MOST_MARKERS)
+    every = math.ceil(len(policies) / style.MOST_MARKERS)
     shown = slice(None, None, every)
     panel.plot(x[0], y[0], color=colour, linestyle=dashes, linewidth=1.3, zorder=2 + 3 * place)
     panel.errorbar(
@@ -162,7 +162,7 @@ def _path(
     panel.plot(
         [], [], color=colour, linestyle=dashes, linewidth=1.3, marker=marker, label=label, **{**face, "markersize": 9}
     )
-    for at, across, up in zip(iterations[shown], x[0, shown], y[0, shown], strict=True):
+    for at, across, up in zip(policies[shown], x[0, shown], y[0, shown], strict=True):
         where: Any = {"ha": "center", "va": "center", "fontsize": 8, "color": "#222222", "zorder": 3.5 + 3 * place}
         panel.annotate(str(at), (across, up), **where)
 
@@ -188,9 +188,9 @@ def _reach(ends: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.array([value - low, high - value])).clip(min=0.0)
 
 
-def _ends(numbers: dict[int, Number], iterations: list[int]) -> np.ndarray:
-    """Values and both ends of their intervals at some iterations, [3, T], NaN where there is no interval."""
-    return np.array([(numbers[at].value, numbers[at].low, numbers[at].high) for at in iterations], dtype=float).T
+def _ends(numbers: dict[int, Number], policies: list[int]) -> np.ndarray:
+    """Values and both ends of their intervals at some policies, [3, T], NaN where there is no interval."""
+    return np.array([(numbers[at].value, numbers[at].low, numbers[at].high) for at in policies], dtype=float).T
 
 
 GOLD = Plot(

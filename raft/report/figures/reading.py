@@ -30,26 +30,26 @@ NO_TRAINING_REWARDS = (
 
 
 def training(folder: Path) -> dict[int, np.ndarray]:
-    """The rewards of each policy's training responses, [N, K] by iteration; folder i + 1 holds those of policy i.
+    """The rewards of each policy's training responses, [N, K] by its number; folder i + 1 holds those of policy i.
 
     Without those that only compare the responses of one prompt: they say nothing between prompts.
     """
     found = {number - 1: _rewards(scores) for number, scores in _finished(folder, TRAINING)}
-    return {iteration: rewards for iteration, (rewards, comparable) in found.items() if comparable}
+    return {policy: rewards for policy, (rewards, comparable) in found.items() if comparable}
 
 
 def winners(folder: Path) -> dict[int, np.ndarray]:
-    """The rewards of what was selected out of each policy's responses, [M] by iteration; none for pairs."""
+    """The rewards of what was selected out of each policy's responses, [M] by its number; none for pairs."""
     found = {
         number - 1: np.array([row["reward"] for row in selected.read() if row.get("reward") is not None], dtype=float)
         for number, selected in _finished(folder, "selected")
     }
-    return {iteration: rewards for iteration, rewards in found.items() if len(rewards)}
+    return {policy: rewards for policy, rewards in found.items() if len(rewards)}
 
 
 def held_out(folder: Path, name: str) -> dict[int, np.ndarray]:
-    """The rewards of each policy's held-out responses, [N, K] by iteration; `name` is "scores" or "gold"."""
-    return {iteration: _rewards(scores)[0] for iteration, scores in _finished(folder, f"evaluation.{name}")}
+    """The rewards of each policy's held-out responses, [N, K] by its number; `name` is "scores" or "gold"."""
+    return {policy: _rewards(scores)[0] for policy, scores in _finished(folder, f"evaluation.{name}")}
 
 
 def rewards(folder: Path) -> list[Number]:
@@ -70,7 +70,7 @@ def k_of(folder: Path) -> int | None:
     return widths.pop() if len(widths) == 1 and not in_rounds else None
 
 
-def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, table: np.ndarray) -> list[Number]:
+def numbers(policy: int, quantities: list[str], per_prompt: np.ndarray, table: np.ndarray) -> list[Number]:
     """The means over prompts of several quantities, [N, Q], with their bootstrap intervals; the unknown are left out.
 
     The same prompts are drawn for all of them, and at every call. `table` are the rewards [N, K] that the values were
@@ -80,7 +80,7 @@ def numbers(iteration: int, quantities: list[str], per_prompt: np.ndarray, table
     lows, highs = reward_metrics.bootstrap_bands(per_prompt.astype(float), np.random.default_rng(0))
     known = ~np.isnan(per_prompt)
     return [
-        Number(iteration, quantity, float(column[there].mean()), float(low), float(high), int(there.sum()), missing)
+        Number(policy, quantity, float(column[there].mean()), float(low), float(high), int(there.sum()), missing)
         for quantity, column, there, low, high in zip(quantities, per_prompt.T, known.T, lows, highs, strict=True)
         if there.any()
     ]

@@ -53,7 +53,7 @@ HEADING: Any = {"weight": "bold", "size": 11}
 PARTIAL = "open: some rewards are missing"
 OPEN: Any = {"markerfacecolor": "white", "markeredgecolor": "#000000", "markeredgewidth": 1.2}
 UNNAMED = "_child"  # how matplotlib labels what has no label
-ITERATIONS = "iteration"
+POLICY = "policy"
 
 
 def writable(out: Path) -> str:
@@ -98,14 +98,14 @@ def panels(
     return figure, grid[:count]
 
 
-def label_iterations(grid: list["Axes"], columns: int) -> None:
-    """Whole numbers along the x axis, and its name below the lowest panel of each column."""
+def label_numbers(grid: list["Axes"], columns: int, what: str = POLICY) -> None:
+    """Whole numbers along the x axis, and `what` they number below the lowest panel of each column."""
     from matplotlib.ticker import MaxNLocator
 
     for at, panel in enumerate(grid):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         if at + columns >= len(grid):
-            panel.set_xlabel(ITERATIONS)
+            panel.set_xlabel(what)
             panel.tick_params(labelbottom=True)
 
 

@@ -22,19 +22,19 @@ from raft.core.terminal import safe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("recipe", "run", "iteration", "quantity", "value", "low", "high", "prompts", "missing")
+COLUMNS = ("recipe", "run", "policy", "quantity", "value", "low", "high", "prompts", "missing")
 OF_PROMPTS = "95 % interval over prompts"
 OF_SEEDS = "min to max of the seeds"
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One quantity of the policy after `iteration` fine-tunings, and the ends of its band, None where it has none.
+    """One quantity of a policy, by the policy's number, and the ends of its band, None where it has none.
 
     A mean over prompts says over how many (`prompts`), and which share of their responses lacks a reward (`missing`).
     """
 
-    iteration: int
+    policy: int
     quantity: str
     value: float
     low: float | None = None
@@ -62,7 +62,7 @@ class Curve:
 class Measured:
     """What a picture needs of one run: its numbers, its K where that matters, and, for shapes, whole sets of rewards.
 
-    `rewards` are arrays [M] by iteration and name of the set.
+    `rewards` are arrays [M] by policy and name of the set.
     """
 
     run: str
@@ -109,20 +109,20 @@ class Recipe:
     @property
     def policies(self) -> list[int]:
         """The policies that it has a number of."""
-        return sorted({one.iteration for one in self.numbers})
+        return sorted({one.policy for one in self.numbers})
 
     def find(self, quantity: str) -> dict[int, Number]:
-        """One quantity by iteration."""
-        return {one.iteration: one for one in self.numbers if one.quantity == quantity}
+        """One quantity by policy."""
+        return {one.policy: one for one in self.numbers if one.quantity == quantity}
 
-    def over_iterations(self, quantity: str) -> Curve | None:
-        """One quantity as a line over the iterations; None if there is none of it."""
+    def over_policies(self, quantity: str) -> Curve | None:
+        """One quantity as a line over the policies' numbers; None if there is none of it."""
         return self.curve(self.find(quantity))
 
-    def over_n(self, quantity: str, iteration: int) -> Curve | None:
+    def over_n(self, quantity: str, policy: int) -> Curve | None:
         """The quantities `<quantity>@<n>` of one policy as a line over n; None if there is none of them."""
         start = f"{quantity}@"
-        there = [one for one in self.numbers if one.iteration == iteration and one.quantity.startswith(start)]
+        there = [one for one in self.numbers if one.policy == policy and one.quantity.startswith(start)]
         return self.curve({int(one.quantity.removeprefix(start)): one for one in there})
 
     def curve(self, numbers: dict[int, Number]) -> Curve | None:
@@ -168,31 +168,31 @@ def recipes(runs: Sequence[Measured], missing: str) -> list[Recipe]:
     for one in made:
         if not one.numbers:
             raise UserError(
-                f"{one.title()}: nothing to draw, its seeds have no iteration in common; name one of them alone"
+                f"{one.title()}: nothing to draw, its seeds have no policy in common; name one of them alone"
             )
     return made
 
 
 def _means(seeds: list[Measured]) -> list[Number]:
-    """The mean, smallest and largest of every quantity, at the iterations for which all seeds that know it have it."""
+    """The mean, smallest and largest of every quantity, at the policies for which all seeds that know it have it."""
     tables: dict[str, list[dict[int, Number]]] = {}
     for run in seeds:
         for quantity in dict.fromkeys(one.quantity for one in run.numbers):
-            table = {one.iteration: one for one in run.numbers if one.quantity == quantity}
+            table = {one.policy: one for one in run.numbers if one.quantity == quantity}
             tables.setdefault(quantity, []).append(table)
     return [
-        _mean(iteration, quantity, [table[iteration] for table in known])
+        _mean(policy, quantity, [table[policy] for table in known])
         for quantity, known in tables.items()
-        for iteration in sorted(set(known[0]).intersection(*known))
+        for policy in sorted(set(known[0]).intersection(*known))
     ]
 
 
-def _mean(iteration: int, quantity: str, of_seeds: list[Number]) -> Number:
+def _mean(policy: int, quantity: str, of_seeds: list[Number]) -> Number:
     """The mean over seeds, which all count alike; of the shares of missing rewards it has the largest."""
     values = [one.value for one in of_seeds]
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
     missing = [one.missing for one in of_seeds if one.missing is not None]
-    return Number(iteration, quantity, fmean(values), low, high, missing=max(missing, default=None))
+    return Number(policy, quantity, fmean(values), low, high, missing=max(missing, default=None))
 
 
 def is_table(path: Path) -> bool:

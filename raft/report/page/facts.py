@@ -14,12 +14,12 @@ from raft.core import records
 from raft.core.errors import UserError
 from raft.core.registry import build
 from raft.core.run_paths import RunPaths
-from raft.metrics import diagnostics, reward_metrics
+from raft.metrics import diagnostics, reward_accuracy, reward_metrics
 from raft.metrics.diagnostics import Alerts, Column
 from raft.pipeline import evaluation, policies
 from raft.store import timeline
 from raft.store.measuring import held_out_means
-from raft.store.runs import Run, about, is_running, metrics_rows
+from raft.store.runs import Run, about, is_running, metrics_rows, outcome
 from raft.store.stamps import stamp_path
 
 MOST_REASONS = 200  # kinds of reasons told apart; a file with more has a row for the rest
@@ -64,7 +64,8 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was found when the rewards were examined, and what the figures say now (raft/metrics/diagnostics.py)."""
+    """What was found when the rewards were examined, and what the figures say now (raft/metrics/diagnostics.py); of a
+    job: reward-model, whether its accuracy is better than chance."""
     paths = RunPaths(folder)
     examined = list(records.read(paths.doctor)) if paths.doctor.exists() else []
     recipe = read_resolved(folder) if paths.resolved.exists() else {}
@@ -77,7 +78,11 @@ def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     of_figures = [
         {"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in alerts
     ]
-    return [*examined, *of_figures]
+    found = reward_accuracy.against_chance(outcome(folder, about(folder)["job"]))
+    of_pairs = (
+        [{"reward": "reward model", "check": "accuracy", "level": found[0], "message": found[1]}] if found else []
+    )
+    return [*examined, *of_figures, *of_pairs]
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -57,10 +57,10 @@ def figures(folder: Path) -> str:
 def _plotted(plot: Plot, measured: Measured) -> Card:
     picture = inline.element(plot.name, lambda: plot.draw(recipes([measured], plot.missing)))
     quantities = list(dict.fromkeys(one.quantity for one in measured.numbers))
-    known = {(one.iteration, one.quantity): one for one in measured.numbers}
+    known = {(one.policy, one.quantity): one for one in measured.numbers}
     rows = {
         str(policy): [_cell(known.get((policy, one))) for one in quantities]
-        for policy in sorted({one.iteration for one in measured.numbers})
+        for policy in sorted({one.policy for one in measured.numbers})
     }
     return Card(plot.name, plot.title, plot.shows, picture, _table(["policy", *quantities], rows))
 
@@ -75,8 +75,8 @@ def _accuracies(results: Mapping[str, Mapping[str, reward_accuracy.Figures]]) ->
     return Card(
         "accuracy",
         TITLE,
-        "The share of pairs in which the chosen response has the higher reward: a reward whose interval holds 50 % is "
-        "not known to be better than chance.",
+        "The share of pairs in which the chosen response has the higher reward: a reward whose interval contains 50 % "
+        "is not known to be better than chance.",
         inline.element("accuracy", lambda: accuracy_figure(results)),
         _table(["set", *rewards], rows),
     )

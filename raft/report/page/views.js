@@ -94,7 +94,7 @@ const byWhat = facts.best && `by ${facts.best.by === "gold/eval" ? "gold reward"
 const star = () => h("span", { class: "star", role: "img", "aria-label": "best policy" }, "★");
 const policyName = (row) => [row.iteration, row.iteration === best && [" ", star()]];
 
-function iterationTable() {
+function policyTable() {
   if (!facts.rows.length) return null;
   const groups = facts.figures
     .map(({ title, figures }) => ({ title, columns: figures.filter((one) => one.main) }))
@@ -110,10 +110,10 @@ function iterationTable() {
     "A row is a policy; training figures are of the responses it gave. ±\u00a0is 1.96 standard errors over prompts.",
   ];
   return sheet(
-    "Iterations",
+    "Policies",
     notes,
     grid(
-      "Table of iterations",
+      "Table of policies",
       "iterations",
       h("thead", {}, h("tr", {}, h("td"), groups.map(group)), h("tr", {}, heads(["policy"]), columns.map(head))),
       h(
@@ -228,7 +228,7 @@ function overview() {
     tiles(),
     warnings(),
     figures(),
-    iterationTable(),
+    policyTable(),
     phrases(),
     facts.table && sheet("Accuracy", null, markdown(facts.table)),
     measured.length > 0 && sheet("Measured", null, pairs(measured)),
