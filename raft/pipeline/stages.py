@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from raft.config import preflight
 from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
 from raft.core import protocols, records, signals
@@ -247,21 +248,23 @@ def _sizes(source: Any, pool: Artifact) -> list[tuple[float, int]]:
     return [(weight, counts.get(str(part), 0)) for part, (weight, _) in enumerate(source.parts())]
 
 
-def tell_sizes(observer: Any, source: Any, pool: Artifact, held_out: Artifact | None, count: int | None) -> None:
+def tell_sizes(observer: Any, recipe: Any, pool: Artifact, held_out: Artifact | None = None) -> None:
     """Notices numbers of prompts that a recipe leaves open and that are smaller than usual.
 
-    UserError if the pool cannot fill an iteration, before anything is generated.
+    Before anything is generated, UserError if the pool cannot fill an iteration, or a judge would be asked too often.
     """
+    source = recipe.prompts
     drawn = prompt_sources.drawn_at_once(_sizes(source, pool), source.per_iteration)
     prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
-    if held_out is not None and count is None and held_out.rows < HELD_OUT_COUNT:
+    preflight.refuse_excess(recipe, drawn, None if held_out is None else held_out.rows)
+    if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"
         )
     if source.per_iteration is None and drawn < prompt_sources.PER_ITERATION:
         observer.on_notice(
-            f"prompts.per_iteration is not set: an iteration draws {drawn} prompts (with more, "
-            f"{prompt_sources.PER_ITERATION})"
+            f"prompts.per_iteration is not set: {'the job' if held_out is None else 'an iteration'} draws {drawn} "
+            f"prompts (with more, {prompt_sources.PER_ITERATION})"
         )
 
 

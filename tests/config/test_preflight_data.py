@@ -8,6 +8,9 @@ import worlds
 
 from raft.config import preflight, recipe
 from raft.config.recipe import RecipeError
+from raft.core.errors import UserError
+from raft.pipeline import loop
+from raft.pipeline.observer import Observer
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,58 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
     assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total};" in found
+
+
+def same_again(folder: Path) -> None:
+    """Makes six of the sixty prompts say what six others say."""
+    rows = worlds.prompts(60)
+    for row, other in zip(rows[54:], rows, strict=False):
+        row["prompt"] = other["prompt"].upper()
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_sends_no_more_requests_than_were_counted_where_prompts_say_the_same(tmp_path, monkeypatch):
+    worlds.make_recipe(tmp_path, iterations=1, generator={"k": 2}, evaluation={"gold": None, "kl": False})
+    same_again(tmp_path)
+    left_open = ["seed=6", "evaluation.count=null", "prompts.per_iteration=null"]
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", *left_open)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/tiny"
+    held_out, drawn = (
+        len((run / name).read_text().splitlines()) for name in ("evaluation.jsonl", "iterations/001/prompts.jsonl")
+    )
+    assert (held_out, drawn) == (54 // 4, 60 - 54 // 4 - 1)  # one of the thirteen is there twice
+    monkeypatch.chdir(tmp_path)
+    judge = "reward={kind: judge, url: 'http://127.0.0.1:1/v1', model: m, mode: grade}"
+    (tmp_path / "recipe.yaml").write_text(
+        (tmp_path / "recipe.yaml").read_text().replace("  function: letters:share\n", "")
+    )
+    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml", [*left_open, judge]).recipe)
+    assert asked.held_out == 2 * 2 * held_out  # policies 0 and 1, two answers to each prompt
+    assert 2 * drawn <= asked.training == 2 * (60 - 54 // 4)
+
+
+def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypatch):
+    worlds.make_recipe(tmp_path)
+    text = (
+        "job: label\nname: l\npolicy: {model: base}\nprompts: {kind: file, path: prompts.jsonl}\n"
+        "generator: {kind: transformers, k: 4, max_tokens: 4}\n"
+        "reward: {kind: judge, url: 'http://127.0.0.1:1/v1', model: m, mode: grade}\n"
+    )
+    (tmp_path / "label.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    assert asked.total == 60 * 4
+
+
+def test_a_run_compares_its_own_numbers_with_the_limit_before_the_first_request(tmp_path, monkeypatch):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade", "max_requests": 60 * 4}
+    worlds.make_recipe(tmp_path, iterations=1, reward=judge, evaluation={"gold": None, "count": None})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        loop.run(recipe.load(tmp_path / "recipe.yaml", ["prompts.per_iteration=null"]), Observer())
+    # 45 prompts with 4 responses each, 15 held out with 2 answers of 2 policies each, and 2 requests as a check
+    assert str(refused.value).startswith(
+        "reward.max_requests: 240 requests are allowed, and the run would send up to 242"
+    )
+    assert not (tmp_path / "outputs/tiny/doctor.jsonl").exists()
