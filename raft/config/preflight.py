@@ -30,6 +30,7 @@ from raft.models.reward_templates import TEXT_TEMPLATES
 
 TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
 FAR = 100  # times the learning rate that a kind of trainer has by default
+CHARACTERS = 4  # of a token, where no tokenizer is here to count
 PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
@@ -174,9 +175,10 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Requests:
-    """The most requests that a run sends to the judge at `key`, retries aside; each holds up to `read` tokens.
+    """The most requests that a run sends to the judge at `key`, retries aside.
 
-    Those are of the prompt and the responses, as the policy counts them; 0 where it is not known.
+    Each holds up to `read` tokens of the prompt and the responses, as the policy counts them (0 where that is not
+    known), and about `template` more, by the `counter`.
     """
 
     key: str
@@ -185,6 +187,8 @@ class Requests:
     held_out: int = 0
     checks: int = 0  # that a judge behind a url answers
     read: int = 0
+    template: int = 0
+    counter: str = ""
 
     @property
     def total(self) -> int:
@@ -206,11 +210,13 @@ class Requests:
         parts = [f"{count:,} {what}" for what, count in kinds.items() if count]
         listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         read = (
-            f" of its template and up to {self.read:,} tokens: {self.total * self.read:,} at most;" if self.read else ""
+            f" Each has up to {self.read:,} tokens of prompt and responses and about {self.template:,} of its template "
+            f"({self.counter}): about {self.total * (self.read + self.template):,} in all at most."
         )
+        answers = f"{self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} in all at most"
         return (
-            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}, each{read} "
-            f"answered with up to {self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} at most"
+            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}.{read if self.read else ''} "
+            f"Each answer has up to {answers}"
         )
 
 
@@ -229,7 +235,8 @@ def requests(recipe: Any) -> Iterator[Requests]:
         if recipe.job == "align":
             yield _aligned(whole, name, key, judge)
         elif (asked := _labelled(whole, judge)) is not None:
-            yield Requests(key, judge, asked)
+            read = (0, 0, "") if given is not None else _read_each(whole, judge)
+            yield Requests(key, judge, asked, 0, 0, *read)
 
 
 def refuse_excess(recipe: Any, drawn: int, held_out: int | None = None) -> None:
@@ -250,9 +257,22 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any) -> Requests:
     looks = policies * options.count * judge.requests(options.k)
     own = name == "reward"
     looked = looks if not own or comparable(recipe.reward) else 0
+    checks = judge.requests(2) if judge.url else 0
+    return Requests(key, judge, trains if own else 0, looked, checks, *_read_each(recipe, judge))
+
+
+def _read_each(recipe: Any, judge: Any) -> tuple[int, int, str]:
+    """The most tokens of prompt and responses in a request, about how many its template has, and what counts these."""
     each = getattr(recipe.generator, "max_tokens", None)
-    read = 0 if each is None else recipe.prompts.max_prompt_length + (1 if judge.mode == "grade" else 2) * each
-    return Requests(key, judge, trains if own else 0, looked, judge.requests(2) if judge.url else 0, read)
+    if each is None:
+        return 0, 0, ""
+    read = recipe.prompts.max_prompt_length + (1 if judge.mode == "grade" else 2) * each
+    words = judge.question + (judge.system or "")
+    known = {"its own tokenizer": None if judge.url else judge, "the policy's tokenizer": recipe.policy}
+    for name, part in known.items():
+        if (tokenizer := _tokenizer(part)) is not None:
+            return read, len(tokenizer.encode(words, add_special_tokens=False).ids), f"by {name}"
+    return read, -(-len(words) // CHARACTERS), f"by {CHARACTERS} characters to a token"
 
 
 def _labelled(recipe: Any, judge: Any) -> int | None:

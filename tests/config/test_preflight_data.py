@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import worlds
+from tokenizers import Tokenizer
 
 from raft.config import preflight, recipe
 from raft.config.recipe import RecipeError
 from raft.core.errors import UserError
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
+from raft.rewards.judge import prompts
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,11 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
     assert asked.checks == 2  # whether it answers: two short responses
     assert asked.read == 64 + 12 * (1 if options.get("mode") == "grade" else 2)  # a prompt, and a response or two
+    tokenizer = Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
+    template = prompts.GRADE if options.get("mode") == "grade" else prompts.PAIRWISE
+    counted = len(tokenizer.encode(template, add_special_tokens=False).ids)
+    assert f"about {counted:,} of its template (by the policy's tokenizer): " in str(asked)
+    assert f"about {asked.total * (asked.read + counted):,} in all at most" in str(asked)
     total = training + held_out + 2
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
@@ -211,6 +218,16 @@ def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
     assert asked.total == 60 * 4
+
+
+def test_the_template_of_a_judge_is_estimated_by_its_characters_where_no_tokenizer_is_here(tmp_path, monkeypatch):
+    (tmp_path / "question.jinja").write_text("{{ response }} or {{ prompt }}?!")  # 32 characters
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade"}
+    worlds.make_recipe(tmp_path, reward={**judge, "template": "question.jinja"}, evaluation={"gold": None})
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
+    assert "about 8 of its template (by 4 characters to a token)" in str(asked)
 
 
 def test_a_run_compares_its_own_numbers_with_the_limit_before_the_first_request(tmp_path, monkeypatch):
