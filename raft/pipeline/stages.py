@@ -6,6 +6,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see a
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -29,6 +30,7 @@ from raft.store.keys import Artifact
 from raft.store.measuring import MaxFailed, ranks_of, refuse_other_prompts, rewards_of
 
 HELD_OUT = "held out for evaluation"
+MOST_REASONS = 3  # for which a selection picked nothing, in a message
 
 
 def link_model(start: Any, output: ArtifactWriter, probed: bool) -> None:
@@ -384,11 +386,22 @@ def select(
     rewards, picks = choose(selection, *made, output.seed, output.iteration, output.drop)
     output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
     if output.rows == 0:
-        reasons = sorted(set(picks.reasons.values()))
-        raise UserError(
-            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
-            "loosen selection.filters or the selection itself"
-        )
+        raise UserError(_nothing_kept(picks.reasons.values(), output.drops, int((~np.isnan(rewards)).sum())))
+
+
+def _nothing_kept(reasons: Iterable[str], drops: Iterable[Drop], scored: int) -> str:
+    """That a selection picked nothing, why of how many prompts, what left out how many responses, and what to do."""
+    from raft.pipeline.selection import FILTERS
+
+    prompts, responses = Counter(reasons), Counter(drop.reason for drop in drops if drop.index is not None)
+    filtered = {name: count for name, count in responses.most_common() if name in FILTERS}
+    why = "; ".join(f"{reason}: {count}" for reason, count in prompts.most_common(MOST_REASONS))
+    took = ", ".join(f"{name} took out {count}" for name, count in filtered.items())
+    said = f". Of {scored} responses that have a reward, {took}" if took else ""
+    ways = ["raise generator.max_tokens"] if "truncated" in filtered else []
+    ways += [f"remove {' and '.join(filtered)} from selection.filters"] if filtered else []
+    ways += ["loosen the selection itself"] if sum(filtered.values()) < scored else []
+    return f"selection kept nothing of {prompts.total()} prompts ({why}){said}; {', or '.join(ways)}"
 
 
 def choose(
