@@ -23,6 +23,7 @@ from raft.metrics import text_metrics
 from raft.metrics.reward_metrics import standard_error
 from raft.pipeline.selection import Picks
 from raft.pipeline.stages import choose
+from raft.store import branch
 from raft.store.keys import Artifact
 from raft.store.measuring import rewards_of
 
@@ -195,11 +196,11 @@ def table(found: Sequence[Choice]) -> list[str]:
 
 
 def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
-    """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
+    """The command that trains on a selection, in a branch from the iteration, or one before it if that cannot be."""
     selection = find("selection", section["kind"])
     own = read_resolved(folder).get("trainer") or {}
     trainer, pairs = find("trainer", own.get("kind", "sft")), getattr(selection, "makes_pairs", False)
-    number = it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
+    number = max((one for one in branch.beginnings(folder) if one <= it.number), default=1)
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
     changes = [f"name={name}", f"selection={yaml_of(section)}"]
     kind = None

@@ -59,7 +59,7 @@ def _in_recipe(path: Path, key: Any) -> Any:
     """The key of an artifact as a recipe would say it: sections by their names, their classes by their kinds."""
     if not isinstance(key, dict):
         return key
-    inputs = key.get("inputs") if isinstance(key.get("inputs"), dict) else {}
+    inputs = key.get("inputs") or {}
     stage = str(key.get("stage"))
     section = _section(path, stage, inputs)
     said = {section if name == "section" else name: _options(value) for name, value in key.items()}
