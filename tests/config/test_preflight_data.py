@@ -92,6 +92,33 @@ def test_faults_of_options_and_of_files_come_in_one_message(made, monkeypatch):
     assert [line.split(":")[0] for line in found] == ["generator.kk", "policy.model", "prompts"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer={learning_rate: -1}"], "command line: trainer.learning_rate: "),
+        (["~prompts.path"], "command line: prompts.path: "),
+        (["prompts.prompt_column=question"], "recipe.yaml:5, command line: prompts: "),
+        (["generator.max_tokens=999"], "recipe.yaml:9, command line: prompts.max_prompt_length: "),
+        (["evaluation.k=2", "prompts.path=none.jsonl"], "command line: prompts.path: "),
+    ],
+)
+def test_a_fault_in_which_an_override_has_a_part_is_of_the_command_line(made, monkeypatch, overrides, said):
+    monkeypatch.chdir(made)
+    with pytest.raises(RecipeError) as refused:
+        preflight.check(recipe.load(Path("recipe.yaml"), overrides))
+    assert f"\n  {said}" in str(refused.value)
+
+
+def test_an_override_replaces_the_lines_of_a_list_and_leaves_other_faults_theirs(made, monkeypatch):
+    monkeypatch.chdir(made)
+    text = (made / "recipe.yaml").read_text()
+    Path("tracked.yaml").write_text(f"{text}report_to: [nosuch]\n")
+    last = len(text.splitlines()) + 1
+    for override, place in (("report_to=none", "command line"), ("generator.k=2", f"tracked.yaml:{last}")):
+        with pytest.raises(RecipeError, match=rf"\n  {place}: report_to\[0\]: "):
+            recipe.load(Path("tracked.yaml"), [override])
+
+
 def test_a_conversation_that_the_policys_template_refuses_is_named_with_its_reason(made, monkeypatch, tmp_path):
     worlds.make_recipe(tmp_path)
     template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('say first who you are') }}{% endif %}x"
