@@ -213,6 +213,7 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     assert worlds.fingerprint(run.folder) == made
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
+        assert said.rstrip().endswith("resume it from Python: raft.open_run('outputs/tiny').resume(reward=function)")
         assert "outputs/tiny: reward" in said and "resume(reward=function)" in said and "Traceback" not in said
     for command in (["status"], ["report"], ["plot", "--figure", "length"]):
         done = worlds.raft(world, command[0], "outputs/tiny", *command[1:])

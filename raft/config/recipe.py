@@ -17,6 +17,7 @@ from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
+from raft.core.given import AS_OBJECT
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build, sound
 from raft.core.run_paths import OUTPUTS, RunPaths
@@ -102,7 +103,7 @@ class RecipeError(UserError):
         place = resumed or path
         rows = [f"  {_places(fault, lines, place)}: {fault.key}: {fault.message}" for fault in faults]
         if resumed is not None:
-            rows.append("repeat the command with KEY=VALUE for each of these, or bring what is missing to its place")
+            rows += _ways_on(resumed, faults)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__("\n".join([f"{place}: {count}, nothing was started", *rows]))
 
@@ -112,6 +113,17 @@ class RecipeError(UserError):
         return RecipeError(
             self.path, faults, self.lines, self.sound, self.needs, config=self.config, resumed=self.resumed
         )
+
+
+def _ways_on(run: Path, faults: Sequence[Fault]) -> Iterator[str]:
+    """What to do about the faults of the recipe of a run that is resumed."""
+    objects = [fault.key.removesuffix(".function") for fault in faults if AS_OBJECT in fault.message]
+    if objects:
+        asked = ", ".join(f"**{{{key!r}: function}}" if "." in key else f"{key}=function" for key in objects)
+        yield f"resume it from Python: raft.open_run({str(run)!r}).resume({asked})"
+    if len(objects) < len(faults):
+        others = "each of the others" if objects else "each of these"
+        yield f"repeat the command with KEY=VALUE for {others}, or bring what is missing to its place"
 
 
 def shipped() -> dict[str, Path]:
