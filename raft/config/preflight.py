@@ -43,9 +43,12 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
     if loaded.recipe.job == "align":
-        known = {fault.key for fault in faults}
         with _reading(faults):
-            faults += [fault for fault in _written(loaded.recipe, made) if fault.key not in known]
+            written = list(_written(loaded.recipe, made))
+            closer = {fault.key for fault in written if fault.key != "prompts"}  # they know the prompts, too
+            faults = [fault for fault in faults if fault.key not in closer]
+            known = {fault.key for fault in faults}
+            faults += [fault for fault in written if fault.key not in known]
     warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):

@@ -133,9 +133,10 @@ def test_a_reward_model_whose_template_writes_other_prompts_is_a_fault(made, mon
     model = "reward={kind: model, model: base, head: token, template: %s}"
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(recipe_file.read_text().replace("  function: letters:share\n", ""))
+    texts = "reward.template: the prompts are plain text, and chat writes chat messages; use template: plain"
+    assert faults(folder, monkeypatch, model % "chat") == [texts]  # the model has no chat template either
     (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
-    (found,) = faults(folder, monkeypatch, model % "chat")
-    assert found == "reward.template: the prompts are plain text, and chat writes chat messages; use template: plain"
+    assert faults(folder, monkeypatch, model % "chat") == [texts]
     (found,) = faults(folder, monkeypatch, model % "plain", "prompts.format=chat")
     assert found == "reward.template: the prompts are chats, which plain does not write; use template: chat"
 
