@@ -105,7 +105,7 @@ def test_a_function_of_a_module_is_the_one_that_a_recipe_names(world, finished, 
     assert "letters.py was changed since it was read (reload it, or start Python again)" in said
     importlib.reload(letters)
     said = refusal(lambda: raft.run("recipe.yaml", reward=letters.share, **{**SMALL, "iterations": 2}))
-    assert "section.function.code: was" in said
+    assert "reward.function: the source of letters.py (letters:share) changed" in said
     del sys.modules["letters"]
 
 
@@ -209,10 +209,11 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     made = worlds.fingerprint(run.folder)
     run.resume(quiet=True, reward=cell("# a cell that was moved down\n\n" + SHARE), keep_policies="all")
     said = refusal(lambda: run.resume(quiet=True, reward=cell(SHARE.replace("max(1,", "max(2,"))))
-    assert "was made from something else" in said and "section.function.code: was" in said
+    assert "was made from something else" in said and "reward.function: the source of share changed" in said
     assert worlds.fingerprint(run.folder) == made
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
+        assert said.rstrip().endswith("resume it from Python: raft.open_run('outputs/tiny').resume(reward=function)")
         assert "outputs/tiny: reward" in said and "resume(reward=function)" in said and "Traceback" not in said
     for command in (["status"], ["report"], ["plot", "--figure", "length"]):
         done = worlds.raft(world, command[0], "outputs/tiny", *command[1:])
@@ -414,7 +415,8 @@ def test_the_process_is_left_as_it_was(world):
 def test_a_recipe_has_its_own_python_as_it_is_at_each_call(world):
     raft.run("recipe.yaml", quiet=True, **SMALL)
     (world / "letters.py").write_text(SHARE.replace("max(1,", "max(2,"))
-    assert "section.function.code" in refusal(lambda: raft.run("recipe.yaml", quiet=True, **SMALL))
+    said = refusal(lambda: raft.run("recipe.yaml", quiet=True, **SMALL))
+    assert "reward.function: the source of letters.py (letters:share) changed" in said
 
 
 def test_a_notebooks_event_loop_is_in_nobodys_way(world):

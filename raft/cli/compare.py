@@ -18,6 +18,7 @@ from raft.core.run_paths import RunPaths
 from raft.metrics import reward_metrics
 from raft.metrics.reward_metrics import NORMAL_95, Gain
 from raft.store import measuring, runs, stamps
+from raft.store.changes import told
 from raft.store.stamps import Stamp, differences
 
 MOST = 12  # keys that are listed of recipes
@@ -165,10 +166,10 @@ def _parting(first: Labelled, second: Labelled) -> str:
         if here["hash"] != there["hash"]:
             changed = [
                 change
-                for change in differences(here["key"], there["key"], say=say, shown=_in_words)
+                for change in told(Path(name), here["key"], there["key"], say, _in_words, verb="differs")
                 if not change.startswith("inputs.")
             ]
-            changed.sort(key=lambda change: not change.startswith("section.is:"))  # all else follows from the kind
+            changed.sort(key=lambda change: not change.split(":")[0].endswith(".kind"))  # all else follows from it
             why = "\n".join(_first(changed, FEW)) or "  what it was made from"
             return f"first artifact that differs: {name}, made from other inputs:\n{why}"
         if here.get("content") != there.get("content"):

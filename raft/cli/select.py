@@ -23,6 +23,7 @@ from raft.metrics import text_metrics
 from raft.metrics.reward_metrics import standard_error
 from raft.pipeline.selection import Picks
 from raft.pipeline.stages import choose
+from raft.store import branch
 from raft.store.keys import Artifact
 from raft.store.measuring import rewards_of
 
@@ -195,12 +196,12 @@ def table(found: Sequence[Choice]) -> list[str]:
 
 
 def branch_point(folder: Path, it: IterationPaths) -> int:
-    """The iteration that a branch begins with: this one, or the first where the policy that it began with is gone."""
-    return it.number if RunPaths(folder).iteration(it.number - 1).policy.exists() else 1
+    """The iteration that a branch begins with: this one, or an earlier one where its first policy is gone."""
+    return max((number for number in branch.beginnings(folder) if number <= it.number), default=1)
 
 
 def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
-    """The command that trains on a selection, in a branch from the iteration, or from the first if that cannot be."""
+    """The command that trains on a selection, in a branch from the iteration, or one before it if that cannot be."""
     selection = find("selection", section["kind"])
     own = read_resolved(folder).get("trainer") or {}
     trainer, pairs = find("trainer", own.get("kind", "sft")), makes_pairs(selection)

@@ -23,13 +23,14 @@ from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import OUTPUTS, RunPaths
 from raft.core.user_code import importable_from
 from raft.data import responses_file
-from raft.data.prompts import PER_ITERATION, count_rows, draw, drawn_at_once, first_prompts
+from raft.data.prompts import PER_ITERATION, count_different, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
 from raft.models import hub, jinja, model_folder, reward_templates
 from raft.models.reward_templates import TEXT_TEMPLATES
 
 TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
 FAR = 100  # times the learning rate that a kind of trainer has by default
+CHARACTERS = 4  # of a token, where no tokenizer is here to count
 PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
@@ -42,9 +43,12 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
     if loaded.recipe.job == "align":
-        known = {fault.key for fault in faults}
         with _reading(faults):
-            faults += [fault for fault in _written(loaded.recipe, made) if fault.key not in known]
+            written = list(_written(loaded.recipe, made))
+            closer = {fault.key for fault in written if fault.key != "prompts"}  # they know the prompts, too
+            faults = [fault for fault in faults if fault.key not in closer]
+            known = {fault.key for fault in faults}
+            faults += [fault for fault in written if fault.key not in known]
     warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):
@@ -174,9 +178,10 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Requests:
-    """The most requests that a run sends to the judge at `key`, retries aside; each holds up to `read` tokens.
+    """The most requests that a run sends to the judge at `key`, retries aside.
 
-    Those are of the prompt and the responses, as the policy counts them; 0 where it is not known.
+    Each holds up to `read` tokens of the prompt and the responses, as the policy counts them (0 where that is not
+    known), and about `template` more, by the `counter`.
     """
 
     key: str
@@ -185,6 +190,8 @@ class Requests:
     held_out: int = 0
     checks: int = 0  # that a judge behind a url answers
     read: int = 0
+    template: int = 0
+    counter: str = ""
 
     @property
     def total(self) -> int:
@@ -206,41 +213,75 @@ class Requests:
         parts = [f"{count:,} {what}" for what, count in kinds.items() if count]
         listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         read = (
-            f" of its template and up to {self.read:,} tokens: {self.total * self.read:,} at most;" if self.read else ""
+            f" Each has up to {self.read:,} tokens of prompt and responses and about {self.template:,} of its template "
+            f"({self.counter}): about {self.total * (self.read + self.template):,} in all at most."
         )
+        answers = f"{self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} in all at most"
         return (
-            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}, each{read} "
-            f"answered with up to {self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} at most"
+            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}.{read if self.read else ''} "
+            f"Each answer has up to {answers}"
         )
 
 
 def requests(recipe: Any) -> Iterator[Requests]:
     """What a job asks of its judges, for the whole run; nothing of responses that are not here yet."""
-    if recipe.job == "label":
-        for key, judge in _parts_of({"reward": recipe.reward}, "requests"):
-            if (asked := _labelled(recipe, judge)) is not None:
-                yield Requests(key, judge, asked)
-    if recipe.job != "align" or not hasattr(recipe.prompts, "per_iteration"):
+    options = getattr(recipe, "evaluation", None)
+    rewards = {"reward": getattr(recipe, "reward", None), "evaluation.gold": getattr(options, "gold", None)}
+    judges = [(name, *found) for name, reward in rewards.items() for found in _parts_of({name: reward}, "requests")]
+    given = getattr(recipe, "responses", None)
+    if not judges or recipe.job not in ("align", "label"):
         return
-    whole, options = sized(recipe), recipe.evaluation
+    if given is None and not hasattr(recipe.prompts, "per_iteration"):
+        return
+    whole = recipe if given is not None else sized(recipe)
+    for name, key, judge in judges:
+        if recipe.job == "align":
+            yield _aligned(whole, name, key, judge)
+        elif (asked := _labelled(whole, judge)) is not None:
+            read = (0, 0, "") if given is not None else _read_each(whole, judge)
+            yield Requests(key, judge, asked, 0, 0, *read)
+
+
+def refuse_excess(recipe: Any, drawn: int, held_out: int | None = None) -> None:
+    """UserError if a judge would get more requests than its `max_requests`, by the run's own numbers of prompts."""
+    known = dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, per_iteration=drawn))
+    if held_out is not None:
+        known = dataclasses.replace(known, evaluation=dataclasses.replace(recipe.evaluation, count=held_out))
+    if faults := [f"{one.key}.max_requests: {one.excess}" for one in requests(known) if one.excess]:
+        raise UserError("\n".join(faults))
+
+
+def _aligned(recipe: Any, name: str, key: str, judge: Any) -> Requests:
+    """The requests of a job: align whose numbers of prompts are known, to a judge in its section `name`."""
+    options, k = recipe.evaluation, recipe.generator.k
     policies = 1 + -(-recipe.iterations // options.every)  # the first, every so many, and the last
-    for name, reward in {"reward": recipe.reward, "evaluation.gold": options.gold}.items():
-        for key, judge in _parts_of({name: reward}, "requests"):
-            k = recipe.generator.k
-            groups = recipe.sampling.total(whole.prompts.per_iteration, k) / k  # of k responses
-            trains = recipe.iterations * math.ceil(groups * judge.requests(k))
-            looks = policies * whole.evaluation.count * judge.requests(options.k)
-            own = name == "reward"
-            looked = looks if not own or comparable(recipe.reward) else 0
-            each = getattr(recipe.generator, "max_tokens", None)
-            read = 0 if each is None else recipe.prompts.max_prompt_length + (1 if judge.mode == "grade" else 2) * each
-            yield Requests(key, judge, trains if own else 0, looked, judge.requests(2) if judge.url else 0, read)
+    groups = recipe.sampling.total(recipe.prompts.per_iteration, k) / k  # of k responses
+    trains = recipe.iterations * math.ceil(groups * judge.requests(k))
+    looks = policies * options.count * judge.requests(options.k)
+    own = name == "reward"
+    looked = looks if not own or comparable(recipe.reward) else 0
+    checks = judge.requests(2) if judge.url else 0
+    return Requests(key, judge, trains if own else 0, looked, checks, *_read_each(recipe, judge))
+
+
+def _read_each(recipe: Any, judge: Any) -> tuple[int, int, str]:
+    """The most tokens of prompt and responses in a request, about how many its template has, and what counts these."""
+    each = getattr(recipe.generator, "max_tokens", None)
+    if each is None:
+        return 0, 0, ""
+    read = recipe.prompts.max_prompt_length + (1 if judge.mode == "grade" else 2) * each
+    words = judge.question + (judge.system or "")
+    known = {"its own tokenizer": None if judge.url else judge, "the policy's tokenizer": recipe.policy}
+    for name, part in known.items():
+        if (tokenizer := _tokenizer(part)) is not None:
+            return read, len(tokenizer.encode(words, add_special_tokens=False).ids), f"by {name}"
+    return read, -(-len(words) // CHARACTERS), f"by {CHARACTERS} characters to a token"
 
 
 def _labelled(recipe: Any, judge: Any) -> int | None:
-    """The requests of a job: label; None if its responses cannot be read."""
+    """The requests of a job: label whose number of prompts is known; None if its responses cannot be read."""
     if recipe.responses is None:
-        return (recipe.prompts.per_iteration or PER_ITERATION) * judge.requests(recipe.generator.k)
+        return recipe.prompts.per_iteration * judge.requests(recipe.generator.k)
     given = recipe.responses
     try:
         groups = responses_file.groups(Path(given.path), given.prompts and Path(given.prompts))
@@ -250,25 +291,27 @@ def _labelled(recipe: Any, judge: Any) -> int | None:
 
 
 def sized(recipe: Any) -> Any:
-    """A recipe of job: align with the numbers of prompts that it leaves open, as far as its rows are here."""
-    options, source = recipe.evaluation, recipe.prompts
-    count = options.count
-    if count is None:
-        rows = _rows(options.prompts or source, 4 * HELD_OUT)
-        count = HELD_OUT if rows is None else options.fitting(sum(rows), options.prompts is not None)
+    """A recipe with the numbers of prompts that it leaves open, as far as its rows are here.
+
+    They are the most that the run may find: it may drop rows, and hold out a prompt with all that say the same.
+    """
+    source, options = recipe.prompts, getattr(recipe, "evaluation", None)
+    aside = 0
+    if options is not None:
+        count = options.count
+        if count is None:
+            different = count_different(options.prompts or source, 4 * HELD_OUT)
+            count = HELD_OUT if different is None else options.fitting(different, options.prompts is not None)
+        aside = 0 if options.prompts else count
+        recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(options, count=count))
     drawn = source.per_iteration
     if drawn is None:
-        rows = _rows(source, PER_ITERATION + count)
-        parts = [(weight, PER_ITERATION) for weight, _ in source.parts()]
-        if rows is not None:
-            aside = 0 if options.prompts else count
-            parts = [(weight, max(1, number - aside)) for (weight, _), number in zip(parts, rows, strict=True)]
-        drawn = drawn_at_once(parts, None)
-    return dataclasses.replace(
-        recipe,
-        prompts=dataclasses.replace(source, per_iteration=drawn),
-        evaluation=dataclasses.replace(options, count=count),
-    )
+        rows = _rows(source, PER_ITERATION + aside)
+        counts = [PER_ITERATION] * len(source.parts()) if rows is None else rows
+        parts = [(weight, max(1, number)) for (weight, _), number in zip(source.parts(), counts, strict=True)]
+        left = PER_ITERATION if rows is None else max(1, sum(rows) - aside)
+        drawn = min(drawn_at_once(parts, None), left)
+    return dataclasses.replace(recipe, prompts=dataclasses.replace(source, per_iteration=drawn))
 
 
 def _rows(source: Any, most: int) -> list[int] | None:

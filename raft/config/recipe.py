@@ -17,6 +17,7 @@ from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
+from raft.core.given import AS_OBJECT
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build, sound
 from raft.core.run_paths import OUTPUTS, RunPaths
@@ -100,9 +101,9 @@ class RecipeError(UserError):
         self.path, self.faults, self.lines = path, list(faults), lines
         self.sound, self.needs, self.config, self.resumed = sound or {}, needs, config or {}, resumed
         place = resumed or path
-        rows = [f"  {_place(fault.key, lines, place)}: {fault.key}: {fault.message}" for fault in faults]
+        rows = [f"  {_places(fault, lines, place)}: {fault.key}: {fault.message}" for fault in faults]
         if resumed is not None:
-            rows.append("repeat the command with KEY=VALUE for each of these, or bring what is missing to its place")
+            rows += _ways_on(resumed, faults)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__("\n".join([f"{place}: {count}, nothing was started", *rows]))
 
@@ -112,6 +113,17 @@ class RecipeError(UserError):
         return RecipeError(
             self.path, faults, self.lines, self.sound, self.needs, config=self.config, resumed=self.resumed
         )
+
+
+def _ways_on(run: Path, faults: Sequence[Fault]) -> Iterator[str]:
+    """What to do about the faults of the recipe of a run that is resumed."""
+    objects = [fault.key.removesuffix(".function") for fault in faults if AS_OBJECT in fault.message]
+    if objects:
+        asked = ", ".join(f"**{{{key!r}: function}}" if "." in key else f"{key}=function" for key in objects)
+        yield f"resume it from Python: raft.open_run({str(run)!r}).resume({asked})"
+    if len(objects) < len(faults):
+        others = "each of the others" if objects else "each of these"
+        yield f"repeat the command with KEY=VALUE for {others}, or bring what is missing to its place"
 
 
 def shipped() -> dict[str, Path]:
@@ -276,14 +288,18 @@ def _merged(
         merged = OmegaConf.merge(*layers)
     for override in overrides:
         with _understood(f"override {override!r}", lines):
-            merged = _overridden(merged, override, lines)
+            merged = _overridden(merged, override, lines, origin)
     for key in removed:
         _remove(merged, key)
+        _mark(key, None, lines, origin)
     with _understood(path, lines):
         assert isinstance(merged, DictConfig)
         for key, build in given.sections.items() if given else ():
             beneath = OmegaConf.select(merged, key)
-            section = build(OmegaConf.to_container(beneath) if OmegaConf.is_dict(beneath) else {})  # type: ignore[arg-type]
+            before: Any = OmegaConf.to_container(beneath) if OmegaConf.is_dict(beneath) else {}
+            section = build(before)
+            for name in [one for one in section if one not in before or before[one] != section[one]]:
+                _mark(f"{key}.{name}", section[name], lines, origin)
             OmegaConf.update(merged, key, section, merge=False, force_add=True)
         if variables and "variables" not in merged:
             merged.variables = {}
@@ -294,7 +310,7 @@ def _merged(
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
-def _overridden(config: Any, override: str, lines: dict[str, str]) -> Any:
+def _overridden(config: Any, override: str, lines: dict[str, str], origin: str) -> Any:
     """A recipe with an override: a whole section with its kind replaces what is there, all else is merged."""
     from omegaconf import OmegaConf
 
@@ -302,8 +318,9 @@ def _overridden(config: Any, override: str, lines: dict[str, str]) -> Any:
     section, before = (value_at(OmegaConf.to_container(one), key.split(".")) for one in (given, config))
     if isinstance(section, dict) and "kind" in section and isinstance(before, dict):
         _remove(config, key)
-        for below in [one for one in lines if one.startswith(f"{key}.")]:
+        for below in [one for one in lines if _is_below(one, key)]:
             del lines[below]
+    _mark(key, section, lines, origin)
     return OmegaConf.merge(config, given)
 
 
@@ -560,3 +577,35 @@ def _place(key: str, lines: dict[str, str], path: Path) -> str:
     while key and key not in lines:
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return lines.get(key, str(path))
+
+
+def _places(fault: Fault, lines: dict[str, str], path: Path) -> str:
+    """The place of the key of a fault; where that is in a file, also the command line, or the call from Python.
+
+    Those have a part in it if they give a key below that of the fault, or one that its message names.
+    """
+    place = _place(fault.key, lines, path)
+    keys = {key: origin for key, origin in lines.items() if origin in GIVEN}
+    given = {origin for key, origin in keys.items() if _is_below(key, fault.key) or _names(fault.message, key)}
+    return ", ".join([place, *(given - {place})])
+
+
+def _names(message: str, key: str) -> bool:
+    """Whether a message names a dotted key; a key of one word may be any word."""
+    return "." in key and re.search(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", message) is not None
+
+
+def _is_below(key: str, section: str) -> bool:
+    return key.startswith((f"{section}.", f"{section}["))
+
+
+def _mark(key: str, value: Any, lines: dict[str, str], origin: str) -> None:
+    """Makes an origin the place of a key with this value, and of all that is below it."""
+    if isinstance(value, dict) and value:
+        lines.setdefault(key, origin)
+        for name, one in value.items():
+            _mark(f"{key}.{name}", one, lines, origin)
+        return
+    for below in [one for one in lines if _is_below(one, key)]:
+        del lines[below]
+    lines[key] = origin

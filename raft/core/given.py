@@ -23,6 +23,7 @@ from raft.core.atomic import file_digest
 from raft.core.errors import UserError
 
 MODULE = "<python>"  # in the place of a module's name, which it cannot be
+AS_OBJECT = "was given as a Python object"  # in the fault of a function that is not there
 ROWS = "given"  # the folder of a run with the rows that it was given as objects
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -84,10 +85,7 @@ def lent(functions: Functions) -> Iterator[None]:
 def function(name: str) -> Callable[..., Any]:
     """A function by its name. ValueError: it is not there."""
     if name not in _lent:
-        raise ValueError(
-            f"{name!r} was given as a Python object, so the run resumes only from Python, with the same function: "
-            "raft.open_run(RUN).resume(reward=function)"
-        )
+        raise ValueError(f"{name!r} {AS_OBJECT}, so the run resumes only from Python, with the same function")
     return _lent[name][0]
 
 

@@ -485,6 +485,26 @@ def count_rows(part: Any, most: int) -> int | None:
         return None
 
 
+def count_different(source: Any, most: int) -> int | None:
+    """How many different prompts a source has, counted up to `most`; None where `count_rows` is.
+
+    Prompts that are too long for the policy are among them.
+    """
+    parts = [part for _, part in source.parts()]
+    if not all(isinstance(part, FileRows | InlineRows) for part in parts):
+        return None
+    seen = set[str]()
+    try:
+        for number, _, prompt_id, row in identified(parts):
+            with suppress(Malformed):
+                seen.add(held_out_key(parts[number].prompt(row, prompt_id)))
+            if len(seen) == most:
+                break
+    except UserError:  # said elsewhere
+        return None
+    return len(seen)
+
+
 def first_prompts(source: Any, most: int) -> list[Prompt]:
     """The first usable prompts of each part that is on this machine."""
     found: list[Prompt] = []

@@ -49,8 +49,8 @@ def template_faults(template: str) -> Iterator[tuple[str, str]]:
 def no_template(name: str) -> str:
     """What is wrong where a reward model is to read its own chat template and has none."""
     return (
-        f"chat, but {name} has no chat template; say how its card writes a conversation: template: pair "
-        f"(encoders that read question and answer), hh, ultrarm, or a file *{FILE}; plain is for text prompts"
+        f"chat, but {name} has no chat template; for text prompts use template: plain; for chats say how its card "
+        f"writes them: template: pair (encoders that read question and answer), hh, ultrarm, or a file *{FILE}"
     )
 
 

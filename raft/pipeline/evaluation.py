@@ -37,26 +37,30 @@ class Evaluator:
             count=options.count, own=options.prompts is not None,
         )  # fmt: skip
         stages.tell_drops(observer, self.prompts, "sample_eval_prompts")
+        self.references: Artifact | None = None
+        self.examiner = replace(recipe.generator, k=options.k)
+        self.first_answers: Artifact | None = None
+        self.before: dict[str, Artifact | None] = {"before": None}
+        self.figures: list[Artifact] = []
+        self.stopped = False
+
+    def examine(self) -> None:
+        """Checks the rewards, for which a judge gets the first requests of the run, and reads the references."""
+        recipe, run, observer, options = self.recipe, self.run, self.observer, self.recipe.evaluation
         rewards = {"reward": recipe.reward, "evaluation.gold": options.gold}
         known = {name: reward for name, reward in rewards.items() if reward is not None}
         limit = getattr(recipe.generator, "max_tokens", None)
         observer.on_checks(
-            run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts, policy=first, max_tokens=limit)
+            run.once("doctor.jsonl", stages.diagnose, known, prompts=self.prompts, policy=self.first, max_tokens=limit)
         )
         if options.gold is None and any(it.evaluation.gold.exists() for it in RunPaths(run.folder).iterations()):
             observer.on_notice(
                 "evaluation.gold is not in this recipe, so metrics.jsonl, the curve and the last lines leave out the "
                 "gold scores that the run has; give it again, in the recipe or on the command line, and they are back"
             )
-        self.references: Artifact | None = None
         if options.references is not None:
-            self.references = run.once("references.jsonl", stages.load_examples, options.references, start=first)
+            self.references = run.once("references.jsonl", stages.load_examples, options.references, start=self.first)
             stages.tell_drops(observer, self.references, "load_examples")
-        self.examiner = replace(recipe.generator, k=options.k)
-        self.first_answers: Artifact | None = None
-        self.before: dict[str, Artifact | None] = {"before": None}
-        self.figures: list[Artifact] = []
-        self.stopped = False
 
     def evaluate(self, it: Folder, policy: Artifact, **training: Artifact) -> None:
         """Measures a policy, and the responses that it was trained on (scores, responses, selected).

@@ -42,7 +42,8 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
-    stages.tell_sizes(observer, recipe.prompts, pool, evaluation.prompts, recipe.evaluation.count)
+    stages.tell_sizes(observer, recipe, pool, evaluation.prompts)
+    evaluation.examine()
     others = candidates.collected(recipe, run, observer, start=first, pool=pool, held_out=evaluation.prompts)
     evaluation.evaluate(start, policy)
     winners: list[Artifact] = []

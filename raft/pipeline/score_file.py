@@ -24,9 +24,10 @@ from raft.data import responses_file
 from raft.models import jinja
 from raft.pipeline import stages
 from raft.store.artifact_writer import ArtifactWriter
+from raft.store.changes import told
 from raft.store.keys import describe, digest, plain, speed_options
 from raft.store.runs import FORMAT, locked
-from raft.store.stamps import content_of, differences, partial_path, read_stamp, require, stamp_path
+from raft.store.stamps import content_of, partial_path, read_stamp, require, stamp_path
 
 
 def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None, **thoughts: Any) -> str:
@@ -107,7 +108,7 @@ def _finished(scores: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         raise UserError(f"{scores} has no stamp, so raft score did not make it; delete it, or choose another OUT.jsonl")
     stamp = read_stamp(scores)
     assert stamp is not None
-    if changed := list(differences(stamp["key"], key)):
+    if changed := list(told(scores, stamp["key"], key)):
         raise UserError(
             f"{scores} was made by another reward, or of other responses; what differs:\n"
             + "".join(f"  {one}\n" for one in changed[:12])

@@ -6,6 +6,7 @@ are artifacts of earlier stages, and what it writes goes through `output` (see a
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from raft.config import preflight
 from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
 from raft.core import protocols, records, signals
@@ -29,6 +31,7 @@ from raft.store.keys import Artifact
 from raft.store.measuring import MaxFailed, ranks_of, refuse_other_prompts, rewards_of
 
 HELD_OUT = "held out for evaluation"
+MOST_REASONS = 3  # for which a selection picked nothing, in a message
 
 
 def link_model(start: Any, output: ArtifactWriter, probed: bool) -> None:
@@ -248,21 +251,23 @@ def _sizes(source: Any, pool: Artifact) -> list[tuple[float, int]]:
     return [(weight, counts.get(str(part), 0)) for part, (weight, _) in enumerate(source.parts())]
 
 
-def tell_sizes(observer: Any, source: Any, pool: Artifact, held_out: Artifact | None, count: int | None) -> None:
+def tell_sizes(observer: Any, recipe: Any, pool: Artifact, held_out: Artifact | None = None) -> None:
     """Notices numbers of prompts that a recipe leaves open and that are smaller than usual.
 
-    UserError if the pool cannot fill an iteration, before anything is generated.
+    Before anything is generated, UserError if the pool cannot fill an iteration, or a judge would be asked too often.
     """
+    source = recipe.prompts
     drawn = prompt_sources.drawn_at_once(_sizes(source, pool), source.per_iteration)
     prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
-    if held_out is not None and count is None and held_out.rows < HELD_OUT_COUNT:
+    preflight.refuse_excess(recipe, drawn, None if held_out is None else held_out.rows)
+    if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"
         )
     if source.per_iteration is None and drawn < prompt_sources.PER_ITERATION:
         observer.on_notice(
-            f"prompts.per_iteration is not set: an iteration draws {drawn} prompts (with more, "
-            f"{prompt_sources.PER_ITERATION})"
+            f"prompts.per_iteration is not set: {'the job' if held_out is None else 'an iteration'} draws {drawn} "
+            f"prompts (with more, {prompt_sources.PER_ITERATION})"
         )
 
 
@@ -382,11 +387,22 @@ def select(
     rewards, picks = choose(selection, *made, output.seed, output.iteration, output.drop)
     output.write(_picked(picks, records.groups(prompts.path, responses.path), rewards, output))
     if output.rows == 0:
-        reasons = sorted(set(picks.reasons.values()))
-        raise UserError(
-            f"selection kept nothing of {len(rewards)} prompts ({'; '.join(reasons[:3])}); "
-            "loosen selection.filters or the selection itself"
-        )
+        raise UserError(_nothing_kept(picks.reasons.values(), output.drops, int((~np.isnan(rewards)).sum())))
+
+
+def _nothing_kept(reasons: Iterable[str], drops: Iterable[Drop], scored: int) -> str:
+    """That a selection picked nothing, why of how many prompts, what left out how many responses, and what to do."""
+    from raft.pipeline.selection import FILTERS
+
+    prompts, responses = Counter(reasons), Counter(drop.reason for drop in drops if drop.index is not None)
+    filtered = {name: count for name, count in responses.most_common() if name in FILTERS}
+    why = "; ".join(f"{reason}: {count}" for reason, count in prompts.most_common(MOST_REASONS))
+    took = ", ".join(f"{name} took out {count}" for name, count in filtered.items())
+    said = f". Of {scored} responses that have a reward, {took}" if took else ""
+    ways = ["raise generator.max_tokens"] if "truncated" in filtered else []
+    ways += [f"remove {' and '.join(filtered)} from selection.filters"] if filtered else []
+    ways += ["loosen the selection itself"] if sum(filtered.values()) < scored else []
+    return f"selection kept nothing of {prompts.total()} prompts ({why}){said}; {', or '.join(ways)}"
 
 
 def choose(

@@ -15,7 +15,8 @@ from raft.core.progress import Progress
 from raft.core.terminal import complain
 from raft.launch.local import Local
 from raft.models import jinja
-from raft.store.stamps import checkpoints_path, differences
+from raft.store.changes import told
+from raft.store.stamps import checkpoints_path
 
 SYNC_EVERY = 1.0  # seconds between two syncs of a partial file
 TELL_EVERY = 1.0  # seconds between two writes of what workers do
@@ -151,7 +152,8 @@ class ArtifactWriter:
         if (head := self._head()) is not None and head.get("hash") != self.hash:
             aside = _aside(self.partial, str(head.get("hash")))
             os.replace(self.partial, aside)
-            complain(f"{self.partial.name}: half-made from other inputs{_listed(head, self.key)}; kept as {aside}")
+            changed = _listed(self.partial.with_suffix(""), head, self.key)
+            complain(f"{self.partial.name}: half-made from other inputs{changed}; kept as {aside}")
         if not self.partial.exists() and (back := _aside(self.partial, self.hash)).is_file() and not back.is_symlink():
             os.replace(back, self.partial)
 
@@ -169,8 +171,8 @@ def _aside(partial: Path, key: str) -> Path:
     return partial.with_name(f"{partial.name}.{key[:12]}")
 
 
-def _listed(head: dict[str, Any], key: dict[str, Any]) -> str:
+def _listed(path: Path, head: dict[str, Any], key: dict[str, Any]) -> str:
     """What is different now, as far as the head of a partial file says."""
-    changed = differences(head["key"], key) if isinstance(head.get("key"), dict) and key else ()
+    changed = told(path, head["key"], key) if isinstance(head.get("key"), dict) and key else ()
     shown = "; ".join(itertools.islice(changed, 3))
     return f" ({shown})" if shown else ""

@@ -79,7 +79,7 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
     """
     named = any(override.startswith("name=") for override in overrides)
     old = recipe.load_run(folder)
-    loaded = recipe.load_run(folder, overrides if named else [f"name={folder.name}-from-{number}", *overrides])
+    loaded = recipe.load_run(folder, overrides if named else [f"name={usual_name(folder, number).name}", *overrides])
     if loaded.folder == folder:
         raise UserError("a branch needs a name of its own; give name=... that differs from the run it branches off")
     _refuse_number(folder, number)
@@ -92,6 +92,11 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
     preflight.check(loaded, fetch=True)  # a branch that cannot start would only occupy its name
     _set_up(folder, number, loaded)
     return loaded
+
+
+def usual_name(folder: Path, number: int) -> Path:
+    """The folder of a branch that is given no name."""
+    return folder.with_name(f"{folder.name}-from-{number}")
 
 
 def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
@@ -118,15 +123,19 @@ def _set_up(folder: Path, number: int, loaded: Loaded) -> None:
     commit(new, loaded.folder)
 
 
-def may_branch(folder: Path, number: int, loaded: Loaded) -> bool:
-    """Whether `off` would make a run of this recipe that repeats iteration `number` of a run, as far as is known."""
+def beginnings(folder: Path) -> list[int]:
+    """The iterations that a branch of a run can begin with: the policy before each is still there."""
+    last = max(stamps.complete(folder), default=-1)
+    return [it.number + 1 for it in RunPaths(folder).iterations() if it.number <= last and it.policy.exists()]
+
+
+def beginning(folder: Path, number: int, loaded: Loaded) -> int | None:
+    """The last iteration up to `number` that `off` would make a run of this recipe from, as far as is known."""
     try:
-        _refuse_number(folder, number)
         _refuse_changes(recipe.load_run(folder), loaded)
-        _refuse_pruned(folder, number)
     except UserError:
-        return False
-    return True
+        return None
+    return max((one for one in beginnings(folder) if one <= number), default=None)
 
 
 def _refuse_number(folder: Path, number: int) -> None:
@@ -135,7 +144,7 @@ def _refuse_number(folder: Path, number: int) -> None:
         raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
     if not 1 <= number <= last + 1:
         raise UserError(
-            f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: 1 to {last + 1}"
+            f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: {_listed(folder)}"
         )
 
 
@@ -168,12 +177,14 @@ def _refuse_other(new: Path, folder: Path, number: int) -> None:
 def _refuse_pruned(folder: Path, number: int) -> None:
     stamp = read_stamp(RunPaths(folder).iteration(number - 1).policy)
     if stamp is not None and stamp.get("pruned"):
-        there = [it.number + 1 for it in RunPaths(folder).iterations() if it.policy.exists()]
         raise UserError(
             f"--from-iteration {number}: iteration {number} begins with policy {number - 1}, which was deleted to save "
-            f"room (keep_policies); allowed: {', '.join(map(str, there))}. A run with keep_policies=all can branch off "
-            "anywhere"
+            f"room (keep_policies); allowed: {_listed(folder)}. A run with keep_policies=all can branch off anywhere"
         )
+
+
+def _listed(folder: Path) -> str:
+    return ", ".join(map(str, beginnings(folder)))
 
 
 def _link(target: Path, place: Path) -> None:

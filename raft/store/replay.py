@@ -7,6 +7,7 @@ anything is done, and the message names the keys, the artifact, and the commands
 
 import os
 import platform
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,10 @@ from raft.store.runs import Conflict, Run, about, metrics_rows
 from raft.store.stamps import differences
 
 WHOLE_RUN = ("job", "date")  # what all of a run has in common, though no key of an artifact holds it
+PLAIN = re.compile(
+    r"[A-Za-z][\w./-]*", re.ASCII
+)  # a text that needs no quotes in YAML, unless it reads as another value
+MEASURING = ("generate", "score")  # the stages that the figures of policies come from
 MOST = 12  # changes that a message lists
 
 Walk = Callable[[Run], None]  # the job of a recipe, on a run
@@ -147,21 +152,30 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
 
 
 def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
-    """Commands that lead on, each with what it does."""
+    """Commands that lead on, each with what it does; a branch last but one where it can compare less."""
     folder, words = loaded.folder, [word for word in loaded.overrides if not word.startswith("name=")]
-    number = _first_to_repeat(conflict.path, folder)
-    if number is not None and not loaded.python and branch.may_branch(folder, number, loaded):
-        again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
-        shares = f"a new run that shares what comes before iteration {number} with this one"
-        yield (
-            shlex.join(again),
-            shares + ("; its rewards compare with none of those" if _rescores(folder, loaded) else ""),
-        )
     if loaded.python:
         yield f"raft.run(..., name={_free_name(folder)!r})", "a new run; this one stays"
         return
     start = ["raft", "run", str(loaded.path), *words]
-    yield shlex.join([*start, f"name={_free_name(folder)}"]), "a new run; this one stays"
+    new = shlex.join([*start, f"name={_free_name(folder)}"]), "a new run; this one stays"
+    stamp = stamps.read_stamp(conflict.path)
+    measures = stamp is not None and stamp["key"]["stage"] in MEASURING
+    if measures:
+        yield new
+    first = _first_to_repeat(conflict.path, folder)
+    number = None if first is None else branch.beginning(folder, first, loaded)
+    if number is not None:
+        again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
+        if (usual := branch.usual_name(folder, number)).exists():
+            again.append(f"name={_free_name(usual)}")
+        shares = f"a new run that shares what comes before iteration {number} with this one"
+        others = [str(one) for one in branch.beginnings(folder) if one != number]
+        also = f" (it could also begin with iteration {' or '.join(others)})" if others else ""
+        unlike = "; what it measures does not compare with the policies that it shares" if measures else ""
+        yield shlex.join(again), f"{shares}{unlike}{also}"
+    if not measures:
+        yield new
     named = [word for word in loaded.overrides if word.startswith("name=")]
     yield shlex.join([*start, *named, "--restart"]), "this run from its beginning; what is there is moved aside"
 
@@ -183,15 +197,14 @@ def _override(key: str, config: dict[str, Any]) -> str:
     """The override that gives a recipe what this one says at a key, or takes the key out where it says nothing."""
     import json
 
+    import yaml
+
     *section, name = key.split(".")
     if name not in (value_at(config, section) or ()):
         return f"~{key}"
-    return f"{key}={json.dumps(value_at(config, [*section, name]), ensure_ascii=False)}"
-
-
-def _rescores(folder: Path, loaded: Loaded) -> bool:
-    """Whether a recipe has another reward, or gold reward, than the run."""
-    return any(change.startswith(("reward", "evaluation.gold")) for change in recipe_changes(folder, loaded))
+    value = value_at(config, [*section, name])
+    plain = isinstance(value, str) and PLAIN.fullmatch(value) and yaml.safe_load(value) == value
+    return f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def _free_name(folder: Path) -> str:

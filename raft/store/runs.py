@@ -35,9 +35,10 @@ from raft.metrics import reward_metrics
 from raft.models import jinja
 from raft.store import expected, measuring, stamps, words
 from raft.store.artifact_writer import ArtifactWriter
+from raft.store.changes import told
 from raft.store.inherited import inherit, leads_to
 from raft.store.keys import Artifact, describe, digest, plain, speed_options
-from raft.store.stamps import checkpoints_path, differences, partial_path, read_stamp, stamp_path
+from raft.store.stamps import checkpoints_path, partial_path, read_stamp, stamp_path
 
 LOG = logging.getLogger(__name__)
 FORMAT = 7  # of artifacts and keys: raised when an older run could no longer be continued
@@ -76,7 +77,7 @@ class Folder:
         key = self.key(stage, section, inputs, stamp)
         if stamp is not None and not (compressed.exists(path) or stamp.get("pruned")):
             stamp = None
-        changes = [] if stamp is None else list(differences(stamp["key"], key))
+        changes = [] if stamp is None else list(told(path, stamp["key"], key))
         if changes and stage.__name__ not in DESCRIBING:
             raise Conflict(path, changes)
         if stamp is None or changes:

@@ -251,9 +251,14 @@ def differences(
     old: Any, new: Any, key: str = "", say: str = "was {}, is {}", shown: Callable[[Any], str] = repr
 ) -> Iterator[str]:
     """The dotted keys in which two resolved recipes (or keys of artifacts) differ, each with both values as `shown`."""
+    for name, *values in unlike(old, new, key):
+        yield f"{name}: {say.format(*('not given' if value is None else shown(value) for value in values))}"
+
+
+def unlike(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys in which two mappings differ, each with both values; None where one of them lacks it."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
-            below = f"{key}.{name}" if key else str(name)
-            yield from differences(old.get(name), new.get(name), below, say, shown)
+            yield from unlike(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
-        yield f"{key}: {say.format(*('not given' if value is None else shown(value) for value in (old, new)))}"
+        yield key, old, new

@@ -47,7 +47,7 @@ def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_whe
     assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
     assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout
     first = done.stdout.index("first artifact that differs: iterations/001/policy")
-    assert "section.learning_rate: A has 0.001, B has 0.1" in done.stdout[first:]
+    assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout[first:]
 
 
 def written(folder: Path, recipe: dict, section: dict) -> Path:
@@ -83,7 +83,7 @@ def test_of_an_artifact_that_differs_few_keys_are_told_and_the_kind_is_the_first
     other = written(tmp_path / "b", {}, {"is": "trainer/dpo", "more": options})
     head, *lines, more = compare._parting(*of(one, other)).splitlines()
     assert head == "first artifact that differs: made, made from other inputs:"
-    assert lines[0] == "  section.is: A has 'trainer/sft', B has 'trainer/dpo'" and len(lines) == compare.FEW
+    assert lines[0] == "  trainer.kind: A has 'sft', B has 'dpo'" and len(lines) == compare.FEW
     assert more == f"  and {19 - compare.FEW} more" and max(map(len, lines)) < 130
 
 

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import worlds
+from tokenizers import Tokenizer
 
 from raft.config import preflight, recipe
 from raft.config.recipe import RecipeError
+from raft.core.errors import UserError
+from raft.pipeline import loop
+from raft.pipeline.observer import Observer
+from raft.rewards.judge import prompts
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,33 @@ def test_faults_of_options_and_of_files_come_in_one_message(made, monkeypatch):
     assert [line.split(":")[0] for line in found] == ["generator.kk", "policy.model", "prompts"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer={learning_rate: -1}"], "command line: trainer.learning_rate: "),
+        (["~prompts.path"], "command line: prompts.path: "),
+        (["prompts.prompt_column=question"], "recipe.yaml:5, command line: prompts: "),
+        (["generator.max_tokens=999"], "recipe.yaml:9, command line: prompts.max_prompt_length: "),
+        (["evaluation.k=2", "prompts.path=none.jsonl"], "command line: prompts.path: "),
+    ],
+)
+def test_a_fault_in_which_an_override_has_a_part_is_of_the_command_line(made, monkeypatch, overrides, said):
+    monkeypatch.chdir(made)
+    with pytest.raises(RecipeError) as refused:
+        preflight.check(recipe.load(Path("recipe.yaml"), overrides))
+    assert f"\n  {said}" in str(refused.value)
+
+
+def test_an_override_replaces_the_lines_of_a_list_and_leaves_other_faults_theirs(made, monkeypatch):
+    monkeypatch.chdir(made)
+    text = (made / "recipe.yaml").read_text()
+    Path("tracked.yaml").write_text(f"{text}report_to: [nosuch]\n")
+    last = len(text.splitlines()) + 1
+    for override, place in (("report_to=none", "command line"), ("generator.k=2", f"tracked.yaml:{last}")):
+        with pytest.raises(RecipeError, match=rf"\n  {place}: report_to\[0\]: "):
+            recipe.load(Path("tracked.yaml"), [override])
+
+
 def test_a_conversation_that_the_policys_template_refuses_is_named_with_its_reason(made, monkeypatch, tmp_path):
     worlds.make_recipe(tmp_path)
     template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('say first who you are') }}{% endif %}x"
@@ -101,9 +133,10 @@ def test_a_reward_model_whose_template_writes_other_prompts_is_a_fault(made, mon
     model = "reward={kind: model, model: base, head: token, template: %s}"
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(recipe_file.read_text().replace("  function: letters:share\n", ""))
+    texts = "reward.template: the prompts are plain text, and chat writes chat messages; use template: plain"
+    assert faults(folder, monkeypatch, model % "chat") == [texts]  # the model has no chat template either
     (folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
-    (found,) = faults(folder, monkeypatch, model % "chat")
-    assert found == "reward.template: the prompts are plain text, and chat writes chat messages; use template: plain"
+    assert faults(folder, monkeypatch, model % "chat") == [texts]
     (found,) = faults(folder, monkeypatch, model % "plain", "prompts.format=chat")
     assert found == "reward.template: the prompts are chats, which plain does not write; use template: chat"
 
@@ -162,7 +195,77 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
     assert asked.checks == 2  # whether it answers: two short responses
     assert asked.read == 64 + 12 * (1 if options.get("mode") == "grade" else 2)  # a prompt, and a response or two
+    tokenizer = Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
+    template = prompts.GRADE if options.get("mode") == "grade" else prompts.PAIRWISE
+    counted = len(tokenizer.encode(template, add_special_tokens=False).ids)
+    assert f"about {counted:,} of its template (by the policy's tokenizer): " in str(asked)
+    assert f"about {asked.total * (asked.read + counted):,} in all at most" in str(asked)
     total = training + held_out + 2
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
     assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total};" in found
+
+
+def same_again(folder: Path) -> None:
+    """Makes six of the sixty prompts say what six others say."""
+    rows = worlds.prompts(60)
+    for row, other in zip(rows[54:], rows, strict=False):
+        row["prompt"] = other["prompt"].upper()
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_sends_no_more_requests_than_were_counted_where_prompts_say_the_same(tmp_path, monkeypatch):
+    worlds.make_recipe(tmp_path, iterations=1, generator={"k": 2}, evaluation={"gold": None, "kl": False})
+    same_again(tmp_path)
+    left_open = ["seed=6", "evaluation.count=null", "prompts.per_iteration=null"]
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", *left_open)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/tiny"
+    held_out, drawn = (
+        len((run / name).read_text().splitlines()) for name in ("evaluation.jsonl", "iterations/001/prompts.jsonl")
+    )
+    assert (held_out, drawn) == (54 // 4, 60 - 54 // 4 - 1)  # one of the thirteen is there twice
+    monkeypatch.chdir(tmp_path)
+    judge = "reward={kind: judge, url: 'http://127.0.0.1:1/v1', model: m, mode: grade}"
+    (tmp_path / "recipe.yaml").write_text(
+        (tmp_path / "recipe.yaml").read_text().replace("  function: letters:share\n", "")
+    )
+    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml", [*left_open, judge]).recipe)
+    assert asked.held_out == 2 * 2 * held_out  # policies 0 and 1, two answers to each prompt
+    assert 2 * drawn <= asked.training == 2 * (60 - 54 // 4)
+
+
+def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypatch):
+    worlds.make_recipe(tmp_path)
+    text = (
+        "job: label\nname: l\npolicy: {model: base}\nprompts: {kind: file, path: prompts.jsonl}\n"
+        "generator: {kind: transformers, k: 4, max_tokens: 4}\n"
+        "reward: {kind: judge, url: 'http://127.0.0.1:1/v1', model: m, mode: grade}\n"
+    )
+    (tmp_path / "label.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    assert asked.total == 60 * 4
+
+
+def test_the_template_of_a_judge_is_estimated_by_its_characters_where_no_tokenizer_is_here(tmp_path, monkeypatch):
+    (tmp_path / "question.jinja").write_text("{{ response }} or {{ prompt }}?!")  # 32 characters
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade"}
+    worlds.make_recipe(tmp_path, reward={**judge, "template": "question.jinja"}, evaluation={"gold": None})
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
+    assert "about 8 of its template (by 4 characters to a token)" in str(asked)
+
+
+def test_a_run_compares_its_own_numbers_with_the_limit_before_the_first_request(tmp_path, monkeypatch):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade", "max_requests": 60 * 4}
+    worlds.make_recipe(tmp_path, iterations=1, reward=judge, evaluation={"gold": None, "count": None})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        loop.run(recipe.load(tmp_path / "recipe.yaml", ["prompts.per_iteration=null"]), Observer())
+    # 45 prompts with 4 responses each, 15 held out with 2 answers of 2 policies each, and 2 requests as a check
+    assert str(refused.value).startswith(
+        "reward.max_requests: 240 requests are allowed, and the run would send up to 242"
+    )
+    assert not (tmp_path / "outputs/tiny/doctor.jsonl").exists()

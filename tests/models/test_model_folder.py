@@ -200,9 +200,12 @@ def test_an_added_token_beyond_the_rows_harms_only_the_conversation_that_names_i
 def test_a_reward_model_without_a_template_is_told_by_its_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path / "judge", "LlamaForSequenceClassification", **SIZE)
     (tmp_path / "judge" / "chat_template.jinja").unlink()
-    found = refusals(tmp_path, monkeypatch, reward={"kind": "model", "model": "judge"})
-    assert list(found) == ["reward.template"] and "judge has no chat template" in found["reward.template"]
-    with pytest.raises(UserError, match=r"reward\.template: chat, but .* has no chat template; say how its card"):
+    judge = {"kind": "model", "model": "judge"}
+    found = refusals(tmp_path, monkeypatch, reward=judge)
+    assert list(found) == ["reward.template"] and found["reward.template"].endswith("use template: plain")
+    found = refusals(tmp_path, monkeypatch, reward=judge, prompts={"format": "chat"})
+    assert "judge has no chat template" in found["reward.template"]
+    with pytest.raises(UserError, match=r"reward\.template: chat, but .* has no chat template; for text prompts"):
         load(tmp_path / "judge")
 
 

@@ -120,8 +120,8 @@ def rewrite(folder: Path) -> None:
 
 OTHER = {
     "reward.args.times: was 1, is 2": lambda folder: reward(folder, times=2),
-    "reward.function.code: was": rewrite,
-    "responses.path: was": shorten,
+    "reward.function: the source of counted.py (counted:length) changed": rewrite,
+    "responses.path: has other content": shorten,
 }
 
 

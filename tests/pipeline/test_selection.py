@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import worlds
 from folders import write_run
 
-from raft.core import registry
+from raft.core import records, registry
 from raft.core.options import Fault
 from raft.core.records import Response
 from raft.core.run_paths import RunPaths
@@ -403,3 +404,21 @@ def test_the_log_quantile_is_of_the_share_of_the_group_that_is_no_better():
     assert found[[0, 1, 2, 4]] == pytest.approx([0, 3 * math.log(2 / 4), 0, 3 * math.log(1 / 4)])
     assert np.isnan(found[3])
     assert np.array_equal(Advantage(reward="log-quantile").valued(np.exp(rewards))[0], found, equal_nan=True)
+
+
+def test_a_selection_that_keeps_nothing_says_what_each_filter_took_out_and_what_to_do(tmp_path):
+    worlds.make_recipe(
+        tmp_path, iterations=1, generator={"max_tokens": 2}, evaluation={"gold": None, "kl": False},
+        selection={"kind": "best-of-k", "minimum": 2.0, "filters": ["truncated", "empty"]},
+    )  # fmt: skip
+    done = worlds.raft(tmp_path, "run", "recipe.yaml")
+    responses = [
+        one
+        for row in records.read(RunPaths(tmp_path / "outputs/tiny").iteration(1).responses)
+        for one in row["responses"]
+    ]
+    cut = sum(one["finish_reason"] == "length" for one in responses)
+    assert done.returncode == 2 and cut > len(responses) / 2
+    assert "selection kept nothing of 16 prompts (" in done.stderr
+    assert f"Of {len(responses)} responses that have a reward, truncated took out {cut}" in done.stderr
+    assert "raise generator.max_tokens, or remove truncated" in done.stderr

@@ -89,7 +89,7 @@ def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(wor
         assert worlds.raft(world, command, "outputs/branch").returncode == 0
     assert "no held-out prompt has a reward before and after yet" in worlds.raft(world, "show", "outputs/branch").stdout
     with open(world / "outputs" / "branch" / "reward_curve.csv") as file:
-        drawn = [(row["quantity"], int(row["iteration"])) for row in csv.DictReader(file)]
+        drawn = [(row["quantity"], int(row["policy"])) for row in csv.DictReader(file)]
     assert drawn == [("reward/best_of_k", 2), ("reward/mean", 2), ("reward/eval", 3)]
     runs = [world / "outputs" / name for name in ("tiny", "branch")]
     assert "different rewards" in picture.different_rewards(runs)

@@ -9,6 +9,7 @@ import worlds
 
 from raft.config.recipe import read_resolved
 from raft.core.records import read
+from raft.store import replay
 
 ONE = {"iterations": 1, "prompts": {"per_iteration": 8}, "evaluation": {"count": 4, "gold": None}}
 
@@ -51,6 +52,44 @@ def test_a_refusal_names_the_key_and_the_artifact_and_every_command_that_it_give
     weights = [run["iterations/001/policy/model.safetensors"] for run in made]
     assert weights[0] == weights[1] == weights[2] != before["iterations/001/policy/model.safetensors"]
     assert made[1] == made[2]
+
+
+def test_a_refusal_of_another_generator_or_reward_offers_a_new_run_first_as_a_branch_compares_with_less(world):
+    for change in ("generator.max_tokens=5", "reward={kind: rule, function: length}"):
+        refused = worlds.raft(world, "run", "recipe.yaml", change)
+        first, second, _ = ways(refused.stderr)
+        assert (first[1], second[1]) == ("run", "resume")
+        assert "; what it measures does not compare with the policies that it shares" in refused.stderr
+
+
+def test_a_refusal_offers_a_branch_from_an_iteration_whose_first_policy_is_there(tmp_path):
+    worlds.make_recipe(tmp_path, iterations=3, keep_policies="last", evaluation={"count": 4, "gold": None, "kl": False})
+    assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+    for name in ("tiny-from-1", "tiny-from-1-2"):  # the second time the usual name is taken
+        refused = worlds.raft(tmp_path, "run", "recipe.yaml", "replay.max_age=1")  # changes iterations 2 and 3
+        assert "iterations/002/policy depends on it" in refused.stderr
+        assert (
+            "shares what comes before iteration 1 with this one (it could also begin with iteration 4)"
+            in refused.stderr
+        )
+        branch = ways(refused.stderr)[0]
+        assert branch[1:5] == ["resume", "outputs/tiny", "--from-iteration", "1"]
+        done = worlds.raft(tmp_path, *branch[1:])
+        assert done.returncode == 0 and (tmp_path / "outputs" / name).is_dir(), done.stderr
+    for number, said in ((2, "allowed: 1, 4. A run"), (9, "allowed: 1, 4\n")):
+        done = worlds.raft(tmp_path, "resume", "outputs/tiny", "--from-iteration", number)
+        assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("softmax", "a.b=softmax"), ("rules/own.py", "a.b=rules/own.py"), ("on", 'a.b="on"'), ("1e3", 'a.b="1e3"'),
+        ("a: b", 'a.b="a: b"'), ("", 'a.b=""'), (None, "a.b=null"), (0.5, "a.b=0.5"), ([1, "x"], 'a.b=[1, "x"]'),
+    ],
+)  # fmt: skip
+def test_an_offered_override_has_quotes_only_where_its_value_needs_them(value, word):
+    assert replay._override("a.b", {"a": {"b": value}}) == word
 
 
 def test_the_branch_that_a_refusal_offers_takes_out_what_the_recipe_no_longer_says(tmp_path):
