@@ -339,6 +339,11 @@ def test_rows_that_no_recipe_can_hold_are_refused_with_their_place(world):
     assert list((world / "outputs").glob("*")) == []
 
 
+def test_a_recipe_without_a_file_is_called_by_its_name(world, capsys):
+    raft.run({**yaml.safe_load(Path("recipe.yaml").read_text()), "name": "mine"}, **SMALL)
+    assert "outputs/mine  job: align  recipe: mine, given in Python\n" in capsys.readouterr().out
+
+
 def test_errors_are_user_errors_with_the_messages_of_the_command_line(world):
     for call, words in [
         (lambda: raft.run("nowhere.yaml"), "no recipe at"),

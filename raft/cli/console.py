@@ -42,7 +42,8 @@ class Console(Observer):
         """Names the run, and sends the noise of libraries into its log."""
         self.run, self.recipe = run, loaded.recipe
         logs.begin(run.folder)
-        say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {loaded.path}")
+        recipe = loaded.path if loaded.text is None else f"{loaded.recipe.name}, given in Python"
+        say(f"{run.folder}  job: {loaded.recipe.job}  recipe: {recipe}")
         stamp = read_stamp(last_artifact(run.folder, self.recipe))
         self.finished = stamp is not None and not run.incomplete
 

@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     if not hasattr(options, "command"):
         parser.print_help()
         parser.exit(2)
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         subparser = verbs.add_parser(name, help=text, description=text)
-        subparser.set_defaults(command=command)
+        subparser.set_defaults(command=command, parser=subparser)
         return subparser
 
     run = verb("run", commands.run, "start a recipe's run, or resume it")

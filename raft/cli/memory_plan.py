@@ -87,7 +87,9 @@ class Turn:
             return self.lower
         larger = next((gb for gb, memory in CARDS.items() if fits(self, int(memory))), None)
         ways = [self.instead, "" if larger is None else f"use a GPU of {larger} GB"]
-        return f"{_gb(self.fixed)} of it are weights and their state: {' or '.join(filter(None, ways)) or 'split them'}"
+        return (
+            f"{_gb(self.fixed)} of it are weights and their state: {', or '.join(filter(None, ways)) or 'split them'}"
+        )
 
     @property
     def total(self) -> int:
@@ -383,9 +385,9 @@ def idle(recipe: Any, where: Device) -> Iterator[str]:
         passes = -(-trainer.batch_size * longest // tokens)
         if passes < ranks:
             yield (
-                f"of {ranks} workers at most {passes} train: a step is {trainer.batch_size} examples of at most "
-                f"{longest} tokens in forward passes of {tokens}; raise trainer.batch_size, or lower "
-                "trainer.max_tokens_per_microbatch"
+                f"of {ranks} ranks, which all hold their part of a sharded model, at most {passes} can compute at a "
+                f"time: a step is {trainer.batch_size} examples of at most {longest} tokens in forward passes of "
+                f"{tokens}; raise trainer.batch_size, or lower trainer.max_tokens_per_microbatch"
             )
 
 
@@ -435,4 +437,4 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     }
     lower = [way for way, open_ in ways.items() if open_]
     instead = [way for way in lower if "shard" in way or "lora" in way]
-    return Turn("train", terms, lower=" or ".join(lower), fixed=fixed, instead=" or ".join(instead), ends=True)
+    return Turn("train", terms, lower=", or ".join(lower), fixed=fixed, instead=", or ".join(instead), ends=True)

@@ -115,7 +115,8 @@ def _at_work(lanes: list[dict[str, Any]]) -> Iterator[str]:
     working = [lane for lane in lanes if not lane["died"]]
     if lanes:
         rates = sorted(lane["rate"] for lane in working if lane["done"])
-        pace = f"; {rates[0]:.3g} to {rates[-1]:.3g} a second each" if rates else ""
+        ends = list(dict.fromkeys(f"{rate:.3g}" for rate in rates[:: max(1, len(rates) - 1)]))
+        pace = f"; {' to '.join(ends)} a second each" if rates else ""
         died = len(lanes) - len(working)
         yield f"workers: {len(working)} at work{pace}" + (f"; {died} died in this stage" if died else "")
 

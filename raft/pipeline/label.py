@@ -30,7 +30,7 @@ def label(recipe: Label, run: Run, observer: Observer) -> None:
         generator = supported_or_transformers(recipe.generator, policy, observer.on_notice)
         pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=policy)
         stages.tell_drops(observer, pool, "collect")
-        stages.tell_sizes(observer, recipe, pool)
+        stages.tell_sizes(observer, recipe, pool, run.is_done("prompts.jsonl"))
         prompts = run.once("prompts.jsonl", stages.draw, recipe.prompts, pool=pool)
         with streamed(run, "responses.jsonl", {"scores.jsonl": recipe.reward}, prompts):
             responses = run.once("responses.jsonl", stages.generate, generator, policy=policy, prompts=prompts)

@@ -42,7 +42,7 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
-    stages.tell_sizes(observer, recipe, pool, evaluation.prompts)
+    stages.tell_sizes(observer, recipe, pool, run.iteration(1).is_done("prompts.jsonl"), evaluation.prompts)
     evaluation.examine()
     others = candidates.collected(recipe, run, observer, start=first, pool=pool, held_out=evaluation.prompts)
     evaluation.evaluate(start, policy)

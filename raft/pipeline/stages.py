@@ -251,8 +251,8 @@ def _sizes(source: Any, pool: Artifact) -> list[tuple[float, int]]:
     return [(weight, counts.get(str(part), 0)) for part, (weight, _) in enumerate(source.parts())]
 
 
-def tell_sizes(observer: Any, recipe: Any, pool: Artifact, held_out: Artifact | None = None) -> None:
-    """Notices numbers of prompts that a recipe leaves open and that are smaller than usual.
+def tell_sizes(observer: Any, recipe: Any, pool: Artifact, begun: bool, held_out: Artifact | None = None) -> None:
+    """Notices numbers of prompts that a recipe leaves open and that are smaller than usual, unless the run has `begun`.
 
     Before anything is generated, UserError if the pool cannot fill an iteration, or a judge would be asked too often.
     """
@@ -260,6 +260,8 @@ def tell_sizes(observer: Any, recipe: Any, pool: Artifact, held_out: Artifact | 
     drawn = prompt_sources.drawn_at_once(_sizes(source, pool), source.per_iteration)
     prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
     preflight.refuse_excess(recipe, drawn, None if held_out is None else held_out.rows)
+    if begun:
+        return
     if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"

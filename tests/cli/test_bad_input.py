@@ -136,3 +136,10 @@ def test_model_output_cannot_drive_the_terminal():
         and "\u009b" not in shown
     )
     assert safe("日本語\nعربى\tok") == "日本語\nعربى\tok"
+
+
+@pytest.mark.parametrize("command", ["run", "check", "plot"])
+def test_an_unknown_option_of_a_command_is_answered_with_the_usage_of_that_command(world, command):
+    done = worlds.raft(world, command, "recipe.yaml", "--nosuch")
+    assert done.returncode == 2 and done.stderr.startswith(f"usage: raft {command} ")
+    assert done.stderr.endswith(f"raft {command}: error: unrecognized arguments: --nosuch\n")

@@ -131,7 +131,9 @@ def test_check_warns_of_workers_that_have_nothing_to_train(tmp_path: Path, monke
     trainer = replace(loaded.recipe.trainer, batch_size=16, max_length=64, max_tokens_per_microbatch=512)
     few = replace(loaded.recipe, trainer=trainer, launch=Eight())
     (line,) = idle(few, GPU)
-    assert "of 8 workers at most 2 train" in line  # 16 x 64 tokens fill two passes of 512
+    assert (
+        "of 8 ranks, which all hold their part of a sharded model, at most 2 can compute" in line
+    )  # 16 x 64 tokens fill two passes of 512
     assert not [*idle(replace(few, trainer=replace(trainer, max_tokens_per_microbatch=128)), GPU)]
     assert not [*idle(loaded.recipe, GPU)]
 
@@ -170,7 +172,7 @@ def test_where_weights_alone_do_not_fit_no_smaller_batch_is_advised_but_what_hol
     *_, said = lines([turn], memory_plan.card(1, 24))
     assert said.endswith("; 31.7 of it are weights and their state: use a GPU of 48 GB")
     *_, said = lines([replace(turn, instead="use trainer.lora")], memory_plan.card(1, 24))
-    assert said.endswith(": use trainer.lora or use a GPU of 48 GB")
+    assert said.endswith(": use trainer.lora, or use a GPU of 48 GB")
     *_, said = lines([replace(turn, terms={"weights": 200e9}, fixed=200 * 10**9)], memory_plan.card(1, 141))
     assert said.endswith("200.0 of it are weights and their state: split them")
     *_, said = lines([replace(turn, fixed=20 * 10**9)], memory_plan.card(1, 24))
@@ -382,7 +384,7 @@ def test_several_gpus_of_a_run_without_ray_are_said_to_be_idle_and_ray_is_named_
     for gpus, kind, said in (("8x80", "local", True), ("80", "local", False), ("8x80", "ray", False)):
         assert execute(parse(["check", "recipe.yaml", "--gpu", gpus, f"launch.kind={kind}"])) == 0
         assert (words in capsys.readouterr().out) == said
-    way = "set launch.kind=ray, which shards it over 8 GPUs or use trainer.lora"
+    way = "set launch.kind=ray, which shards it over 8 GPUs, or use trainer.lora"
     for count, said in ((8, True), (1, False)):
         turn = by_name(plan(loaded, memory_plan.card(count, 80)))["train"]
         assert (way in turn.advice(0)) == said

@@ -157,6 +157,11 @@ def test_a_run_on_a_cluster_says_how_its_workers_fare(tmp_path: Path):
     assert json.loads(told(run, "--json")[1])["workers"] == []
 
 
+def test_workers_that_are_as_fast_have_one_pace():
+    lanes = [{"worker": f"node/{place}", "done": 5, "died": False, "rate": rate} for place, rate in enumerate((2, 2))]
+    assert list(status._at_work(lanes)) == ["workers: 2 at work; 2 a second each"]
+
+
 def test_a_damaged_progress_file_stands_in_nobodys_way(tmp_path: Path):
     run = write_run(tmp_path / "run", 1, wanted=5)
     (run / "progress.json").write_bytes(b"\0" * 600)

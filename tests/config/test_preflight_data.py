@@ -149,7 +149,9 @@ def test_numbers_that_are_left_out_fit_the_prompts_and_the_run_says_so(tmp_path)
     rows = [len((run / name).read_text().splitlines()) for name in ("evaluation.jsonl", "iterations/001/prompts.jsonl")]
     assert rows == [60 // 4, 60 - 60 // 4]
     assert "15 prompts are held out" in done.stdout + done.stderr
-    assert "draws 45 prompts" in done.stdout + done.stderr
+    assert "an iteration draws 45 prompts" in done.stdout + done.stderr
+    again = worlds.raft(tmp_path, "run", "recipe.yaml", "evaluation.count=null", "prompts.per_iteration=null")
+    assert "nothing to do" in again.stdout and "is not set" not in again.stdout + again.stderr
     ids = [json.loads(line)["id"] for line in (run / "iterations/001/prompts.jsonl").read_text().splitlines()]
     assert len(set(ids)) == 45
 

@@ -89,6 +89,7 @@ def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tm
     worlds.make_recipe(tmp_path)
     made = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     label = {name: made[name] for name in ("policy", "prompts", "generator")}
+    del label["prompts"]["per_iteration"]
     label["selection"] = {"kind": "best-vs-worst", "filters": ["empty"]}
     write(tmp_path, "label.yaml", job="label", name="judged", **label, reward={"kind": "rule", "function": "length"})
     examples = {"kind": "file", "recipe": "label.yaml", "pairs": "columns", "held_out": 4}
@@ -98,6 +99,7 @@ def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tm
         trainer=trainer,
     )  # fmt: skip
     done = worlds.raft(tmp_path, "run", "reward.yaml")
+    assert "prompts.per_iteration is not set: the job draws 60 prompts" in done.stdout
     assert done.returncode == 0, done.stderr
     pairs = list(read(tmp_path / "outputs/judged/pairs.jsonl"))
     assert pairs and all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in pairs)

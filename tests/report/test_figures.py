@@ -328,9 +328,18 @@ def test_equal_runs_give_equal_bytes(tmp_path, name, ending):
 def test_a_run_that_has_nothing_yet_is_named_with_the_way_out(tmp_path, name):
     make_run(tmp_path / "full", policies=KL)
     empty = make_run(tmp_path / "empty", [], [], [])
-    with pytest.raises(UserError, match=r"empty: nothing to draw, .*raft status"):
-        picture.plot(name, [tmp_path / "full", empty], tmp_path / "x.png")
+    for runs, ends in (([tmp_path / "full", empty], r"\), or leave this run out"), ([empty], r"\)")):
+        with pytest.raises(UserError, match=rf"empty: nothing to draw, .*raft status shows how far it is{ends}$"):
+            picture.plot(name, runs, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists() and not (tmp_path / "x.csv").exists()
+
+
+def test_a_run_of_a_job_without_iterations_is_sent_to_the_report(tmp_path):
+    run = make_run(tmp_path / "a", [], [], [])
+    (run / "run.json").write_text(json.dumps({"job": "reward-model"}))
+    for draw in (lambda: picture.plot("reward", [run], tmp_path / "x.png"), lambda: picture.plot_all([run], tmp_path)):
+        with pytest.raises(UserError, match=rf"a job: reward-model has none; raft report {run} shows what it made"):
+            draw()
 
 
 @pytest.mark.parametrize("name", list(picture.FIGURES))

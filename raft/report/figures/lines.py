@@ -115,7 +115,7 @@ REWARD = Plot(
     title="Reward by policy",
     shows="The mean of K on training prompts should follow the best of K, which is learned from; the gold reward, "
     "which selection never sees, tells whether that is progress.",
-    missing="it has no reward yet; leave it out, or wait for its first iteration (raft status shows how far it is)",
+    missing="it has no reward yet; wait for its first iteration (raft status shows how far it is)",
     measure=measure_rewards,
     draw=partial(figure, sheet=REWARDS),
 )
@@ -123,8 +123,7 @@ LENGTH = Plot(
     name="length",
     title="Length and diversity of responses by policy",
     shows="A reward that likes long or short responses shows here first, and so does a policy that repeats itself.",
-    missing="its metrics.jsonl has no length yet; "
-    "leave it out, or wait for its first iteration (raft status shows how far it is)",
+    missing="its metrics.jsonl has no length yet; wait for its first iteration (raft status shows how far it is)",
     measure=measure_lengths,
     draw=partial(figure, sheet=LENGTHS),
 )

@@ -199,7 +199,7 @@ GOLD = Plot(
     shows="Each policy on held-out prompts: up and to the right is progress; where the path turns downwards, the "
     "reward is being over-optimised.",
     missing="no held-out prompts with both rewards; set evaluation.gold in its recipe for a gold reward, "
-    "or wait for its first evaluation (raft status shows how far it is), or leave it out",
+    "or wait for its first evaluation (raft status shows how far it is)",
     measure=measure_gold,
     draw=draw_gold,
 )
@@ -210,7 +210,7 @@ DISTANCE = Plot(
     "what selection did not ask for.",
     missing="it has no reward on held-out prompts beside a distance from the first policy (kl/first in its "
     "metrics.jsonl); set evaluation.kl: true in its recipe for the distance, or wait for its first evaluation "
-    "(raft status shows how far it is), or leave it out",
+    "(raft status shows how far it is)",
     measure=measure_kl,
     draw=draw_kl,
 )

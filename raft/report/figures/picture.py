@@ -10,6 +10,7 @@ from raft.core.run_paths import RunPaths, refuse_output
 from raft.report.figures import best_of_n, distribution, lines, paths, style
 from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulate
 from raft.store import measuring
+from raft.store.runs import about
 
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)
@@ -58,6 +59,7 @@ def plot(name: str, folders: Sequence[Path], out: Path) -> Path:
     """
     if name not in FIGURES:
         raise UserError(f"there is no figure {name!r}; {suggest(name, [*FIGURES, ALL])}")
+    _refuse_other_jobs(folders)
     style.writable(out)
     return _write(FIGURES[name], [FIGURES[name].measure(folder) for folder in folders], folders, out)
 
@@ -69,6 +71,7 @@ def plot_all(folders: Sequence[Path], place: Path) -> tuple[list[Path], list[Plo
     """
     if not (place if place.exists() else place.parent).is_dir():
         raise UserError(f"{place}: no folder can be made there; with --figure {ALL}, -o names one whose parent exists")
+    _refuse_other_jobs(folders)
     measured = {name: [figure.measure(folder) for folder in folders] for name, figure in FIGURES.items()}
     there = [name for name, runs in measured.items() if all(run.numbers for run in runs)]
     place.mkdir(exist_ok=True)
@@ -77,6 +80,17 @@ def plot_all(folders: Sequence[Path], place: Path) -> tuple[list[Path], list[Plo
         refuse(file)
     tables = [_write(FIGURES[name], measured[name], folders, file) for name, file in files.items()]
     return [*files.values(), *tables], [figure for name, figure in FIGURES.items() if name not in there]
+
+
+def _refuse_other_jobs(folders: Sequence[Path]) -> None:
+    """UserError if a run has no iterations, which all of the figures are of."""
+    for folder in folders:
+        job = about(folder)["job"] if RunPaths(folder).about.exists() else "align"
+        if job != "align":
+            raise UserError(
+                f"{folder}: nothing to draw, as figures are of iterations and a job: {job} has none; raft report "
+                f"{folder} shows what it made"
+            )
 
 
 def _write(figure: Plot, measured: Sequence[Measured], folders: Sequence[Path], out: Path) -> Path:

@@ -24,8 +24,8 @@ REWARDS: dict[str, tuple[tuple[str, OfPrompts], ...]] = {  # the quantities of e
 }
 FILES = {TRAINING: "scores", "selected": "scores", "evaluation.scores": "eval", "evaluation.gold": "gold"}
 NO_TRAINING_REWARDS = (
-    "no rewards of training responses that can be compared between prompts; leave it out, or wait for its first "
-    "scores (raft status shows how far it is)"
+    "no rewards of training responses that can be compared between prompts; wait for its first scores (raft status "
+    "shows how far it is)"
 )
 
 

@@ -162,7 +162,8 @@ def recipes(runs: Sequence[Measured], missing: str) -> list[Recipe]:
     found: dict[str, list[Measured]] = {}
     for run in runs:
         if not run.numbers:
-            raise UserError(f"{run.run}: nothing to draw, {missing}")
+            without = ", or leave this run out" if len(runs) > 1 else ""
+            raise UserError(f"{run.run}: nothing to draw, {missing}{without}")
         found.setdefault(run.recipe, []).append(run)
     made = [Recipe(seeds, seeds[0].numbers if len(seeds) == 1 else _means(seeds)) for seeds in found.values()]
     for one in made:
