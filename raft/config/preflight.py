@@ -192,6 +192,7 @@ class Requests:
     read: int = 0
     template: int = 0
     counter: str = ""
+    lower: str = "prompts.per_iteration or generator.k"
 
     @property
     def total(self) -> int:
@@ -205,7 +206,7 @@ class Requests:
         other = "" if self.judge.mode == "grade" or self.judge.ranking == "challenger" else ", or ranking: challenger"
         return (
             f"{self.judge.max_requests:,} requests are allowed, and the run would send up to {self.total:,}; raise it, "
-            f"or lower prompts.per_iteration, generator.k or iterations{other}"
+            f"or lower {self.lower}{other}"
         )
 
     def __str__(self) -> str:
@@ -239,7 +240,8 @@ def requests(recipe: Any) -> Iterator[Requests]:
             yield _aligned(whole, name, key, judge)
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
-            yield Requests(key, judge, asked, 0, 0, *read)
+            lower = "the number of responses" if given is not None else Requests.lower
+            yield Requests(key, judge, asked, 0, 0, *read, lower=lower)
 
 
 def refuse_excess(recipe: Any, drawn: int, held_out: int | None = None) -> None:
@@ -261,7 +263,8 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any) -> Requests:
     own = name == "reward"
     looked = looks if not own or comparable(recipe.reward) else 0
     checks = judge.requests(2) if judge.url else 0
-    return Requests(key, judge, trains if own else 0, looked, checks, *_read_each(recipe, judge))
+    counts = (trains if own else 0, looked, checks, *_read_each(recipe, judge))
+    return Requests(key, judge, *counts, lower="prompts.per_iteration, generator.k or iterations")
 
 
 def _read_each(recipe: Any, judge: Any) -> tuple[int, int, str]:
@@ -328,12 +331,12 @@ def _enough(recipe: Any) -> Iterator[Fault]:
     options = getattr(recipe, "evaluation", None)
     held_out = 0 if options is None or options.count is None else options.count
     own = None if options is None else options.prompts
-    rows = _rows(own or source, held_out) if held_out else None
-    if rows is not None and sum(rows) < held_out:
+    different = count_different(own or source, held_out) if held_out else None
+    if different is not None and different < held_out:
         yield Fault(
             "evaluation.count",
-            f"{held_out} prompts are to be held out of {sum(rows)}; lower it, or leave it out: a quarter of the "
-            "prompts is held out then",
+            f"{held_out} prompts are to be held out of {different} different ones; lower it, or leave it out: a "
+            "quarter of the prompts is held out then",
         )
         return
     asked = getattr(source, "per_iteration", None)

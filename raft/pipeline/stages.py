@@ -404,7 +404,8 @@ def _nothing_kept(reasons: Iterable[str], drops: Iterable[Drop], scored: int) ->
     ways = ["raise generator.max_tokens"] if "truncated" in filtered else []
     ways += [f"remove {' and '.join(filtered)} from selection.filters"] if filtered else []
     ways += ["loosen the selection itself"] if sum(filtered.values()) < scored else []
-    return f"selection kept nothing of {prompts.total()} prompts ({why}){said}; {', or '.join(ways)}"
+    done = ", or ".join(ways) or "correct the reward, which scored no response"
+    return f"selection kept nothing of {prompts.total()} prompts ({why}){said}; {done}"
 
 
 def choose(

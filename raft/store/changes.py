@@ -7,7 +7,7 @@ from typing import Any
 
 from raft.core import given
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
-from raft.store.stamps import unlike
+from raft.store.stamps import differences, unlike
 
 SECTIONS = {  # of recipes, by the stages that they are for
     "link_model": "policy", "init_model": "policy", "sample_eval_prompts": "prompts", "collect": "prompts",
@@ -44,15 +44,20 @@ def told(
 
     Of sources and contents, whose values are hashes, it is only told that they differ; `verb` is for sources.
     """
-    for name, one, other in unlike(_in_recipe(path, old), _in_recipe(path, new)):
-        sources = [value for value in (one, other) if isinstance(value, _Source)]
-        if len(sources) == 2 and sources[0].name == sources[1].name:
-            yield f"{name}: the source of {sources[0].place} {verb}"
-        elif all(isinstance(value, str) and value.startswith("sha256:") for value in (one, other)):
-            yield f"{name}: has other content"
-        else:
-            values = (value.name if isinstance(value, _Source) else value for value in (one, other))
-            yield f"{name}: {say.format(*('not given' if value is None else shown(value) for value in values))}"
+    changes = [
+        _told(name, one, other, say, shown, verb)
+        for name, one, other in unlike(_in_recipe(path, old), _in_recipe(path, new))
+    ]
+    yield from changes or differences(old, new, say=say, shown=shown)  # which differ in what is not told
+
+
+def _told(name: str, one: Any, other: Any, say: str, shown: Callable[[Any], str], verb: str) -> str:
+    values = [value.name if isinstance(value, _Source) else value for value in (one, other)]
+    if isinstance(one, _Source) and isinstance(other, _Source) and one.name == other.name:
+        return f"{name}: the source of {one.place} {verb}"
+    if all(isinstance(value, str) and value.startswith("sha256:") for value in values):
+        return f"{name}: has other content"
+    return f"{name}: {say.format(*('not given' if value is None else shown(value) for value in values))}"
 
 
 def _in_recipe(path: Path, key: Any) -> Any:
@@ -68,9 +73,8 @@ def _in_recipe(path: Path, key: Any) -> Any:
             "inputs": {name: value for name, value in inputs.items() if name != "count"},
             "evaluation.count": inputs["count"],
         }
-    if path == IterationPaths(path.parent.parent).evaluation.responses and "k" in said.get(section, {}):
-        options = dict(said[section])
-        said |= {"evaluation.k": options.pop("k"), section: options}
+    if path == IterationPaths(path.parent.parent).evaluation.responses and isinstance(said.get(section), dict):
+        said["evaluation.k"] = said[section].pop("k", None)
     return said
 
 
@@ -80,12 +84,12 @@ def _options(section: Any) -> Any:
         return section
     if section.keys() == {"name", "code"}:
         return _Source(str(section["name"]), str(section["code"]))
-    options = {name: _options(value) for name, value in section.items() if name not in ("is", "code")}
     kind = section.get("is")
-    if isinstance(kind, str):
-        own = "code" in section
-        options = {"kind": _Source(kind, str(section["code"])) if own else kind.rpartition("/")[2], **options}
-    return options
+    if not isinstance(kind, str):
+        return {name: _options(value) for name, value in section.items()}
+    known = _Source(kind, str(section["code"])) if "code" in section else kind.rpartition("/")[2]
+    options = {name: _options(value) for name, value in section.items() if name not in ("is", "code")}
+    return {"kind": known, **options}
 
 
 def _section(path: Path, stage: str, inputs: Mapping[str, Any]) -> str:

@@ -248,6 +248,18 @@ def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
     assert asked.total == 60 * 4
+    text = text.replace("mode: grade", f"mode: grade, max_requests: {60 * 4 - 1}")
+    (tmp_path / "label.yaml").write_text(text)
+    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    assert asked.excess.endswith("raise it, or lower prompts.per_iteration or generator.k")
+
+
+def test_no_more_prompts_can_be_held_out_than_there_are_different_ones(tmp_path, monkeypatch):
+    worlds.make_recipe(tmp_path, prompts={"per_iteration": 2})
+    same_again(tmp_path)
+    assert faults(tmp_path, monkeypatch, "evaluation.count=54") == []
+    (found,) = faults(tmp_path, monkeypatch, "evaluation.count=55")
+    assert found.startswith("evaluation.count: 55 prompts are to be held out of 54 different ones")
 
 
 def test_the_template_of_a_judge_is_estimated_by_its_characters_where_no_tokenizer_is_here(tmp_path, monkeypatch):

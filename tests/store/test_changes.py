@@ -39,6 +39,14 @@ def test_a_change_is_told_by_the_recipes_key_and_a_source_by_its_file(place, sta
     assert list(told(Path("outputs/run") / place, *keys)) == said
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [({"is": "a/b"}, {"is": "c/b"}), ({"code": "1"}, {"code": "2"}), ({"name": "x", "code": "1"}, {})]
+)
+def test_no_change_goes_untold(old, new):
+    keys = ({"stage": "score", "section": {"is": "reward/rule", "args": args}} for args in (old, new))
+    assert list(told(Path("outputs/run/iterations/001/scores.jsonl"), *keys))
+
+
 def test_a_refusal_names_the_function_whose_source_changed_and_the_number_of_held_out_prompts(tmp_path):
     worlds.make_recipe(tmp_path, iterations=1, evaluation={"count": 4, "gold": None, "kl": False})
     assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
