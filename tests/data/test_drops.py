@@ -111,7 +111,8 @@ def test_check_reads_the_first_rows(tmp_path: Path, name: str):
 
 
 def test_check_lets_rows_pass_of_which_some_can_be_used(tmp_path: Path):
-    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n' + '{"prompt": "a", "letter": "a"}\n' * 24)
+    rows = [f'{{"prompt": "a {number}", "letter": "a"}}\n' for number in range(24)]
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n' + "".join(rows))
     worlds.make_recipe(tmp_path, prompts={"path": "p.jsonl"})
     assert worlds.raft(tmp_path, "check", "recipe.yaml").returncode == 0
 
