@@ -36,9 +36,9 @@ test: check test-fast test-engine
 test-all: test nightly faults
 
 # Each worker has one thread (tests/conftest.py): an engine of a tiny model gains nothing from a second, which only waits.
-# Three workers at most, as each engine takes 3 GB.
+# Two workers at most: an engine takes 3 GB, and files that share a process share the import of vLLM, 20 s when cold.
 test-engine: $(READY)
-	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n $(WORKERS) --maxprocesses 3 $(SIDE_BY_SIDE) $(ENGINE)
+	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n $(WORKERS) --maxprocesses 2 $(SIDE_BY_SIDE) $(ENGINE)
 
 # With lm-evaluation-harness, which is not among the tools of development: transformers imports the scikit-learn that it
 # brings, and every process would begin two seconds later.
