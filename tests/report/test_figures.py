@@ -448,6 +448,18 @@ def test_all_figures_that_a_run_has_are_drawn_and_what_the_others_need_is_named(
     assert [file.name for file in (tmp_path / "own").iterdir()] == ["gold.csv"]
 
 
+def test_a_table_of_another_version_is_written_again_and_one_of_ones_own_is_not(tmp_path: Path):
+    """The column that counts policies had another name once."""
+    run = folders.write_run(tmp_path / "run", 2, 2, 2, lambda *_: "text", lambda *_: 1.0)
+    (tmp_path / "new.csv").write_text("recipe,run,iteration,quantity,value\n")
+    picture.refuse(tmp_path / "new.png")
+    picture.plot("reward", [run], tmp_path / "new.png")
+    assert (tmp_path / "new.csv").read_text().startswith("recipe,run,policy,")
+    (tmp_path / "own.csv").write_text("recipe,mine\n")
+    with pytest.raises(UserError, match="is not a table of raft plot"):
+        picture.refuse(tmp_path / "own.png")
+
+
 def test_a_figure_of_runs_with_different_rewards_says_so_and_one_of_the_same_reward_does_not(tmp_path: Path):
     """By what scored the answers: a function may have changed whose name is the same."""
     runs = [folders.write_run(tmp_path / name, 2, 2, 2, lambda *_: "text", lambda *_: 1.0) for name in ("a", "b")]

@@ -197,11 +197,12 @@ def _mean(policy: int, quantity: str, of_seeds: list[Number]) -> Number:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file begins as `tabulate` begins it."""
+    """Whether a file begins as `tabulate` begins it, by its first columns: another version may have other ones."""
+    start = ",".join(COLUMNS[:2]).encode() + b","
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return file.readline(len(",".join(COLUMNS)) + 1).strip() == ",".join(COLUMNS).encode()
+        return file.read(len(start)) == start
 
 
 def tabulate(found: Sequence[Recipe], path: Path) -> None:
