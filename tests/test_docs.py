@@ -74,3 +74,13 @@ def test_the_index_and_the_site_have_every_page_in_the_same_order():
     site = [Path(page).name for page in re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)]
     assert index == [name for name in site if name != "README.md"]
     assert {page.name for page in PAGES} == set(site)
+
+
+def test_the_packages_of_the_design_have_every_module():
+    page = (ROOT / "docs/design.md").read_text()
+    tree = next(block for _, block in FENCE.findall(page) if block.startswith("raft/\n  core/"))
+    told = {
+        part.split("/", 1)[0].strip(): set(re.findall(r"\w+", part)) for part in re.split(r"\n  (?=\w+/)", tree)[1:]
+    }
+    modules = [file.relative_to(ROOT / "raft") for file in (ROOT / "raft").glob("*/*.py") if file.stem[0] != "_"]
+    assert [str(module) for module in modules if module.stem not in told[module.parts[0]]] == []
