@@ -79,6 +79,24 @@ def refusal(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+def test_a_function_that_raises_on_every_prompt_is_a_fault_before_anything_is_generated(world):
+    calls: list[str] = []
+
+    def broken(prompt, response):
+        calls.append(response)
+        return len(respons)  # noqa: F821
+
+    def of_some(prompt, response):
+        return 1 / len(response)  # an empty response has no reward
+
+    for start in (raft.check, raft.run):
+        said = refusal(lambda start=start: start("recipe.yaml", reward=raft.named(broken, "broken")))
+        assert "reward.function: raises NameError: name 'respons' is not defined" in said
+        assert "on each of the first 2 prompts, for every response that was tried" in said
+    assert len(calls) == 2 * 2 * 4 and not Path("outputs").exists()
+    assert raft.check("recipe.yaml", reward=of_some) == []
+
+
 def test_a_run_has_the_keys_and_the_bytes_of_the_command_lines(world, finished, capfd):
     run = raft.run("recipe.yaml", quiet=True, **SMALL)
     assert capfd.readouterr() == ("", "")

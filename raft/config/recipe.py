@@ -156,18 +156,22 @@ def load(
     given: FromPython | None = None,
     run: Path | None = None,
     origin: Path | None = None,
+    launch: Any = None,
 ) -> Loaded:
     """The recipe of a file with `key=value` overrides. RecipeError lists every fault.
 
-    `variables` are those of the recipe that needs it; each replaces the variable of its name. `above` are the
-    recipes that need it, the outermost first. Where `given` is the recipe itself, other files are found from `path`.
-    Of a `run` that is resumed, `origin` is the recipe beside which its own modules are found.
+    `variables` are those of the recipe that needs it; each replaces the variable of its name. `launch` is that of the
+    recipe that needs it, for one that has none. `above` are the recipes that need it, the outermost first. Where
+    `given` is the recipe itself, other files are found from `path`. Of a `run` that is resumed, `origin` is the recipe
+    beside which its own modules are found.
     """
     from raft.core.user_code import importable_from
 
     config, lines = read_one(path, overrides, variables, given)
     if run is not None:  # its resolved.yaml is raft's own
         lines = {key: place for key, place in lines.items() if not place.startswith(f"{path}:")}
+    if launch is not None:
+        config.setdefault("launch", launch)
     faults: list[Fault] = []
     faults += _odd(config)
     if faults:
@@ -510,8 +514,8 @@ def dependencies(
 ) -> list[Loaded]:
     """Loads each recipe that a section names, at any depth, and replaces its name by the model that it makes.
 
-    The variables of this recipe are passed to those it needs, so an override reaches all. UserError if recipes
-    need each other; `above` are this one and those that need it.
+    The variables and the launch of this recipe are passed to those it needs, so an override of them reaches all.
+    UserError if recipes need each other; `above` are this one and those that need it.
     """
     needs: list[Loaded] = []
     variables = config.get("variables")
@@ -526,7 +530,7 @@ def dependencies(
         file = path.parent / name
         if file.resolve() in [outer.resolve() for outer in above]:
             raise UserError(f"recipes need each other: {' needs '.join(map(str, [*above, file]))}; break the cycle")
-        needed = load(file, variables=shared, above=above, outputs=outputs)
+        needed = load(file, variables=shared, above=above, outputs=outputs, launch=config.get("launch"))
         job = needed.recipe.job
         if job not in JOB_OUTPUTS:
             message = (

@@ -30,6 +30,7 @@ from raft.core.user_code import folders, tell, unchanged
 from raft.rewards import rules
 
 MESSAGE = 200  # characters of an error that are kept
+RESPONSES = ("", "Yes.", "The answer is 42.")  # of a trial, with the prompt itself
 SECONDS = 60  # that a trial of a rule may take; it may import a library
 BUGS = (
     "AttributeError",
@@ -84,11 +85,14 @@ class Rule:
     def trial(self, prompts: Sequence[Prompt]) -> tuple[str, bool] | None:
         """What goes wrong on these prompts whatever the response, and whether that is an error of programming.
 
-        It is called in a process of its own, which finds modules where this one does. None if it scores any of them,
-        is built in, or lives in this process alone.
+        It is called in a process of its own, which finds modules where this one does; a function that lives in this
+        process alone is called here, on two of the prompts. None if it scores any of them, or is built in.
         """
-        if ":" not in self.function or self.function.startswith(f"{given.MODULE}:"):
+        if ":" not in self.function:
             return None
+        if self.function.startswith(f"{given.MODULE}:"):
+            with unchanged():
+                return _wrong(errors(self._load(), self.args, prompts[:2]), len(prompts[:2]))
         rows = [prompt.row() for prompt in prompts]
         asked = {"function": self.function, "args": self.args, "folders": folders(), "prompts": rows}
         command = [sys.executable, "-m", "raft.rewards.rule_trial"]
@@ -115,11 +119,29 @@ class Rule:
         return getattr(rules, self.function)
 
 
-def _wrong(errors: list[list[str]], prompts: int) -> tuple[str, bool] | None:
-    """What a trial says, if every call went wrong; `errors` has kind and words of each, empty where it did not."""
-    if not errors or not all(errors):
+def errors(function: Callable[..., Any], args: Mapping[str, Any], prompts: Sequence[Prompt]) -> list[list[str]]:
+    """Of each call of a rule on made-up responses to prompts, kind and words of what went wrong, or nothing."""
+    wrong: list[list[str]] = []
+    for prompt in prompts:
+        for response in (*RESPONSES, prompt.content):
+            try:
+                found = function(deepcopy(prompt), response, **deepcopy(args))
+            except Exception as fault:
+                wrong.append([type(fault).__name__, f"raises {tell(fault)}"])
+                continue
+            try:
+                numbers(found)
+                wrong.append([])
+            except Exception as fault:
+                wrong.append([type(fault).__name__, f"returns no reward ({fault})"])
+    return wrong
+
+
+def _wrong(found: list[list[str]], prompts: int) -> tuple[str, bool] | None:
+    """What a trial says, if every call went wrong, by what `errors` found."""
+    if not found or not all(found):
         return None
-    kind, words = errors[0]
+    kind, words = found[0]
     bug = kind in BUGS
     first = f"each of the first {prompts} prompts" if prompts > 1 else "the first prompt"
     message = f"{words} on {first}, for every response that was tried"

@@ -74,9 +74,17 @@ class Options:
             yield "label", f"{self.label!r} is no token id; give a number"
 
     def check_head(self, folder: Path) -> None:
-        """UserError if the model of a folder has no head that is read, by config.json and the names of its tensors."""
-        if has_safetensors(folder):  # the names of old weights are known only when they are read
-            heads.choose(self.model, self.head, described(folder), Checkpoint(folder))
+        """UserError if the model of a folder has no head that is read, or none of its outputs is the reward.
+
+        By config.json and by the names and shapes of its tensors.
+        """
+        if not has_safetensors(folder):  # the tensors of old weights are known only when they are read
+            return
+        config, checkpoint = described(folder), Checkpoint(folder)
+        kind = heads.choose(self.model, self.head, config, checkpoint)
+        if issubclass(kind, Classifier) and "score.weight" in checkpoint.names:
+            count = checkpoint.shape("score.weight")[0]
+            _chosen(self, ["reward"] if count == 1 else heads.attributes(config, count))
 
 
 class Outputs:
@@ -262,8 +270,9 @@ def _hidden(model: Any, **inputs: Any) -> Any:
 
 def described(folder: Path) -> SimpleNamespace:
     """What config.json says that heads are chosen by, without transformers."""
-    unsaid = {"architectures": None, "tie_word_embeddings": True}
-    return SimpleNamespace(**{**unsaid, **model_folder.read(folder / "config.json")})
+    said = {"architectures": None, "tie_word_embeddings": True, **model_folder.read(folder / "config.json")}
+    labels = said.get("id2label") or {}
+    return SimpleNamespace(**{**said, "id2label": {int(place): name for place, name in labels.items()}})
 
 
 def read_config(name: str, folder: Path) -> Any:

@@ -84,6 +84,11 @@ def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
         raise UserError("a branch needs a name of its own; give name=... that differs from the run it branches off")
     _refuse_number(folder, number)
     _refuse_changes(old, loaded)
+    if number > loaded.recipe.iterations:
+        raise UserError(
+            f"--from-iteration {number}: the recipe has iterations: {loaded.recipe.iterations}, so the branch would "
+            f"make nothing; add iterations={number} or more"
+        )
     if loaded.folder.exists():
         _refuse_other(loaded.folder, folder, number)
         return loaded

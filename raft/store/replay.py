@@ -170,7 +170,8 @@ def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
         if (usual := branch.usual_name(folder, number)).exists():
             again.append(f"name={_free_name(usual)}")
         shares = f"a new run that shares what comes before iteration {number} with this one"
-        others = [str(one) for one in branch.beginnings(folder) if one != number]
+        possible = (one for one in branch.beginnings(folder) if one <= loaded.recipe.iterations)
+        others = [str(one) for one in possible if one != number]
         also = f" (it could also begin with iteration {' or '.join(others)})" if others else ""
         unlike = "; what it measures does not compare with the policies that it shares" if measures else ""
         yield shlex.join(again), f"{shares}{unlike}{also}"

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import reward_models
 import worlds
 
 from raft.config.preflight import check, unreached
@@ -81,6 +82,26 @@ def test_a_language_model_in_the_place_of_a_reward_model_is_refused_wherever_it_
     assert set(found) == {"reward.members.one.model", "evaluation.gold.model"}
     assert "base is a LlamaForCausalLM without the head of a reward model" in found["reward.members.one.model"]
     assert "vLLM's server computes only" in found["evaluation.gold.model"]
+
+
+def test_a_reward_model_with_several_outputs_has_to_be_told_which_is_the_reward(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = {"num_labels": 2, "id2label": {0: "kind", 1: "true"}, "label2id": {"kind": 0, "true": 1}}
+    for name, labels in (("plain", {"num_labels": 2}), ("named", named)):
+        reward_models.save(tmp_path / name, "LlamaForSequenceClassification", **reward_models.SIZE, **labels)
+    found = {}
+    for name, label in (("plain", None), ("plain", 1), ("plain", 2), ("named", "true"), ("named", "false")):
+        reward = {"kind": "model", "model": name, "template": "plain", "label": label}
+        try:
+            check(load(worlds.make_recipe(tmp_path, reward=reward)))
+        except RecipeError as caught:
+            found[name, label] = caught.faults[0].message
+    assert {key: message.split(", but ")[0] for key, message in found.items()} == {
+        ("plain", None): "reward.label is not given",
+        ("plain", 2): "reward.label is 2",
+        ("named", "false"): "reward.label is false",
+    }
+    assert found["named", "false"].endswith("has 2 outputs; allowed: 0 to 1, or kind, true")
 
 
 def test_the_head_of_a_reward_model_is_looked_for_without_torch(tmp_path: Path):

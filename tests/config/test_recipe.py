@@ -238,6 +238,22 @@ def test_a_needed_recipe_becomes_the_model_that_it_makes_and_gets_the_variables(
     assert loaded.needs[0].recipe.policy.vocab_size == 300
 
 
+def test_a_needed_recipe_without_a_launch_has_that_of_the_recipe_that_needs_it(tmp_path):
+    ray = {"kind": "ray", "workers": 2}
+    own = {"kind": "ray", "workers": 3}
+    write(tmp_path, FIRST, "first.yaml")
+    second = FIRST.replace("first", "second").replace("{config: {model_type: llama}}", "{recipe: first.yaml}")
+    write(tmp_path, second, "second.yaml")
+    recipe = write(tmp_path, GOOD.replace("{model: some/model}", "{recipe: second.yaml}"))
+    loaded = load(recipe, ["launch.kind=ray", "launch.workers=2"])
+    assert [one.config["launch"] for one in (loaded, *loaded.needs)] == [ray] * 3
+    assert [one.recipe.launch.workers for one in loaded.needs] == [2, 2]
+    assert all("launch" not in one.config for one in load(recipe).needs)
+    write(tmp_path, second + yaml.safe_dump({"launch": own}), "second.yaml")
+    loaded = load(recipe, ["launch.kind=ray", "launch.workers=2"])
+    assert [one.recipe.launch.workers for one in (loaded, *loaded.needs)] == [2, 3, 3]
+
+
 def chain(folder: Path, variables: str) -> list[dict[str, Any]]:
     """The variables of a recipe, and of the two that it needs, one through the other."""
     write(folder, FIRST + "variables: {given: {one: 1}, more: '${variables.given}'}\n", "first.yaml")

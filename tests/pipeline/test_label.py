@@ -105,6 +105,10 @@ def test_generated_responses_are_labelled_and_a_reward_model_learns_from_them(tm
     assert pairs and all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in pairs)
     metrics = json.loads((tmp_path / "outputs/learnt/metrics.json").read_text())
     assert metrics["eval/pairs"] == 4 and metrics["train/examples"] == len(pairs) - 4
+    drawn = worlds.raft(tmp_path, "plot", "outputs/judged", "--figure", "distribution")
+    assert drawn.returncode == 0 and (tmp_path / "outputs/judged/distribution.png").exists(), drawn.stderr
+    refused = worlds.raft(tmp_path, "plot", "outputs/learnt")
+    assert refused.returncode == 2 and "figures are of responses and a job: reward-model has none" in refused.stderr
 
 
 CHAT = [{"role": "user", "content": "why?"}]

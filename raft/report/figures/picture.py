@@ -12,6 +12,7 @@ from raft.report.figures.table import Measured, Plot, is_table, recipes, tabulat
 from raft.store import measuring
 from raft.store.runs import about
 
+DRAWN = ("align", "label")  # jobs that make responses
 FIGURES = {  # in the order in which the report shows them
     one.name: one for one in (lines.REWARD, distribution.PLOT, best_of_n.PLOT, paths.DISTANCE, lines.LENGTH, paths.GOLD)
 }
@@ -83,12 +84,12 @@ def plot_all(folders: Sequence[Path], place: Path) -> tuple[list[Path], list[Plo
 
 
 def _refuse_other_jobs(folders: Sequence[Path]) -> None:
-    """UserError if a run has no iterations, which all of the figures are of."""
+    """UserError if a run has no responses, which all of the figures are of."""
     for folder in folders:
         job = about(folder)["job"] if RunPaths(folder).about.exists() else "align"
-        if job != "align":
+        if job not in DRAWN:
             raise UserError(
-                f"{folder}: nothing to draw, as figures are of iterations and a job: {job} has none; raft report "
+                f"{folder}: nothing to draw, as figures are of responses and a job: {job} has none; raft report "
                 f"{folder} shows what it made"
             )
 
