@@ -296,6 +296,24 @@ def test_one_and_three_workers_make_it_too(world, count):
     assert early(found) == early(fingerprint(world / "outputs" / "local"))
 
 
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_a_recipe_and_the_one_that_it_needs_are_both_made_by_the_workers(world):
+    """One cluster after the other in one process."""
+    recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    rows = [{"prompt": f"the fox {number} ", "response": "runs"} for number in range(32)]
+    first = {
+        "job": "sft", "name": "first", "policy": {"model": "base"}, "examples": {"kind": "list", "items": rows},
+        "trainer": {"kind": "sft", "learning_rate": 1e-3, "batch_size": 8},
+    }  # fmt: skip
+    (world / "first.yaml").write_text(yaml.safe_dump(first))
+    (world / "both.yaml").write_text(yaml.safe_dump({**recipe, "name": "both", "policy": {"recipe": "first.yaml"}}))
+    raft.run("both.yaml", quiet=True, launch={"kind": "ray", "address": "local", "workers": 2, "env": as_many()})
+    for made in ("first/policy", "both/iterations/001/policy"):
+        stamp = json.loads((world / "outputs" / f"{made}.stamp.json").read_text())
+        assert len(stamp["workers"]) == 2 and not died(world / "outputs" / "both")
+
+
 @pytest.mark.faults
 @pytest.mark.engine
 def test_whatever_is_killed_at_random_the_same_command_ends_with_the_same_bytes(tmp_path):
