@@ -651,6 +651,7 @@ def _begin(options: Ray) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # an engine's own processes end with their worker
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by Ray's 15 a worker waits for whatever else runs on its cores
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -299,8 +299,20 @@ def test_one_and_three_workers_make_it_too(world, count):
 @pytest.mark.engine
 @pytest.mark.nightly
 def test_a_recipe_and_the_one_that_it_needs_are_both_made_by_the_workers(world):
-    """One cluster after the other in one process."""
+    """One cluster after the other in one process. A worker has the priority that a run has without Ray."""
     recipe = yaml.safe_load((world / "recipe.yaml").read_text())
+    (world / "polite.py").write_text(
+        "import os\n"
+        "from dataclasses import dataclass\n"
+        "from raft.generators.transformers import Transformers\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Polite(Transformers):\n"
+        "    def generate(self, policy, prompts, seed):\n"
+        f"        with open({str(world / 'priorities')!r}, 'a') as file:\n"
+        "            print(os.getpid(), os.getpriority(os.PRIO_PROCESS, 0), file=file)\n"
+        "        return super().generate(policy, prompts, seed)\n"
+    )
+    recipe["generator"] = {"kind": "polite:Polite", "k": 4, "max_tokens": 12, "batch_size": 8}
     rows = [{"prompt": f"the fox {number} ", "response": "runs"} for number in range(32)]
     first = {
         "job": "sft", "name": "first", "policy": {"model": "base"}, "examples": {"kind": "list", "items": rows},
@@ -312,6 +324,8 @@ def test_a_recipe_and_the_one_that_it_needs_are_both_made_by_the_workers(world):
     for made in ("first/policy", "both/iterations/001/policy"):
         stamp = json.loads((world / "outputs" / f"{made}.stamp.json").read_text())
         assert len(stamp["workers"]) == 2 and not died(world / "outputs" / "both")
+    known = dict(line.split() for line in (world / "priorities").read_text().splitlines())
+    assert str(os.getpid()) not in known and set(known.values()) == {str(os.getpriority(os.PRIO_PROCESS, 0))}
 
 
 @pytest.mark.faults
