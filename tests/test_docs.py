@@ -2,12 +2,14 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raft.cli.main import parse
+from raft.core.errors import install_extra
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -84,3 +86,21 @@ def test_the_packages_of_the_design_have_every_module():
     }
     modules = [file.relative_to(ROOT / "raft") for file in (ROOT / "raft").glob("*/*.py") if file.stem[0] != "_"]
     assert [str(module) for module in modules if module.stem not in told[module.parts[0]]] == []
+
+
+def test_the_table_of_extras_has_each_of_the_package_and_messages_lead_to_it():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {"dev"}
+    page = (ROOT / "docs" / "install.md").read_text()
+    table = page.partition("\n## Extras\n")[2].partition("\n## ")[0]
+    named = {
+        name for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
+    }
+    assert named == wanted
+    assert install_extra("cuda", "cpu") == "install raft's extra cuda or cpu (docs/install.md#extras)"
+    assert "extras" in anchors(ROOT / "docs" / "install.md")
+    used = {
+        name
+        for file in (ROOT / "raft").rglob("*.py")
+        for name in re.findall(r"install_extra\('(\w+)'", file.read_text())
+    }
+    assert used and used <= wanted

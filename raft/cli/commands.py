@@ -98,6 +98,7 @@ def check(options: Namespace) -> None:
         loaded = recipe.load(recipe.find(options.recipe), options.overrides)
 
     from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
+    from raft.core import logs
     from raft.core.terminal import say
     from raft.models import hub
 
@@ -127,7 +128,8 @@ def check(options: Namespace) -> None:
         for warning in [*unchecked, *warnings, *memory_plan.idle(needed.recipe, where)]:
             say(f"  warning: {warning}")
     if options.measure:
-        _measure(loaded, options.overrides)
+        with logs.discarded():
+            _measure(loaded, options.overrides)
 
 
 def _measure(loaded: Any, overrides: list[str]) -> None:
@@ -197,7 +199,8 @@ def show(options: Namespace) -> None:
     elif options.prompt_id:
         say(shown.prompt(folder, options.prompt_id))
     else:
-        say(shown.before_and_after(folder, *([options.which] if options.which else ["typical", "best"])))
+        found = shown.before_and_after(folder, *([options.which] if options.which else ["typical", "best"]))
+        say(found or "no held-out prompt has a reward before and after yet")
 
 
 def compare(options: Namespace) -> None:

@@ -51,6 +51,11 @@ class Console(Observer):
         """Prints it."""
         say(f"notice: {safe(message)}")
 
+    def on_warning(self, message: str) -> None:
+        """Prints it, unless the run has long been finished."""
+        if not self.finished:
+            say(f"warning: {safe(message)}")
+
     def on_checks(self, artifact: Artifact) -> None:
         """Prints what the doctor warns of."""
         for row in artifact.read():
@@ -103,10 +108,12 @@ class Console(Observer):
                 say(f"{name}: {run.folder / name}    (in a recipe {key}: this path{also})")
             return
         paths = RunPaths(run.folder)
-        if not self.finished:
-            say(f"\n{before_and_after(run.folder, 'typical', 'best')}")
+        if not self.finished and (shown := before_and_after(run.folder, "typical", "best")) is not None:
+            say(f"\n{shown}")
         say("\n" + "\n".join(verdict(run)))
         say(f"curve:       {paths.curve}\nnumbers:     {paths.rows}")
+        if paths.tensorboard.is_dir():
+            say(f"TensorBoard: tensorboard --logdir {run.folder.parent}")
         if (comparison := forecast.compare(run.folder)) is not None:
             say(f"\n{comparison}")
         commands = {

@@ -100,8 +100,12 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"forecast, from iterations of {small} and {large} prompts:"
     yield f"  an iteration: {timing.words(result['iteration'])} ({stages})"
     yield f"  the run: {timing.words(result['run'])}, of which {timing.words(result['start_up'])} to start"
-    yield f"  memory: at least {result['memory_gb']:.3g} GB; disk: about {result['disk_gb']:.3g} GB"
+    yield f"  memory: at least {_size(result['memory_gb'])}; disk: about {_size(result['disk_gb'])}"
     yield f"  responses cut by the limit: {result['truncated']:.0%} (generator.max_tokens)"
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.3g} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.3g} MB"
 
 
 def advice(recipe: Align, result: dict[str, Any], cores: int) -> str | None:

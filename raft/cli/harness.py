@@ -23,7 +23,7 @@ import numpy as np
 from raft.core import device as devices
 from raft.core import progress, signals
 from raft.core.atomic import read_object, write_json
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.remote_folder import told
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import complain, draws, safe
@@ -90,7 +90,7 @@ class Change:
 def compare(folder: Path, tasks: Sequence[str], which: Which, asked: Asked) -> tuple[list[str], list[Change]]:
     """What the two policies are called, and how they differ; with policy 0 itself it stands on both sides."""
     if find_spec(PACKAGE) is None:
-        raise UserError("raft eval needs lm-evaluation-harness: pip install 'raft-align[eval]'")
+        raise UserError(f"raft eval needs lm-evaluation-harness; {install_extra('eval')}")
     present = policies.before_and_after(folder, runs.about(folder)["job"], which)
     found = [list(_answers(folder, title, artifact, tasks, asked)) for title, artifact in present.items()]
     return list(present), list(_changes(found[0], found[-1]))

@@ -218,6 +218,9 @@ def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:
 
 
 def _gb(count: int) -> str:
+    """A number of GB; of less than 0.1 GB the number and the unit MB."""
+    if 0 < count < 1e8:
+        return f"{count / 1e6:.3g} MB"
     return f"{count / 1e9:.1f}" if count >= 1e10 else f"{count / 1e9:.3g}"
 
 
@@ -385,9 +388,9 @@ def idle(recipe: Any, where: Device) -> Iterator[str]:
         passes = -(-trainer.batch_size * longest // tokens)
         if passes < ranks:
             yield (
-                f"of {ranks} ranks, which all hold their part of a sharded model, at most {passes} can compute at a "
-                f"time: a step is {trainer.batch_size} examples of at most {longest} tokens in forward passes of "
-                f"{tokens}; raise trainer.batch_size, or lower trainer.max_tokens_per_microbatch"
+                f"a step fills only {passes} of {ranks} {'GPUs' if where.kind == 'cuda' else 'workers'} "
+                f"({trainer.batch_size} examples of up to {longest} tokens in passes of {tokens}); raise "
+                "trainer.batch_size, or lower trainer.max_tokens_per_microbatch"
             )
 
 

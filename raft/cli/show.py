@@ -19,6 +19,11 @@ LINE = 60  # characters of a prompt in a list
 def iterations(folder: Path) -> list[IterationPaths]:
     """The iterations that exist. UserError: there are none."""
     if not (folders := RunPaths(folder).iterations()):
+        if RunPaths(folder).about.exists() and runs.about(folder)["job"] == "label":
+            raise UserError(
+                f"{folder} holds no iterations, as its job is label; see {RunPaths(folder).pairs}, or raft report "
+                f"{folder}"
+            )
         raise UserError(
             f"{folder} holds no iterations; name the folder of a run of job: align, such as outputs/quickstart"
         )
@@ -72,11 +77,14 @@ def _has_gold(folder: Path) -> bool:
     return any("gold/eval" in row for row in runs.metrics_rows(folder))
 
 
-def before_and_after(folder: Path, *which: str) -> str:
-    """Held-out prompts with the answers of the first and the last evaluated policy; `which` are names of WHICH."""
+def before_and_after(folder: Path, *which: str) -> str | None:
+    """Held-out prompts with the answers of the first and the last evaluated policy; None if no prompt has both.
+
+    `which` are names of WHICH.
+    """
     found = changes(folder)
     if not found:
-        return "no held-out prompt has a reward before and after yet"
+        return None
     parts = []
     for name in which:
         place, title = WHICH[name]

@@ -55,7 +55,7 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
             warnings += _of_rows(loaded, faults)
     if faults:
         raise loaded.refused(faults)
-    warnings += [*_keys_that_are_not_set(loaded.recipe), *rate_of_another_kind(loaded)]
+    warnings += at_start(loaded)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
     return warnings
@@ -91,6 +91,12 @@ def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:
     return warnings
 
 
+def at_start(loaded: Loaded) -> Iterator[str]:
+    """Warnings that the recipe and the environment alone give: a run prints them too."""
+    yield from _keys_that_are_not_set(loaded.recipe)
+    yield from _rate_of_another_kind(loaded)
+
+
 def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
     """Warnings about servers that will be asked without the key that the recipe names."""
     for key, part in _parts_of(_answering(recipe), "api_key_env"):
@@ -98,7 +104,7 @@ def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
             yield f"{key}.api_key_env: the environment has no {part.api_key_env}, so no key will be sent"
 
 
-def rate_of_another_kind(loaded: Loaded) -> Iterator[str]:
+def _rate_of_another_kind(loaded: Loaded) -> Iterator[str]:
     """A warning where an override changes the trainer's kind and leaves it a learning rate far above its own."""
     if loaded.lines.get("trainer.kind") not in GIVEN or loaded.lines.get("trainer.learning_rate") in GIVEN:
         return

@@ -1,6 +1,11 @@
 """What a user can fix: every message says what, where, what is allowed, and what to do next."""
 
 
+def install_extra(*extras: str) -> str:
+    """What to do where packages of one of these extras of raft are missing, as the end of a message."""
+    return f"install raft's extra {' or '.join(extras)} (docs/install.md#extras)"
+
+
 class UserError(ValueError):
     """A fault of the recipe, the data or the machine; the command line prints it alone and exits with 2."""
 

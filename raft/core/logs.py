@@ -83,6 +83,15 @@ def kept() -> Iterator[None]:
             _restore_transformers(shown)
 
 
+@contextmanager
+def discarded() -> Iterator[None]:
+    """Keeps what libraries log and warn off the terminal, for a command that has no log."""
+    with kept():
+        take_over(logging.NullHandler())
+        silence_libraries()
+        yield
+
+
 def _of_transformers() -> tuple[list[logging.Handler], bool, bool] | None:
     """The handlers of transformers' logger, whether it propagates, whether bars are shown; None before its import."""
     if "transformers" not in sys.modules:

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.options import suggest
 
 NAMED = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # whose URLs have a name before an @
-OURS = {"s3fs": "raft-align[s3]"}  # packages that an extra of raft installs
+EXTRAS = {"s3fs": "s3"}  # packages that an extra of raft installs
 TRIAL = 20.0  # seconds in which a trial has to end
 
 
@@ -36,8 +36,8 @@ def fault_of_url(url: str) -> str | None:
         return f"{scheme}:// is unknown; {suggest(scheme, available_protocols())}"
     package = known_implementations.get(scheme, {"class": "fsspec"})["class"].partition(".")[0]
     if find_spec(package) is None:
-        extra = f", or pip install '{OURS[package]}'" if package in OURS else ""
-        return f"{scheme}:// needs {package}, which is not installed here: pip install {package}{extra}"
+        how = install_extra(EXTRAS[package]) if package in EXTRAS else f"pip install {package}"
+        return f"{scheme}:// needs {package}, which is not installed here: {how}"
     return None
 
 

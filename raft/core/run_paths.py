@@ -186,6 +186,11 @@ class RunPaths(GroupPaths):
         return self.folder / "forecast.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's files are, with `report_to: [tensorboard]`."""
+        return self.folder / "tensorboard"
+
+    @property
     def tracked(self) -> Path:
         """What trackers have been sent."""
         return self.folder / "tracked.json"

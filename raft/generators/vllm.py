@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raft.core import device, garbage, logs
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.timing import part
 from raft.generators.sampling import Ends, Sampling
@@ -85,7 +85,7 @@ class VLLM(Sampling):
     def faults(self) -> Iterator[tuple[str, str]]:
         yield from Sampling.faults(self)
         if find_spec("vllm") is None:
-            yield "kind", "vllm is not installed here; install raft-align[cpu] or [cuda], or use kind: transformers"
+            yield "kind", f"vllm is not installed here; {install_extra('cuda', 'cpu')}, or use kind: transformers"
             return
         if self.max_model_len is not None and self.max_model_len <= self.max_tokens:
             yield (

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from raft.core import device, logs, protocols, signals
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Group, Policy, Prompt, Score
@@ -43,7 +43,7 @@ TOGETHER = 32  # prompts that a worker is handed at once: with 4, an engine took
 LOOK = 2.0  # seconds between two looks at the cluster
 GOODBYE = 1.0  # seconds that the last words of all workers may take
 TICK = 0.5  # seconds after which the driver looks for signals
-NO_RAY = "ray is not installed here: pip install 'ray>=2.60,<3'"
+NO_RAY = f"ray is not installed here; {install_extra('ray')}"
 
 
 @dataclass(frozen=True, kw_only=True)

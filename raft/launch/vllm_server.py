@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from raft.core import device, logs, signals
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.terminal import safe
 from raft.launch import supervise, vllm_options
 
@@ -43,7 +43,7 @@ LAST = (12, 300)  # lines of the output that an error repeats, and characters of
 def faults(engine_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of a server's `engine_args`. An option that vLLM has, with a wrong value, shows at the start."""
     if find_spec("vllm") is None:
-        yield "model", "vllm is not installed here; install raft-align[cpu] or [cuda], or give the url of a server"
+        yield "model", f"vllm is not installed here; {install_extra('cuda', 'cpu')}, or give the url of a server"
         return
     yield from vllm_options.faults(engine_args, RESERVED)
     if not isinstance(engine_args.get("max_model_len", 1), int):

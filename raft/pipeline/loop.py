@@ -146,8 +146,8 @@ def run(loaded: Loaded, observer: Observer) -> None:
             mirrored(opened, one.recipe.store, observer.on_notice),
         ):
             observer.on_run_begin(opened, one)
-            for warning in preflight.rate_of_another_kind(one):
-                observer.on_notice(warning)
+            for warning in preflight.at_start(one):
+                observer.on_warning(warning)
             try:
                 job(one.recipe, opened, observer)
             finally:

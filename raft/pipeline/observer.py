@@ -17,6 +17,10 @@ class Observer:
     def on_notice(self, message: str) -> None:
         """Something is done in another way than one would expect."""
 
+    def on_warning(self, message: str) -> None:
+        """Something in the recipe or the environment is probably a mistake; a notice, unless a subclass differs."""
+        self.on_notice(message)
+
     def on_checks(self, artifact: Artifact) -> None:
         """The rewards have been examined."""
 
@@ -43,6 +47,10 @@ class Several(Observer):
     def on_notice(self, message: str) -> None:
         for one in self.observers:
             one.on_notice(message)
+
+    def on_warning(self, message: str) -> None:
+        for one in self.observers:
+            one.on_warning(message)
 
     def on_checks(self, artifact: Artifact) -> None:
         for one in self.observers:

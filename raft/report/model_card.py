@@ -198,7 +198,7 @@ def _made(folder: Path, found: Found, recipe: dict[str, Any]) -> Iterator[str]:
     source = recipe.get("prompts") if found.number is not None else recipe.get("examples")
     rows = run.pool if found.number is not None else run.examples
     known = read_stamp(rows)
-    count = f", {known['rows']} of them to learn from" if known else ""
+    count = f", {known['rows']} of them to learn from" if known and found.number != 0 else ""
     yield f"- {'prompts' if found.number is not None else 'examples'}: {_source(source)}{count}"
     if found.number is not None:
         yield f"- reward: {_component(recipe.get('reward'))}"

@@ -115,7 +115,9 @@ def _readable(reward: Any, prompts: Sequence[Prompt]) -> tuple[list[Prompt], str
 def _head(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     runner = reward.runner
     tensors = "read by transformers" if runner.head is None else ", ".join(sorted(runner.head.weights)[:4])
-    return "ok", f"whole, with {len(runner.names)} outputs ({tensors}); the reward is {_read(runner)}"
+    if len(runner.names) == 1:
+        return "ok", f"whole, one output ({tensors})"
+    return "ok", f"whole, {len(runner.names)} outputs ({tensors}); the reward is {_read(runner)}"
 
 
 def _served(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft.core.errors import install_extra
 from raft.core.options import suggest
 from raft.core.records import Prompt
 from raft.rewards import answers, mathematics
@@ -89,7 +90,7 @@ def faults(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def missing(function: str) -> str | None:
     """What a built-in rule needs and this installation lacks, as the end of a message."""
     if function == "math_verify" and find_spec("math_verify") is None:
-        return "needs the package math-verify; install raft-align[math] (pip install math-verify), or use exact_answer"
+        return f"needs the package math-verify; {install_extra('math')}, or use exact_answer"
     return None
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from raft.core import device as devices
 from raft.core import library_options, ranks, signals
-from raft.core.errors import UserError
+from raft.core.errors import UserError, install_extra
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
 from raft.core.records import Pair
@@ -35,7 +35,7 @@ from raft.trainers import hf_trainer, microbatches
 from raft.trainers.batches import Order, Texts, unlearnable
 from raft.trainers.hf_trainer import Batch, TrainerOptions
 
-NO_TRL = "TRL is not installed here: pip install 'raft-align[trl]'"
+NO_TRL = f"TRL is not installed here; {install_extra('trl')}"
 RESERVED_ARGS = re.compile(
     hf_trainer.RESERVED_ARGS.pattern
     + r"|beta|loss_type|max_length|truncation_mode|pad.*|precompute_.*|dataset_.*|model_init_kwargs|trust_remote_code"

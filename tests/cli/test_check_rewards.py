@@ -123,8 +123,23 @@ def test_a_reward_model_that_labels_given_responses_is_examined_with_their_promp
         world, "labelled", job="label", responses=GIVEN, reward={"kind": "model", "model": "model", "template": "plain"}
     )
     told = measured("labelled", capsys)
-    assert "reward: head: whole" in told and "reward: room: of 1 prompts with a short answer 0 are too long" in told
+    assert (
+        "reward: head: whole, one output (score.weight)\n" in told
+        and "reward: room: of 1 prompts with a short answer 0 are too long" in told
+    )
     assert "nothing to measure" not in told
+
+
+def test_what_libraries_log_while_rewards_are_examined_stays_off_the_terminal(world: Path):
+    save(world / "model", "LlamaForSequenceClassification", num_key_value_heads=2, **SIZE)
+    file = world / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 4}))
+    write(
+        world, "labelled", job="label", responses=GIVEN, reward={"kind": "model", "model": "model", "template": "plain"}
+    )
+    done = worlds.raft(world, "check", "labelled.yaml", "--measure")
+    assert "reward: head: whole" in done.stdout, done.stderr
+    assert "Token indices" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["pairs", "speaker", "judge"])

@@ -119,6 +119,13 @@ def test_the_card_says_what_was_done_to_which_model(exported):
         assert said in card.text, said
 
 
+def test_the_card_of_policy_0_says_of_no_prompts_that_it_learned_from_them(world, tmp_path):
+    done = worlds.raft(world, "export", "outputs/tiny", "--policy", "0", "--to", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert "\n- prompts: `file` `prompts.jsonl`\n" in card and "to learn from" not in card
+
+
 def changed(file: Path, change: Callable[[Any], None]) -> None:
     content = yaml.safe_load(file.read_text())
     change(content)

@@ -19,6 +19,12 @@ def test_a_line_goes_through_both_points_and_never_below_nothing():
     assert forecast.line(8, 1.0, 8, 2.0, 100) == 2.0
 
 
+def test_a_forecast_of_less_than_a_tenth_of_a_gigabyte_is_in_megabytes():
+    made = {"seconds": {}, "measured_with": [1, 4], "iteration": 1.0, "run": 2.0, "start_up": 1.0, "truncated": 0.0}
+    said = "\n".join(forecast.lines({**made, "memory_gb": 0.1, "disk_gb": 0.00999}))
+    assert "memory: at least 0.1 GB; disk: about 9.99 MB" in said
+
+
 @pytest.mark.nightly
 def test_check_measure_forecasts_and_the_run_says_how_good_it_was(tmp_path: Path):
     worlds.make_recipe(tmp_path, prompts={"per_iteration": 24})

@@ -10,7 +10,7 @@ import pytest
 import reward_models
 import worlds
 
-from raft.config.preflight import check, unreached
+from raft.config.preflight import at_start, check, unreached
 from raft.config.recipe import RecipeError, load
 
 DAMAGED = {
@@ -41,11 +41,21 @@ def test_a_learning_rate_that_was_chosen_for_another_kind_of_trainer_is_a_warnin
     worlds.make_recipe(tmp_path, iterations=1, evaluation={"kl": False, "gold": None})  # its rate is for sft: 1e-3
     other = ["recipe.yaml", "trainer.kind=policy-gradient", "selection={kind: advantage}"]
     words = "trainer.kind: policy-gradient is 1e-06; give trainer.learning_rate=1e-06"
-    assert words in worlds.raft(tmp_path, "check", *other).stdout
-    assert words in worlds.raft(tmp_path, "run", *other).stdout
+    for command in ("check", "run"):
+        (line,) = [line for line in worlds.raft(tmp_path, command, *other).stdout.splitlines() if words in line]
+        assert line.lstrip().startswith("warning: trainer.learning_rate: ")
     for silent in ([*other, "trainer.learning_rate=0.002"], ["recipe.yaml", "trainer.kind=sft"]):
         done = worlds.raft(tmp_path, "check", *silent)
         assert done.returncode == 0 and "learning_rate" not in done.stdout
+
+
+def test_a_key_that_the_environment_lacks_is_a_warning_at_the_start_of_a_run(tmp_path: Path, monkeypatch):
+    judge = {"kind": "judge", "model": "x", "mode": "grade", "max_tokens": 8, "url": "http://127.0.0.1:1/v1"}
+    loaded = load(worlds.make_recipe(tmp_path, reward={**judge, "api_key_env": "JUDGE_KEY"}))
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    assert [*at_start(loaded)] == ["reward.api_key_env: the environment has no JUDGE_KEY, so no key will be sent"]
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    assert [*at_start(loaded)] == []
 
 
 def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path, monkeypatch):

@@ -35,7 +35,7 @@ from raft.launch import worker
 from raft.launch.ray import Block, Ray, Work, _check_off
 from raft.launch.worker import Worker
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray>=2.60,<3'")
+ray = pytest.importorskip("ray", reason="ray is not installed: raft's extra ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 SCORER = {"kind": "model", "model": "scorer", "template": "plain", "max_length": 128}
@@ -212,7 +212,7 @@ def test_a_policy_that_is_sharded_over_two_nodes_is_that_of_whole_weights(world,
 )
 def test_every_trainer_learns_on_two_nodes_what_it_learns_in_one_process(world, cluster, kind, selection):
     if kind in ("dpo", "kto"):
-        pytest.importorskip("trl", reason="TRL is not installed: pip install 'raft-align[trl]'")
+        pytest.importorskip("trl", reason="TRL is not installed: raft's extra trl")
     recipe = yaml.safe_load((world / "recipe.yaml").read_text())
     recipe["trainer"] = {"kind": kind, "learning_rate": 1e-3, "num_train_epochs": 1, "batch_size": 8}
     recipe["selection"] = {"kind": selection}

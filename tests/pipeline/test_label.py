@@ -66,6 +66,8 @@ def test_given_responses_become_pairs_of_better_and_worse(tmp_path: Path, kind: 
     before = {file: file.read_bytes() for file in run.glob("*.jsonl")}
     assert worlds.raft(tmp_path, "run", "label.yaml").returncode == 0
     assert before == {file: file.read_bytes() for file in run.glob("*.jsonl")}
+    shown = worlds.raft(tmp_path, "show", "outputs/pairs")
+    assert shown.returncode == 2 and "see outputs/pairs/pairs.jsonl, or raft report outputs/pairs" in shown.stderr
 
 
 def test_a_response_that_cannot_be_judged_is_dropped_with_its_reason_and_the_others_stay(tmp_path: Path):

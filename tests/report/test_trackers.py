@@ -30,6 +30,7 @@ def test_tensorboard_gets_every_figure_once_also_when_the_run_goes_on(tmp_path: 
     assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
     done = worlds.raft(tmp_path, "run", "recipe.yaml", "iterations=2")
     assert done.returncode == 0, done.stderr
+    assert "TensorBoard: tensorboard --logdir outputs\n" in done.stdout
     run = tmp_path / "outputs" / "tiny"
     rows = {row["iteration"]: row for row in read(run / "metrics.jsonl")}
     assert len(rows) == 3

@@ -145,7 +145,7 @@ def test_what_sympy_cannot_finish_is_not_right_and_takes_no_longer_than_it_may()
 def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setattr("raft.rewards.rules.find_spec", lambda name: None)
     ((key, message),) = Rule(function="math_verify").faults()
-    assert key == "function" and "install raft-align[math]" in message and "exact_answer" in message
+    assert key == "function" and "extra math (docs/install.md#extras)" in message and "exact_answer" in message
 
 
 @pytest.mark.parametrize(

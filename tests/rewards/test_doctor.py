@@ -108,6 +108,7 @@ def test_only_what_is_too_long_is_told_as_too_long(tmp_path: Path):
     make(tmp_path, head, "LlamaForRewardModelWithGating", num_quantiles=2)
     speak_llama(tmp_path)
     reward = RewardModel(model=str(tmp_path), template="plain", max_length=120)
+    assert doctor._head(reward, [])[1].startswith(f"whole, {len(reward.runner.names)} outputs (")
     short, long = Prompt("short", text="no marks"), Prompt("long", text="on and on " * 12)
     level, message = doctor._room(reward, [short])
     assert level == "warning" and "0 are too long" in message and "raise max_length" not in message

@@ -85,6 +85,7 @@ def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(wor
     assert "another reward scored policy 0, before this run branched off" in done.stdout
     assert "iteration 0: shared" in done.stdout and "from policy 0" not in done.stdout
     assert set(measuring.held_out_means(world / "outputs" / "branch")["reward/eval"]) == {3}
+    assert "no held-out prompt" not in done.stdout and "\n\n\n" not in done.stdout
     for command in ("status", "report", "plot"):
         assert worlds.raft(world, command, "outputs/branch").returncode == 0
     assert "no held-out prompt has a reward before and after yet" in worlds.raft(world, "show", "outputs/branch").stdout

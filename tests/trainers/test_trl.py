@@ -345,7 +345,9 @@ def test_wrong_options_are_named_before_a_run(monkeypatch):
     for kind in (DPO, KTO):
         kind(args={"adam_beta1": 0.8, "router_aux_loss_coef": 0.0}).check()
     monkeypatch.setattr(trl, "find_spec", lambda name: None)
-    assert faults(args={"beta": 1}) == {"kind": "TRL is not installed here: pip install 'raft-align[trl]'"}
+    assert faults(args={"beta": 1}) == {
+        "kind": "TRL is not installed here; install raft's extra trl (docs/install.md#extras)"
+    }
 
 
 def test_a_whole_run_learns_from_pairs_and_says_so_wherever_it_shows_them(tmp_path):

@@ -199,7 +199,7 @@ GOLD = Plot(
     shows="Each policy on held-out prompts: up and to the right is progress; where the path turns downwards, the "
     "reward is being over-optimised.",
     missing="no held-out prompts with both rewards; set evaluation.gold in its recipe for a gold reward, "
-    "or wait for its first evaluation (raft status shows how far it is)",
+    "or, if the run has yet to evaluate a policy, wait for that (raft status shows how far it is)",
     measure=measure_gold,
     draw=draw_gold,
 )
@@ -209,8 +209,8 @@ DISTANCE = Plot(
     shows="What each step away from the first policy bought: right of the line of K^t, policy t has also learned "
     "what selection did not ask for.",
     missing="it has no reward on held-out prompts beside a distance from the first policy (kl/first in its "
-    "metrics.jsonl); set evaluation.kl: true in its recipe for the distance, or wait for its first evaluation "
-    "(raft status shows how far it is)",
+    "metrics.jsonl); set evaluation.kl: true in its recipe for the distance, or, if the run has yet to "
+    "evaluate a policy, wait for that (raft status shows how far it is)",
     measure=measure_kl,
     draw=draw_kl,
 )
