@@ -9,7 +9,7 @@
 # Change the numbers of nodes and GPUs, and the time, in the lines above.
 
 source .venv/bin/activate
-export RAFT_GRACE=60 RAY_AUTH_MODE=token
+export RAFT_GRACE=60 RAY_AUTH_MODE=token RAY_worker_niceness=0
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --nodes=1 --ntasks=1 -w "$head" ray start --head --port 6379 --block &
 until ray status --address "$head:6379" > /dev/null 2>&1; do sleep 5; done
