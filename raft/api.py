@@ -330,7 +330,7 @@ class _Objects:
         if not isinstance(recipe, Mapping):
             return recipes.load(recipes.find(os.fspath(recipe)), strings, outputs=outputs, given=python)
         python = dataclasses.replace(python, content=_plain(self._filled("", recipe), "recipe"))
-        path = Path("<dict>")
+        path = Path("<recipe>")
         return recipes.load(path, strings, outputs=outputs, given=python)
 
     def overrides(self, overrides: Mapping[str, Any]) -> tuple[list[str], Any]:

@@ -367,7 +367,7 @@ def test_errors_are_user_errors_with_the_messages_of_the_command_line(world):
         (lambda: raft.run("nowhere.yaml"), "no recipe at"),
         (lambda: raft.run("recipe.yaml", generator={"k": 0}), "argument: generator.k: 0 is out of range"),
         (lambda: raft.run("recipe.yaml", generatr={"k": 1}), "did you mean generator"),
-        (lambda: raft.run({"name": "x"}), "<dict>: policy: missing"),
+        (lambda: raft.run({"name": "x"}), "<recipe>: policy: missing"),
         (lambda: raft.run("recipe.yaml", seed=object()), "seed: a object cannot stand in a recipe"),
         (lambda: raft.open_run("nowhere"), "is not a run"),
         (lambda: raft.check("recipe.yaml", policy={"model": "./nowhere"}), "policy.model"),
