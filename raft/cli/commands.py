@@ -200,7 +200,7 @@ def show(options: Namespace) -> None:
         say(shown.prompt(folder, options.prompt_id))
     else:
         found = shown.before_and_after(folder, *([options.which] if options.which else ["typical", "best"]))
-        say(found or "no held-out prompt has a reward before and after yet")
+        say(found or "there are no two evaluated policies to compare")
 
 
 def compare(options: Namespace) -> None:

@@ -88,7 +88,7 @@ def test_rewards_of_a_branch_are_never_compared_with_those_of_another_reward(wor
     assert "no held-out prompt" not in done.stdout and "\n\n\n" not in done.stdout
     for command in ("status", "report", "plot"):
         assert worlds.raft(world, command, "outputs/branch").returncode == 0
-    assert "no held-out prompt has a reward before and after yet" in worlds.raft(world, "show", "outputs/branch").stdout
+    assert "there are no two evaluated policies to compare" in worlds.raft(world, "show", "outputs/branch").stdout
     with open(world / "outputs" / "branch" / "reward_curve.csv") as file:
         drawn = [(row["quantity"], int(row["policy"])) for row in csv.DictReader(file)]
     assert drawn == [("reward/best_of_k", 2), ("reward/mean", 2), ("reward/eval", 3)]
