@@ -64,7 +64,7 @@ def _recipes(first: Labelled, second: Labelled) -> Iterator[str]:
         here, there = (value_at(of, key.split(".")) for of in whole)
         if key == "name":
             continue
-        if here is there is None:  # where a name has a dot nothing is found by its key
+        if here is None and there is None:  # where a name has a dot nothing is found by its key
             yield change
             continue
         for found in differences(here, there, key, say, _in_words):
@@ -113,18 +113,18 @@ def _figures(runs: list[Labelled]) -> Iterator[str]:
         first, one = next(iter(found.items()))
         yield f"{name} of the last policy, compared with {first.label}:"
         for run in measured:
-            said = f"  {run.label}, policy {last[run]}: "
             if run not in found:
-                yield f"{said}none"
-            elif run is first:
-                yield f"{said}{np.nanmean(one):.3f}"
+                yield f"  {run.label}, policy {last[run]}: none"
+                continue
+            said = f"  {run.label}, policy {last[run]}: {np.nanmean(found[run]):.3f}"
+            if run is first:
+                yield said
             elif not _same_reward(first.folder, run.folder, figure, last[first], last[run]):
-                yield f"{said}{np.nanmean(found[run]):.3f}; not compared, because it has another reward"
+                yield f"{said}; not compared, because it has another reward"
             else:
                 gain, how = _gain(first.folder, run.folder, one, found[run])
                 better = f"{(run if gain.difference > 0 else first).label} is better"
-                kind = better if gain.clear else "no clear difference"
-                yield f"{said}{np.nanmean(found[run]):.3f}; {_sum(gain)} {how}: {kind}"
+                yield f"{said}; {_sum(gain)} {how}: {better if gain.clear else 'no clear difference'}"
 
 
 def _sum(gain: Gain) -> str:

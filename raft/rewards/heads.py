@@ -350,6 +350,11 @@ def labels(config: Any, count: int) -> list[str]:
     """The names of a map's outputs. UserError if the config promises another number of them."""
     if count != config.num_labels:
         raise UserError(f"the head has {count} outputs, but config.json says num_labels: {config.num_labels}")
+    return named(config, count)
+
+
+def named(config: Any, count: int) -> list[str]:
+    """The names of `count` outputs, of which a single one is the reward."""
     return ["reward"] if count == 1 else attributes(config, count)
 
 

@@ -83,8 +83,7 @@ class Options:
         config, checkpoint = described(folder), Checkpoint(folder)
         kind = heads.choose(self.model, self.head, config, checkpoint)
         if issubclass(kind, Classifier) and "score.weight" in checkpoint.names:
-            count = checkpoint.shape("score.weight")[0]
-            _chosen(self, ["reward"] if count == 1 else heads.attributes(config, count))
+            _chosen(self, heads.named(config, checkpoint.shape("score.weight")[0]))
 
 
 class Outputs:
