@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raft.config.recipe import read_resolved
-from raft.core import atomic, garbage, given, logs, progress, records, signals, user_code
+from raft.core import atomic, garbage, given, logs, progress, records, signals, terminal, user_code
 from raft.core.errors import Stopped, UserError
 from raft.core.records import Example, Pair, Prompt, Response, Score
 from raft.core.run_paths import IterationPaths, RunPaths
@@ -50,6 +50,7 @@ def run(
     outputs: str | os.PathLike[str] = "outputs",
     callbacks: Iterable[Callback] = (),
     quiet: bool = False,
+    restart: bool = False,
     **overrides: Any,
 ) -> "Run":
     """Runs a recipe and those that it needs, or goes on where they stopped; returns the run when it is complete.
@@ -61,7 +62,7 @@ def run(
     replace what the recipe says there, but for how rows are read.
 
     `outputs` is the folder for runs. `callbacks` are told of each step; what one of them raises stops the run. With
-    `quiet` nothing is printed.
+    `quiet` nothing is printed. With `restart` the run that is there is moved aside first; nothing is deleted.
 
     Raises UserError for what can be put right, and KeyboardInterrupt when Ctrl-C has stopped the run in order. The
     same call goes on.
@@ -69,6 +70,8 @@ def run(
     objects = _Objects(f"{os.fspath(outputs)}/${{name}}/{given.ROWS}")
     with _as_before(quiet), objects.lent():
         loaded = objects.load(recipe, overrides, Path(outputs))
+        if restart:
+            _set_aside(loaded, objects, quiet)
         return _start(loaded, objects, callbacks, quiet)
 
 
@@ -240,6 +243,23 @@ class Run:
             _start(loaded, objects, callbacks, quiet)
         return self
 
+    def branch(
+        self, from_iteration: int, *, callbacks: Iterable[Callback] = (), quiet: bool = False, **overrides: Any
+    ) -> "Run":
+        """Makes a new run that shares what comes before an iteration with this one; returns it when it is complete.
+
+        As `raft resume RUN --from-iteration N` does; the same call goes on with it. `overrides` are the changes, and
+        the functions that the run was given; `name` is that of the new run. UserError if they change the prompts or
+        policy 0, which are shared.
+        """
+        objects = _Objects(str(self.folder / given.ROWS))
+        with _as_before(quiet), objects.lent(), branch.resumed(self.folder) as folder:
+            strings, python = objects.overrides(overrides)
+            for name in objects.rows:
+                if not (folder / given.ROWS / name).exists():
+                    raise UserError(f"{name.split('-')[0]}: a branch shares the rows of its run; leave new ones out")
+            return _start(branch.off(folder, from_iteration, strings, python), objects, callbacks, quiet)
+
     def report(self, output: str | os.PathLike[str] | None = None) -> Path:
         """Writes one page of HTML on the run; returns where it stands (report.html in the run)."""
         from raft.report.page import write as page
@@ -294,6 +314,22 @@ def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quie
     finally:
         _withdraw(written, RunPaths(loaded.folder).resolved)
     return Run(loaded.folder)
+
+
+def _set_aside(loaded: Any, objects: "_Objects", quiet: bool) -> None:
+    """Moves the run of a recipe aside, if there is one; a recipe with a fault moves nothing."""
+    from raft.config import preflight
+
+    if not loaded.folder.exists():
+        return
+    written = objects.write(loaded.folder / given.ROWS)
+    try:
+        preflight.check(loaded, fetch=True, restart=True)
+    finally:
+        _withdraw(written, RunPaths(loaded.folder).resolved)
+    aside = runs.set_aside(loaded.folder)
+    if aside is not None and not quiet:
+        terminal.say(f"{loaded.folder} was moved to {aside}")
 
 
 def _withdraw(files: Sequence[Path], resolved: Path) -> None:

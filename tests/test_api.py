@@ -229,6 +229,9 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     said = refusal(lambda: run.resume(quiet=True, reward=cell(SHARE.replace("max(1,", "max(2,"))))
     assert "was made from something else" in said and "reward.function: the source of share changed" in said
     assert worlds.fingerprint(run.folder) == made
+    for call in ("raft.open_run('outputs/tiny').branch(1, ...)", "raft.run(..., name='tiny-2')"):
+        assert f"  {call}\n" in said
+    assert "  raft.run(..., restart=True)\n" in said
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
         assert said.rstrip().endswith("resume it from Python: raft.open_run('outputs/tiny').resume(reward=function)")
@@ -294,6 +297,34 @@ def changed() -> Callable[..., Any]:
     file = found.__code__.co_filename
     linecache.cache[file] = (1, None, SHARE.replace("max(1,", "max(2,").splitlines(keepends=True), file)
     return found
+
+
+def test_the_calls_that_a_refusal_offers_make_what_they_say(world, capfd):
+    other = cell(SHARE.replace("max(1,", "max(2,"))
+    run = raft.run("recipe.yaml", quiet=True, reward=cell(SHARE), **SMALL)
+    made = keys(run.folder)
+    branch = run.branch(1, quiet=True, reward=other)
+    assert branch.folder == Path("outputs/tiny-from-1") and keys(run.folder) == made
+    assert branch.policy(0).resolve() == run.policy(0).resolve() and branch.iterations == 1
+    responses, scores = "iterations/001/responses.jsonl.stamp.json", "iterations/001/scores.jsonl.stamp.json"
+    assert keys(branch.folder)[responses] == made[responses] and keys(branch.folder)[scores] != made[scores]
+    again = run.branch(1, quiet=True, reward=other)
+    assert keys(again.folder) == keys(branch.folder)
+    said = refusal(lambda: run.branch(1, quiet=True, reward=other, seed=5, name="third"))
+    assert "these keys cannot differ" in said and "seed" in said
+    rows = {"rows": ROWS[::-1], "per_iteration": 8}
+    assert "a branch shares the rows of its run" in refusal(lambda: run.branch(1, reward=other, prompts=rows, name="b"))
+    assert "no branch from iteration 7" in refusal(lambda: run.branch(7, reward=other, name="b"))
+    assert not Path("outputs/third").exists() and not Path("outputs/b").exists() and capfd.readouterr() == ("", "")
+
+    broken = cell("def share(prompt, response):\n    return len(respons)\n")
+    assert "name 'respons' is not defined" in refusal(lambda: raft.run("recipe.yaml", restart=True, reward=broken, **SMALL))
+    assert keys(run.folder) == made and not list(Path("outputs").glob("*.before-*"))
+    raft.run("recipe.yaml", restart=True, reward=other, **SMALL)
+    (aside,) = Path("outputs").glob("tiny.before-*")
+    assert keys(aside) == made and keys(run.folder)[scores] != made[scores]
+    assert f"outputs/tiny was moved to {aside}" in capfd.readouterr().out
+    assert branch.policy(0).resolve() == (aside / "iterations/000/policy").resolve()
 
 
 @pytest.mark.parametrize("why", list(UNKNOWN))

@@ -11,6 +11,7 @@ import worlds
 
 import raft
 
+NAMES = ("red", "red-from-1", "blue", "watched")
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, NOTEBOOK = DOCS / "python.md", DOCS / "first-run.ipynb"
 # What a notebook brings and the tests have not: it shows a picture.
@@ -35,9 +36,9 @@ def test_the_blocks_of_the_page_run_from_top_to_bottom_as_they_stand(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     said = program(tmp_path, blocks)
     promised = re.findall(r"print\(.*\)  # (<raft\.Run.*>)$", "\n".join(blocks), re.MULTILINE)
-    assert len(promised) == 2 and all(f"{line}\n" in said for line in promised), said
+    assert len(promised) == 3 and all(f"{line}\n" in said for line in promised), said
     assert "reward.function: the source of reddish changed" in said and "argument: generator.k: 0 is out" in said
-    assert [raft.open_run(tmp_path / "outputs" / name).iterations for name in ("red", "blue", "watched")] == [2, 1, 1]
+    assert [raft.open_run(tmp_path / "outputs" / name).iterations for name in NAMES] == [2, 2, 1, 1]
     assert (tmp_path / "length.svg").exists() and (tmp_path / "outputs/red/report.html").exists()
 
 

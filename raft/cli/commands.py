@@ -20,7 +20,7 @@ def run(options: Namespace) -> None:
         from raft.core.terminal import say
         from raft.store import runs
 
-        preflight.check(loaded)  # a recipe with a fault moves nothing
+        preflight.check(loaded, fetch=True, restart=True)  # a recipe with a fault moves nothing
         if (aside := runs.set_aside(loaded.folder)) is not None:
             say(f"{loaded.folder} was moved to {aside}")
     _start(loaded)

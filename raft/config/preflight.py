@@ -35,10 +35,16 @@ PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
 
-def check(loaded: Loaded, fetch: bool = False) -> list[str]:
-    """Raises RecipeError with every fault, and returns warnings; with `fetch` hub models are brought here first."""
+def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[str]:
+    """Raises RecipeError with every fault, and returns warnings.
+
+    With `fetch` hub models are brought here first. What the run has already is no reason to leave a check out where it
+    is to `restart`.
+    """
     made = {str(needed.folder) for needed in loaded.needs}
-    faults = held.without(_named(loaded.recipe, "", made, fetch), loaded.folder, loaded.config)
+    faults = list(_named(loaded.recipe, "", made, fetch))
+    if not restart:
+        faults = held.without(faults, loaded.folder, loaded.config)
     if not any(fault.key == "policy.model" for fault in faults):
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
@@ -52,7 +58,7 @@ def check(loaded: Loaded, fetch: bool = False) -> list[str]:
     warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):
-            warnings += _of_rows(loaded, faults)
+            warnings += _of_rows(loaded, faults, called=not restart and _measured(loaded))
     if faults:
         raise loaded.refused(faults)
     warnings += at_start(loaded)
@@ -80,12 +86,17 @@ def _reading(faults: list[Fault]) -> Iterator[None]:
             faults.append(Fault("prompts", str(fault)))
 
 
-def _of_rows(loaded: Loaded, faults: list[Fault]) -> list[str]:
-    """Adds to the faults those that the first rows show; returns warnings."""
+def _measured(loaded: Loaded) -> bool:
+    """Whether the run has been measured once, so that its rules have been called."""
+    return RunPaths(loaded.folder).iteration(0).metrics.exists()
+
+
+def _of_rows(loaded: Loaded, faults: list[Fault], called: bool) -> list[str]:
+    """Adds to the faults those that the first rows show; returns warnings. Rules that were called once are not tried."""
     warnings = []
     faults += _enough(loaded.recipe)
     faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]
-    for key, message, bug in _trials(loaded):
+    for key, message, bug in () if called else _trials(loaded):
         faults += [Fault(key, message)] if bug else []
         warnings += [] if bug else [f"{key}: {message}"]
     return warnings
@@ -358,13 +369,8 @@ def _enough(recipe: Any) -> Iterator[Fault]:
 
 
 def _trials(loaded: Loaded) -> Iterator[tuple[str, str, bool]]:
-    """What calls of the recipe's rules raise, each with its key, and whether that is an error of programming.
-
-    A run that has been measured once has had its rules called already.
-    """
+    """What calls of the recipe's rules raise, each with its key, and whether that is an error of programming."""
     recipe = loaded.recipe
-    if RunPaths(loaded.folder).iteration(0).metrics.exists():
-        return
     source = getattr(recipe, "prompts", None)
     rewards = {"reward": getattr(recipe, "reward", None)}
     rewards["evaluation.gold"] = getattr(getattr(recipe, "evaluation", None), "gold", None)

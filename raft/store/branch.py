@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raft.config import preflight, recipe
-from raft.config.recipe import Loaded, value_at
+from raft.config.recipe import FromPython, Loaded, value_at
 from raft.core.atomic import commit, write_json
 from raft.core.errors import UserError
 from raft.core.run_paths import OUTPUTS, RUN, RunPaths
@@ -72,21 +72,21 @@ def whole(folder: Path) -> Path:
     return run
 
 
-def off(folder: Path, number: int, overrides: Sequence[str]) -> Loaded:
+def off(folder: Path, number: int, overrides: Sequence[str], given: FromPython | None = None) -> Loaded:
     """The recipe of a new run whose folders before `number` are those of the old one, which is set up here.
 
     The same call goes on with it. UserError if the overrides change what is shared, or if it cannot be set up.
     """
-    named = any(override.startswith("name=") for override in overrides)
-    old = recipe.load_run(folder)
-    loaded = recipe.load_run(folder, overrides if named else [f"name={usual_name(folder, number).name}", *overrides])
+    if not any(override.startswith("name=") for override in overrides):
+        overrides = [f"name={usual_name(folder, number).name}", *overrides]
+    loaded = recipe.load_run(folder, overrides, given)
     if loaded.folder == folder:
         raise UserError("a branch needs a name of its own; give name=... that differs from the run it branches off")
     _refuse_number(folder, number)
-    _refuse_changes(old, loaded)
+    _refuse_changes(folder, loaded)
     if number > loaded.recipe.iterations:
         raise UserError(
-            f"--from-iteration {number}: the recipe has iterations: {loaded.recipe.iterations}, so the branch would "
+            f"no branch from iteration {number}: the recipe has iterations: {loaded.recipe.iterations}, so it would "
             f"make nothing; add iterations={number} or more"
         )
     if loaded.folder.exists():
@@ -137,7 +137,7 @@ def beginnings(folder: Path) -> list[int]:
 def beginning(folder: Path, number: int, loaded: Loaded) -> int | None:
     """The last iteration up to `number` that `off` would make a run of this recipe from, as far as is known."""
     try:
-        _refuse_changes(recipe.load_run(folder), loaded)
+        _refuse_changes(folder, loaded)
     except UserError:
         return None
     return max((one for one in beginnings(folder) if one <= number), default=None)
@@ -146,25 +146,27 @@ def beginning(folder: Path, number: int, loaded: Loaded) -> int | None:
 def _refuse_number(folder: Path, number: int) -> None:
     last = max(stamps.complete(folder), default=None)
     if last is None:
-        raise UserError(f"--from-iteration {number}: {folder} has finished no iteration to branch off from")
+        raise UserError(f"no branch from iteration {number}: {folder} has finished no iteration to branch off from")
     if not 1 <= number <= last + 1:
         raise UserError(
-            f"--from-iteration {number}: {folder} has finished folders 0 to {last}; allowed: {_listed(folder)}"
+            f"no branch from iteration {number}: {folder} has finished folders 0 to {last}; allowed: {_listed(folder)}"
         )
 
 
-def _refuse_changes(old: Loaded, new: Loaded) -> None:
-    keys = [*KEYS, *(["evaluation.references"] if RunPaths(old.folder).references.exists() else [])]
+def _refuse_changes(folder: Path, new: Loaded) -> None:
+    run = RunPaths(folder)
+    config, _ = recipe.read_one(run.resolved)
+    keys = [*KEYS, *(["evaluation.references"] if run.references.exists() else [])]
     own = {OWN, *recipe.speed_keys(new.recipe)}
     changed = [
         change
         for key in keys
-        for change in differences(value_at(old.config, key.split(".")), value_at(new.config, key.split(".")), key)
+        for change in differences(value_at(config, key.split(".")), value_at(new.config, key.split(".")), key)
         if change.split(":", 1)[0] not in own
     ]
     if changed:
         raise UserError(
-            f"a branch shares its policy 0 and its prompts with {old.folder}, so these keys cannot differ:\n"
+            f"a branch shares its policy 0 and its prompts with {folder}, so these keys cannot differ:\n"
             + "".join(f"  {change}\n" for change in changed)
             + "nothing was made. Leave them out, or start a new run with them: raft run RECIPE name=... key=value"
         )
@@ -183,8 +185,8 @@ def _refuse_pruned(folder: Path, number: int) -> None:
     stamp = read_stamp(RunPaths(folder).iteration(number - 1).policy)
     if stamp is not None and stamp.get("pruned"):
         raise UserError(
-            f"--from-iteration {number}: iteration {number} begins with policy {number - 1}, which was deleted to save "
-            f"room (keep_policies); allowed: {_listed(folder)}. A run with keep_policies=all can branch off anywhere"
+            f"no branch from iteration {number}: it begins with policy {number - 1}, which was deleted to save room "
+            f" (keep_policies); allowed: {_listed(folder)}. A run with keep_policies=all can branch off anywhere"
         )
 
 

@@ -153,12 +153,8 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
 
 def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     """Commands that lead on, each with what it does; a branch last but one where it can compare less."""
-    folder, words = loaded.folder, [word for word in loaded.overrides if not word.startswith("name=")]
-    if loaded.python:
-        yield f"raft.run(..., name={_free_name(folder)!r})", "a new run; this one stays"
-        return
-    start = ["raft", "run", str(loaded.path), *words]
-    new = shlex.join([*start, f"name={_free_name(folder)}"]), "a new run; this one stays"
+    folder = loaded.folder
+    new = _to_run(loaded, name=_free_name(folder)), "a new run; this one stays"
     stamp = stamps.read_stamp(conflict.path)
     measures = stamp is not None and stamp["key"]["stage"] in MEASURING
     if measures:
@@ -166,19 +162,35 @@ def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     first = _first_to_repeat(conflict.path, folder)
     number = None if first is None else branch.beginning(folder, first, loaded)
     if number is not None:
-        again = ["raft", "resume", str(folder), "--from-iteration", str(number), *_changed(folder, loaded)]
-        if (usual := branch.usual_name(folder, number)).exists():
-            again.append(f"name={_free_name(usual)}")
         shares = f"a new run that shares what comes before iteration {number} with this one"
         possible = (one for one in branch.beginnings(folder) if one <= loaded.recipe.iterations)
         others = [str(one) for one in possible if one != number]
         also = f" (it could also begin with iteration {' or '.join(others)})" if others else ""
         unlike = "; what it measures does not compare with the policies that it shares" if measures else ""
-        yield shlex.join(again), f"{shares}{unlike}{also}"
+        yield _to_branch(loaded, number), f"{shares}{unlike}{also}"
     if not measures:
         yield new
-    named = [word for word in loaded.overrides if word.startswith("name=")]
-    yield shlex.join([*start, *named, "--restart"]), "this run from its beginning; what is there is moved aside"
+    yield _to_run(loaded, restart=True), "this run from its beginning; what is there is moved aside"
+
+
+def _to_run(loaded: Loaded, name: str | None = None, restart: bool = False) -> str:
+    """The command, or the call, that runs a recipe under another name, or from its beginning."""
+    if loaded.python:
+        return f"raft.run(..., {'restart=True' if restart else f'name={name!r}'})"
+    words = [word for word in loaded.overrides if not word.startswith("name=")]
+    named = [word for word in loaded.overrides if word.startswith("name=")] if name is None else [f"name={name}"]
+    return shlex.join(["raft", "run", str(loaded.path), *words, *named, *(["--restart"] if restart else [])])
+
+
+def _to_branch(loaded: Loaded, number: int) -> str:
+    """The command, or the call, that makes a branch with what changed."""
+    folder = loaded.folder
+    usual = branch.usual_name(folder, number)
+    name = _free_name(usual) if usual.exists() else None
+    if loaded.python:
+        return f"raft.open_run({str(folder)!r}).branch({number}, ...{'' if name is None else f', name={name!r}'})"
+    words = [*_changed(folder, loaded), *([] if name is None else [f"name={name}"])]
+    return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *words])
 
 
 def _first_to_repeat(path: Path, folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,25 @@ def test_a_folder_that_is_no_run_and_a_recipe_with_a_fault_move_nothing(tmp_path
         refused = worlds.raft(tmp_path, "run", "recipe.yaml", "--restart", *overrides)
         assert refused.returncode == 2 and (tmp_path / "outputs" / "tiny" / "thesis.tex").exists()
         assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+def test_a_restart_moves_nothing_where_the_run_alone_has_what_the_recipe_needs(world, tmp_path):
+    world = shutil.copytree(world, tmp_path / "world", symlinks=True)
+    kept = sorted(one.name for one in (world / "outputs").iterdir())
+    for link in (world / "outputs/tiny/iterations/000/policy").iterdir():  # as raft pull brings it
+        if link.is_symlink():
+            content = link.read_bytes()
+            link.unlink()
+            link.write_bytes(content)
+    before = worlds.fingerprint(world / "outputs" / "tiny")
+    (world / "base").rename(world / "elsewhere")
+    done = worlds.raft(world, "resume", "outputs/tiny")
+    assert done.returncode == 0, done.stderr  # the run has its policy 0
+    refused = worlds.raft(world, "run", "recipe.yaml", "--restart")
+    assert refused.returncode == 2 and "policy.model: base" in refused.stderr, refused.stderr
+    (world / "elsewhere").rename(world / "base")
+    (world / "letters.py").write_text("def share(prompt, response):\n    return response.cuont('a')\n")
+    refused = worlds.raft(world, "run", "recipe.yaml", "--restart")
+    assert refused.returncode == 2 and "'str' object has no attribute 'cuont'" in refused.stderr, refused.stderr
+    assert worlds.fingerprint(world / "outputs" / "tiny") == before
+    assert sorted(one.name for one in (world / "outputs").iterdir()) == kept
