@@ -124,7 +124,8 @@ def _figures(runs: list[Labelled]) -> Iterator[str]:
             else:
                 gain, how = _gain(first.folder, run.folder, one, found[run])
                 better = f"{(run if gain.difference > 0 else first).label} is better"
-                yield f"{said}; {_sum(gain)} {how}: {better if gain.clear else 'no clear difference'}"
+                none = "too few prompts to tell" if gain.few else "no clear difference"
+                yield f"{said}; {_sum(gain)} {how}: {better if gain.clear else none}"
 
 
 def _sum(gain: Gain) -> str:
@@ -144,11 +145,11 @@ def _gain(first: Path, second: Path, one: np.ndarray, other: np.ndarray) -> tupl
     places = {name: at for at, name in enumerate(ids[1])}
     both = [(at, places[name]) for at, name in enumerate(ids[0]) if name in places]
     if both and (gain := reward_metrics.gain(*_paired(one, other, both))) is not None:
-        return gain, f"on {len(both)} prompts that both have"
+        return gain, f"on {gain.prompts} prompts that both have"
     known = [values[~np.isnan(values)] for values in (one, other)]
     error = math.hypot(*(reward_metrics.standard_error(values) for values in known))
     before, after = (float(values.mean()) for values in known)
-    return Gain(before, after, NORMAL_95 * error), "on different prompts"
+    return Gain(before, after, NORMAL_95 * error, min(map(len, known))), "on different prompts"
 
 
 def _paired(one: np.ndarray, other: np.ndarray, both: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

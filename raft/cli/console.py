@@ -140,10 +140,12 @@ def verdict(run: Run) -> list[str]:
         )
     for key, (last, gain) in gains(run).items():
         label = labels[key]
-        kind = "no clear gain" if not gain.clear else "a clear gain" if gain.difference > 0 else "a clear loss"
+        clear = "a clear gain" if gain.difference > 0 else "a clear loss"
+        none = f"too few prompts ({gain.prompts}) to tell" if gain.few else "no clear gain"
         lines.append(
             f"{label} {gain.before:.3f} -> {gain.after:.3f} from policy 0 to {last} "
-            f"({gain.difference:+.3f}{'' if math.isnan(gain.half_width) else f' ± {gain.half_width:.3f}'}): {kind}"
+            f"({gain.difference:+.3f}{'' if math.isnan(gain.half_width) else f' ± {gain.half_width:.3f}'}): "
+            f"{clear if gain.clear else none}"
         )
     best = RunPaths(run.folder).best
     if best.is_symlink():

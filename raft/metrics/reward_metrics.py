@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
+FEWEST = 10  # prompts for a clear difference: of 10, 1.96 standard errors hold the mean 92 % of the times, of 4 in 86 %
 BLOCK = 2**15
 
 
@@ -125,12 +126,13 @@ def standard_error(per_prompt: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Gain:
-    """The mean of a figure before and after, on the same prompts, and the half width of the 95 % interval of the
-    difference (NaN for fewer than two prompts)."""
+    """The mean of a figure before and after, and the half width of the 95 % interval of the difference (NaN for fewer
+    than two prompts). `prompts` is the number that it is over: the smaller one where they are not the same prompts."""
 
     before: float
     after: float
     half_width: float
+    prompts: int
 
     @property
     def difference(self) -> float:
@@ -139,8 +141,13 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval of the difference leaves 0 out; one of no width is of too few prompts to know."""
-        return abs(self.difference) > self.half_width > 0
+        """Whether the interval of the difference leaves 0 out; one of no width, or of few prompts, does not tell."""
+        return not self.few and abs(self.difference) > self.half_width > 0
+
+    @property
+    def few(self) -> bool:
+        """Whether the prompts are too few to tell whether a difference is clear."""
+        return self.prompts < FEWEST
 
 
 def gain(before: np.ndarray, after: np.ndarray) -> Gain | None:
@@ -152,7 +159,7 @@ def gain(before: np.ndarray, after: np.ndarray) -> Gain | None:
     if not known.any():
         return None
     error = standard_error(after[known] - before[known])
-    return Gain(float(before[known].mean()), float(after[known].mean()), NORMAL_95 * error)
+    return Gain(float(before[known].mean()), float(after[known].mean()), NORMAL_95 * error, int(known.sum()))
 
 
 def bootstrap_band(

@@ -339,11 +339,11 @@ SERVED: tuple[type[Head], ...] = (Classifier, Attributes)  # what vLLM's server 
 
 
 def attributes(config: Any, count: int) -> list[str]:
-    """The names of `count` outputs: those of the config, else HelpSteer2's five, else numbers."""
-    given = [str(getattr(config, "id2label", {}).get(at, "")) for at in range(count)]
-    if all(given) and not any(name.startswith("LABEL_") for name in given):
-        return given
-    return HELPSTEER if count == len(HELPSTEER) else [f"attribute_{at}" for at in range(count)]
+    """The names of `count` outputs: those of the config, else HelpSteer2's five, else LABEL_0 ... as in transformers."""
+    known = getattr(config, "id2label", {})
+    names = [str(known.get(at) or f"LABEL_{at}") for at in range(count)]
+    given = not any(name.startswith("LABEL_") for name in names)
+    return HELPSTEER if not given and count == len(HELPSTEER) else names
 
 
 def labels(config: Any, count: int) -> list[str]:

@@ -204,11 +204,23 @@ def test_a_gain_is_of_the_same_prompts_whose_differences_say_how_sure_it_is():
     gain = reward_metrics.gain(before, after)
     assert (gain.before, gain.after) == (10.0, pytest.approx(34 / 3))
     assert gain.half_width == pytest.approx(1.96 * math.sqrt(1 / 3) / math.sqrt(3))  # of the differences 1, 2, 1
-    assert gain.clear and gain.difference == pytest.approx(4 / 3)  # though the prompts differ by far more
+    assert gain.prompts == 3 and gain.few and not gain.clear
+    several = reward_metrics.gain(np.tile(before, 4), np.tile(after, 4))  # the prompts differ by far more than that
+    assert several.clear and several.prompts == 12 and several.difference == gain.difference == pytest.approx(4 / 3)
     assert not reward_metrics.gain(before, before + np.array([1.0, -1.0, 0.5, 0, 0])).clear
     assert reward_metrics.gain(np.array([NAN]), np.array([1.0])) is None
     assert not reward_metrics.gain(np.array([0.0]), np.array([9.0])).clear, "one prompt says nothing"
-    assert not reward_metrics.gain(np.zeros(4), np.ones(4)).clear, "an interval of no width is of too few prompts"
+    assert not reward_metrics.gain(np.zeros(40), np.ones(40)).clear, "an interval of no width is of too few prompts"
+
+
+def test_a_difference_is_clear_on_as_many_prompts_as_its_interval_needs_to_be_about_right():
+    """Of values around 0 an interval of 95 % should leave 0 out in 5 % of the cases."""
+    rng = np.random.default_rng(8)
+    for count, fewest, most in ((4, 0.12, 0.17), (reward_metrics.FEWEST, 0.06, 0.10)):
+        gains = [reward_metrics.gain(np.zeros(count), rng.normal(size=count)) for _ in range(4000)]
+        wrong = sum(abs(gain.difference) > gain.half_width for gain in gains) / len(gains)
+        assert fewest <= wrong <= most, (count, wrong)
+        assert any(gain.clear for gain in gains) == (count >= reward_metrics.FEWEST)
 
 
 def test_policies_are_compared_on_the_prompts_that_all_of_them_have_a_reward_for():

@@ -168,10 +168,10 @@ def test_the_end_says_whether_the_last_policy_is_better_than_the_first_and_where
         means[number] = np.array([np.mean([score["reward"] for score in row["scores"]]) for row in rows])
     changes = means[2] - means[0]
     half = 1.96 * changes.std(ddof=1) / np.sqrt(len(changes))
-    kind = "no clear gain" if abs(changes.mean()) <= half else "a clear"
+    assert len(changes) == 8
     assert (
         f"held-out reward {means[0].mean():.3f} -> {means[2].mean():.3f} from policy 0 to 2 "
-        f"({changes.mean():+.3f} ± {half:.3f}): {kind}"
+        f"({changes.mean():+.3f} ± {half:.3f}): too few prompts (8) to tell\n"
     ) in told
     best = max(read(run / "metrics.jsonl"), key=lambda row: row["reward/eval"])["iteration"]
     assert (run / "best").resolve() == (run / "iterations" / f"{best:03d}" / "policy").resolve()

@@ -157,7 +157,7 @@ def test_a_quantile_head_weighs_its_attributes_by_a_gate_that_reads_the_question
         assert rewards(reward, groups()) == pytest.approx(expected * 2, abs=1e-4)
     (first, _) = reward.score(groups())
     assert [list(score.parts.values()) for score in first] == [pytest.approx(one, abs=1e-4) for one in parts]
-    named = rewards(RewardModel(model=str(folder), label="attribute_2"), groups())
+    named = rewards(RewardModel(model=str(folder), label="LABEL_2"), groups())
     assert named[:5] == pytest.approx([one[2] for one in parts], abs=1e-4)
 
 
