@@ -318,7 +318,9 @@ def test_the_calls_that_a_refusal_offers_make_what_they_say(world, capfd):
     assert not Path("outputs/third").exists() and not Path("outputs/b").exists() and capfd.readouterr() == ("", "")
 
     broken = cell("def share(prompt, response):\n    return len(respons)\n")
-    assert "name 'respons' is not defined" in refusal(lambda: raft.run("recipe.yaml", restart=True, reward=broken, **SMALL))
+    assert "name 'respons' is not defined" in refusal(
+        lambda: raft.run("recipe.yaml", restart=True, reward=broken, **SMALL)
+    )
     assert keys(run.folder) == made and not list(Path("outputs").glob("*.before-*"))
     raft.run("recipe.yaml", restart=True, reward=other, **SMALL)
     (aside,) = Path("outputs").glob("tiny.before-*")

@@ -92,7 +92,7 @@ def _measured(loaded: Loaded) -> bool:
 
 
 def _of_rows(loaded: Loaded, faults: list[Fault], called: bool) -> list[str]:
-    """Adds to the faults those that the first rows show; returns warnings. Rules that were called once are not tried."""
+    """Adds to the faults those that the first rows show; returns warnings. Rules `called` before are not tried."""
     warnings = []
     faults += _enough(loaded.recipe)
     faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]

@@ -339,7 +339,7 @@ SERVED: tuple[type[Head], ...] = (Classifier, Attributes)  # what vLLM's server 
 
 
 def attributes(config: Any, count: int) -> list[str]:
-    """The names of `count` outputs: those of the config, else HelpSteer2's five, else LABEL_0 ... as in transformers."""
+    """The names of `count` outputs: those of the config, else HelpSteer2's five, else LABEL_0 ... of transformers."""
     known = getattr(config, "id2label", {})
     names = [str(known.get(at) or f"LABEL_{at}") for at in range(count)]
     given = not any(name.startswith("LABEL_") for name in names)
