@@ -442,7 +442,6 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     instead = [way for way in lower if "shard" in way or "lora" in way]
     if where.kind == "cuda" and where.count == 1 and type(loaded.recipe.launch) is Local and can_shard(trainer):
         instead.append(
-            "shard it over several GPUs with launch.kind=ray (raft check R.yaml launch.kind=ray --gpu 8x80 says whether "
-            "8 hold it)"
+            "shard it over several GPUs (raft check R.yaml launch.kind=ray --gpu 8x80 says whether 8 hold it)"
         )
     return Turn("train", terms, lower=", or ".join(lower), fixed=fixed, instead=", or ".join(instead), ends=True)

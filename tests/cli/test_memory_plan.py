@@ -387,7 +387,7 @@ def test_several_gpus_of_a_run_without_ray_are_said_to_be_idle_and_ray_is_named_
     for count, said in ((8, True), (1, False)):
         turn = by_name(plan(loaded, memory_plan.card(count, 80)))["train"]
         assert (way in turn.advice(0)) == said
-        assert ("shard it over several GPUs with launch.kind=ray" in turn.advice(0)) == (not said)
+        assert ("shard it over several GPUs (raft check R.yaml launch.kind=ray --gpu" in turn.advice(0)) == (not said)
     adapter = replace(loaded, recipe=replace(loaded.recipe, trainer=replace(loaded.recipe.trainer, lora={"r": 4})))
     assert "launch.kind" not in by_name(plan(adapter, memory_plan.card(8, 80)))["train"].advice(0)
 
