@@ -49,7 +49,9 @@ def _of_key(name: str, known: Mapping[str, type]) -> Iterator[str]:
     keys = {f"{title}.{item.name}": item for title in within for item in _items(known[title])}
     if not (found := [full for full in keys if full.rpartition(".")[2] == key]):
         own = {f"{place}.{item.name}" if place else item.name for item in keys.values()}
-        raise UserError(f"no options of the name {name!r}; {suggest(name, [*(within if place else names()), *own])}")
+        raise UserError(
+            f"no options of the name {name!r}; {suggest(name, [*(within if place and within else names()), *own])}"
+        )
     for full in found:
         title = full.rpartition(".")[0]
         hint = typing.get_type_hints(known[title])[key]

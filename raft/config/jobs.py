@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from raft.core import library_options
 from raft.core.options import faults_of_range, faults_of_text, only, section, sections, short, source, suggest
 from raft.core.protocols import (
     can_continue,
@@ -19,7 +20,7 @@ from raft.core.protocols import (
     takes_signed,
 )
 from raft.core.records import Response
-from raft.core.registry import DPO, PAIRS, find, refused
+from raft.core.registry import DPO, PAIRS, faults_of_types, find, refused
 from raft.core.remote_folder import fault_of_url
 from raft.launch.local import Local
 from raft.metrics.diagnostics import Alerts
@@ -31,6 +32,7 @@ HELD_OUT = 256  # prompts that are held out, where a recipe does not say
 RANKS = "the reward compares the responses of one prompt and says nothing between prompts"
 NO_TREND = f"{RANKS}, so it has no trend in length to take out; remove it"
 TRACKERS = ("tensorboard", "trackio", "wandb")
+SET_BY_RAFT = ("log_dir", "name", "id", "resume")  # options of trackers
 
 
 def no_policy(trainer: Any) -> str | None:
@@ -269,6 +271,17 @@ class Align(Job):
                 yield f"report_to[{index}]", f"{name!r} is not a tracker; {suggest(str(name), list(TRACKERS))}"
             elif find_spec(str(name)) is None:
                 yield f"report_to[{index}]", f"{name} is not installed here: pip install {name}"
+            elif isinstance(one, dict):
+                yield from self._faults_of_tracker(f"report_to[{index}]", str(name), one)
+
+    def _faults_of_tracker(self, key: str, name: str, given: dict[Any, Any]) -> Iterator[tuple[str, str]]:
+        options = {str(option): value for option, value in given.items() if option != "name"}
+        known = library_options.ask(name)["tracker"] if options else {}
+        for option in options if known else ():
+            if option not in known or option in SET_BY_RAFT:
+                free = [one for one in known if one not in SET_BY_RAFT]
+                yield f"{key}.{option}", f"unknown option of {name}; {suggest(option, free)}"
+        yield from faults_of_types(key, options, known)
 
     def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:
         """What does not go with a reward that compares only the responses of one prompt."""

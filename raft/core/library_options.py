@@ -1,4 +1,4 @@
-"""What an installed library says of itself: the options of its dataclasses with their plain types, and its tables.
+"""What an installed library says of itself: the options of dataclasses and calls with their plain types, and tables.
 
 Importing vLLM or transformers takes many seconds, and imports torch. So a process of its own does it, once for each
 version of the library and of Python. Its answer is kept in the user's cache: `$XDG_CACHE_HOME/raft` or `~/.cache/raft`.
@@ -6,6 +6,7 @@ version of the library and of Python. Its answer is kept in the user's cache: `$
 
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 from raft.core.atomic import write_json
 from raft.core.errors import UserError
 
-ASKED = {  # by library: what raft calls an answer, and the dataclass or the mapping that gives it
+ASKED = {  # by library: what raft calls an answer, and the dataclass, the call or the mapping that gives it
     "vllm": {
         "engine": "vllm.engine.arg_utils:EngineArgs",
         "architectures": "vllm.model_executor.models.registry:_VLLM_MODELS",
@@ -33,6 +34,9 @@ ASKED = {  # by library: what raft calls an answer, and the dataclass or the map
         "lora": "peft:LoraConfig",
         "targets": "peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
     },
+    "tensorboard": {"tracker": "torch.utils.tensorboard:SummaryWriter"},
+    "trackio": {"tracker": "trackio:init"},
+    "wandb": {"tracker": "wandb:init"},
 }
 PLAIN = {one.__name__: one for one in (int, float, bool, str, NoneType)}
 
@@ -41,7 +45,8 @@ PLAIN = {one.__name__: one for one in (int, float, bool, str, NoneType)}
 def ask(library: str) -> dict[str, dict[str, Any]]:
     """The answers of a library by their names. UserError if it cannot be imported.
 
-    Of a dataclass that is, by option, the names of its types in `PLAIN`, or [] where another type is among them.
+    Of a dataclass or a call that is, by option, the names of its types in `PLAIN`, or [] where another type is among
+    them; nothing of a call that takes options of any name.
     """
     known = _cached(library)
     with suppress(OSError, ValueError, AttributeError):
@@ -81,11 +86,22 @@ def _answer(target: str) -> Mapping[str, Any]:
     value = getattr(importlib.import_module(module), name)
     if isinstance(value, Mapping):
         return value
+    if not dataclasses.is_dataclass(value):
+        return _parameters(value)
     hints, own = {}, vars(value)["__annotations__"]
     with suppress(NameError):  # of a type that is imported for type checkers alone
         hints = get_type_hints(value)
     options = [item.name for item in dataclasses.fields(value) if item.init and item.name in own]
     return {name: _plain(hints.get(name)) for name in options}
+
+
+def _parameters(call: Any) -> dict[str, list[str]]:
+    parameters, hints = inspect.signature(call).parameters, {}
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return {}
+    with suppress(NameError):
+        hints = get_type_hints(vars(call)["__init__"] if isinstance(call, type) else call)
+    return {name: _plain(hints.get(name)) for name in parameters}
 
 
 def _plain(hint: Any) -> list[str]:

@@ -35,6 +35,16 @@ class Options(Base):
     names: list[str] | None = None
     made: int = field(init=False, default=0)
 
+def start(count: int, anything, *, rate: "float | None" = None):
+    pass
+
+class Started:
+    def __init__(self, count: int = 1):
+        pass
+
+def of_any_name(count: int, **options):
+    pass
+
 TABLE = {"llama": ["q", "v"]}
 print("a word of its own")
 """
@@ -43,7 +53,14 @@ TOLD = {
         "count": ["int"], "rate": ["float", "NoneType"], "name": ["str", "NoneType"], "either": ["int", "bool", "str"],
         "names": [],
     },
+    "call": {"count": ["int"], "anything": [], "rate": ["float", "NoneType"]},
+    "class": {"count": ["int"]},
+    "free": {},
     "table": {"llama": ["q", "v"]},
+}  # fmt: skip
+SMALL_ASKED = {
+    "options": "small:Options", "call": "small:start", "class": "small:Started", "free": "small:of_any_name",
+    "table": "small:TABLE",
 }  # fmt: skip
 
 
@@ -52,7 +69,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How processes were started; the cache is empty at first, and `small` is a library that can be asked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(library_options, "ask", library_options.ask.__wrapped__)
-    monkeypatch.setitem(library_options.ASKED, "small", {"options": "small:Options", "table": "small:TABLE"})
+    monkeypatch.setitem(library_options.ASKED, "small", SMALL_ASKED)
     (tmp_path / "small.py").write_text(SMALL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{RAFT.parent}")
     started: list[str] = []

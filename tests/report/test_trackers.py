@@ -53,7 +53,7 @@ def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(tmp_path: Path):
     run = tmp_path / "outputs" / "tiny"
     run.mkdir(parents=True)
     (run / "forecast.json").write_text(json.dumps({"iteration": 1.0}))
-    done = worlds.raft(tmp_path, "run", "recipe.yaml", "report_to=[{name: tensorboard, no_such_option: 1}]")
+    done = worlds.raft(tmp_path, "run", "recipe.yaml", "report_to=[{name: tensorboard, max_queue: many}]")
     assert done.returncode == 0, done.stderr
     assert "warning: tensorboard is told nothing from here on (TypeError" in done.stdout
 
@@ -78,6 +78,12 @@ def test_wrong_trackers_are_refused_with_what_there_is(tmp_path: Path):
         done.returncode == 2 and "report_to[0]: 'tensorbord' is not a tracker; did you mean tensorboard?" in done.stderr
     )
     assert "report_to[1]: trackio is not installed here: pip install trackio" in done.stderr
+    for option in ("dir", "log_dir"):
+        done = worlds.raft(tmp_path, "check", "recipe.yaml", f"report_to=[{{name: tensorboard, {option}: x}}]")
+        assert done.returncode == 2 and f"report_to[0].{option}: unknown option of tensorboard; " in done.stderr
+        assert "max_queue" in done.stderr and "self" not in done.stderr
+    done = worlds.raft(tmp_path, "check", "recipe.yaml", "report_to=[{name: tensorboard, flush_secs: 5}]")
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_model_wrote_cannot_leave_its_cell():
