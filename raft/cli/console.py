@@ -11,6 +11,7 @@ from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
+from raft.core.given import to_resume
 from raft.core.protocols import makes_pairs
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import rounded, safe, say
@@ -83,7 +84,7 @@ class Console(Observer):
             names = ", ".join(alert.name for alert in stopping)
             say(
                 f"stopped after iteration {it.number} of {self.recipe.iterations} (alerts.on_warning: stop) because of "
-                f"{names}; resume with: raft resume {self.run.folder} alerts.on_warning=warn"
+                f"{names}; resume with: {to_resume(self.run.folder, {'alerts.on_warning': 'warn'})}"
             )
 
     def on_result(self, artifact: Artifact) -> None:
@@ -122,7 +123,7 @@ class Console(Observer):
             f"raft report {run.folder}": "one page of HTML with everything",
         }
         if self.finished:
-            commands[f"raft resume {run.folder} iterations={loaded.recipe.iterations + 2}"] = "two more iterations"
+            commands[to_resume(run.folder, {"iterations": loaded.recipe.iterations + 2})] = "two more iterations"
         listed = (f"{command}    ({what})" if what else command for command, what in commands.items())
         say("\nnext: " + "\n      ".join(listed))
 

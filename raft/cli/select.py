@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from raft.cli.show import iterations
 from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
+from raft.core.given import to_resume
 from raft.core.options import Fault
 from raft.core.protocols import makes_pairs, takes_pairs, takes_signed
 from raft.core.registry import build, find
@@ -206,20 +206,13 @@ def trains_on(folder: Path, it: IterationPaths, section: dict[str, Any]) -> str:
     own = read_resolved(folder).get("trainer") or {}
     trainer, pairs = find("trainer", own.get("kind", "sft")), makes_pairs(selection)
     name = f"{folder.name}-{str(section['kind']).rpartition(':')[2]}"
-    changes = [f"name={name}", f"selection={yaml_of(section)}"]
+    changes = {"name": name, "selection": section}
     kind = None
     if getattr(selection, "signed", False) and not takes_signed(trainer):
         kind = "policy-gradient"
     elif pairs != takes_pairs(trainer):
         kind = "dpo" if pairs else "sft"
     if kind is not None:
-        known = {item.name: item.default for item in dataclasses.fields(find("trainer", kind))}
-        changes += [f"trainer.kind={kind}", *(f"~trainer.{name}" for name in own if name not in {"kind", *known})]
-        if "learning_rate" in own:  # which was chosen for the kind before
-            changes.append(f"trainer.learning_rate={known['learning_rate']}")
-    return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(branch_point(folder, it)), *changes])
-
-
-def yaml_of(value: Any) -> str:
-    """A value as an override has it, in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()
+        takes = {item.name for item in dataclasses.fields(find("trainer", kind))} - {"learning_rate"}
+        changes["trainer"] = {"kind": kind, **{option: value for option, value in own.items() if option in takes}}
+    return to_resume(folder, changes, branch_point(folder, it))

@@ -184,6 +184,7 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
     others = incomparable(folder)
     shown = [name for name in _shown(folder) if not others[UNLIKE[name]] & {it.number for it in both}]
     (asked, before), (_, after) = (next(_answered(it.evaluation, held_out, one.prompt_id, shown)) for it in both)
+    policies = f"policies {one.first.number} and {one.last.number}"
     pairs = list(zip(before, after, strict=False))
     gains = {at: new.reward - old.reward for at, (old, new) in enumerate(pairs) if old.text != new.text}
     if gains:
@@ -192,8 +193,14 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
         said = f"answer {at + 1} of each policy is shown"
         titles = [f"policy {it.number}" for it in both]
     else:
-        at, said = 0, "all answers are the same, and one is shown"
-        titles = [f"policies {one.first.number} and {one.last.number}"]
+        at, titles = min(range(len(pairs)), key=lambda pair: abs(before[pair].reward - one.before)), [policies]
+        different = len({answer.text for pair in pairs for answer in pair})
+        said = (
+            "all answers are the same, and one"
+            if different == 1
+            else f"both policies gave the same {len(pairs)} answers, and one"
+        )
+        said += " is shown"
     lines = [f"{said}, with its {' and '.join(FIGURES[name] for name in before[at].scores)}):", asked]
     for title, answer in zip(titles, pairs[at], strict=False):
         lines += [f"\n{title} (held-out prompt)", str(answer)]

@@ -14,6 +14,7 @@ from raft.config.jobs import Align
 from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
+from raft.core.given import to_resume
 from raft.core.progress import State
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
@@ -136,7 +137,8 @@ def _state(found: dict[str, Any]) -> str:
         now = State(**found["now"])
         left = [] if now.left is None else [f"about {words(round(now.left))} left"]
         return f"at work: {', '.join(filter(None, (now.where, now.stage, now.share, *left)))}"
-    again = f"resume with: raft resume {found['run']}"
+    run = Path(found["run"])
+    again = f"resume with: {to_resume(run)}"
     if found["gone"]:
         return f"stopped: a finished artifact is gone; {again}, which remakes it or says what is missing"
     if found["job"] != "align":
@@ -147,7 +149,7 @@ def _state(found: dict[str, Any]) -> str:
         names = ", ".join(found["stopped_by"])
         return (
             f"stopped after iteration {iteration} of {wanted} (alerts.on_warning: stop) because of {names}; "
-            f"{again} alerts.on_warning=warn"
+            f"resume with: {to_resume(run, {'alerts.on_warning': 'warn'})}"
         )
     return f"stopped in iteration {iteration + 1}{f' of {wanted}' if wanted else ''}; {again}"
 

@@ -19,6 +19,7 @@ from typing import Any
 from raft.core import compressed, given, signals
 from raft.core.atomic import commit, file_digest, files_of, fsync, remove, write_json
 from raft.core.errors import UserError
+from raft.core.given import to_resume
 from raft.core.progress import Progress
 from raft.core.remote_folder import RemoteFolder, fault_of_url, told
 from raft.core.run_paths import DEPTH, OUTPUTS, RUN, RunPaths
@@ -347,7 +348,7 @@ def pull(url: str, to: Path | None = None) -> tuple[Path, int, int]:
         raise UserError(
             f"{len(pulling.damaged)} artifacts of {url} are not what their stamps say, and were left out:\n{damaged}"
             "If the run is at work, pull again later. If not, delete their stamps in the mirror, and raft resume where "
-            f"the run is uploads them again; or raft resume {folder} makes them again here"
+            f"the run is uploads them again; or {to_resume(folder)} makes them again here"
         )
     return folder, pulling.fetched, len(known) - pulling.fetched
 
@@ -470,7 +471,7 @@ def _refuse_other(folder: Path, url: str, known: dict[str, Stamp], identity: Any
         other = known.get(path.relative_to(folder).as_posix())
         if other is None:
             raise UserError(
-                f"{path} is not in {url}; {elsewhere}, or go on here, which uploads it: raft resume {folder}"
+                f"{path} is not in {url}; {elsewhere}, or go on here, which uploads it: {to_resume(folder)}"
             )
         if not _same(other, stamp):
             raise UserError(f"{path} is another one than that in {url}; {elsewhere}")

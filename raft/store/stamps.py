@@ -6,14 +6,13 @@ process (`keys.Artifact.path`); sizes, and small files, are compared whenever it
 
 import hashlib
 import math
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raft.core import compressed, records
+from raft.core import compressed, given, records
 from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
 from raft.core.run_paths import DEPTH, RunPaths, run_of, stamp_path
@@ -183,7 +182,7 @@ def again(path: Path) -> str:
         run = other
     if run is None:
         return "give the same command again, which makes it again"
-    return f"make it again with: raft resume {shlex.quote(str(run))}"
+    return f"make it again with: {given.to_resume(run)}"
 
 
 def _damaged(path: Path, fault: str) -> UserError:

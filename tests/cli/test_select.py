@@ -28,7 +28,7 @@ def run(tmp_path_factory) -> Path:
     [
         ({"kind": "dpo", "beta": 0.2, "batch_size": 4}, "best-of-k", {"kind": "sft", "batch_size": 4}),
         ({"kind": "kto"}, "advantage", {"kind": "policy-gradient"}),
-        ({"kind": "sft", "learning_rate": 0.1}, "best-vs-worst", {"kind": "dpo", "learning_rate": 1e-06}),
+        ({"kind": "sft", "learning_rate": 0.1}, "best-vs-worst", {"kind": "dpo"}),  # whose rate is another
         ({"kind": "dpo", "learning_rate": 1e-06}, "all-pairs", {"kind": "dpo", "learning_rate": 1e-06}),
         ({"kind": "sft", "loss_on_prompt": True}, "best-of-k", {"kind": "sft", "loss_on_prompt": True}),
         ({"kind": "dpo", "beta": 0.2}, "best-vs-worst", {"kind": "dpo", "beta": 0.2}),

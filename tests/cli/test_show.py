@@ -76,7 +76,7 @@ REWARDS = {0: [1.0, 2.0], 2: [1.5, 5.0]}  # of the two answers by each policy: t
         ((), "typical", "answer 1 of each policy", ["1.000  gold   10.000  0 0", "1.500  gold   15.000  2 0"]),
         ((0,), "typical", "answer 2 of each policy", ["2.000  gold   20.000  0 1", "5.000  gold   50.000  2 1"]),
         ((1,), "best", "answer 1 of each policy", ["1.000  gold   10.000  0 0", "1.500  gold   15.000  2 0"]),
-        ((0, 1), "best", "all answers are the same, and one", ["1.000  gold   10.000  same 0"]),
+        ((0, 1), "best", "both policies gave the same 2 answers, and one", ["1.000  gold   10.000  same 0"]),
     ],
 )
 def test_the_answers_that_are_shown_have_one_place_and_differ_wherever_two_of_one_place_do(
@@ -90,6 +90,16 @@ def test_the_answers_that_are_shown_have_one_place_and_differ_wherever_two_of_on
     head, *lines = show.before_and_after(run, which).splitlines()
     assert head.endswith(f"; {said} is shown, with its reward and gold reward):")
     assert [line.strip() for line in lines if "gold" in line] == shown
+
+
+def test_answers_are_the_same_only_where_all_of_them_are(tmp_path):
+    run = folders.write_run(tmp_path / "run", 1, 2, 2, lambda *_: "same", lambda *_: 0.5, held_out=1)
+    head, _, *lines = show.before_and_after(run, "typical").splitlines()
+    assert head.endswith("(mean gold reward of its answers 5.000 -> 5.000; all answers are the same, and one is shown, "
+                         "with its reward and gold reward):")  # fmt: skip
+    assert [line.split() for line in lines if line] == [
+        ["policies", "0", "and", "2", "(held-out", "prompt)"], ["0.500", "gold", "5.000", "same"],
+    ]  # fmt: skip
 
 
 def test_of_evaluations_of_different_sizes_the_answers_that_both_have_are_compared(tmp_path):
