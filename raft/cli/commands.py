@@ -121,7 +121,7 @@ def check(options: Namespace) -> None:
             say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():
             say(f"  {line}")
-        for asked in preflight.requests(needed.recipe):
+        for asked in preflight.requests(needed.recipe, needed.folder):
             say(f"  {asked}")
         unchecked = [hub.UNCHECKED.pop(0) for _ in list(hub.UNCHECKED)]
         warnings += [*preflight.unreached(needed.recipe), *preflight.foreseen(needed)]

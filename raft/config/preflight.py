@@ -20,7 +20,7 @@ from raft.core.options import Fault, fault_of_file, is_there
 from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
-from raft.core.run_paths import OUTPUTS, RunPaths
+from raft.core.run_paths import OUTPUTS, IterationPaths, RunPaths, stamp_path
 from raft.core.user_code import importable_from
 from raft.data import responses_file
 from raft.data.prompts import PER_ITERATION, count_different, count_rows, draw, drawn_at_once, first_prompts
@@ -42,9 +42,10 @@ def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[st
     is to `restart`.
     """
     made = {str(needed.folder) for needed in loaded.needs}
+    run = None if restart else loaded.folder
     faults = list(_named(loaded.recipe, "", made, fetch))
-    if not restart:
-        faults = held.without(faults, loaded.folder, loaded.config)
+    if run is not None:
+        faults = held.without(faults, run, loaded.config)
     if not any(fault.key == "policy.model" for fault in faults):
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
@@ -58,7 +59,7 @@ def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[st
     warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):
-            warnings += _of_rows(loaded, faults, called=not restart and _measured(loaded))
+            warnings += _of_rows(loaded, faults, run)
     if faults:
         raise loaded.refused(faults)
     warnings += at_start(loaded)
@@ -86,16 +87,12 @@ def _reading(faults: list[Fault]) -> Iterator[None]:
             faults.append(Fault("prompts", str(fault)))
 
 
-def _measured(loaded: Loaded) -> bool:
-    """Whether the run has been measured once, so that its rules have been called."""
-    return RunPaths(loaded.folder).iteration(0).metrics.exists()
-
-
-def _of_rows(loaded: Loaded, faults: list[Fault], called: bool) -> list[str]:
-    """Adds to the faults those that the first rows show; returns warnings. Rules `called` before are not tried."""
+def _of_rows(loaded: Loaded, faults: list[Fault], run: Path | None) -> list[str]:
+    """Adds to the faults those that the first rows show; returns warnings."""
     warnings = []
+    called = run is not None and RunPaths(run).iteration(0).metrics.exists()  # each rule, when policy 0 was measured
     faults += _enough(loaded.recipe)
-    faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe) if one.excess]
+    faults += [Fault(f"{one.key}.max_requests", one.excess) for one in requests(loaded.recipe, run) if one.excess]
     for key, message, bug in () if called else _trials(loaded):
         faults += [Fault(key, message)] if bug else []
         warnings += [] if bug else [f"{key}: {message}"]
@@ -195,7 +192,7 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Requests:
-    """The most requests that a run sends to the judge at `key`, retries aside.
+    """The most requests that a run sends to the judge at `key`, retries aside; `finished` of them for what it has.
 
     Each holds up to `read` tokens of the prompt and the responses, as the policy counts them (0 where that is not
     known), and about `template` more, by the `counter`.
@@ -210,6 +207,7 @@ class Requests:
     template: int = 0
     counter: str = ""
     lower: str = "prompts.per_iteration or generator.k"
+    finished: int = 0
 
     @property
     def total(self) -> int:
@@ -217,12 +215,14 @@ class Requests:
 
     @property
     def excess(self) -> str:
-        """What is wrong with a total above the recipe's own limit; empty where there is none."""
-        if self.judge.max_requests is None or self.total <= self.judge.max_requests:
+        """What is wrong with a total above the recipe's own limit; empty where none is, or nothing is left to ask."""
+        if self.judge.max_requests is None or self.total <= self.judge.max_requests or self.total <= self.finished:
             return ""
+        more = f"{self.total - self.finished:,} more, after up to {self.finished:,} for what is finished"
         other = "" if self.judge.mode == "grade" or self.judge.ranking == "challenger" else ", or ranking: challenger"
         return (
-            f"{self.judge.max_requests:,} requests are allowed, and the run would send up to {self.total:,}; raise it, "
+            f"{self.judge.max_requests:,} requests are allowed, and the run would send up to "
+            f"{more if self.finished else f'{self.total:,}'}; raise it, "
             f"or lower {self.lower}{other}"
         )
 
@@ -241,8 +241,11 @@ class Requests:
         )
 
 
-def requests(recipe: Any) -> Iterator[Requests]:
-    """What a job asks of its judges, for the whole run; nothing of responses that are not here yet."""
+def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
+    """What a job asks of its judges, for the whole run; nothing of responses that are not here yet.
+
+    What the run in `folder` has finished is counted as such.
+    """
     options = getattr(recipe, "evaluation", None)
     rewards = {"reward": getattr(recipe, "reward", None), "evaluation.gold": getattr(options, "gold", None)}
     judges = [(name, *found) for name, reward in rewards.items() for found in _parts_of({name: reward}, "requests")]
@@ -254,34 +257,41 @@ def requests(recipe: Any) -> Iterator[Requests]:
     whole = recipe if given is not None else sized(recipe)
     for name, key, judge in judges:
         if recipe.job == "align":
-            yield _aligned(whole, name, key, judge)
+            yield _aligned(whole, name, key, judge, folder)
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
             lower = "the number of responses" if given is not None else Requests.lower
-            yield Requests(key, judge, asked, 0, 0, *read, lower=lower)
+            finished = asked if folder is not None and stamp_path(IterationPaths(folder).scores).exists() else 0
+            yield Requests(key, judge, asked, 0, 0, *read, lower=lower, finished=finished)
 
 
-def refuse_excess(recipe: Any, drawn: int, held_out: int | None = None) -> None:
+def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = None) -> None:
     """UserError if a judge would get more requests than its `max_requests`, by the run's own numbers of prompts."""
     known = dataclasses.replace(recipe, prompts=dataclasses.replace(recipe.prompts, per_iteration=drawn))
     if held_out is not None:
         known = dataclasses.replace(known, evaluation=dataclasses.replace(recipe.evaluation, count=held_out))
-    if faults := [f"{one.key}.max_requests: {one.excess}" for one in requests(known) if one.excess]:
+    if faults := [f"{one.key}.max_requests: {one.excess}" for one in requests(known, folder) if one.excess]:
         raise UserError("\n".join(faults))
 
 
-def _aligned(recipe: Any, name: str, key: str, judge: Any) -> Requests:
+def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None) -> Requests:
     """The requests of a job: align whose numbers of prompts are known, to a judge in its section `name`."""
     options, k = recipe.evaluation, recipe.generator.k
     policies = 1 + -(-recipe.iterations // options.every)  # the first, every so many, and the last
     groups = recipe.sampling.total(recipe.prompts.per_iteration, k) / k  # of k responses
-    trains = recipe.iterations * math.ceil(groups * judge.requests(k))
-    looks = policies * options.count * judge.requests(options.k)
     own = name == "reward"
-    looked = looks if not own or comparable(recipe.reward) else 0
+    trains = math.ceil(groups * judge.requests(k)) if own else 0  # in each iteration
+    looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
     checks = judge.requests(2) if judge.url else 0
-    counts = (trains if own else 0, looked, checks, *_read_each(recipe, judge))
-    return Requests(key, judge, *counts, lower="prompts.per_iteration, generator.k or iterations")
+    counts = (recipe.iterations * trains, policies * looks, checks, *_read_each(recipe, judge))
+    run = None if folder is None else RunPaths(folder)
+    finished = checks if run is not None and stamp_path(run.doctor).exists() else 0
+    for it in [] if run is None else run.iterations():
+        if not it.folder.is_symlink():  # a branch has not sent what its run did
+            held_out = it.evaluation.scores if own else it.evaluation.gold
+            finished += trains * stamp_path(it.scores).exists() + looks * stamp_path(held_out).exists()
+    lower = "prompts.per_iteration, generator.k or iterations"
+    return Requests(key, judge, *counts, lower=lower, finished=min(finished, sum(counts[:3])))
 
 
 def _read_each(recipe: Any, judge: Any) -> tuple[int, int, str]:

@@ -259,7 +259,7 @@ def tell_sizes(observer: Any, recipe: Any, pool: Artifact, begun: bool, held_out
     source = recipe.prompts
     drawn = prompt_sources.drawn_at_once(_sizes(source, pool), source.per_iteration)
     prompt_sources.draw(_sizes(source, pool), drawn, 0, 1)
-    preflight.refuse_excess(recipe, drawn, None if held_out is None else held_out.rows)
+    preflight.refuse_excess(recipe, pool.place.parent, drawn, None if held_out is None else held_out.rows)
     if begun:
         return
     if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:

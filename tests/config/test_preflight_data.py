@@ -1,6 +1,7 @@
 """What `raft check` sees of a run's data before anything is loaded: rows, rules, templates, all faults at once."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 from raft.config import preflight, recipe
 from raft.config.recipe import RecipeError
 from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths, stamp_path
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
 from raft.rewards.judge import prompts
@@ -39,6 +41,11 @@ def faults(folder: Path, monkeypatch, *overrides: str) -> list[str]:
     except RecipeError as error:
         return [f"{fault.key}: {fault.message}" for fault in error.faults]
     return []
+
+
+def requests(path: Path, overrides: Sequence[str] = ()) -> list[preflight.Requests]:
+    """What the judges of a recipe are asked that has no run yet."""
+    return list(preflight.requests(recipe.load(path, overrides).recipe, None))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_the_requests_of_a_judge_of_given_responses_are_those_of_each_group(tmp_
         "job: label\nname: l\nresponses: {path: in.jsonl}\nselection: {kind: all-pairs}\n"
         "reward: {kind: judge, url: 'http://127.0.0.1:1/v1', model: m}\n"
     )
-    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    (asked,) = requests(tmp_path / "label.yaml")
     assert asked.total == 2 * 1 + 3 * 2 + 5 * 4
 
 
@@ -193,7 +200,7 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     gold = {"kind": "rule", "function": "length"}
     worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": gold})
     monkeypatch.chdir(tmp_path)
-    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
+    (asked,) = requests(tmp_path / "recipe.yaml")
     assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
     assert asked.checks == 2  # whether it answers: two short responses
     assert asked.read == 64 + 12 * (1 if options.get("mode") == "grade" else 2)  # a prompt, and a response or two
@@ -232,7 +239,7 @@ def test_a_run_sends_no_more_requests_than_were_counted_where_prompts_say_the_sa
     (tmp_path / "recipe.yaml").write_text(
         (tmp_path / "recipe.yaml").read_text().replace("  function: letters:share\n", "")
     )
-    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml", [*left_open, judge]).recipe)
+    (asked,) = requests(tmp_path / "recipe.yaml", [*left_open, judge])
     assert asked.held_out == 2 * 2 * held_out  # policies 0 and 1, two answers to each prompt
     assert 2 * drawn <= asked.training == 2 * (60 - 54 // 4)
 
@@ -246,11 +253,11 @@ def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypa
     )
     (tmp_path / "label.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    (asked,) = requests(tmp_path / "label.yaml")
     assert asked.total == 60 * 4
     text = text.replace("mode: grade", f"mode: grade, max_requests: {60 * 4 - 1}")
     (tmp_path / "label.yaml").write_text(text)
-    (asked,) = preflight.requests(recipe.load(tmp_path / "label.yaml").recipe)
+    (asked,) = requests(tmp_path / "label.yaml")
     assert asked.excess.endswith("raise it, or lower prompts.per_iteration or generator.k")
 
 
@@ -268,7 +275,7 @@ def test_the_template_of_a_judge_is_estimated_by_its_characters_where_no_tokeniz
     worlds.make_recipe(tmp_path, reward={**judge, "template": "question.jinja"}, evaluation={"gold": None})
     (tmp_path / "base" / "tokenizer.json").unlink()
     monkeypatch.chdir(tmp_path)
-    (asked,) = preflight.requests(recipe.load(tmp_path / "recipe.yaml").recipe)
+    (asked,) = requests(tmp_path / "recipe.yaml")
     assert "about 8 of its template (by 4 characters to a token)" in str(asked)
 
 
@@ -283,3 +290,28 @@ def test_a_run_compares_its_own_numbers_with_the_limit_before_the_first_request(
         "reward.max_requests: 240 requests are allowed, and the run would send up to 242"
     )
     assert not (tmp_path / "outputs/tiny/doctor.jsonl").exists()
+
+
+def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_left_to_ask(tmp_path, monkeypatch):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade"}
+    worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": None})
+    whole = 2 + 2 * 16 * 4 + 3 * 8 * 2  # the check, two iterations, policies 0, 1 and 2
+    run = RunPaths(tmp_path / "outputs" / "tiny")
+    first, second = run.iteration(0), run.iteration(1)
+    for file in (run.doctor, first.evaluation.scores, second.scores):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stamp_path(file).write_text("{}")
+    finished = 2 + 16 * 4 + 8 * 2
+    (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole - 1}")
+    left = f"would send up to {whole - finished} more, after up to {finished} for what is finished; raise it"
+    assert left in found and faults(tmp_path, monkeypatch, f"reward.max_requests={whole}") == []
+    for file in (second.evaluation.scores, run.iteration(2).scores, run.iteration(2).evaluation.scores):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stamp_path(file).write_text("{}")
+    assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
+    (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole}", "iterations=3")
+    assert f"up to {16 * 4 + 8 * 2} more, after up to {whole} for what is finished" in found
+    first.folder.rename(tmp_path / "of the parent")
+    first.folder.symlink_to(tmp_path / "of the parent")  # a branch has not sent what its run did
+    (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "iterations=3")
+    assert f"after up to {whole - 8 * 2} for what is finished" in found
