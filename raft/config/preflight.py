@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import OUTPUTS, IterationPaths, RunPaths, stamp_path
 from raft.core.user_code import importable_from
 from raft.data import responses_file
+from raft.data.examples import FileExamples, InlineExamples
 from raft.data.prompts import PER_ITERATION, count_different, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
 from raft.models import hub, jinja, model_folder, reward_templates
@@ -103,6 +104,24 @@ def at_start(loaded: Loaded) -> Iterator[str]:
     """Warnings that the recipe and the environment alone give: a run prints them too."""
     yield from _keys_that_are_not_set(loaded.recipe)
     yield from _rate_of_another_kind(loaded)
+    yield from _prompts_twice(loaded.recipe)
+
+
+def _prompts_twice(recipe: Any) -> Iterator[str]:
+    """A warning where most answers of the examples begin with their prompt, which stands before them anyway."""
+    examples = getattr(recipe, "examples", None)
+    if not isinstance(examples, FileExamples | InlineExamples):
+        return
+    with suppress(UserError, OSError):  # said elsewhere
+        repeats, read = examples.repeated()
+        if 2 * repeats > read:
+            what, whole = "response begins", ", or set examples.prompt_column: null, which learns from whole texts"
+            if examples.pairs:
+                what, whole = "two answers begin", ""
+            yield (
+                f"examples: in {repeats} of the first {read} rows the {what} with the prompt, which would be there "
+                f"twice; leave it out there{whole}"
+            )
 
 
 def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:

@@ -147,6 +147,17 @@ class Examples(Reading):
     def advice(self, row: Row) -> str:
         return _other_form(self, row)
 
+    def repeated(self) -> tuple[int, int]:
+        """In how many of the first rows every answer begins with its prompt, and how many rows these are."""
+        repeats, read = 0, 0
+        for _, prompt_id, row in self.first_rows() if self.layout is None else ():
+            with suppress(Malformed):
+                prompt, answers = self.answered(row, prompt_id)
+                asked = prompt.content.strip()
+                repeats += bool(asked) and all(answer.lstrip().startswith(asked) for answer in answers)
+                read += 1
+        return repeats, read
+
     def answered(self, row: Row, prompt_id: str) -> tuple[Prompt, list[str]]:
         """A row's prompt and what answers it: one text, or the chosen and the rejected. Malformed if there is none."""
         if self.pairs == "from_labels":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import worlds
+import yaml
 from tokenizers import Tokenizer
 
 from raft.config import preflight, recipe
@@ -315,3 +316,30 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     first.folder.symlink_to(tmp_path / "of the parent")  # a branch has not sent what its run did
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "iterations=3")
     assert f"after up to {whole - 8 * 2} for what is finished" in found
+
+
+@pytest.mark.parametrize(
+    ("section", "repeats", "said"),
+    [
+        ({"response": "text"}, 60, "the response begins with the prompt"),
+        ({"response": "text"}, 30, ""),
+        ({"response": "text", "prompt_column": None}, 60, ""),
+        ({"pairs": "columns", "chosen": "text", "rejected": "other"}, 60, "the two answers begin with the prompt"),
+    ],
+)
+def test_answers_that_begin_with_their_prompt_are_warned_of(tmp_path, monkeypatch, section, repeats, said):
+    worlds.make_recipe(tmp_path)
+    rows = [(f"the fox {n} ", "ran away." if n >= repeats else f"the fox {n} ran away.") for n in range(60)]
+    lines = [json.dumps({"prompt": prompt, "text": text, "other": f"{text} no"}) for prompt, text in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    job = "reward-model" if "pairs" in section else "sft"
+    content = {"job": job, "name": "s", "policy": {"model": "base"}}
+    content["examples"] = {"kind": "file", "path": "rows.jsonl", "format": "text", **section}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**content, "trainer": {"kind": job}}))
+    monkeypatch.chdir(tmp_path)
+    warnings = preflight.check(recipe.load(tmp_path / "s.yaml"))
+    assert [one for one in warnings if one.startswith("examples: ")] == (
+        [f"examples: in 60 of the first 60 rows {said}, which would be there twice; leave it out there"
+         + (", or set examples.prompt_column: null, which learns from whole texts" if job == "sft" else "")]
+        if said else []
+    )  # fmt: skip
