@@ -103,12 +103,7 @@ def check(options: Namespace) -> None:
     from raft.models import hub
 
     if options.gpu is not None:
-        where = memory_plan.card(*options.gpu)
-        for needed in [*loaded.needs, loaded]:
-            needed.recipe.launch.assume(options.gpu[0])
-            say("\n".join([str(needed.path), *memory_plan.lines(memory_plan.plan(needed, where), where)]))
-            for warning in memory_plan.idle(needed.recipe, where):
-                say(f"  warning: {warning}")
+        _fit([*loaded.needs, loaded], *options.gpu)
         return
     where = memory_plan.device()
     for needed in [*loaded.needs, loaded]:
@@ -130,6 +125,26 @@ def check(options: Namespace) -> None:
     if options.measure:
         with logs.discarded():
             _measure(loaded, options.overrides)
+
+
+def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
+    """Says whether GPUs hold recipes. UserError where they do not."""
+    from raft.cli import memory_plan
+    from raft.core.terminal import say
+
+    where, small = memory_plan.card(count, gigabytes), []
+    gpus = f"{count} GPUs of {gigabytes} GB" if count > 1 else f"a GPU of {gigabytes} GB"
+    for needed in recipes:
+        needed.recipe.launch.assume(count)
+        turns = memory_plan.plan(needed, where)
+        say("\n".join([f"{needed.path} on {gpus}", *memory_plan.lines(turns, where)]))
+        for warning in memory_plan.idle(needed.recipe, where):
+            say(f"  warning: {warning}")
+        if not all(memory_plan.fits(turn, where.memory) for turn in turns):
+            several = memory_plan.enough(needed, gigabytes)
+            small.append(f"{needed.path} does not fit {gpus}" + (f"; {several}" if several else ""))
+    if small:
+        raise UserError("\n".join(small))
 
 
 def _measure(loaded: Any, overrides: list[str]) -> None:

@@ -39,6 +39,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
+MOST_GPUS = 64  # that the smallest number which holds a recipe is looked for among
 MORE = "give each worker more GPUs (launch.kind: ray, launch.gpus_per_worker)"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -199,7 +200,36 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
     widest = [group for group in sets if not any({*map(id, group)} < {*map(id, other)} for other in sets)]
     if widest:
         named = "; ".join(" + ".join(turn.name for turn in group) for group in widest)
-        yield f"    would fit side by side, with a cache of one text: {named} (they take turns all the same)"
+        yield f"    could be loaded together, with room for one text in the cache: {named}; raft loads them in turn"
+
+
+def enough(loaded: Loaded, gigabytes: int) -> str:
+    """How many GPUs of so many GB hold every turn, as it is and with checkpointing; empty where MOST_GPUS do not."""
+    recipe = loaded.recipe
+    found = _enough(loaded, gigabytes)
+    said = [] if found is None else [f"{found} of them hold it with launch.kind=ray"]
+    trainer = getattr(recipe, "trainer", None)
+    if isinstance(trainer, TrainerOptions) and not trainer.gradient_checkpointing:
+        lighter = replace(loaded, recipe=replace(recipe, trainer=replace(trainer, gradient_checkpointing=True)))
+        fewer = _enough(lighter, gigabytes)
+        if fewer is not None and (found is None or fewer < found):
+            said.append(f"{fewer} with launch.kind=ray trainer.gradient_checkpointing=true")
+    return ", ".join(said)
+
+
+def _enough(loaded: Loaded, gigabytes: int) -> int | None:
+    from raft.launch.ray import Ray
+
+    own = loaded.recipe.launch
+    for count in (2**power for power in range(1, MOST_GPUS.bit_length())):
+        launch = replace(own) if isinstance(own, Ray) else Ray()
+        launch.assume(count)
+        if launch.ranks():
+            where = card(count, gigabytes)
+            turns = plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), where)
+            if all(fits(turn, where.memory) for turn in turns):
+                return count
+    return None
 
 
 def fits(turn: Turn, memory: int) -> bool:
@@ -441,7 +471,5 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     lower = [way for way, open_ in ways.items() if open_]
     instead = [way for way in lower if "shard" in way or "lora" in way]
     if where.kind == "cuda" and where.count == 1 and type(loaded.recipe.launch) is Local and can_shard(trainer):
-        instead.append(
-            "shard it over several GPUs (raft check R.yaml launch.kind=ray --gpu 8x80 says whether 8 hold it)"
-        )
+        instead.append("shard it over several GPUs with launch.kind=ray")
     return Turn("train", terms, lower=", or ".join(lower), fixed=fixed, instead=", or ".join(instead), ends=True)

@@ -1,7 +1,9 @@
 """The memory plan of raft check: its turns, and what it says of them."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -228,9 +230,11 @@ def test_the_widest_sets_that_would_fit_side_by_side_are_named():
     ]  # fmt: skip
     fits, together = [*lines(turns, GPU)][-2:]
     assert fits == "    fits: the largest turn is generate, 70.0 of 80.0"
-    assert "cache of one text: generate + score; generate + train; score + train (" in together
-    assert "cache of one text: generate + score + train (" in [*lines(turns, Device("cuda", 90 * gb))][-1]
-    assert "side by side" not in [*lines(turns, Device("cuda", 23 * gb))][-1]
+    assert (
+        "together, with room for one text in the cache: generate + score; generate + train; score + train;" in together
+    )
+    assert "in the cache: generate + score + train;" in [*lines(turns, Device("cuda", 90 * gb))][-1]
+    assert "together" not in [*lines(turns, Device("cuda", 23 * gb))][-1]
 
 
 def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
@@ -366,7 +370,7 @@ def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(t
     (tmp_path / "base" / "model.safetensors").unlink()
     assert execute(parse(["check", "recipe.yaml", "--gpu", "8x80"])) == 0
     first, head, *said = capsys.readouterr().out.splitlines()
-    assert first == "recipe.yaml" and head.endswith("of which the GPU has 85.5:")
+    assert first == "recipe.yaml on 8 GPUs of 80 GB" and head.endswith("of which the GPU has 85.5:")
     shard = f"weights, gradients and AdamW ({policy:,} parameters x 16 bytes / 8 ranks)"
     assert any(one.endswith(f" {shard}") for one in said)
     assert "    fits: the largest turn is generate, 78.7 of 85.5" in said
@@ -387,9 +391,39 @@ def test_several_gpus_of_a_run_without_ray_are_said_to_be_idle_and_ray_is_named_
     for count, said in ((8, True), (1, False)):
         turn = by_name(plan(loaded, memory_plan.card(count, 80)))["train"]
         assert (way in turn.advice(0)) == said
-        assert ("shard it over several GPUs (raft check R.yaml launch.kind=ray --gpu" in turn.advice(0)) == (not said)
+        assert ("shard it over several GPUs with launch.kind=ray" in turn.advice(0)) == (not said)
     adapter = replace(loaded, recipe=replace(loaded.recipe, trainer=replace(loaded.recipe.trainer, lora={"r": 4})))
     assert "launch.kind" not in by_name(plan(adapter, memory_plan.card(8, 80)))["train"].advice(0)
+
+
+def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_many_would(
+    tmp_path: Path, monkeypatch, capsys
+):
+    a_recipe(tmp_path, monkeypatch, reward={"kind": "rule", "function": "length"}, trainer={"kind": "sft"})
+    llama = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    shutil.copytree(tmp_path / "base", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(llama))
+    # In GB, of which 82.5 are free: 107.8 of state are split; each GPU has 5.3 of gathered layers, 13.5 of copies in
+    # bfloat16, 55.3 of activations and 3.2 of logits, 77.3 together: 107.8 / 16 is too much, 107.8 / 32 is not. With
+    # checkpointing there are no copies and 6.0 of activations, so half of the state fits.
+    split, lighter = "launch.kind=ray", "trainer.gradient_checkpointing=true"
+    assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "80"])) == 2
+    assert capsys.readouterr().err.endswith(
+        "raft: recipe.yaml does not fit a GPU of 80 GB; 32 of them hold it with launch.kind=ray, 2 with "
+        "launch.kind=ray trainer.gradient_checkpointing=true\n"
+    )
+    for gpus, overrides, status in (
+        ("16x80", [split], 2), ("32x80", [split], 0), ("80", [split, lighter], 2), ("2x80", [split, lighter], 0),
+    ):  # fmt: skip
+        assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", gpus, *overrides])) == status, (
+            gpus,
+            overrides,
+        )
+    assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "1"])) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "raft: recipe.yaml does not fit a GPU of 1 GB"
 
 
 def test_a_card_has_what_it_reports_and_others_what_their_name_says():
