@@ -93,7 +93,7 @@ class Console(Observer):
             say(compared(artifact.path))
             return
         measured = artifact.stamp["measured"]
-        say("  " + "  ".join(f"{name} {rounded(value)}" for name, value in measured.items()))
+        say(f"  {figures(measured)}")
         if (found := reward_accuracy.against_chance(measured)) is not None and found[0] == "warning":
             say(f"warning: {found[1]}")
 
@@ -156,6 +156,11 @@ def verdict(run: Run) -> list[str]:
     return lines
 
 
+def figures(measured: dict[str, Any]) -> str:
+    """What a job without iterations measured, on one line."""
+    return "  ".join(f"{name} {rounded(value)}" for name, value in measured.items())
+
+
 def draw(folder: Path) -> None:
     """reward_curve.png and the numbers behind it, each replaced whole."""
     from raft.report.figures import picture
@@ -198,7 +203,8 @@ def summary(rows: list[dict[str, Any]], number: int, learned: str = "responses")
         of = "" if each is None else f"{each:.3g} to a prompt; the first round: "
         more = "" if others is None else f"; {others:.0%} of them candidates"
         parts.append(
-            f"trained on {before['selection/examples']} {learned}{more} ({of}best of k {best:.3f}, mean {mean:.3f})"
+            f"trained on {before['selection/examples']} {learned}{more} "
+            f"(policy {number - 1}: {of}best of k {best:.3f}, mean {mean:.3f})"
         )
     elif number and "selection/examples" in before:
         parts.append(f"trained on {before['selection/examples']} {learned}")

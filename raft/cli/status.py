@@ -36,6 +36,7 @@ def summary(folder: Path) -> dict[str, Any]:
     """What `--json` prints; docs/report.md lists the keys. UserError if a file that it needs is damaged."""
     paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
     findings, stop_on = _findings(folder, rows)
+    outcome = runs.outcome(folder, known["job"])
     complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
     gone, running = _gone(folder), runs.is_running(folder)
     finished = None if gone else _finished(folder, known["job"], wanted)
@@ -58,7 +59,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "now": None if now is None else asdict(now),
         "workers": _workers(folder) if running else [],
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
-        "accuracy": reward_accuracy.interval(runs.outcome(folder, known["job"])),
+        "accuracy": reward_accuracy.interval(outcome),
+        "pairs": outcome.get("pairs") if known["job"] == "label" else None,
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": _said(findings, "warning"),
@@ -79,6 +81,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         said.append(f"workers that died and were replaced: {found['died']} (the log says why)")
     if found["accuracy"]:
         said.append(accuracy(found["accuracy"]))
+    if found["pairs"] is not None:
+        said.append(f"pairs: {found['pairs']}")
     said += curves(found["curves"])
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")

@@ -9,6 +9,7 @@ from raft.core.errors import UserError
 from raft.core.records import Group, Pair
 from raft.data import responses_file
 from raft.data.preference_layouts import require_pair
+from raft.data.prompts import reasons
 from raft.generators.fallback import supported_or_transformers
 from raft.models.messages import Malformed
 from raft.pipeline import stages
@@ -39,7 +40,12 @@ def label(recipe: Label, run: Run, observer: Observer) -> None:
     selected = run.once(
         "selected.jsonl", stages.select, recipe.selection, prompts=prompts, responses=responses, scores=scores
     )
-    observer.on_result(run.once("pairs.jsonl", publish, selected=selected))
+    without = [drop for drop in stages.drops_of(selected, "select") if drop.index is None]
+    if without:
+        observer.on_notice(f"{len(without)} of {prompts.rows} prompts have no pair, {reasons(without)}")
+    pairs = run.once("pairs.jsonl", publish, selected=selected)
+    stages.tell_drops(observer, pairs, "publish")
+    observer.on_result(pairs)
 
 
 def given_prompts(section: Any, output: ArtifactWriter) -> None:

@@ -76,7 +76,9 @@ def test_the_best_of_a_group_with_its_candidates_is_learned_from(finished):
         from_elsewhere += "candidate" in row["response"]
     measured = json.loads(here.metrics.read_text())["previous"]
     assert measured["selection/candidates"] == from_elsewhere / 16 > 0.5 and "sampling/responses" not in measured
-    assert f"trained on 16 responses; {from_elsewhere / 16:.0%} of them candidates (best of k" in said(finished)
+    assert f"trained on 16 responses; {from_elsewhere / 16:.0%} of them candidates (policy 0: best of k" in said(
+        finished
+    )
 
 
 def test_figures_of_the_policy_are_those_of_a_run_without_candidates(finished):
