@@ -7,13 +7,16 @@ nothing, or in YAML that a library writes. No path of the machine is passed on.
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from raft import __version__
-from raft.core.run_paths import RunPaths
+from raft.config import recipe as recipes
+from raft.core.errors import UserError
+from raft.core.run_paths import RunPaths, run_of
 from raft.core.terminal import rounded, safe
 from raft.models import hub
 from raft.pipeline import evaluation
@@ -26,7 +29,7 @@ from raft.store.stamps import read_stamp
 FIGURES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 ADDRESSES = ("url", "base_url")  # of servers, perhaps with a password
 LONGEST = 200  # characters of a text that is quoted
-NOTE = "# What made this policy. Folders of the machine are cut to their names, and addresses of servers left out.\n"
+NOTE = "# What made this policy. Absolute paths are cut to their last names, and addresses of servers are left out.\n"
 
 
 class Method(NamedTuple):
@@ -53,21 +56,30 @@ PREFERENCES = {  # by the kind of the trainer
 
 
 class Base(NamedTuple):
-    """The model that a job started from: its name (None for a new one), and the commit if it is one of the hub."""
+    """The model that a job started from: its name (None for a new one), and the commit if it is one of the hub.
+
+    `before` is what that was trained from, where a run of raft made it.
+    """
 
     name: str | None
     commit: str | None = None
+    before: "Base | None" = None
+
+    @property
+    def root(self) -> "Base":
+        """The first of them all."""
+        return self if self.before is None else self.before.root
 
 
 def card(folder: Path, found: Found, recipe: dict[str, Any], curve: str | None) -> str:
     """The card of a policy of a run; `recipe` is its portable recipe, `curve` the file of the picture, if any."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    job, base = recipe.get("job", "align"), _base(folder, found, recipe)
+    job, base = recipe.get("job", "align"), _base(folder, found.number is not None)
     method = PREFERENCES.get(str((recipe.get("trainer") or {}).get("kind")), RANKED)
     results = _results(folder, found, recipe)
     data = ModelCardData(
-        base_model=base.name if base.commit else None,
+        base_model=base.root.name if base.root.commit else None,
         datasets=sorted(set(_hub_datasets(folder, recipe))) or None,
         library_name="transformers",
         pipeline_tag="text-classification" if job == "reward-model" else "text-generation",
@@ -149,15 +161,23 @@ def _is_folder(name: str, began: Path) -> bool:
     return not hub.is_name(name) or (began / name).is_dir() or Path(name).is_dir()
 
 
-def _base(folder: Path, found: Found, recipe: dict[str, Any]) -> Base:
+def _base(folder: Path, align: bool, depth: int = 8) -> Base:
+    """What the policies of a run, or the model of another job, began as."""
     run = RunPaths(folder)
-    stamp = read_stamp(run.start if found.number is None else run.iteration(0).policy)
+    stamp = read_stamp(run.iteration(0).policy if align else run.start)
     section = stamp["key"]["section"] if stamp else {}
     if section.get("config"):
         return Base(None)
-    name, identity = str(recipe.get("policy", {}).get("model")), str(section.get("model"))
-    commit = re.match(r"commit:([0-9a-f]{40})", identity)
-    return Base(name, commit[1] if commit and hub.is_name(name) else None)
+    model = str((recipes.read_resolved(folder).get("policy") or {}).get("model"))
+    began = Path(runs.about(folder).get("folder", "."))
+    commit = re.match(r"commit:([0-9a-f]{40})", str(section.get("model")))
+    if commit and hub.is_name(model):
+        return Base(model, commit[1])
+    maker, before = run_of(began / model) if depth and (began / model).is_dir() else None, None
+    if maker is not None:
+        with suppress(UserError):  # it is damaged, which takes nothing from this one
+            before = _base(maker, runs.about(maker).get("job") == "align", depth - 1)
+    return Base(local_name(model) if _is_folder(model, began) else model, before=before)
 
 
 def _hub_datasets(folder: Path, recipe: dict[str, Any]) -> Iterator[str]:
@@ -172,14 +192,13 @@ def _hub_datasets(folder: Path, recipe: dict[str, Any]) -> Iterator[str]:
 
 
 def _what(found: Found, base: Base, job: str, method: Method) -> Iterator[str]:
-    at = f" at commit {code(base.commit[:12])}" if base.commit else ""
-    made = f"{code(base.name)}{at}" if base.name else "a new model with random weights"
+    made = _named(base)
     if job == "reward-model":
         yield f"A reward model trained with raft on pairs of responses. It began as {made}."
     elif job == "sft":
         yield f"A policy fine-tuned with raft on given responses. It began as {made}."
     elif found.number == 0:
-        yield f"Policy 0 of a run of {method.name}: the base model {made} itself, unchanged."
+        yield f"Policy 0 of a run of {method.name}: the base model itself, unchanged: {made}."
     else:
         yield (
             f"Policy {found.number} of a run of {method.name} ({method.cited}) with raft. The base model, policy 0, is "
@@ -191,6 +210,13 @@ def _what(found: Found, base: Base, job: str, method: Method) -> Iterator[str]:
         'folder = "."  # this folder\n'
         f"model = AutoModelFor{task}.from_pretrained(folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n```"
     )
+
+
+def _named(base: Base) -> str:
+    """A model in words, with what raft trained it from."""
+    at = f" at commit {code(base.commit[:12])}" if base.commit else ""
+    name = f"{code(base.name)}{at}" if base.name else "a new model with random weights"
+    return name if base.before is None else f"{name}, which raft trained from {_named(base.before)}"
 
 
 def _made(folder: Path, found: Found, recipe: dict[str, Any]) -> Iterator[str]:
@@ -230,7 +256,7 @@ def _iterations(folder: Path, number: int, recipe: dict[str, Any]) -> Iterator[s
         yield f"- candidates, selected beside them: {', '.join(recipe['candidates'])}"
     if picked := read_stamp(it.selected):
         section = portable(picked["key"]["section"], folder)
-        yield f"- selection: {_options(section)}; {picked['rows']} rows were trained on"
+        yield f"- selection: {_options(section)}; {picked['rows']} rows were trained on in the last iteration"
 
 
 def _measured(folder: Path, found: Found) -> Iterator[str]:

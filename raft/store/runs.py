@@ -489,7 +489,9 @@ def _lock(file: Path, what: str, otherwise: str) -> int:
                     return lock
         except BlockingIOError:
             os.close(lock)
-            raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
+            raise UserError(
+                f"{what} is in use already, by another process or by this one; wait for it, or {otherwise}"
+            ) from None
         except OSError as fault:
             os.close(lock)
             raise UserError(

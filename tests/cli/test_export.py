@@ -114,7 +114,7 @@ def test_the_card_says_what_was_done_to_which_model(exported):
         "policy 0, is `base`", "arXiv:2304.06767", "K = 4 to each of 8 prompts", "- iterations: 2, ", "`best-of-k`",
         "reward: `rule` `letters:share`", "`file` `prompts.jsonl`, 52 of them", "learning_rate `0.001`", "seed `0`",
         "![Rewards of each policy of the run](reward_curve.png)", "licence of the base model",
-        "Nothing else was evaluated",
+        "Nothing else was evaluated", "; 8 rows were trained on in the last iteration\n",
     ):  # fmt: skip
         assert said in card.text, said
 
@@ -143,6 +143,21 @@ def test_a_model_and_data_of_the_hub_are_named_with_their_commit(world, tmp_path
     card = ModelCard.load(export.write(copied, tmp_path / "x", 2)[0] / "README.md")
     assert card.data.base_model == "owner/base-7b" and card.data.datasets == ["owner/rows"]
     assert f"`owner/base-7b` at commit `{commit[:12]}`" in card.text
+
+
+def test_the_card_names_what_an_earlier_run_trained_the_base_from(world, tmp_path):
+    copied = shutil.copytree(world / "outputs/tiny", tmp_path / "tiny", symlinks=True)
+    maker, commit = tmp_path / "my-sft", "0123456789abcdef" * 2 + "01234567"
+    (maker / "policy").mkdir(parents=True)
+    (maker / "run.json").write_text(json.dumps({"job": "sft", "folder": str(tmp_path)}))
+    (maker / "resolved.yaml").write_text("job: sft\npolicy: {model: owner/base-7b}\n")
+    stamp = json.loads((copied / "iterations/000/policy.stamp.json").read_text())
+    stamp["key"]["section"]["model"] = f"commit:{commit}"
+    (maker / "start.stamp.json").write_text(json.dumps(stamp))
+    changed(copied / "resolved.yaml", lambda recipe: recipe["policy"].update(model=str(maker / "policy")))
+    card = ModelCard.load(export.write(copied, tmp_path / "x", 2)[0] / "README.md")
+    assert f"policy 0, is `my-sft`, which raft trained from `owner/base-7b` at commit `{commit[:12]}`." in card.text
+    assert card.data.base_model == "owner/base-7b"
 
 
 @pytest.mark.parametrize("path, name", [

@@ -224,7 +224,7 @@ def test_two_processes_do_not_work_on_one_run(finished, tmp_path):
             time.sleep(0.1)
             assert first.poll() is None
         second = worlds.raft(tmp_path, "run", "recipe.yaml")
-        assert second.returncode == 2 and "in use by another process" in second.stderr
+        assert second.returncode == 2 and "in use already, by another process or by this one" in second.stderr
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
         _, output = first.communicate()

@@ -194,7 +194,7 @@ def test_the_reward_of_a_recipe_that_names_the_recipe_of_its_model_is_found_once
 def test_two_processes_do_not_score_into_the_same_file(folder):
     with (
         locked(folder / ".out.jsonl.lock", "", ""),
-        pytest.raises(UserError, match=r"out.jsonl is in use by another process"),
+        pytest.raises(UserError, match=r"out.jsonl is in use already"),
     ):
         score(folder)
     score(folder)
