@@ -20,6 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from raft.core import progress
 from raft.core.atomic import write_json
 from raft.core.errors import UserError
 
@@ -53,7 +54,8 @@ def ask(library: str) -> dict[str, dict[str, Any]]:
         answered = json.loads(known.read_bytes())
         if answered.keys() == ASKED[library].keys() and all(isinstance(options, dict) for options in answered.values()):
             return answered
-    answered = _asked(library)
+    with progress.waiting(f"{library} is asked for its options, once for this version"):
+        answered = _asked(library)
     with suppress(OSError):
         known.parent.mkdir(parents=True, exist_ok=True)
         write_json(known, answered)

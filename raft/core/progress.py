@@ -188,6 +188,7 @@ class Screen:
         self.told: float | None = None  # when a line was last told of what is at work
         self.busy = False  # whether it was said that other work uses the cores
         self.progress: Progress | None = None
+        self.waits = ""  # for what, where that takes long
         self.lock, self.over = threading.RLock(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="screen", daemon=True)
 
@@ -217,7 +218,8 @@ class Screen:
         due = now - self.since >= PLAIN_FIRST if self.told is None else now - self.told >= PLAIN_EVERY
         if due:
             self.told = now
-            self.write(f"{self.progress.state().sentence() if self.progress else terminal.safe(self.words)}\n")
+            said = self.progress.state().sentence() if self.progress else terminal.safe(self.words)
+            self.write(f"{said}{self.waits and f': {self.waits}'}\n")
 
     def write(self, text: str) -> None:
         """Writes to the stream, which may be gone."""
@@ -293,8 +295,8 @@ class Line(Screen):
         state = self.progress.state() if self.progress else None
         head = ", ".join(filter(None, (state.where, state.stage))) if state else self.words
         share, tail = (state.share, _tail(state)) if state else ("", [])
-        if share == "starting":
-            head, share = f"{head}: starting", ""
+        if self.waits or share == "starting":
+            head, share = f"{head}: {self.waits or share}", "" if share == "starting" else share
         bar = BAR if state and state.total else 0
         for priority, part in sorted(tail, reverse=True):
             least = bar if priority > 2 else min(bar, BAR // 3)
@@ -345,6 +347,20 @@ def other_work() -> str | None:
 
 
 _screen: Screen | None = None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Inside the block the screen says what the work waits for, such as an engine that starts."""
+    shown = _screen
+    if shown is None:
+        yield
+        return
+    before, shown.waits = shown.waits, what
+    try:
+        yield
+    finally:
+        shown.waits = before
 
 
 def _forget() -> None:

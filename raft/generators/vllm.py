@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from raft.core import device, garbage, logs
+from raft.core import device, garbage, logs, progress
 from raft.core.errors import UserError, install_extra
 from raft.core.records import Group, Policy, Prompt, Response
 from raft.core.timing import part
@@ -186,7 +186,8 @@ def _engine(options: VLLM, policy: Policy) -> "Engine":
     _environment(options)
     if key not in _engines:
         close()
-        _engines[key] = Engine(options, policy)
+        with progress.waiting("vLLM is starting"):
+            _engines[key] = Engine(options, policy)
     return _engines[key]
 
 

@@ -149,6 +149,26 @@ def test_without_a_terminal_the_same_words_come_once_a_stage_takes_time():
     assert stream.getvalue().splitlines()[1:] == ["iteration 1 of 2, generating responses, 75 %, 3 of 4 prompts"]
 
 
+def test_what_the_work_waits_for_is_said_where_the_stage_is(monkeypatch):
+    clock, stream = Clock(), io.StringIO()
+    plain, line = Screen(stream, "starting", clock), Line(io.StringIO(), "between stages", clock)
+    monkeypatch.setattr(progress, "_screen", plain)
+    plain.begin(Progress("a", "prompts", None, "generating responses", 1, 2, clock=clock))
+    clock.now += 5
+    with progress.waiting("vLLM is starting"):
+        plain.look()
+    clock.now += 15
+    plain.look()
+    where = "iteration 1 of 2, generating responses, starting"
+    assert stream.getvalue().splitlines() == [f"{where}: vLLM is starting", where]
+    monkeypatch.setattr(progress, "_screen", line)
+    with progress.waiting("vLLM is starting"):
+        assert line.line(200, clock.now).plain.endswith(" between stages: vLLM is starting")
+        line.begin(Progress("a", "prompts", None, "generating responses", 1, 2, clock=clock))
+        assert line.line(200, clock.now).plain.endswith("1 of 2, generating responses: vLLM is starting")
+    assert line.line(200, clock.now).plain.endswith("1 of 2, generating responses: starting")
+
+
 def test_a_fast_stage_hardly_pays_for_being_shown(tmp_path: Path):
     told = Progress("a", "prompts", tmp_path / "progress.json")
     began = time.perf_counter()
