@@ -131,7 +131,8 @@ class Progress:
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` units are finished."""
         self.done, self.total = done, total
-        self.pace.see(done, self.clock())
+        if done > self.before:  # what was there already has no pace, and an engine may start before more comes
+            self.pace.see(done, self.clock())
         self._write()
 
     def state(self) -> State:

@@ -95,6 +95,21 @@ def test_the_time_left_is_measured_from_the_first_unit_and_told_in_words():
     assert told.state().sentence() == said
 
 
+def test_what_starts_before_the_first_unit_is_in_no_rate_also_where_others_were_there():
+    for before in (0, 102):
+        clock = Clock()
+        told = Progress("a", "prompts", None, "generating responses", clock=clock)
+        told.before = before
+        told.advance(before, 256)
+        clock.now += 40  # the engine starts
+        for unit in range(1, 61):
+            clock.now += 1 / 24
+            told.advance(before + unit, 256)
+        state = told.state()
+        assert state.rate == pytest.approx(24, rel=0.05), (before, state.rate)
+        assert state.left == pytest.approx((256 - before - 60) / 24, abs=0.2)
+
+
 def test_the_time_of_the_whole_run_is_at_least_this_stage_and_the_iterations_after_it():
     clock = Clock()
     assert at_work(clock, rest=400.0, after=300.0).state().run_left == pytest.approx(359.0, abs=1.1)
