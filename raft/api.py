@@ -495,7 +495,7 @@ def _as_before(quiet: bool) -> Iterator[None]:
     """Inside the block raft works as on the command line; afterwards the process is as it was."""
     from raft.core import device
 
-    environment, frozen = dict(os.environ), gc.get_freeze_count()
+    environment, frozen, hook = dict(os.environ), gc.get_freeze_count(), sys.excepthook
     shown = nullcontext() if quiet else progress.screen("starting")
     loop = asyncio._get_running_loop()  # a notebook's: it waits for this call, in which requests have one of their own
     asyncio._set_running_loop(None)
@@ -509,6 +509,7 @@ def _as_before(quiet: bool) -> Iterator[None]:
             garbage.restore()  # loading a model took all that was there out of the collections, a notebook's too
         user_code.forget()
         asyncio._set_running_loop(loop)
+        sys.excepthook = hook  # torch's, which writes a rank before each line of what is raised later
         os.environ.clear()
         os.environ.update(environment)
 
