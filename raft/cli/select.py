@@ -189,7 +189,8 @@ def table(found: Sequence[Choice]) -> list[str]:
     widths = [max(len(row[at]) for row in rows) for at in shown]
     return [
         "  ".join(
-            row[at].ljust(wide) if at == 0 else row[at].rjust(wide) for at, wide in zip(shown, widths, strict=True)
+            row[at].ljust(wide) if at == 0 else (row[at] or "-").rjust(wide)
+            for at, wide in zip(shown, widths, strict=True)
         )
         for row in rows
     ]

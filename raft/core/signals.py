@@ -140,7 +140,7 @@ def status() -> int:
 def tell() -> None:
     """Says, once, that the process stops and how to resume."""
     if _note.told.acquire(blocking=False):
-        saved = "all finished work is saved, and training up to its last checkpoint"
+        saved = "all finished work is saved, of a training that was under way up to its last checkpoint"
         _write(f"\nraft: stopped; {saved}. Resume with:\n  {_note.again}\n")
 
 

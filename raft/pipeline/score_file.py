@@ -53,7 +53,10 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
         with locked(lock, f"{scores}", "choose another OUT.jsonl", leave=False):
             stamp = _finished(scores, key) or _score(section, asked, scores, key)
     _require_any(scores)
-    return f"{scores}: {stamp['rows']} groups scored, {stamp['measured']['failed']} responses without a reward"
+    count, failed = stamp["rows"], stamp["measured"]["failed"]
+    return (
+        f"{scores}: {count} prompt{'s' * (count != 1)} scored, {failed} response{'s' * (failed != 1)} without a reward"
+    )
 
 
 def _require_any(scores: Path) -> None:

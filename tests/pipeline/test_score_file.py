@@ -67,7 +67,7 @@ def calls(folder: Path) -> int:
 
 def test_every_response_is_scored_in_order_and_one_that_cannot_be_has_an_error(folder: Path):
     said = score(folder)
-    assert said.endswith(f"out.jsonl: {COUNT} groups scored, 1 responses without a reward")
+    assert said.endswith(f"out.jsonl: {COUNT} prompts scored, 1 response without a reward")
     rows = list(read(folder / "out.jsonl"))
     assert [row["prompt_id"] for row in rows] == [f"p{n}" for n in range(COUNT)]
     assert [row["scores"][0]["reward"] for row in rows] == list(range(COUNT))
@@ -137,7 +137,7 @@ def test_scores_of_another_reward_or_of_other_responses_are_refused_and_stay(
     assert named in str(fault.value) and "Delete it, or choose another OUT.jsonl" in str(fault.value)
     assert (folder / "out.jsonl").read_bytes() == made
     (folder / "out.jsonl").unlink()
-    assert "groups scored" in score(folder)
+    assert "prompts scored" in score(folder)
 
 
 def test_half_made_scores_of_another_reward_wait_beside_the_new_ones(folder: Path, capsys):
@@ -145,7 +145,7 @@ def test_half_made_scores_of_another_reward_wait_beside_the_new_ones(folder: Pat
     assert command(folder) == 9
     reward(folder, times=2)
     (folder / "kill").unlink(missing_ok=True)
-    assert "groups scored" in score(folder)
+    assert "prompts scored" in score(folder)
     assert "out.jsonl.partial: half-made from other inputs" in capsys.readouterr().err
     assert len(list(folder.glob("out.jsonl.partial.*"))) == 1
 
