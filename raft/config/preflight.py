@@ -108,20 +108,23 @@ def at_start(loaded: Loaded) -> Iterator[str]:
 
 
 def _prompts_twice(recipe: Any) -> Iterator[str]:
-    """A warning where most answers of the examples begin with their prompt, which stands before them anyway."""
-    examples = getattr(recipe, "examples", None)
-    if not isinstance(examples, FileExamples | InlineExamples):
-        return
-    with suppress(UserError, OSError):  # said elsewhere
-        repeats, read = examples.repeated()
-        if 2 * repeats > read:
-            what, whole = "response begins", ", or set examples.prompt_column: null, which learns from whole texts"
-            if examples.pairs:
-                what, whole = "two answers begin", ""
-            yield (
-                f"examples: in {repeats} of the first {read} rows the {what} with the prompt, which would be there "
-                f"twice; leave it out there{whole}"
-            )
+    """Warnings where most answers of given rows begin with their prompt, which stands before them anyway."""
+    given = {"examples": getattr(recipe, "examples", None)}
+    given |= {f"candidates.{name}": one for name, one in getattr(recipe, "candidates", {}).items()}
+    given["evaluation.references"] = getattr(getattr(recipe, "evaluation", None), "references", None)
+    for key, rows in given.items():
+        if not isinstance(rows, FileExamples | InlineExamples):
+            continue
+        with suppress(UserError, OSError):  # said elsewhere
+            repeats, read = rows.repeated()
+            if 2 * repeats > read:
+                learned = key == "examples" and rows.pairs is None
+                whole = f", or set {key}.prompt_column: null, which learns from whole texts" if learned else ""
+                yield (
+                    f"{key}: in {repeats} of the first {read} rows the "
+                    f"{'two answers begin' if rows.pairs else 'response begins'} with the prompt, which would be there "
+                    f"twice; leave it out there{whole}"
+                )
 
 
 def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:

@@ -343,3 +343,18 @@ def test_answers_that_begin_with_their_prompt_are_warned_of(tmp_path, monkeypatc
          + (", or set examples.prompt_column: null, which learns from whole texts" if job == "sft" else "")]
         if said else []
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["candidates.other", "evaluation.references"])
+def test_given_responses_that_begin_with_their_prompt_are_warned_of_too(tmp_path, monkeypatch, place):
+    rows = {"kind": "file", "path": "rows.jsonl", "format": "text", "response": "text"}
+    section = {"candidates": {"other": rows}} if "other" in place else {"evaluation": {"references": rows}}
+    worlds.make_recipe(tmp_path, **section)
+    lines = [json.dumps({"prompt": f"the fox {n} ", "text": f"the fox {n} ran away."}) for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    warnings = preflight.check(recipe.load(tmp_path / "recipe.yaml"))
+    assert [one for one in warnings if one.startswith(place)] == [
+        f"{place}: in 60 of the first 60 rows the response begins with the prompt, which would be there twice; "
+        "leave it out there"
+    ]
