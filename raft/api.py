@@ -65,14 +65,15 @@ def run(
     `quiet` nothing is printed. With `restart` the run that is there is moved aside first; nothing is deleted.
 
     Raises UserError for what can be put right, and KeyboardInterrupt when Ctrl-C has stopped the run in order. The
-    same call goes on.
+    same call goes on, without `restart`.
     """
     objects = _Objects(f"{os.fspath(outputs)}/${{name}}/{given.ROWS}")
     with _as_before(quiet), objects.lent():
         loaded = objects.load(recipe, overrides, Path(outputs))
         if restart:
             _set_aside(loaded, objects, quiet)
-        return _start(loaded, objects, callbacks, quiet)
+        again = "the same call without restart=True" if restart else "the same call"
+        return _start(loaded, objects, callbacks, quiet, again)
 
 
 def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **overrides: Any) -> list[str]:
@@ -239,7 +240,7 @@ class Run:
             with preflight.all_faults():
                 loaded = recipe.load_run(folder, strings, python)
             if loaded.folder != folder:
-                raise UserError("name: a run keeps its name; leave it out, or call raft.run")
+                raise UserError("name: a run keeps its name; leave it out, or call raft.run or run.branch with it")
             _start(loaded, objects, callbacks, quiet)
         return self
 
@@ -255,10 +256,14 @@ class Run:
         objects = _Objects(str(self.folder / given.ROWS))
         with _as_before(quiet), objects.lent(), branch.resumed(self.folder) as folder:
             strings, python = objects.overrides(overrides)
-            for name in objects.rows:
-                if not (folder / given.ROWS / name).exists():
-                    raise UserError(f"{name.split('-')[0]}: a branch shares the rows of its run; leave new ones out")
-            return _start(branch.off(folder, from_iteration, strings, python), objects, callbacks, quiet)
+            written = objects.write(folder / given.ROWS)  # where those of the run are: a branch needs both
+            try:
+                loaded = branch.off(folder, from_iteration, strings, python)
+            except BaseException:
+                _withdraw(written, RunPaths(folder).resolved)
+                raise
+            objects.rows.clear()
+            return _start(loaded, objects, callbacks, quiet)
 
     def report(self, output: str | os.PathLike[str] | None = None) -> Path:
         """Writes one page of HTML on the run; returns where it stands (report.html in the run)."""
@@ -300,7 +305,9 @@ class Run:
         return place
 
 
-def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quiet: bool) -> Run:
+def _start(
+    loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quiet: bool, again: str = "the same call"
+) -> Run:
     from raft.cli import commands
     from raft.cli.console import Console
     from raft.cli.forecast import Quiet
@@ -310,7 +317,7 @@ def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quie
     try:
         commands.start(loaded, Quiet() if quiet else Console(), *callbacks)
     except Stopped:
-        raise KeyboardInterrupt("the run was stopped; all finished work is saved, and the same call resumes") from None
+        raise KeyboardInterrupt(f"the run was stopped; all finished work is saved, and {again} resumes") from None
     finally:
         _withdraw(written, RunPaths(loaded.folder).resolved)
     return Run(loaded.folder)
@@ -318,18 +325,21 @@ def _start(loaded: Any, objects: "_Objects", callbacks: Iterable[Callback], quie
 
 def _set_aside(loaded: Any, objects: "_Objects", quiet: bool) -> None:
     """Moves the run of a recipe aside, if there is one; a recipe with a fault moves nothing."""
-    from raft.config import preflight
+    from raft.cli import commands
 
     if not loaded.folder.exists():
         return
+    runs.refuse_foreign(loaded.folder)
     written = objects.write(loaded.folder / given.ROWS)
     try:
-        preflight.check(loaded, fetch=True, restart=True)
-    finally:
+        aside = commands.set_aside(loaded, [file.name for file in written])
+    except BaseException:
         _withdraw(written, RunPaths(loaded.folder).resolved)
-    aside = runs.set_aside(loaded.folder)
-    if aside is not None and not quiet:
-        terminal.say(f"{loaded.folder} was moved to {aside}")
+        raise
+    if aside is not None:
+        _withdraw([aside / given.ROWS / file.name for file in written], RunPaths(aside).resolved)
+        if not quiet:
+            terminal.say(f"{loaded.folder} was moved to {aside}")
 
 
 def _withdraw(files: Sequence[Path], resolved: Path) -> None:

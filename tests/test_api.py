@@ -317,7 +317,8 @@ def test_the_calls_that_a_refusal_offers_make_what_they_say(world, capfd):
     said = refusal(lambda: run.branch(1, quiet=True, reward=other, seed=5, name="third"))
     assert "these keys cannot differ" in said and "seed" in said
     rows = {"rows": ROWS[::-1], "per_iteration": 8}
-    assert "a branch shares the rows of its run" in refusal(lambda: run.branch(1, reward=other, prompts=rows, name="b"))
+    assert "prompts.path: " in refusal(lambda: run.branch(1, reward=other, prompts=rows, name="b"))
+    assert not (run.folder / "given").exists()
     assert "no branch from iteration 7" in refusal(lambda: run.branch(7, reward=other, name="b"))
     assert not Path("outputs/third").exists() and not Path("outputs/b").exists() and capfd.readouterr() == ("", "")
 
@@ -326,11 +327,28 @@ def test_the_calls_that_a_refusal_offers_make_what_they_say(world, capfd):
         lambda: raft.run("recipe.yaml", restart=True, reward=broken, **SMALL)
     )
     assert keys(run.folder) == made and not list(Path("outputs").glob("*.before-*"))
+    assert "and the recipe reads " in refusal(
+        lambda: raft.run("outputs/tiny/resolved.yaml", restart=True, reward=other)
+    )
     raft.run("recipe.yaml", restart=True, reward=other, **SMALL)
     (aside,) = Path("outputs").glob("tiny.before-*")
     assert keys(aside) == made and keys(run.folder)[scores] != made[scores]
     assert f"outputs/tiny was moved to {aside}" in capfd.readouterr().out
     assert branch.policy(0).resolve() == (aside / "iterations/000/policy").resolve()
+
+
+def test_rows_may_come_with_a_branch_and_with_a_restart(world):
+    own = {"rows": ROWS, "per_iteration": 8}
+    run = raft.run("recipe.yaml", quiet=True, **SMALL | {"prompts": own})
+    (file,) = (run.folder / "given").iterdir()
+    branch = run.branch(1, quiet=True, evaluation={"references": [{"prompt": "the red fox ", "response": "ran."}]})
+    assert any("perplexity" in name for name in branch.metrics[-1]) and not (branch.folder / "given").exists()
+    said = refusal(lambda: raft.run(run.recipe, quiet=True, restart=True))
+    assert str(file) in said and "copy that to another place" in said
+    raft.run("recipe.yaml", quiet=True, restart=True, **SMALL | {"prompts": own})
+    (aside,) = Path("outputs").glob("tiny.before-*")
+    assert [one.name for one in (run.folder / "given").iterdir()] == [file.name]
+    assert (aside / "given" / file.name).exists()  # what it was made of goes with it
 
 
 @pytest.mark.parametrize("why", list(UNKNOWN))

@@ -1,7 +1,10 @@
 """What each command does; cli.py reads the arguments and turns faults into exit statuses."""
 
 import os
+import sys
 from argparse import Namespace
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from raft.core.errors import UserError
@@ -17,13 +20,54 @@ def run(options: Namespace) -> None:
     with preflight.all_faults():
         loaded = recipe.load(recipe.find(options.recipe), options.overrides)
     if options.restart:
-        from raft.core.terminal import say
-        from raft.store import runs
+        import shlex
 
-        preflight.check(loaded, fetch=True, restart=True)  # a recipe with a fault moves nothing
-        if (aside := runs.set_aside(loaded.folder)) is not None:
+        from raft.core import signals
+        from raft.core.terminal import say
+
+        if (aside := set_aside(loaded)) is not None:
             say(f"{loaded.folder} was moved to {aside}")
+        others = [word for word in sys.argv[1:] if not (len(word) > 2 and "--restart".startswith(word))]
+        signals.resume_with(shlex.join(["raft", *others]))
     _start(loaded)
+
+
+def set_aside(loaded: Any, own: Collection[str] = ()) -> Path | None:
+    """Moves the run of a recipe aside, and gives the folder that it is in now; None where there is no run yet.
+
+    UserError, and nothing is moved, where the recipe has a fault, or needs what would be moved; `own` are the files in
+    the run that are written anew.
+    """
+    from raft.config import preflight
+    from raft.store import runs
+
+    runs.refuse_foreign(loaded.folder)
+    for needed in [*loaded.needs, loaded]:
+        preflight.check(needed, fetch=True, restart=needed is loaded)
+    inside = [name for name in (str(loaded.path), *_texts(loaded.config)) if _within(name, loaded.folder)]
+    if lost := [name for name in inside if Path(name).name not in own]:
+        raise UserError(
+            f"{loaded.folder} would be moved aside, and the recipe reads {lost[0]} in it; copy that to another place "
+            "and name it there"
+        )
+    return runs.set_aside(loaded.folder)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a recipe."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _within(name: str, folder: Path) -> bool:
+    """Whether a text of a recipe is a path into a folder."""
+    try:
+        return folder.absolute() in Path(name).absolute().parents and Path(name).exists()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _run_seeds(options: Namespace) -> None:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from raft.cli import completion
 
         completion.answer(_parser())
-    signals.begin(_again())
+    signals.begin(shlex.join(["raft", *sys.argv[1:]]))
     status = execute(parse(arguments))
     if status or "torch" in sys.modules or any(thread.is_alive() for thread in user_code.LEFT):
         for stream in (sys.stdout, sys.stderr):
@@ -62,7 +62,7 @@ def _status(fault: BaseException) -> int:
     if isinstance(fault, UserError):
         complain(f"raft: {fault}")
     elif isinstance(fault, OSError):
-        complain(f"raft: {_refusal(fault)}; all finished work is saved. Then resume with:\n  {_again()}")
+        complain(f"raft: {_refusal(fault)}; all finished work is saved. Then resume with:\n  {signals.command()}")
     else:
         raise fault
     return 2
@@ -319,7 +319,3 @@ def _gpus(text: str) -> tuple[int, int]:
     if (found := re.fullmatch(r"(?:([1-9]\d{0,3})x)?([1-9]\d{0,3})", text, re.ASCII)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not GB for each GPU, such as 80, or 8x80 for eight of them")
     return int(found[1] or 1), int(found[2])
-
-
-def _again() -> str:
-    return shlex.join(["raft", *sys.argv[1:]])

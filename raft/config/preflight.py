@@ -299,21 +299,29 @@ def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = 
 def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None) -> Requests:
     """The requests of a job: align whose numbers of prompts are known, to a judge in its section `name`."""
     options, k = recipe.evaluation, recipe.generator.k
-    policies = 1 + -(-recipe.iterations // options.every)  # the first, every so many, and the last
     groups = recipe.sampling.total(recipe.prompts.per_iteration, k) / k  # of k responses
     own = name == "reward"
     trains = math.ceil(groups * judge.requests(k)) if own else 0  # in each iteration
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
     checks = judge.requests(2) if judge.url else 0
-    counts = (recipe.iterations * trains, policies * looks, checks, *_read_each(recipe, judge))
-    run = None if folder is None else RunPaths(folder)
-    finished = checks if run is not None and stamp_path(run.doctor).exists() else 0
-    for it in [] if run is None else run.iterations():
-        if not it.folder.is_symlink():  # a branch has not sent what its run did
-            held_out = it.evaluation.scores if own else it.evaluation.gold
-            finished += trains * stamp_path(it.scores).exists() + looks * stamp_path(held_out).exists()
+    run = RunPaths(folder or Path(os.devnull))
+    training, held_out, finished = 0, 0, checks * stamp_path(run.doctor).exists()
+    for number in range(recipe.iterations + 1):
+        it = run.iteration(number)
+        if it.folder.is_symlink():  # what a branch shares its run has asked
+            continue
+        scored, looked = (stamp_path(file).exists() for file in (it.scores, _looked(it, own)))
+        training += trains * (number > 0)
+        held_out += looks * (looked or number % options.every == 0 or number == recipe.iterations)
+        finished += trains * scored + looks * looked
     lower = "prompts.per_iteration, generator.k or iterations"
-    return Requests(key, judge, *counts, lower=lower, finished=min(finished, sum(counts[:3])))
+    counts = (training, held_out, checks, *_read_each(recipe, judge))
+    return Requests(key, judge, *counts, lower=lower, finished=finished)
+
+
+def _looked(it: IterationPaths, own: bool) -> Path:
+    """The scores of the answers to held-out prompts by the reward, or by the gold reward."""
+    return it.evaluation.scores if own else it.evaluation.gold
 
 
 def _read_each(recipe: Any, judge: Any) -> tuple[int, int, str]:

@@ -125,6 +125,16 @@ def watched(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
+def resume_with(command: str) -> None:
+    """From here on another command goes on with the work: one that began it anew would do so again."""
+    _note.again = command
+
+
+def command() -> str:
+    """The command that goes on with the work."""
+    return _note.again
+
+
 def end() -> None:
     """Ignores signals in a process whose work is done: one during Python's shutdown would change the exit status."""
     for number in STATUS:
@@ -140,7 +150,7 @@ def status() -> int:
 def tell() -> None:
     """Says, once, that the process stops and how to resume."""
     if _note.told.acquire(blocking=False):
-        saved = "all finished work is saved, of a training that was under way up to its last checkpoint"
+        saved = "all finished work is saved; training in progress is saved up to its last checkpoint"
         _write(f"\nraft: stopped; {saved}. Resume with:\n  {_note.again}\n")
 
 

@@ -312,10 +312,15 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole}", "iterations=3")
     assert f"up to {16 * 4 + 8 * 2} more, after up to {whole} for what is finished" in found
-    first.folder.rename(tmp_path / "of the parent")
-    first.folder.symlink_to(tmp_path / "of the parent")  # a branch has not sent what its run did
+    (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "evaluation.every=3", "iterations=4")
+    assert f"up to {2 * 16 * 4 + 2 * 8 * 2} more, after up to {whole} for what is finished" in found  # 1 and 2 stay
+    for it in (first, second):
+        it.folder.rename(tmp_path / f"parent-{it.number}")
+        it.folder.symlink_to(tmp_path / f"parent-{it.number}")  # a branch has not sent what its run did
+    assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "iterations=3")
-    assert f"after up to {whole - 8 * 2} for what is finished" in found
+    own = 2 + 16 * 4 + 8 * 2
+    assert f"would send up to {16 * 4 + 8 * 2} more, after up to {own} for what is finished" in found
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,19 @@ def test_a_folder_that_is_no_run_and_a_recipe_with_a_fault_move_nothing(tmp_path
         assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
+def test_a_restart_that_is_stopped_is_resumed_by_the_command_without_it(tmp_path):
+    worlds.make_recipe(tmp_path)
+    (tmp_path / "letters.py").write_text(
+        "import os, signal, sys\n"
+        "def share(prompt, response):\n"
+        "    if 'rule_trial' not in sys.argv[0]:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return 0.5\n"
+    )
+    stopped = worlds.raft(tmp_path, "run", "recipe.yaml", "--rest", "seed=3")
+    assert stopped.returncode == 130 and "Resume with:\n  raft run recipe.yaml seed=3\n" in stopped.stderr
+
+
 def test_a_restart_moves_nothing_where_the_run_alone_has_what_the_recipe_needs(world, tmp_path):
     world = shutil.copytree(world, tmp_path / "world", symlinks=True)
     kept = sorted(one.name for one in (world / "outputs").iterdir())
