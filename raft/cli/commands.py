@@ -184,7 +184,7 @@ def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
         say("\n".join([f"{needed.path} on {gpus}", *memory_plan.lines(turns, where)]))
         for warning in memory_plan.idle(needed.recipe, where):
             say(f"  warning: {warning}")
-        if not all(memory_plan.fits(turn, where.memory) for turn in turns):
+        if any(memory_plan.lacks(turn, where.memory) for turn in turns):
             several = memory_plan.enough(needed, gigabytes)
             small.append(f"{needed.path} does not fit {gpus}" + (f"; {several}" if several else ""))
     if small:

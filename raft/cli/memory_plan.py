@@ -39,7 +39,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
-MOST_GPUS = 64  # that the smallest number which holds a recipe is looked for among
+MOST_GPUS = 64  # up to which powers of two are tried
 MORE = "give each worker more GPUs (launch.kind: ray, launch.gpus_per_worker)"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -193,7 +193,7 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
         room = memory - (0 if turn.shares else KEPT)
         yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.advice(room)}"
     largest = max(turns, key=lambda turn: turn.total)
-    if not wrong:
+    if not any(lacks(turn, memory) for turn in turns):
         yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
     some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
     sets = [group for group in some if sum(turn.total - turn.spare for turn in group) <= memory - KEPT]
@@ -204,17 +204,22 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
 
 
 def enough(loaded: Loaded, gigabytes: int) -> str:
-    """How many GPUs of so many GB hold every turn, as it is and with checkpointing; empty where MOST_GPUS do not."""
-    recipe = loaded.recipe
+    """How many GPUs of so many GB hold every turn with Ray, as it is and with checkpointing.
+
+    Empty where MOST_GPUS do not, or where a turn is not known.
+    """
+    recipe, ways = loaded.recipe, {}
     found = _enough(loaded, gigabytes)
-    said = [] if found is None else [f"{found} of them hold it with launch.kind=ray"]
+    if found is not None:
+        ways["launch.kind=ray"] = found
     trainer = getattr(recipe, "trainer", None)
     if isinstance(trainer, TrainerOptions) and not trainer.gradient_checkpointing:
         lighter = replace(loaded, recipe=replace(recipe, trainer=replace(trainer, gradient_checkpointing=True)))
         fewer = _enough(lighter, gigabytes)
         if fewer is not None and (found is None or fewer < found):
-            said.append(f"{fewer} with launch.kind=ray trainer.gradient_checkpointing=true")
-    return ", ".join(said)
+            ways["launch.kind=ray trainer.gradient_checkpointing=true"] = fewer
+    said = [f"{count} with {how}" for how, count in ways.items()]
+    return f"enough of them: {', or '.join(said)}" if said else ""
 
 
 def _enough(loaded: Loaded, gigabytes: int) -> int | None:
@@ -227,7 +232,8 @@ def _enough(loaded: Loaded, gigabytes: int) -> int | None:
         if launch.ranks():
             where = card(count, gigabytes)
             turns = plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), where)
-            if all(fits(turn, where.memory) for turn in turns):
+            known = all(turn.terms and None not in turn.terms.values() for turn in turns)
+            if known and not any(lacks(turn, where.memory) for turn in turns):
                 return count
     return None
 
@@ -235,6 +241,11 @@ def _enough(loaded: Loaded, gigabytes: int) -> int | None:
 def fits(turn: Turn, memory: int) -> bool:
     """Whether a turn fits on a GPU of so many bytes."""
     return turn.total <= memory - (0 if turn.shares else KEPT)
+
+
+def lacks(turn: Turn, memory: int) -> bool:
+    """Whether a turn is known not to fit, or to have no room for a single text."""
+    return bool(turn.terms) and (turn.spare < 0 or not fits(turn, memory))
 
 
 def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:

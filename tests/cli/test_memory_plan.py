@@ -412,7 +412,7 @@ def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_
     split, lighter = "launch.kind=ray", "trainer.gradient_checkpointing=true"
     assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "80"])) == 2
     assert capsys.readouterr().err.endswith(
-        "raft: recipe.yaml does not fit a GPU of 80 GB; 32 of them hold it with launch.kind=ray, 2 with "
+        "raft: recipe.yaml does not fit a GPU of 80 GB; enough of them: 32 with launch.kind=ray, or 2 with "
         "launch.kind=ray trainer.gradient_checkpointing=true\n"
     )
     for gpus, overrides, status in (
@@ -422,8 +422,22 @@ def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_
             gpus,
             overrides,
         )
+    assert (
+        execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "48"])) == 2
+    )  # 14.5 + 107.8 / 4 of 48.5
+    only = "recipe.yaml does not fit a GPU of 48 GB; enough of them: 4 with launch.kind=ray trainer.gradient_checkpoint"
+    assert only in capsys.readouterr().err
     assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "1"])) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "raft: recipe.yaml does not fit a GPU of 1 GB"
+
+
+def test_what_lacks_memory_is_too_large_or_has_no_room_for_one_text_and_what_is_unknown_is_neither():
+    gb = 10**9
+    assert memory_plan.lacks(Turn("train", {"all": 78 * gb}), 80 * gb)
+    assert not memory_plan.lacks(Turn("train", {"all": 77 * gb}), 80 * gb)  # 3 are kept
+    assert memory_plan.lacks(Turn("generate", {"weights": 70 * gb}, spare=-1, shares=True), 80 * gb)
+    assert not memory_plan.lacks(Turn("score", {}, "it is not here"), 80 * gb)
+    assert "fits" not in " ".join(lines([Turn("generate", {"weights": 70 * gb}, spare=-1, shares=True)], GPU))
 
 
 def test_a_card_has_what_it_reports_and_others_what_their_name_says():
