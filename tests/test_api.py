@@ -25,6 +25,7 @@ import raft
 from raft.api import _Objects
 from raft.config import recipe
 from raft.core import given
+from raft.core.resume_command import to_resume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,9 +237,9 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
         assert said.rstrip().endswith("resume it from Python: raft.open_run('outputs/tiny').resume(reward=function)")
         assert "outputs/tiny: reward" in said and "resume(reward=function)" in said and "Traceback" not in said
-    told = given.to_resume(run.folder, {"alerts.on_warning": "warn"})
+    told = to_resume(run.folder, {"alerts.on_warning": "warn"})
     assert told == "raft.open_run('outputs/tiny').resume(reward=function, **{'alerts.on_warning': 'warn'})"
-    told = given.to_resume(run.folder, {"selection": {"kind": "random"}}, branch=1)
+    told = to_resume(run.folder, {"selection": {"kind": "random"}}, branch=1)
     assert told == "raft.open_run('outputs/tiny').branch(1, reward=function, selection={'kind': 'random'})"
     for command in (["status"], ["report"], ["plot", "--figure", "length"]):
         done = worlds.raft(world, command[0], "outputs/tiny", *command[1:])

@@ -120,7 +120,8 @@ def resume(options: Namespace) -> None:
 
 def pull(options: Namespace) -> None:
     """Brings a mirrored run into a folder, and names the command that goes on with it."""
-    from raft.core import given, progress
+    from raft.core import progress
+    from raft.core.resume_command import to_resume
     from raft.core.terminal import say
 
     with progress.screen("reading the mirror"):
@@ -131,7 +132,7 @@ def pull(options: Namespace) -> None:
     if runs.about(folder)["job"] == "align" and stamps.complete(folder):
         runs.Run(folder, 0).link_best(policies.number_of(folder, "best"))
     say(f"{folder}: {fetched} artifacts fetched" + (f", {there} were there" if there else ""))
-    say(f"next: {given.to_resume(folder)}")
+    say(f"next: {to_resume(folder)}")
 
 
 def check(options: Namespace) -> None:

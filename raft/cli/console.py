@@ -11,8 +11,8 @@ from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.config.jobs import JOB_OUTPUTS
 from raft.core import logs, records
-from raft.core.given import to_resume
 from raft.core.protocols import makes_pairs
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import rounded, safe, say
 from raft.metrics import reward_accuracy
@@ -93,7 +93,7 @@ class Console(Observer):
             say(compared(artifact.path))
             return
         measured = artifact.stamp["measured"]
-        say(f"  {figures(measured)}")
+        say("  " + "  ".join(f"{name} {rounded(value)}" for name, value in measured.items()))
         if (found := reward_accuracy.against_chance(measured)) is not None and found[0] == "warning":
             say(f"warning: {found[1]}")
 
@@ -154,11 +154,6 @@ def verdict(run: Run) -> list[str]:
         why = f"    ({none_better})" if none_better else ""
         lines.append(f"best policy: {best} -> {best.readlink()}{why}")
     return lines
-
-
-def figures(measured: dict[str, Any]) -> str:
-    """What a job without iterations measured, on one line."""
-    return "  ".join(f"{name} {rounded(value)}" for name, value in measured.items())
 
 
 def draw(folder: Path) -> None:

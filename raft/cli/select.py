@@ -14,10 +14,10 @@ from raft.cli.show import iterations
 from raft.config.recipe import read_resolved
 from raft.core import records
 from raft.core.errors import UserError
-from raft.core.given import to_resume
 from raft.core.options import Fault
 from raft.core.protocols import makes_pairs, takes_pairs, takes_signed
 from raft.core.registry import build, find
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import GroupPaths, IterationPaths, RunPaths
 from raft.metrics import text_metrics
 from raft.metrics.reward_metrics import standard_error

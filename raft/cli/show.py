@@ -193,14 +193,13 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
         said = f"answer {at + 1} of each policy is shown"
         titles = [f"policy {it.number}" for it in both]
     else:
-        at, titles = min(range(len(pairs)), key=lambda pair: abs(before[pair].reward - one.before)), [policies]
-        different = len({answer.text for pair in pairs for answer in pair})
-        said = (
-            "all answers are the same, and one"
-            if different == 1
-            else f"both policies gave the same {len(pairs)} answers, and one"
-        )
-        said += " is shown"
+        at, titles = min(range(len(pairs)), key=lambda place: abs(before[place].reward - one.before)), [policies]
+        several, more = len({answer.text for pair in pairs for answer in pair}) > 1, len(before) != len(after)
+        if more:
+            said = f"the first {len(pairs)} answers of both policies are the same"
+        else:
+            said = f"both policies gave the same {len(pairs)} answers" if several else "all answers are the same"
+        said += ", and one is shown"
     lines = [f"{said}, with its {' and '.join(FIGURES[name] for name in before[at].scores)}):", asked]
     for title, answer in zip(titles, pairs[at], strict=False):
         lines += [f"\n{title} (held-out prompt)", str(answer)]

@@ -14,8 +14,8 @@ from raft.config.jobs import Align
 from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
-from raft.core.given import to_resume
 from raft.core.progress import State
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
 from raft.core.timing import words

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from raft.core import library_options
+from raft.core.errors import UserError
 from raft.core.options import faults_of_range, faults_of_text, only, section, sections, short, source, suggest
 from raft.core.protocols import (
     can_continue,
@@ -32,7 +33,7 @@ HELD_OUT = 256  # prompts that are held out, where a recipe does not say
 RANKS = "the reward compares the responses of one prompt and says nothing between prompts"
 NO_TREND = f"{RANKS}, so it has no trend in length to take out; remove it"
 TRACKERS = ("tensorboard", "trackio", "wandb")
-SET_BY_RAFT = ("log_dir", "name", "id", "resume")  # options of trackers
+SET_BY_RAFT = {"tensorboard": {"log_dir"}, "wandb": {"id", "resume"}, "trackio": set[str]()}  # options of trackers
 
 
 def no_policy(trainer: Any) -> str | None:
@@ -276,11 +277,16 @@ class Align(Job):
 
     def _faults_of_tracker(self, key: str, name: str, given: dict[Any, Any]) -> Iterator[tuple[str, str]]:
         options = {str(option): value for option, value in given.items() if option != "name"}
-        known = library_options.ask(name)["tracker"] if options else {}
+        try:
+            known = library_options.ask(name)["tracker"] if options else {}
+        except UserError:  # it cannot be asked; a tracker that fails is reported by the run, and does not stop it
+            return
+        own = SET_BY_RAFT[name]
         for option in options if known else ():
-            if option not in known or option in SET_BY_RAFT:
-                free = [one for one in known if one not in SET_BY_RAFT]
-                yield f"{key}.{option}", f"unknown option of {name}; {suggest(option, free)}"
+            if option in own:
+                yield f"{key}.{option}", "raft sets this itself; leave it out"
+            elif option not in known:
+                yield f"{key}.{option}", f"unknown option of {name}; {suggest(option, [*(known.keys() - own)])}"
         yield from faults_of_types(key, options, known)
 
     def _faults_of_ranks(self) -> Iterator[tuple[str, str]]:

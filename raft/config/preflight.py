@@ -101,7 +101,7 @@ def _of_rows(loaded: Loaded, faults: list[Fault], run: Path | None) -> list[str]
 
 
 def at_start(loaded: Loaded) -> Iterator[str]:
-    """Warnings that the recipe and the environment alone give: a run prints them too."""
+    """Warnings that the recipe, its first rows and the environment give: a run prints them too."""
     yield from _keys_that_are_not_set(loaded.recipe)
     yield from _rate_of_another_kind(loaded)
     yield from _prompts_twice(loaded.recipe)
@@ -111,7 +111,9 @@ def _prompts_twice(recipe: Any) -> Iterator[str]:
     """Warnings where most answers of given rows begin with their prompt, which stands before them anyway."""
     given = {"examples": getattr(recipe, "examples", None)}
     given |= {f"candidates.{name}": one for name, one in getattr(recipe, "candidates", {}).items()}
-    given["evaluation.references"] = getattr(getattr(recipe, "evaluation", None), "references", None)
+    given |= {f"sets.{name}": one for name, one in getattr(recipe, "sets", {}).items()}
+    evaluation = getattr(recipe, "evaluation", None)  # rows of job: reward-model
+    given |= {"evaluation": evaluation, "evaluation.references": getattr(evaluation, "references", None)}
     for key, rows in given.items():
         if not isinstance(rows, FileExamples | InlineExamples):
             continue
@@ -122,8 +124,8 @@ def _prompts_twice(recipe: Any) -> Iterator[str]:
                 whole = f", or set {key}.prompt_column: null, which learns from whole texts" if learned else ""
                 yield (
                     f"{key}: in {repeats} of the first {read} rows the "
-                    f"{'two answers begin' if rows.pairs else 'response begins'} with the prompt, which would be there "
-                    f"twice; leave it out there{whole}"
+                    f"{'two answers begin' if rows.pairs else 'response begins'} with the prompt, so the prompt would "
+                    f"appear twice; remove it from there{whole}"
                 )
 
 

@@ -17,9 +17,10 @@ from raft.config.jobs import DEFAULTS, JOB_OUTPUTS, JOBS
 from raft.core import yaml_file
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
-from raft.core.given import AS_OBJECT, call_to_resume
+from raft.core.given import AS_OBJECT
 from raft.core.options import Fault, is_file, is_there, suggest
 from raft.core.registry import build, sound
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import OUTPUTS, RunPaths
 from raft.core.terminal import is_unicode
 
@@ -117,10 +118,10 @@ class RecipeError(UserError):
 
 def _ways_on(run: Path, faults: Sequence[Fault]) -> Iterator[str]:
     """What to do about the faults of the recipe of a run that is resumed."""
-    objects = [fault.key.removesuffix(".function") for fault in faults if AS_OBJECT in fault.message]
+    objects = sum(AS_OBJECT in fault.message for fault in faults)
     if objects:
-        yield f"resume it from Python: {call_to_resume(run, objects)}"
-    if len(objects) < len(faults):
+        yield f"resume it from Python: {to_resume(run)}"
+    if objects < len(faults):
         others = "each of the others" if objects else "each of these"
         yield f"repeat the command with KEY=VALUE for {others}, or bring what is missing to its place"
 

@@ -10,19 +10,17 @@ import inspect
 import json
 import math
 import re
-import shlex
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from raft.core.atomic import file_digest
 from raft.core.errors import UserError
-from raft.core.run_paths import RunPaths
 
 MODULE = "<python>"  # in the place of a module's name, which it cannot be
 AS_OBJECT = "was given as a Python object"  # in the fault of a function that is not there
@@ -82,50 +80,6 @@ def lent(functions: Functions) -> Iterator[None]:
         yield
     finally:
         _lent = before
-
-
-def to_resume(run: Path, overrides: Mapping[str, Any] = MappingProxyType({}), branch: int | None = None) -> str:
-    """The command that resumes a run, or branches off at an iteration; the call in Python where it has its objects."""
-    if objects := _objects(run):
-        return call_to_resume(run, objects, overrides, branch)
-    off = [] if branch is None else ["--from-iteration", str(branch)]
-    given = [f"{key}={_yaml(value)}" for key, value in overrides.items()]
-    return shlex.join(["raft", "resume", str(run), *off, *given])
-
-
-def call_to_resume(
-    run: Path, objects: Iterable[str], overrides: Mapping[str, Any] = MappingProxyType({}), branch: int | None = None
-) -> str:
-    """The call that resumes a run, or branches off, with the functions that these keys are to have."""
-    words = {**dict.fromkeys(objects, "function"), **{key: repr(value) for key, value in overrides.items()}}
-    given = [f"**{{{key!r}: {word}}}" if "." in key else f"{key}={word}" for key, word in words.items()]
-    verb, first = ("resume", []) if branch is None else ("branch", [str(branch)])
-    return f"raft.open_run({str(run)!r}).{verb}({', '.join([*first, *given])})"
-
-
-def _objects(run: Path) -> list[str]:
-    """The keys of a run's recipe that a Python object is given for."""
-    import yaml
-
-    def found(value: Any, key: str) -> Iterator[str]:
-        if isinstance(value, dict):
-            for name, below in value.items():
-                yield from found(below, f"{key}.{name}" if key else str(name))
-        elif isinstance(value, str) and value.startswith(f"{MODULE}:"):
-            yield key.removesuffix(".function")
-
-    try:
-        return list(found(yaml.safe_load(RunPaths(run).resolved.read_text(encoding="utf-8")), ""))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # resuming it says what is wrong
-        return []
-
-
-def _yaml(value: Any) -> str:
-    """A value as an override has it, in one line."""
-    import yaml
-
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
-    return str(text).removesuffix("...\n").strip()
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -39,6 +39,7 @@ ASKED = {  # by library: what raft calls an answer, and the dataclass, the call 
     "trackio": {"tracker": "trackio:init"},
     "wandb": {"tracker": "wandb:init"},
 }
+ANSWERS = {"tensorboard": "torch"}  # whose class it is, where that is another library's
 PLAIN = {one.__name__: one for one in (int, float, bool, str, NoneType)}
 
 
@@ -68,7 +69,7 @@ def _cached(library: str) -> Path:
 
 
 def _version(library: str) -> str:
-    for distribution in (library, f"{library}-cpu"):
+    for distribution in (ANSWERS.get(library, library), f"{library}-cpu"):
         with suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     return "unknown"

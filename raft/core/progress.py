@@ -220,7 +220,7 @@ class Screen:
         if due:
             self.told = now
             said = self.progress.state().sentence() if self.progress else terminal.safe(self.words)
-            self.write(f"{said}{self.waits and f': {self.waits}'}\n")
+            self.write(f"{said.removesuffix(', starting')}: {self.waits}\n" if self.waits else f"{said}\n")
 
     def write(self, text: str) -> None:
         """Writes to the stream, which may be gone."""

@@ -148,13 +148,18 @@ class Examples(Reading):
         return _other_form(self, row)
 
     def repeated(self) -> tuple[int, int]:
-        """In how many of the first rows every answer begins with its prompt, and how many rows these are."""
+        """In how many of the first rows every answer begins with its prompt, and how many rows these are.
+
+        The prompt is what a row has in its column, or its last message, without what frames it.
+        """
         repeats, read = 0, 0
         for _, prompt_id, row in self.first_rows() if self.layout is None else ():
             with suppress(Malformed):
                 prompt, answers = self.answered(row, prompt_id)
-                asked = prompt.content.strip()
-                repeats += bool(asked) and all(answer.lstrip().startswith(asked) for answer in answers)
+                column = row.get(self.prompt_column or "")
+                last = prompt.messages[-1].get("content") if prompt.messages else prompt.text
+                asked = {one.strip() for one in (column, last) if isinstance(one, str) and one.strip()}
+                repeats += any(all(answer.lstrip().startswith(one) for answer in answers) for one in asked)
                 read += 1
         return repeats, read
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
-FEWEST = 10  # prompts for a clear difference: of 10, 1.96 standard errors hold the mean 92 % of the times, of 4 in 86 %
+FEWEST = (
+    10  # prompts for a clear difference: with 10 an interval covers the true mean 92 % of the time, with 4 only 86 %
+)
 BLOCK = 2**15
 
 

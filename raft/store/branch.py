@@ -186,7 +186,7 @@ def _refuse_pruned(folder: Path, number: int) -> None:
     if stamp is not None and stamp.get("pruned"):
         raise UserError(
             f"no branch from iteration {number}: it begins with policy {number - 1}, which was deleted to save room "
-            f" (keep_policies); allowed: {_listed(folder)}. A run with keep_policies=all can branch off anywhere"
+            f"(keep_policies); allowed: {_listed(folder)}. A run with keep_policies=all can branch off anywhere"
         )
 
 

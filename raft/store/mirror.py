@@ -19,9 +19,9 @@ from typing import Any
 from raft.core import compressed, given, signals
 from raft.core.atomic import commit, file_digest, files_of, fsync, remove, write_json
 from raft.core.errors import UserError
-from raft.core.given import to_resume
 from raft.core.progress import Progress
 from raft.core.remote_folder import RemoteFolder, fault_of_url, told
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import DEPTH, OUTPUTS, RUN, RunPaths
 from raft.store import stamps
 from raft.store.runs import Run, about, locked, refuse_foreign

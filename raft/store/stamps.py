@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raft.core import compressed, given, records
+from raft.core import compressed, records
 from raft.core.atomic import file_digest, files_of, read_object
 from raft.core.errors import UserError
+from raft.core.resume_command import to_resume
 from raft.core.run_paths import DEPTH, RunPaths, run_of, stamp_path
 
 CONTENT_SINCE = 4  # the format from which on stamps hold the content
@@ -182,7 +183,7 @@ def again(path: Path) -> str:
         run = other
     if run is None:
         return "give the same command again, which makes it again"
-    return f"make it again with: {given.to_resume(run)}"
+    return f"make it again with: {to_resume(run)}"
 
 
 def _damaged(path: Path, fault: str) -> UserError:

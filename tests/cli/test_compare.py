@@ -119,6 +119,32 @@ def test_a_figure_is_compared_only_where_the_last_policy_of_a_run_has_it(tmp_pat
     ]  # fmt: skip
 
 
+def test_the_better_run_is_named_where_the_difference_is_clear_also_on_different_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rise in (
+        ("same", lambda n: 0.0),
+        ("better", lambda n: 2.0 + 0.1 * n),
+        ("worse", lambda n: -3.0 - 0.1 * n),
+    ):
+        folders.write_run(
+            Path(name), 2, 2, 1, lambda *at: f"{at}", lambda policy, n, _, rise=rise: n + policy * rise(n), held_out=12
+        )
+    said = "\n".join(compare.compared([Path("same"), Path("better"), Path("worse")]))
+    for policy, rise, label in (("B", 2.55, "B is better"), ("C", -3.55, "A is better")):
+        assert (
+            f"  {policy}, policy 1: {5.5 + rise:.3f}; {rise:+.3f} ± 0.204 on 12 prompts that both have: {label}" in said
+        )
+    assert "on 12 prompts that both have: no clear difference" in "\n".join(
+        compare.compared([Path("same"), Path("same")])
+    )
+    rows = (Path("worse") / "evaluation.jsonl").read_text()
+    (Path("worse") / "evaluation.jsonl").write_text(rows.replace('"h', '"other-h'))
+    apart = "\n".join(compare.compared([Path("same"), Path("worse")]))
+    first, second = (np.arange(12.0) * factor for factor in (1.0, 0.9))
+    half = 1.96 * np.hypot(*(one.std(ddof=1) / np.sqrt(12) for one in (first, second)))
+    assert f"-3.550 ± {half:.3f} on different prompts: A is better" in apart
+
+
 def test_a_run_and_itself_are_the_same(world):
     done = worlds.raft(world, "compare", "outputs/fast", "outputs/fast")
     assert "recipes of A and B: the same" in done.stdout and "every artifact that both have is the same" in done.stdout

@@ -1,12 +1,16 @@
 """What the console says of results."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import folders
+import numpy as np
 import pytest
 
-from raft.cli.console import Console
+from raft.cli.console import Console, verdict
 from raft.store.keys import Artifact
+from raft.store.runs import Run
 
 
 def test_what_was_measured_is_told_in_numbers_that_a_person_reads(capsys):
@@ -36,3 +40,29 @@ def test_a_reward_model_below_chance_is_told_to_prefer_the_rejected_responses(ca
     measured = {"eval/accuracy": 0.2, "eval/accuracy_low": 0.1, "eval/accuracy_high": 0.3}
     console.on_result(Artifact(Path("metrics.json"), {"measured": measured}))
     assert "0.100 to 0.300, is below 0.5: it prefers the rejected responses" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("prompts", "rise", "said"),
+    [
+        (12, lambda n: 1.0 + 0.1 * n, "a clear gain"),
+        (12, lambda n: -1.0 - 0.1 * n, "a clear loss"),
+        (12, lambda n: (-1.0) ** n, "no clear gain"),
+        (9, lambda n: 1.0 + 0.1 * n, "too few prompts (9) to tell"),
+    ],
+)
+def test_the_end_calls_a_difference_clear_by_its_interval_and_by_the_number_of_prompts(
+    tmp_path, monkeypatch, prompts, rise, said
+):
+    monkeypatch.chdir(tmp_path)
+    folders.write_run(
+        Path("run"), 2, 2, 1, lambda *at: f"{at}", lambda policy, n, _: n + policy * rise(n), held_out=prompts
+    )
+    rises = np.array([rise(n) for n in range(prompts)])
+    half = 1.96 * rises.std(ddof=1) / math.sqrt(prompts)
+    first = (prompts - 1) / 2
+    expected = (
+        f"held-out reward {first:.3f} -> {first + rises.mean():.3f} from policy 0 to 1 ({rises.mean():+.3f} ± "
+        f"{half:.3f}): {said}"
+    )
+    assert expected in verdict(Run(Path("run"), 0))

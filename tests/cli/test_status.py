@@ -114,9 +114,10 @@ def test_a_run_that_stopped_says_where_and_how_it_goes_on(tmp_path: Path):
 def test_a_run_that_has_functions_of_python_names_the_call_that_resumes_it(tmp_path: Path):
     run = write_run(tmp_path / "run", 1, wanted=5)
     with open(run / "resolved.yaml", "a") as recipe:
-        recipe.write("reward: {kind: rule, function: '<python>:share'}\n")
+        recipe.write("reward: {kind: rule, function: '<python>:share', args: {most: 3}}\n")
         recipe.write("evaluation: {gold: {kind: ensemble, members: {a: {kind: rule, function: '<python>:one'}}}}\n")
-    calls = "reward=function, **{'evaluation.gold.members.a': function}"
+    reward = "{'kind': 'rule', 'function': function, 'args': {'most': 3}}"  # else they would be left out
+    calls = f"reward={reward}, **{{'evaluation.gold.members.a': function}}"
     assert told(run)[1].splitlines()[1] == (
         f"stopped in iteration 2 of 5; resume with: raft.open_run('{run}').resume({calls})"
     )

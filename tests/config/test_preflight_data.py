@@ -328,6 +328,8 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     [
         ({"response": "text"}, 60, "the response begins with the prompt"),
         ({"response": "text"}, 30, ""),
+        ({"response": "text", "prefix": "Tell me: "}, 60, "the response begins with the prompt"),
+        ({"response": "text", "format": "chat", "system": "Be brief."}, 60, "the response begins with the prompt"),
         ({"response": "text", "prompt_column": None}, 60, ""),
         ({"pairs": "columns", "chosen": "text", "rejected": "other"}, 60, "the two answers begin with the prompt"),
     ],
@@ -344,7 +346,7 @@ def test_answers_that_begin_with_their_prompt_are_warned_of(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     warnings = preflight.check(recipe.load(tmp_path / "s.yaml"))
     assert [one for one in warnings if one.startswith("examples: ")] == (
-        [f"examples: in 60 of the first 60 rows {said}, which would be there twice; leave it out there"
+        [f"examples: in 60 of the first 60 rows {said}, so the prompt would appear twice; remove it from there"
          + (", or set examples.prompt_column: null, which learns from whole texts" if job == "sft" else "")]
         if said else []
     )  # fmt: skip
@@ -360,6 +362,6 @@ def test_given_responses_that_begin_with_their_prompt_are_warned_of_too(tmp_path
     monkeypatch.chdir(tmp_path)
     warnings = preflight.check(recipe.load(tmp_path / "recipe.yaml"))
     assert [one for one in warnings if one.startswith(place)] == [
-        f"{place}: in 60 of the first 60 rows the response begins with the prompt, which would be there twice; "
-        "leave it out there"
+        f"{place}: in 60 of the first 60 rows the response begins with the prompt, so the prompt would "
+        "appear twice; remove it from there"
     ]

@@ -174,8 +174,8 @@ def test_what_the_work_waits_for_is_said_where_the_stage_is(monkeypatch):
         plain.look()
     clock.now += 15
     plain.look()
-    where = "iteration 1 of 2, generating responses, starting"
-    assert stream.getvalue().splitlines() == [f"{where}: vLLM is starting", where]
+    where = "iteration 1 of 2, generating responses"
+    assert stream.getvalue().splitlines() == [f"{where}: vLLM is starting", f"{where}, starting"]
     monkeypatch.setattr(progress, "_screen", line)
     with progress.waiting("vLLM is starting"):
         assert line.line(200, clock.now).plain.endswith(" between stages: vLLM is starting")
