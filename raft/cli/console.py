@@ -4,12 +4,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raft.cli import forecast
 from raft.cli.show import before_and_after
 from raft.config.jobs import JOB_OUTPUTS
+from raft.config.preflight import requests
 from raft.core import logs, records
 from raft.core.protocols import makes_pairs
 from raft.core.resume_command import to_resume
@@ -123,7 +125,10 @@ class Console(Observer):
             f"raft report {run.folder}": "one page of HTML with everything",
         }
         if self.finished:
-            commands[to_resume(run.folder, {"iterations": loaded.recipe.iterations + 2})] = "two more iterations"
+            more = {"iterations": loaded.recipe.iterations + 2}
+            longer = replace(loaded.recipe, **more)
+            needs = {f"{one.key}.max_requests": one.total for one in requests(longer, run.folder) if one.excess}
+            commands[to_resume(run.folder, {**more, **needs})] = "two more iterations"
         listed = (f"{command}    ({what})" if what else command for command, what in commands.items())
         say("\nnext: " + "\n      ".join(listed))
 

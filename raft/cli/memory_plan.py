@@ -39,7 +39,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
-MOST_GPUS = 64  # up to which powers of two are tried
+MOST_GPUS = 64  # up to which every number is tried
 MORE = "give each worker more GPUs (launch.kind: ray, launch.gpus_per_worker)"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -226,7 +226,7 @@ def _enough(loaded: Loaded, gigabytes: int) -> int | None:
     from raft.launch.ray import Ray
 
     own = loaded.recipe.launch
-    for count in (2**power for power in range(1, MOST_GPUS.bit_length())):
+    for count in range(2, MOST_GPUS + 1):
         launch = replace(own) if isinstance(own, Ray) else Ray()
         launch.assume(count)
         if launch.ranks():

@@ -16,7 +16,7 @@ from raft.config import held
 from raft.config.jobs import HELD_OUT
 from raft.config.recipe import GIVEN, Loaded, RecipeError
 from raft.core.errors import UserError
-from raft.core.options import Fault, fault_of_file, is_there
+from raft.core.options import Fault, fault_of_file, is_there, short, suggest
 from raft.core.protocols import comparable
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
@@ -157,7 +157,7 @@ def _answering(recipe: Any) -> dict[str, Any]:
 
 
 def unreached(recipe: Any) -> Iterator[str]:
-    """Warnings of servers that do not answer now; a run does not wait for them."""
+    """Warnings of servers that do not answer now, or lack a model; a run does not wait for them."""
     import httpx
 
     from raft.launch.openai_client import urls
@@ -165,7 +165,12 @@ def unreached(recipe: Any) -> Iterator[str]:
     for key, part in _parts_of(_answering(recipe), "url"):
         for url in urls(part.url) if part.url else ():
             try:
-                httpx.get(f"{url}/models", timeout=PATIENCE)  # whatever it says: only the run has the key
+                answer = httpx.get(f"{url}/models", timeout=PATIENCE)  # without the key, which only the run sends
+                listed = [str(card["id"]) for card in answer.json()["data"]]
+                if (name := getattr(part, "served_as", part.model)) not in listed:
+                    yield f"{key}.model: {url} has no model {short(name)}; {suggest(str(name), listed)}"
+            except (ValueError, TypeError, KeyError):  # it does not say without a key, or has no list
+                continue
             except httpx.HTTPError as fault:
                 yield f"{key}.url: no answer from {url} ({type(fault).__name__}); start that server before the run"
 

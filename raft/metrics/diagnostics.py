@@ -371,7 +371,8 @@ DIAGNOSTICS = [
         Rule(
             name="truncated", limits=(0.2, 0.5),
             look=alerts.value_of("eval/truncated", "{now:.0%} of the held-out answers are cut by the limit"),
-            then="raise generator.max_tokens; filters: [truncated] leaves them out, where enough others remain",
+            then="raise generator.max_tokens, or end them with generator.stop; filters: [truncated] leaves them out, "
+            "where enough others remain",
         ),
     ),
     Diagnostic(
@@ -498,7 +499,8 @@ DIAGNOSTICS = [
         Rule(
             name="ties", limits=(0.5, 0.8),
             look=alerts.value_of("reward/tied", "all rewards are equal for {now:.0%} of the training prompts"),
-            then="their winners are arbitrary: use filters: [tied], a finer reward, or other prompts",
+            then="such prompts teach nothing, and their winners are arbitrary without filters: [tied]; a finer reward, "
+            "a larger generator.k or other prompts help",
         ),
     ),
     Diagnostic(

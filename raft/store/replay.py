@@ -80,7 +80,7 @@ def continued(loaded: Loaded, walk: Walk) -> Iterator[Run]:
             run.incomplete |= _settle(run.folder, loaded, walk)
             yield run
         except Conflict as conflict:
-            raise UserError(_refusal(conflict, loaded)) from conflict
+            raise UserError(_refusal(conflict, loaded)) from None
 
 
 def _settle(folder: Path, loaded: Loaded, walk: Walk) -> bool:

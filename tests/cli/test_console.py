@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import folders
 import numpy as np
 import pytest
+import worlds
 
 from raft.cli.console import Console, verdict
+from raft.config.recipe import load
 from raft.store.keys import Artifact
 from raft.store.runs import Run
 
@@ -66,3 +68,17 @@ def test_the_end_calls_a_difference_clear_by_its_interval_and_by_the_number_of_p
         f"{half:.3f}): {said}"
     )
     assert expected in verdict(Run(Path("run"), 0))
+
+
+def test_the_command_for_more_iterations_asks_for_the_requests_that_they_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = 2 + 2 * 16 * 4 + 3 * 8 * 2  # the check, two iterations, policies 0, 1 and 2
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade", "max_requests": whole}
+    loaded = load(worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": None}))
+    folders.write_run(tmp_path / "outputs" / "tiny", 2, 2, 2, lambda *at: f"{at}", lambda *at: float(sum(at)))
+    console = Console()
+    console.recipe, console.finished = loaded.recipe, True
+    console.on_run_end(Run(loaded.folder, 0), loaded)
+    more = 2 * 16 * 4 + 2 * 8 * 2
+    command = f"raft resume {loaded.folder} iterations=4 reward.max_requests={whole + more}    (two more iterations)"
+    assert command in capsys.readouterr().out

@@ -407,16 +407,16 @@ def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_
     shutil.copytree(tmp_path / "base", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "llama" / "config.json").write_text(json.dumps(llama))
     # In GB, of which 82.5 are free: 107.8 of state are split; each GPU has 5.3 of gathered layers, 13.5 of copies in
-    # bfloat16, 55.3 of activations and 3.2 of logits, 77.3 together: 107.8 / 16 is too much, 107.8 / 32 is not. With
+    # bfloat16, 55.3 of activations and 3.2 of logits, 77.3 together: 107.8 / 20 is too much, 107.8 / 21 is not. With
     # checkpointing there are no copies and 6.0 of activations, so half of the state fits.
     split, lighter = "launch.kind=ray", "trainer.gradient_checkpointing=true"
     assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "80"])) == 2
     assert capsys.readouterr().err.endswith(
-        "raft: recipe.yaml does not fit a GPU of 80 GB; enough of them: 32 with launch.kind=ray, or 2 with "
+        "raft: recipe.yaml does not fit a GPU of 80 GB; enough of them: 21 with launch.kind=ray, or 2 with "
         "launch.kind=ray trainer.gradient_checkpointing=true\n"
     )
     for gpus, overrides, status in (
-        ("16x80", [split], 2), ("32x80", [split], 0), ("80", [split, lighter], 2), ("2x80", [split, lighter], 0),
+        ("20x80", [split], 2), ("21x80", [split], 0), ("80", [split, lighter], 2), ("2x80", [split, lighter], 0),
     ):  # fmt: skip
         assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", gpus, *overrides])) == status, (
             gpus,

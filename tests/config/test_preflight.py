@@ -72,6 +72,24 @@ def test_a_server_that_does_not_answer_is_a_warning_of_raft_check(tmp_path: Path
     heard.shutdown()
 
 
+def test_a_server_that_lacks_the_model_is_a_warning_of_raft_check(tmp_path: Path, monkeypatch):
+    class Lists(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "judge"}, {"id": "other"}]}')
+
+    heard = HTTPServer(("127.0.0.1", 0), Lists)
+    threading.Thread(target=heard.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{heard.server_port}/v1"
+    monkeypatch.chdir(tmp_path)
+    for model, said in (("jugde", [f"reward.model: {url} has no model 'jugde'; did you mean judge?"]), ("judge", [])):
+        judge = {"kind": "judge", "model": model, "mode": "grade", "max_tokens": 8, "url": url}
+        loaded = load(worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": None}))
+        assert [one.split("? allowed")[0] + "?" * bool(one) for one in unreached(loaded.recipe)] == said
+    heard.shutdown()
+
+
 def test_a_column_that_is_not_there_is_one_fault(tmp_path: Path, monkeypatch):
     recipe = worlds.make_recipe(tmp_path, prompts={"prompt_column": "promt"})
     monkeypatch.chdir(tmp_path)
