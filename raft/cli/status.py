@@ -1,6 +1,7 @@
 """`raft status`: the state of a run in a screenful, or as JSON, from its files alone; `--watch` goes on showing it."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -30,6 +31,7 @@ CURVES = {"reward/eval": "held-out reward", "gold/eval": "gold reward", "reward/
 BETWEEN = 20.0  # seconds that may pass between a run and the one that needs it
 FEW = 3  # names that stand in a line
 WIDE = 40  # blocks of a curve
+TAIL, LONGEST = 2**16, 500  # bytes of a log that an error is looked for in, and its characters
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "iteration": iteration,
         "iterations": wanted,
         "stopped_by": stopped_by if not running and not finished else [],
+        "error": _error(paths.log) if not running and not finished else None,
         "now": None if now is None else asdict(now),
         "workers": _workers(folder) if running else [],
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
@@ -74,6 +77,8 @@ def summary(folder: Path) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """A summary in words."""
     said = [f"{found['run']}  job: {found['job']}", _state(found)]
+    if found["error"]:
+        said.append(f"error: {found['error']}")
     if found["now"] and (left := found["now"]["run_left"]) is not None:
         said.append(f"the whole run: about {words(round(left))} left")
     said += _at_work(found["workers"])
@@ -126,6 +131,20 @@ def _at_work(lanes: list[dict[str, Any]]) -> Iterator[str]:
         yield f"workers: {len(working)} at work{pace}" + (f"; {died} died in this stage" if died else "")
 
 
+def _error(log: Path) -> str | None:
+    """What the last launch of a run ended with, by its log; None where that was no error. Its first line is enough."""
+    if not log.is_file():
+        return None
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    found = re.findall(r"^\S+ \S+ ERROR raft: (.*)$", text, re.MULTILINE)
+    return found[-1][:LONGEST] if found else None
+
+
 def _few(names: list[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
@@ -142,7 +161,7 @@ def _state(found: dict[str, Any]) -> str:
         left = [] if now.left is None else [f"about {words(round(now.left))} left"]
         return f"at work: {', '.join(filter(None, (now.where, now.stage, now.share, *left)))}"
     run = Path(found["run"])
-    again = f"resume with: {to_resume(run)}"
+    again = f"{'after an error; once that is put right, ' if found['error'] else ''}resume with: {to_resume(run)}"
     if found["gone"]:
         return f"stopped: a finished artifact is gone; {again}, which remakes it or says what is missing"
     if found["job"] != "align":

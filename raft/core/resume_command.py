@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from raft.core import yaml_file
+from raft.core.errors import UserError
 from raft.core.given import MODULE
 from raft.core.run_paths import RunPaths
 
@@ -46,8 +48,8 @@ def _objects(run: Path) -> Iterator[tuple[str, Any]]:
             yield key, FUNCTION if alone else {**section, "function": FUNCTION}
 
     try:
-        yield from found(yaml.safe_load(RunPaths(run).resolved.read_text(encoding="utf-8")), "")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # resuming it says what is wrong
+        yield from found(yaml.safe_load(yaml_file.read(RunPaths(run).resolved)), "")
+    except (UserError, OSError, ValueError, yaml.YAMLError, RecursionError):  # resuming it says what is wrong
         return
 
 

@@ -370,13 +370,18 @@ def reasons(drops: Iterable[Drop]) -> str:
     """
     counts: Counter[str] = Counter()
     firsts: dict[str, str] = {}
+    seen: dict[str, set[str]] = {}
     for drop in drops:
         place = PLACE.match(drop.reason)
         reason = drop.reason[place.end() :] if place else drop.reason
         kind = re.sub(r"\d+", "0", reason)
         counts[kind] += 1
+        seen.setdefault(kind, set()).add(reason)
         firsts.setdefault(kind, f"{reason} (the first: {place[1] if place else drop.prompt_id})")
-    listed = [f"{count} of them: {firsts[kind]}" for kind, count in counts.most_common(MOST_REASONS)]
+    listed = [
+        f"{count} of them{', such as' * (len(seen[kind]) > 1)}: {firsts[kind]}"
+        for kind, count in counts.most_common(MOST_REASONS)
+    ]
     rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
     return "; ".join([*listed, *([f"{rest} for other reasons"] if rest else [])])
 

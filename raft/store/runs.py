@@ -192,15 +192,15 @@ class Folder:
         if lanes := self.run.launch.taken():
             stamp["workers"] = lanes
         RunPaths(self.run.folder).workers.unlink(missing_ok=True)
-        made = self._stamped(path, stamp)
+        made = self._stamped(path, stamp, output.progress.before)
         output.partial.unlink(missing_ok=True)
         remove(checkpoints_path(path))
         return made
 
-    def _stamped(self, path: Path, stamp: stamps.Stamp) -> Artifact:
-        """The artifact, which is finished now."""
+    def _stamped(self, path: Path, stamp: stamps.Stamp, before: int = 0) -> Artifact:
+        """The artifact, which is finished now; `before` of its rows an earlier attempt had made."""
         write_json(stamp_path(path), stamp)
-        _log(path, stamp)
+        _log(path, stamp, before)
         if self.run.mirror is not None:
             self.run.mirror.ask()
         return Artifact(path, stamp)
@@ -216,10 +216,12 @@ class Folder:
         commit(temporary, listed)
 
 
-def _log(path: Path, stamp: stamps.Stamp) -> None:
-    """What an artifact took, and each worker of a cluster."""
+def _log(path: Path, stamp: stamps.Stamp, before: int) -> None:
+    """What an artifact took, and each worker of a cluster; `before` of its rows an earlier attempt had made."""
     rows, seconds = stamp["rows"], stamp["seconds"]
-    rate = f"{rows} rows, {rows / seconds:.3g} a second" if rows and seconds else ""
+    made = rows - before
+    more = f"{before} rows were there, " if before else ""
+    rate = f"{more}{made} rows, {made / seconds:.3g} a second" if rows and seconds else ""
     LOG.info("%s is made: %s", path, ", ".join(filter(None, (f"{seconds:.1f} s", rate))))
     for lane in stamp.get("workers", ()):
         did = f"{lane['done']} in {lane['ended'] - lane['began']:.1f} s{', then it died' if lane['died'] else ''}"

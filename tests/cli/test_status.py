@@ -123,6 +123,21 @@ def test_a_run_that_has_functions_of_python_names_the_call_that_resumes_it(tmp_p
     )
 
 
+def test_a_run_that_ended_with_an_error_says_so_until_it_is_resumed(tmp_path: Path):
+    run = write_run(tmp_path / "run", 1, wanted=5)
+    log = run / "logs" / "latest.log"
+    log.parent.mkdir()
+    began = "2026-11-30 04:40:51,472 INFO raft.store.runs: a: generating responses\n"
+    log.write_text(began + "2026-11-30 04:40:52,472 ERROR raft: selection kept \x1b[2Jnothing\nand more\n")
+    state, error, *_ = told(run)[1].splitlines()[1:]
+    again = f"raft resume {run}"
+    assert state == f"stopped in iteration 2 of 5; after an error; once that is put right, resume with: {again}"
+    assert error.startswith("error: selection kept ") and error.endswith("nothing") and "\x1b" not in error
+    assert json.loads(told(run, "--json")[1])["error"] == "selection kept \x1b[2Jnothing"
+    log.write_text(began)  # of another launch
+    assert "error" not in told(run)[1] and status.summary(run)["error"] is None
+
+
 def test_a_run_that_lost_something_is_not_called_finished(tmp_path: Path):
     run = write_run(tmp_path / "run")
     (run / "iterations" / "001" / "scores.jsonl").unlink()

@@ -36,7 +36,8 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
         Drop("000004", None, "load_examples", "d/train[4]: empty"),
     ]
     assert reasons(drops) == (
-        "3 of them: empty (the first: a); 2 of them: 57 tokens, more than prompts.max_prompt_length: 50 (the first: b)"
+        "3 of them: empty (the first: a); 2 of them, such as: 57 tokens, more than "
+        "prompts.max_prompt_length: 50 (the first: b)"
     )
     assert reasons(drops[3:]) == "2 of them: empty (the first: data/rows.jsonl:4)"
     assert reasons([]) == ""
