@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -39,7 +40,7 @@ from raft.trainers.hf_trainer import TrainerOptions
 KEPT = 3 * 10**9  # bytes of a GPU that no turn gets: CUDA itself, and what an engine keeps asleep (0.4 to 4 GB)
 UTILIZATION = 0.92  # vLLM's default of gpu_memory_utilization
 CARDS = {24: 25.7e9, 48: 51.5e9, 80: 85.5e9, 141: 150.7e9}  # bytes of RTX 4090, L40S, H100, H200 by their names
-MOST_GPUS = 64  # up to which every number is tried
+MOST_GPUS = 64  # up to which the smallest number that is enough is looked for
 MORE = "give each worker more GPUs (launch.kind: ray, launch.gpus_per_worker)"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -223,19 +224,22 @@ def enough(loaded: Loaded, gigabytes: int) -> str:
 
 
 def _enough(loaded: Loaded, gigabytes: int) -> int | None:
+    """The smallest number that is known to be enough: more GPUs never take more of each."""
     from raft.launch.ray import Ray
 
-    own = loaded.recipe.launch
-    for count in range(2, MOST_GPUS + 1):
-        launch = replace(own) if isinstance(own, Ray) else Ray()
+    own, counts = loaded.recipe.launch, range(2, MOST_GPUS + 1)
+
+    def hold(count: int) -> bool:
+        launch, where = replace(own) if isinstance(own, Ray) else Ray(), card(count, gigabytes)
         launch.assume(count)
-        if launch.ranks():
-            where = card(count, gigabytes)
-            turns = plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), where)
-            known = all(turn.terms and None not in turn.terms.values() for turn in turns)
-            if known and not any(lacks(turn, where.memory) for turn in turns):
-                return count
-    return None
+        if not launch.ranks():
+            return False
+        turns = plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), where)
+        known = all(turn.terms and None not in turn.terms.values() for turn in turns)
+        return known and not any(lacks(turn, where.memory) for turn in turns)
+
+    at = bisect_left(counts, True, key=hold)
+    return counts[at] if at < len(counts) else None
 
 
 def fits(turn: Turn, memory: int) -> bool:
