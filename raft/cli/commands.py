@@ -35,8 +35,8 @@ def run(options: Namespace) -> None:
 def set_aside(loaded: Any, own: Collection[str] = ()) -> Path | None:
     """Moves the run of a recipe aside, and gives the folder that it is in now; None where there is no run yet.
 
-    UserError, and nothing is moved, where the recipe has a fault, or needs what would be moved; `own` are the files in
-    the run that are written anew.
+    UserError, and nothing is moved, where the recipe has a fault, or reads a file in the run; those named in `own` are
+    written again afterwards.
     """
     from raft.config import preflight
     from raft.store import runs

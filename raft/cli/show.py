@@ -184,7 +184,6 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
     others = incomparable(folder)
     shown = [name for name in _shown(folder) if not others[UNLIKE[name]] & {it.number for it in both}]
     (asked, before), (_, after) = (next(_answered(it.evaluation, held_out, one.prompt_id, shown)) for it in both)
-    policies = f"policies {one.first.number} and {one.last.number}"
     pairs = list(zip(before, after, strict=False))
     gains = {at: new.reward - old.reward for at, (old, new) in enumerate(pairs) if old.text != new.text}
     if gains:
@@ -193,7 +192,8 @@ def _side_by_side(folder: Path, one: Change, which: str) -> str:
         said = f"answer {at + 1} of each policy is shown"
         titles = [f"policy {it.number}" for it in both]
     else:
-        at, titles = min(range(len(pairs)), key=lambda place: abs(before[place].reward - one.before)), [policies]
+        at = min(range(len(pairs)), key=lambda place: abs(before[place].reward - one.before))
+        titles = [f"policies {one.first.number} and {one.last.number}"]
         several, more = len({answer.text for pair in pairs for answer in pair}) > 1, len(before) != len(after)
         if more:
             said = f"the first {len(pairs)} answers of both policies are the same"

@@ -39,8 +39,7 @@ SAMPLE = "That depends on what you mean, but I will gladly try to help you with 
 def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[str]:
     """Raises RecipeError with every fault, and returns warnings.
 
-    With `fetch` hub models are brought here first. What the run has already is no reason to leave a check out where it
-    is to `restart`.
+    With `fetch` hub models are downloaded first. With `restart` nothing is excused because the run has it already.
     """
     made = {str(needed.folder) for needed in loaded.needs}
     run = None if restart else loaded.folder
@@ -311,7 +310,7 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None) 
     trains = math.ceil(groups * judge.requests(k)) if own else 0  # in each iteration
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
     checks = judge.requests(2) if judge.url else 0
-    run = RunPaths(folder or Path(os.devnull))
+    run = RunPaths(folder or Path(os.devnull))  # which holds nothing
     training, held_out, finished = 0, 0, checks * stamp_path(run.doctor).exists()
     for number in range(recipe.iterations + 1):
         it = run.iteration(number)

@@ -126,7 +126,7 @@ def watched(items: Iterable[T]) -> Iterator[T]:
 
 
 def resume_with(command: str) -> None:
-    """From here on another command goes on with the work: one that began it anew would do so again."""
+    """Sets the command that resumes the work: after a restart that is no longer the command that was given."""
     _note.again = command
 
 
