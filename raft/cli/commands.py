@@ -144,8 +144,10 @@ def check(options: Namespace) -> None:
 
     from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
     from raft.core import logs
+    from raft.core.run_paths import stamp_path
     from raft.core.terminal import say
     from raft.models import hub
+    from raft.store.runs import last_artifact
 
     if options.gpu is not None:
         _fit([*loaded.needs, loaded], *options.gpu)
@@ -161,10 +163,14 @@ def check(options: Namespace) -> None:
             say(f"  mirror: {place} can be written")
         for line in needed.recipe.launch.lines():
             say(f"  {line}")
-        for asked in preflight.requests(needed.recipe, needed.folder):
-            say(f"  {asked}")
+        asked = list(preflight.requests(needed.recipe, needed.folder))
+        for judge in asked:
+            say(f"  {judge}")
         unchecked = [hub.UNCHECKED.pop(0) for _ in list(hub.UNCHECKED)]
-        warnings += [*preflight.unreached(needed.recipe), *preflight.foreseen(needed)]
+        finished = stamp_path(last_artifact(needed.folder, needed.recipe)).exists()
+        if not finished or any(judge.total > judge.sent for judge in asked):
+            warnings += preflight.unreached(needed.recipe)
+        warnings += preflight.foreseen(needed)
         for warning in [*unchecked, *warnings, *memory_plan.idle(needed.recipe, where)]:
             say(f"  warning: {warning}")
     if options.measure:

@@ -16,6 +16,7 @@ from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
 from raft.core.progress import State
+from raft.core.protocols import REQUESTS
 from raft.core.resume_command import to_resume
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
@@ -64,6 +65,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
         "accuracy": reward_accuracy.interval(outcome),
         "pairs": outcome.get("pairs") if known["job"] == "label" else None,
+        "requests": sum(_requests(folder)),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": _said(findings, "warning"),
@@ -89,6 +91,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["pairs"] is not None:
         said.append(f"pairs: {found['pairs']}")
     said += curves(found["curves"])
+    if found["requests"]:
+        said.append(f"requests to the judge: {found['requests']:,}")
     if found["gone"]:
         said.append(f"gone: {_few(found['gone'])}; raft status {found['run']} --files lists what is there")
     for level in ("warnings", "watch"):
@@ -118,6 +122,14 @@ def _workers(folder: Path) -> list[dict[str, Any]]:
             for one in lanes
         ]
     return []
+
+
+def _requests(folder: Path) -> Iterator[int]:
+    """What judges were sent for each finished file of scores; a branch does not count those that it shares."""
+    shared = {folder / name for name in runs.shared_names(folder)}
+    for path, stamp in stamps.stamped(folder):
+        if shared.isdisjoint([path, *path.parents]):
+            yield from (count for key, count in stamp["measured"].items() if key.split(".")[0] == REQUESTS)
 
 
 def _at_work(lanes: list[dict[str, Any]]) -> Iterator[str]:

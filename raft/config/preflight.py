@@ -6,6 +6,7 @@ No weights are loaded. All faults are reported at once, as those of the recipe a
 import dataclasses
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from typing import Any
 from raft.config import held
 from raft.config.jobs import HELD_OUT
 from raft.config.recipe import GIVEN, Loaded, RecipeError
+from raft.core import records
+from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there, short, suggest
-from raft.core.protocols import comparable
+from raft.core.protocols import REQUESTS, comparable, parts_of
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import OUTPUTS, IterationPaths, RunPaths, stamp_path
 from raft.core.user_code import importable_from
 from raft.data import responses_file
-from raft.data.examples import FileExamples, InlineExamples
+from raft.data.examples import FileExamples, InlineExamples, answers_of_a_prompt
 from raft.data.prompts import PER_ITERATION, count_different, count_rows, draw, drawn_at_once, first_prompts
 from raft.data.sources import FileRows, HubRows, InlineRows
 from raft.models import hub, jinja, model_folder, reward_templates
@@ -130,7 +133,7 @@ def _prompts_twice(recipe: Any) -> Iterator[str]:
 
 def _keys_that_are_not_set(recipe: Any) -> Iterator[str]:
     """Warnings about servers that will be asked without the key that the recipe names."""
-    for key, part in _parts_of(_answering(recipe), "api_key_env"):
+    for key, part in parts_of(_answering(recipe), "api_key_env"):
         if part.api_key_env and not os.environ.get(part.api_key_env):
             yield f"{key}.api_key_env: the environment has no {part.api_key_env}, so no key will be sent"
 
@@ -161,7 +164,7 @@ def unreached(recipe: Any) -> Iterator[str]:
 
     from raft.launch.openai_client import urls
 
-    for key, part in _parts_of(_answering(recipe), "url"):
+    for key, part in parts_of(_answering(recipe), "url"):
         for url in urls(part.url) if part.url else ():
             try:
                 answer = httpx.get(f"{url}/models", timeout=PATIENCE)  # without the key, which only the run sends
@@ -220,63 +223,61 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Requests:
-    """The most requests that a run sends to the judge at `key`, retries aside; `finished` of them for what it has.
+    """What a run sends to the judge at `key`, retries aside: `sent` requests for what is finished, and up to `left`.
 
-    Each holds up to `read` tokens of the prompt and the responses, as the policy counts them (0 where that is not
-    known), and about `template` more, by the `counter`.
+    `left` says what for. Each request holds up to `read` tokens of the prompt and the responses, as the policy counts
+    them (0 where that is not known), and about `template` more, by the `counter`.
     """
 
     key: str
     judge: Any
-    training: int
-    held_out: int = 0
-    checks: int = 0  # that a judge behind a url answers
+    left: dict[str, int]
+    sent: int = 0
     read: int = 0
     template: int = 0
     counter: str = ""
     lower: str = "prompts.per_iteration or generator.k"
-    finished: int = 0
 
     @property
     def total(self) -> int:
-        return self.training + self.held_out + self.checks
+        return self.sent + sum(self.left.values())
 
     @property
     def excess(self) -> str:
         """What is wrong with a total above the recipe's own limit; empty where none is, or nothing is left to ask."""
-        if self.judge.max_requests is None or self.total <= self.judge.max_requests or self.total <= self.finished:
+        if self.judge.max_requests is None or self.total <= self.judge.max_requests or self.total <= self.sent:
             return ""
-        more = f"{self.total - self.finished:,} more, after up to {self.finished:,} for what is finished"
+        more = f"{self.total - self.sent:,} more, after {self.sent:,} for what is finished"
         other = "" if self.judge.mode == "grade" or self.judge.ranking == "challenger" else ", or ranking: challenger"
         return (
             f"{self.judge.max_requests:,} requests are allowed, and the run would send up to "
-            f"{more if self.finished else f'{self.total:,}'}; raise it, "
-            f"or lower {self.lower}{other}"
+            f"{more if self.sent else f'{self.total:,}'}; raise it, or lower {self.lower}{other}"
         )
 
     def __str__(self) -> str:
-        kinds = {"for training": self.training, "for held-out prompts": self.held_out, "as a check": self.checks}
-        parts = [f"{count:,} {what}" for what, count in kinds.items() if count]
+        left = self.total - self.sent
+        done = f"{self.sent:,} requests were sent to {self.judge.model}" if self.sent else ""
+        if not left:
+            return f"{self.key}: {done or 'no request is sent'}, and none is left"
+        parts = [f"{count:,} {what}" for what, count in self.left.items() if count]
         listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+        asked = f"{done}, and up to {left:,} are left" if done else f"up to {left:,} requests to {self.judge.model}"
         read = (
             f" Each has up to {self.read:,} tokens of prompt and responses and about {self.template:,} of its template "
-            f"({self.counter}): about {self.total * (self.read + self.template):,} in all at most."
+            f"({self.counter}): about {left * (self.read + self.template):,} in all at most."
         )
-        answers = f"{self.judge.max_tokens:,} tokens: {self.total * self.judge.max_tokens:,} in all at most"
-        return (
-            f"{self.key}: up to {self.total:,} requests to {self.judge.model}{listed}.{read if self.read else ''} "
-            f"Each answer has up to {answers}"
-        )
+        answers = f"{self.judge.max_tokens:,} tokens: {left * self.judge.max_tokens:,} in all at most"
+        return f"{self.key}: {asked}{listed}.{read if self.read else ''} Each answer has up to {answers}"
 
 
 def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
     """What a job asks of its judges, for the whole run; nothing of responses that are not here yet.
 
-    What the run in `folder` has finished is counted as such.
+    What the run in `folder` has finished is counted as such: by its stamps, or at its most where they do not say.
     """
     options = getattr(recipe, "evaluation", None)
     rewards = {"reward": getattr(recipe, "reward", None), "evaluation.gold": getattr(options, "gold", None)}
-    judges = [(name, *found) for name, reward in rewards.items() for found in _parts_of({name: reward}, "requests")]
+    judges = [(name, *found) for name, reward in rewards.items() for found in parts_of({name: reward}, "requests")]
     given = getattr(recipe, "responses", None)
     if not judges or recipe.job not in ("align", "label"):
         return
@@ -284,13 +285,15 @@ def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
         return
     whole = recipe if given is not None else sized(recipe)
     for name, key, judge in judges:
+        place = REQUESTS + key.removeprefix(name)
         if recipe.job == "align":
-            yield _aligned(whole, name, key, judge, folder)
+            yield _aligned(whole, name, key, judge, folder, place)
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
             lower = "the number of responses" if given is not None else Requests.lower
-            finished = asked if folder is not None and stamp_path(IterationPaths(folder).scores).exists() else 0
-            yield Requests(key, judge, asked, 0, 0, *read, lower=lower, finished=finished)
+            file = IterationPaths(folder or Path(os.devnull)).scores
+            sent = _sent(place, asked, file) if stamp_path(file).exists() else None
+            yield Requests(key, judge, {"for responses": asked} if sent is None else {}, sent or 0, *read, lower=lower)
 
 
 def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = None) -> None:
@@ -302,27 +305,48 @@ def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = 
         raise UserError("\n".join(faults))
 
 
-def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None) -> Requests:
+def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, place: str) -> Requests:
     """The requests of a job: align whose numbers of prompts are known, to a judge in its section `name`."""
     options, k = recipe.evaluation, recipe.generator.k
-    groups = recipe.sampling.total(recipe.prompts.per_iteration, k) / k  # of k responses
-    own = name == "reward"
-    trains = math.ceil(groups * judge.requests(k)) if own else 0  # in each iteration
-    looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
-    checks = judge.requests(2) if judge.url else 0
     run = RunPaths(folder or Path(os.devnull))  # which holds nothing
-    training, held_out, finished = 0, 0, checks * stamp_path(run.doctor).exists()
+    drawn = recipe.prompts.per_iteration
+    groups = recipe.sampling.total(drawn, k) / k  # of k responses
+    own = name == "reward"
+    trains = math.ceil(groups * judge.requests(k)) + drawn * _candidates(recipe, run) if own else 0
+    looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
+    checks, examined = judge.requests(2) if judge.url else 0, stamp_path(run.doctor).exists()
+    sent, training, held_out = checks * examined, 0, 0
     for number in range(recipe.iterations + 1):
         it = run.iteration(number)
         if it.folder.is_symlink():  # what a branch shares its run has asked
             continue
         scored, looked = (stamp_path(file).exists() for file in (it.scores, _looked(it, own)))
-        training += trains * (number > 0)
-        held_out += looks * (looked or number % options.every == 0 or number == recipe.iterations)
-        finished += trains * scored + looks * looked
+        sent += _sent(place, trains, it.scores, *it.in_parts) if scored and own else 0
+        sent += _sent(place, looks, _looked(it, own)) if looked else 0
+        training += trains * (number > 0 and not scored)
+        held_out += looks * (not looked and (number % options.every == 0 or number == recipe.iterations))
+    left = {"for training": training, "for held-out prompts": held_out, "as a check": checks * (not examined)}
     lower = "prompts.per_iteration, generator.k or iterations"
-    counts = (training, held_out, checks, *_read_each(recipe, judge))
-    return Requests(key, judge, *counts, lower=lower, finished=finished)
+    return Requests(key, judge, left, sent, *_read_each(recipe, judge), lower=lower)
+
+
+def _sent(place: str, most: int, *files: Path) -> int:
+    """The requests that were sent for finished scores, in one file or in parts; `most` where no stamp says."""
+    found = []
+    with suppress(UserError):  # of a damaged file: whoever opens the run says so
+        stamps = [read_object(file, "") for file in map(stamp_path, files) if file.exists()]
+        found = [stamp["measured"][place] for stamp in stamps if place in stamp.get("measured", {})]
+    return sum(found) if found else most
+
+
+def _candidates(recipe: Any, run: RunPaths) -> int:
+    """The most candidates of a prompt."""
+    if not recipe.candidates:
+        return 0
+    if stamp_path(run.candidates).exists():
+        counts = Counter(row["said"] for row in records.read(run.candidates))
+        return max(counts.values(), default=0)
+    return sum(map(answers_of_a_prompt, recipe.candidates.values()))
 
 
 def _looked(it: IterationPaths, own: bool) -> Path:
@@ -422,24 +446,16 @@ def _trials(loaded: Loaded) -> Iterator[tuple[str, str, bool]]:
     rewards["evaluation.gold"] = getattr(getattr(recipe, "evaluation", None), "gold", None)
     if source is None or not hasattr(source, "parts"):
         return
-    rules = list(_parts_of(rewards, "trial"))
+    rules = list(parts_of(rewards, "trial"))
     prompts = first_prompts(source, TRIED) if rules else []
     with importable_from(loaded.path):
         tried = [(key, rule.trial(prompts)) for key, rule in rules if prompts]
     yield from ((f"{key}.function", *found) for key, found in tried if found is not None)
 
 
-def _parts_of(rewards: dict[str, Any], has: str) -> Iterator[tuple[str, Any]]:
-    """The rewards, and the members of ensembles, that have an attribute, by their keys."""
-    for key, reward in rewards.items():
-        yield from _parts_of({f"{key}.members.{at}": one for at, one in getattr(reward, "members", {}).items()}, has)
-        if hasattr(reward, has):
-            yield key, reward
-
-
 def _models(rewards: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The reward models among rewards and the members of ensembles, by their keys."""
-    return ((key, reward) for key, reward in _parts_of(rewards, "truncation") if hasattr(reward, "model"))
+    return ((key, reward) for key, reward in parts_of(rewards, "truncation") if hasattr(reward, "model"))
 
 
 def _folder(part: Any) -> Path:

@@ -7,7 +7,7 @@ trainer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from raft.core.user_code import guarded, is_own, name_of
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
 LARGEST = 1e100  # of a reward: means and variances of such numbers are still numbers
+REQUESTS = "requests"  # that a judge was sent for a file of scores, in its stamp; of a member also with its place
 BATCH_SIZE = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 
@@ -92,6 +93,14 @@ def comparable(reward: Any) -> bool:
 def batch_size(component: Any) -> int:
     """Groups that share a batch, and so numerics; 1 = batch-invariant."""
     return getattr(component, "batch_size", BATCH_SIZE)
+
+
+def parts_of(rewards: Mapping[str, Any], has: str) -> Iterator[tuple[str, Any]]:
+    """The rewards, and the members of ensembles, that have an attribute, by their keys."""
+    for key, reward in rewards.items():
+        yield from parts_of({f"{key}.members.{at}": one for at, one in getattr(reward, "members", {}).items()}, has)
+        if hasattr(reward, has):
+            yield key, reward
 
 
 def makes_pairs(selection: Any) -> bool:

@@ -5,6 +5,7 @@ A row that cannot is dropped and named by its place; more than `max_bad_rows_fra
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -298,6 +299,16 @@ def texts(section: Examples) -> Iterator[str]:
         for one in found:
             if isinstance(one, Pair):
                 yield from (one.prompt.content, one.chosen.text, one.rejected.text)
+
+
+def answers_of_a_prompt(section: Examples) -> int:
+    """The most responses that one prompt has; 0 where the rows are not on this machine, or cannot be read."""
+    counts = Counter[str]()
+    with suppress(UserError, OSError):  # said elsewhere
+        for _, prompt_id, row in _rows(section) if isinstance(section, FileRows | InlineRows) else ():
+            with suppress(Malformed):
+                counts[held_out_key(section.answered(row, prompt_id)[0])] += 1
+    return max(counts.values(), default=0)
 
 
 def _rows(section: Examples) -> Iterator[tuple[str, str, Row]]:

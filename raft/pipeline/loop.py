@@ -42,9 +42,9 @@ def align(recipe: Align, run: Run, observer: Observer) -> None:
     limit = MaxFailed(fraction=recipe.selection.max_failed_fraction)
     pool = run.once("pool.jsonl", stages.collect, recipe.prompts, policy=first, held_out=evaluation.prompts)
     stages.tell_drops(observer, pool, "collect")
+    others = candidates.collected(recipe, run, observer, start=first, pool=pool, held_out=evaluation.prompts)
     stages.tell_sizes(observer, recipe, pool, run.iteration(1).is_done("prompts.jsonl"), evaluation.prompts)
     evaluation.examine()
-    others = candidates.collected(recipe, run, observer, start=first, pool=pool, held_out=evaluation.prompts)
     evaluation.evaluate(start, policy)
     winners: list[Artifact] = []
     for it in run.iterations(recipe.iterations):

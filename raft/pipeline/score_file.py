@@ -144,7 +144,7 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
         "rows": output.rows,
         "dropped": 0,
         "date": jinja.today(),
-        "measured": {"failed": failed},
+        "measured": {"failed": failed, **output.measured},
         "began": round(began, 3),
         "seconds": round(time.time() - began, 3),
         "parts": timing.taken(),

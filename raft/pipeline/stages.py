@@ -20,7 +20,7 @@ from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
 from raft.core import protocols, records, signals
 from raft.core.errors import UserError
-from raft.core.protocols import Dropped
+from raft.core.protocols import REQUESTS, Dropped
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
 from raft.core.terminal import rounded
@@ -320,10 +320,20 @@ def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], i
     `ids` are those of the groups' prompts, in order.
     """
     output.resume()
-    for done in score_missing(reward, output, groups):
+    for done in score_missing(reward, output, _counted(reward, groups, output.measured)):
         output.advance(done, len(ids))
     output.rows_in = len(ids)
     output.gather(ids)
+
+
+def _counted(reward: Any, groups: Iterable[Group], counts: dict[str, int]) -> Iterator[Group]:
+    """The groups; adds to `counts` the requests that a judge needs for each, those of an earlier attempt too."""
+    judges = list(protocols.parts_of({REQUESTS: reward}, "requests"))
+    for group in groups:
+        texts = {response.text for response in _answered(group).responses}
+        for key, judge in judges:
+            counts[key] = counts.get(key, 0) + judge.requests(len(texts))
+        yield group
 
 
 def score_missing(reward: Any, output: ArtifactWriter, groups: Iterable[Group]) -> Iterator[int]:

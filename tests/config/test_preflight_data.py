@@ -202,8 +202,9 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": gold})
     monkeypatch.chdir(tmp_path)
     (asked,) = requests(tmp_path / "recipe.yaml")
-    assert (asked.training, asked.held_out, asked.excess) == (training, held_out, "")
-    assert asked.checks == 2  # whether it answers: two short responses
+    # whether it answers: two short responses
+    assert asked.left == {"for training": training, "for held-out prompts": held_out, "as a check": 2}
+    assert (asked.sent, asked.excess) == (0, "")
     assert asked.read == 64 + 12 * (1 if options.get("mode") == "grade" else 2)  # a prompt, and a response or two
     tokenizer = Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
     template = prompts.GRADE if options.get("mode") == "grade" else prompts.PAIRWISE
@@ -241,8 +242,8 @@ def test_a_run_sends_no_more_requests_than_were_counted_where_prompts_say_the_sa
         (tmp_path / "recipe.yaml").read_text().replace("  function: letters:share\n", "")
     )
     (asked,) = requests(tmp_path / "recipe.yaml", [*left_open, judge])
-    assert asked.held_out == 2 * 2 * held_out  # policies 0 and 1, two answers to each prompt
-    assert 2 * drawn <= asked.training == 2 * (60 - 54 // 4)
+    assert asked.left["for held-out prompts"] == 2 * 2 * held_out  # policies 0 and 1, two answers to each prompt
+    assert 2 * drawn <= asked.left["for training"] == 2 * (60 - 54 // 4)
 
 
 def test_the_prompts_of_a_label_job_are_counted_for_its_judge(tmp_path, monkeypatch):
@@ -304,23 +305,23 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
         stamp_path(file).write_text("{}")
     finished = 2 + 16 * 4 + 8 * 2
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole - 1}")
-    left = f"would send up to {whole - finished} more, after up to {finished} for what is finished; raise it"
+    left = f"would send up to {whole - finished} more, after {finished} for what is finished; raise it"
     assert left in found and faults(tmp_path, monkeypatch, f"reward.max_requests={whole}") == []
     for file in (second.evaluation.scores, run.iteration(2).scores, run.iteration(2).evaluation.scores):
         file.parent.mkdir(parents=True, exist_ok=True)
         stamp_path(file).write_text("{}")
     assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole}", "iterations=3")
-    assert f"up to {16 * 4 + 8 * 2} more, after up to {whole} for what is finished" in found
+    assert f"up to {16 * 4 + 8 * 2} more, after {whole} for what is finished" in found
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "evaluation.every=3", "iterations=4")
-    assert f"up to {2 * 16 * 4 + 2 * 8 * 2} more, after up to {whole} for what is finished" in found  # 1 and 2 stay
+    assert f"up to {2 * 16 * 4 + 2 * 8 * 2} more, after {whole} for what is finished" in found  # 1 and 2 stay
     for it in (first, second):
         it.folder.rename(tmp_path / f"parent-{it.number}")
         it.folder.symlink_to(tmp_path / f"parent-{it.number}")  # a branch has not sent what its run did
     assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "iterations=3")
     own = 2 + 16 * 4 + 8 * 2
-    assert f"would send up to {16 * 4 + 8 * 2} more, after up to {own} for what is finished" in found
+    assert f"would send up to {16 * 4 + 8 * 2} more, after {own} for what is finished" in found
 
 
 @pytest.mark.parametrize(
