@@ -18,7 +18,7 @@ from raft.core.resume_command import to_resume
 from raft.core.run_paths import RunPaths
 from raft.core.terminal import rounded, safe, say
 from raft.metrics import reward_accuracy
-from raft.metrics.alerts import Alert, Level, worse
+from raft.metrics.alerts import Alert, Level, changed
 from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline import policies
 from raft.pipeline.evaluation import gains
@@ -79,8 +79,9 @@ class Console(Observer):
             say(f"iteration {it.number}: shared with the run that this one branched off")
             return
         say(summary(rows, it.number, "pairs" if makes_pairs(self.recipe.selection) else "responses"))
-        for alert in worse(alerts, self.last):
-            say(f"{alert.level}: {alert.name}: {safe(alert.message)}")
+        for alert in changed(alerts, self.last):
+            level = "ok again" if alert.level == "ok" else alert.level
+            say(f"{level}: {alert.name}: {safe(alert.message)}")
         self.last = {alert.name: alert.level for alert in alerts}
         if stopping:
             names = ", ".join(alert.name for alert in stopping)

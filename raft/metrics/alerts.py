@@ -3,8 +3,8 @@
 A rule looks at the figures so far and gives a value, which its limits make ok, watch or warning. The rules stand with
 the figures that they look at (`raft.metrics.diagnostics`); docs/diagnostics.md has their table. A reward model is a
 stand-in for what is meant, and training finds where the two part. No rule proves that; each is a reason to look at
-the answers (`raft show`). Where a gold reward has risen and still holds, a change of style is what was wanted, so
-rules of style then say "watch" at most.
+the answers (`raft show`). Where a gold reward has risen and still holds, a change of style is what was wanted, and what
+the reward prefers has served it, so the rules of both then say "watch" at most.
 """
 
 import math
@@ -20,7 +20,6 @@ Look = Callable[[Rows, int], tuple[float | Level, str] | None]
 
 CLEAR = 4.0  # standard errors beyond which winners are the longest by more than chance
 RARE = 0.5  # an n-gram has risen only if it was at most this fraction as frequent at first
-SEVERITY: dict[Level, int] = {"ok": 0, "watch": 1, "warning": 2}
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,14 @@ class Rule:
     `look` takes the rows, in ascending order, and how many evaluations may pass without a gain. It gives a sentence
     with the numbers, and the value that `limits` are for or, where there are none, the level itself; None if its
     figures were not measured. From the first limit on the level is "watch", from the second on "warning"; where the
-    second is smaller, small values are bad. `then` ends the sentence of both. `style`: gold that rises softens it.
+    second is smaller, small values are bad. `then` ends the sentence of both. `softened`: by gold that rises.
     """
 
     name: str
     look: Look
     then: str
     limits: tuple[float, float] | None = None
-    style: bool = False
+    softened: bool = False
 
     def judge(self, rows: Rows, patience: int) -> Alert | None:
         """What the rule says of these rows, None where its figures were not measured."""
@@ -67,7 +66,7 @@ def judge(rules: Iterable[Rule], rows: Rows, patience: int) -> list[Alert]:
     """The alerts of all rules whose figures were measured, those of level ok too."""
     blessed = _gold_holds(rows)
     alerts = [(rule, rule.judge(rows, patience)) for rule in rules]
-    return [_softened(alert) if blessed and rule.style else alert for rule, alert in alerts if alert is not None]
+    return [_softened(alert) if blessed and rule.softened else alert for rule, alert in alerts if alert is not None]
 
 
 def warnings(alerts: Sequence[Alert]) -> list[Alert]:
@@ -75,9 +74,9 @@ def warnings(alerts: Sequence[Alert]) -> list[Alert]:
     return [alert for alert in alerts if alert.level == "warning"]
 
 
-def worse(alerts: Sequence[Alert], last: dict[str, Level]) -> list[Alert]:
-    """The alerts beyond ok that are more severe than what was last said of the same rule."""
-    return [alert for alert in alerts if SEVERITY[alert.level] > SEVERITY[last.get(alert.name, "ok")]]
+def changed(alerts: Sequence[Alert], last: dict[str, Level]) -> list[Alert]:
+    """The alerts whose level is not what was last said of the same rule; that all is well is said only after others."""
+    return [alert for alert in alerts if alert.level != last.get(alert.name, "ok")]
 
 
 def value_of(key: str, message: str) -> Look:

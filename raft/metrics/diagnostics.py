@@ -339,7 +339,7 @@ DIAGNOSTICS = [
         "agreement/within", HeldOut, _agreement,
         Column(POLICY, "agreement", "number", "Kendall's tau of reward and gold reward within prompts"),
         Rule(
-            name="agreement", look=alerts.gold_disagrees, limits=(0.25, 0.1),
+            name="agreement", look=alerts.gold_disagrees, limits=(0.25, 0.1), softened=True,
             then="what the reward prefers is hardly what gold prefers: fix the reward first",
         ),
     ),
@@ -353,7 +353,7 @@ DIAGNOSTICS = [
             HELD_OUT, "tokens", "number", "mean length of the responses to held-out prompts, in tokens", main=True
         ),
         Rule(
-            name="length", limits=(1.5, 2.0), style=True,
+            name="length", limits=(1.5, 2.0), softened=True,
             look=alerts.times_first(
                 "eval/tokens", "held-out answers have {now:.0f} tokens, at first {first:.0f} ({times:.2f} times)"
             ),
@@ -392,7 +392,7 @@ DIAGNOSTICS = [
         "entropy/token", HeldOut, _of_answers(_entropy),
         Column(POLICY, "entropy", "number", "mean negative log-probability of a generated token, in nats", main=True),
         Rule(
-            name="entropy", limits=(0.5, 0.2), style=True,
+            name="entropy", limits=(0.5, 0.2), softened=True,
             look=alerts.times_first(
                 "entropy/token",
                 "a token of an answer surprises by {now:.3f} nats, at first by {first:.3f} ({times:.2f} times)",
@@ -405,7 +405,7 @@ DIAGNOSTICS = [
         "diversity/same_text", HeldOut, _of_answers(lambda answers: text_metrics.same_text(answers.texts)),
         Column(POLICY, "same answer twice", "share", "chance that two held-out answers to a prompt have the same text"),
         Rule(
-            name="duplicates", limits=(0.25, 0.5), style=True, look=alerts.answers_repeat,
+            name="duplicates", limits=(0.25, 0.5), softened=True, look=alerts.answers_repeat,
             then="the policy collapses to one answer, and K responses say no more than one",
         ),
     ),
@@ -441,7 +441,7 @@ DIAGNOSTICS = [
             "1: as diverse as at the start",
         ),
         Rule(
-            name="diversity", limits=(0.8, 0.6), style=True,
+            name="diversity", limits=(0.8, 0.6), softened=True,
             look=alerts.value_of(
                 "diversity/distinct_2_kept",
                 "held-out answers have {now:.2f} times as many distinct bigrams as at the start (same sample size)",
@@ -453,7 +453,7 @@ DIAGNOSTICS = [
         "ngrams/rising", HeldOut, _rising,
         Column(POLICY, "frequent phrases", "phrases", "share of held-out answers that contain them: at first → now"),
         Rule(
-            name="n-grams", limits=(0.25, 0.5), style=True, look=alerts.phrase_rises,
+            name="n-grams", limits=(0.25, 0.5), softened=True, look=alerts.phrase_rises,
             then="the reward may favour the phrase itself: read some of them, and drop or penalise it",
         ),
     ),
@@ -553,7 +553,7 @@ DIAGNOSTICS = [
         "length/reward_correlation", Training, _length_correlation,
         Column(POLICY, "reward and length", "number", "Kendall's tau of reward and length within prompts"),
         Rule(
-            name="length-reward", look=alerts.length_wins, limits=(0.3, 0.5), style=True,
+            name="length-reward", look=alerts.length_wins, limits=(0.3, 0.5), softened=True,
             then="the reward likes length: answers will grow, whether that is meant or not",
         ),
     ),

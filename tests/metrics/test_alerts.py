@@ -104,6 +104,13 @@ def test_agreement_is_low_only_where_its_error_leaves_no_doubt():
     assert named(rows(0.0, 0.02)) == {"agreement": "warning"}
 
 
+def test_a_reward_that_hardly_agrees_with_gold_is_watched_where_training_on_it_has_raised_gold():
+    agreement = {"agreement/within": [0.4, 0.0], "agreement/within_se": [0.02, 0.02]}
+    gold = {"gold/eval": [0.1, 0.5], "gold/eval_se": [0.02, 0.02], "reward/eval": [0.1, 0.5]}
+    assert named(rows_of(**agreement, **gold)) == {"agreement": "watch"}
+    assert named(rows_of(**agreement, **{**gold, "gold/eval": [0.1, 0.11]})) == {"agreement": "warning"}
+
+
 def test_a_rule_without_its_figures_says_nothing_and_one_that_is_ignored_neither():
     assert Alerts().judge([{"iteration": 0}]) == []
     assert named(rows_of(**{"eval/truncated": [1.0]}), ignore=["truncated"]) == {}
@@ -126,11 +133,13 @@ def test_of_all_warnings_only_those_of_the_named_rules_stop_a_run():
     assert Alerts(stop_on=["ties"]).stopping(both) == []
 
 
-def test_only_what_has_become_worse_is_told_again():
-    some = Alerts().judge(rows_of(**{"eval/truncated": [0.3], "reward/tied": [0.9]}))
-    assert {one.name for one in alerts.worse(some, {})} == {"truncated", "ties"}
-    assert [one.name for one in alerts.worse(some, {"truncated": "ok", "ties": "warning"})] == ["truncated"]
-    assert alerts.worse(some, {"truncated": "warning", "ties": "warning"}) == []
+def test_a_level_is_told_when_it_changes_and_all_is_well_only_after_something_else():
+    some = Alerts().judge(rows_of(**{"eval/truncated": [0.3], "reward/tied": [0.9], "eval/empty": [0.0]}))
+    assert {one.name for one in alerts.changed(some, {})} == {"truncated", "ties"}
+    assert [one.name for one in alerts.changed(some, {"truncated": "ok", "ties": "warning"})] == ["truncated"]
+    assert [one.name for one in alerts.changed(some, {"truncated": "warning", "ties": "warning"})] == ["truncated"]
+    as_before = {"truncated": "watch", "ties": "warning", "empty": "watch"}
+    assert [(one.name, one.level) for one in alerts.changed(some, as_before)] == [("empty", "ok")]
 
 
 def test_every_rule_can_be_ignored_and_may_change_in_a_run_that_goes_on():
@@ -151,7 +160,7 @@ def test_the_page_has_each_rule_with_its_limits_and_no_other():
         if rule.limits is not None:
             assert [float(cell.removeprefix("at most ")) for cell in page[rule.name]] == list(rule.limits), rule.name
     style = DOCS.read_text(encoding="utf-8").split("**Style and gold.**")[1].split("say watch at most")[0]
-    assert {rule.name for rule in RULES if rule.style} == set(re.findall("`([a-z-]+)`", style))
+    assert {rule.name for rule in RULES if rule.softened} == set(re.findall("`([a-z-]+)`", style))
 
 
 def test_every_figure_is_on_the_page_and_its_column_says_what_it_means():
