@@ -179,7 +179,7 @@ def check(options: Namespace) -> None:
 
 
 def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
-    """Says whether GPUs hold recipes. UserError where they do not."""
+    """Says whether GPUs hold recipes. UserError where they do not, or where that is not known."""
     from raft.cli import memory_plan
     from raft.core.terminal import say
 
@@ -194,6 +194,8 @@ def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
         if any(memory_plan.lacks(turn, where.memory) for turn in turns):
             several = memory_plan.enough(needed, gigabytes)
             small.append(f"{needed.path} does not fit {gpus}" + (f"; {several}" if several else ""))
+        elif unknown := [turn.name for turn in turns if not turn.terms]:
+            small.append(f"whether {needed.path} fits {gpus} is not known: see {', '.join(unknown)} above")
     if small:
         raise UserError("\n".join(small))
 

@@ -102,9 +102,9 @@ def seeds(folders: list[Path]) -> list[str]:
     return lines
 
 
-def _figures(runs: list[Labelled]) -> Iterator[str]:
+def _figures(labelled: list[Labelled]) -> Iterator[str]:
     """The last evaluated policy of each run by each held-out figure, against the first run that has it."""
-    measured = {run: means for run in runs if any((means := measuring.held_out_means(run.folder)).values())}
+    measured = {run: means for run in labelled if any((means := measuring.held_out_means(run.folder)).values())}
     last = {run: max(number for found in means.values() for number in found) for run, means in measured.items()}
     for figure, name in NAMES.items():
         found = {run: means[figure][at] for run, means in measured.items() if (at := last[run]) in means[figure]}
@@ -116,7 +116,9 @@ def _figures(runs: list[Labelled]) -> Iterator[str]:
             if run not in found:
                 yield f"  {run.label}, policy {last[run]}: none"
                 continue
-            said = f"  {run.label}, policy {last[run]}: {np.nanmean(found[run]):.3f}"
+            wanted = runs.wanted(run.folder, "align") or 0
+            of = f" of {wanted}" if wanted > last[run] else ""
+            said = f"  {run.label}, policy {last[run]}{of}: {np.nanmean(found[run]):.3f}"
             if run is first:
                 yield said
             elif not _same_reward(first.folder, run.folder, figure, last[first], last[run]):

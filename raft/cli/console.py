@@ -19,6 +19,7 @@ from raft.core.run_paths import RunPaths
 from raft.core.terminal import rounded, safe, say
 from raft.metrics import reward_accuracy
 from raft.metrics.alerts import Alert, Level, changed
+from raft.metrics.diagnostics import Alerts
 from raft.metrics.reward_metrics import NORMAL_95
 from raft.pipeline import policies
 from raft.pipeline.evaluation import gains
@@ -99,6 +100,8 @@ class Console(Observer):
         say("  " + "  ".join(f"{name} {rounded(value)}" for name, value in measured.items()))
         if (found := reward_accuracy.against_chance(measured)) is not None and found[0] == "warning":
             say(f"warning: {found[1]}")
+        for alert in changed(Alerts().judge([{"iteration": 0, **measured}]), {}):
+            say(f"{alert.level}: {alert.name}: {alert.message}")
 
     def on_run_end(self, run: Run, loaded: Any) -> None:
         """Says whether it worked and where everything is, shows a prompt before and after, and names what is next."""

@@ -183,10 +183,11 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
         if turn.spare < 0:
             yield f"    the cache of {turn.name} does not hold one text; {turn.lower}"
     if known:
-        yield from (_by_turns if where.kind == "cuda" else _side_by_side)(known, where.memory)
+        do_fit = "fits" if len(known) == len(turns) else "what is known fits"
+        yield from (_by_turns if where.kind == "cuda" else _side_by_side)(known, where.memory, do_fit)
 
 
-def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
+def _by_turns(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[str]:
     """Whether each turn fits, and which would fit together, the largest sets alone."""
     wrong = [turn for turn in turns if not fits(turn, memory)]
     for turn in wrong:
@@ -195,7 +196,7 @@ def _by_turns(turns: Sequence[Turn], memory: int) -> Iterator[str]:
         yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.advice(room)}"
     largest = max(turns, key=lambda turn: turn.total)
     if not any(lacks(turn, memory) for turn in turns):
-        yield f"    fits: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
+        yield f"    {do_fit}: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
     some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
     sets = [group for group in some if sum(turn.total - turn.spare for turn in group) <= memory - KEPT]
     widest = [group for group in sets if not any({*map(id, group)} < {*map(id, other)} for other in sets)]
@@ -252,14 +253,14 @@ def lacks(turn: Turn, memory: int) -> bool:
     return bool(turn.terms) and (turn.spare < 0 or not fits(turn, memory))
 
 
-def _side_by_side(turns: Sequence[Turn], memory: int) -> Iterator[str]:
+def _side_by_side(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[str]:
     """Whether all that stays in memory fits, with the largest of what ends."""
     ending = max((turn for turn in turns if turn.ends), key=lambda turn: turn.total, default=None)
     together = [turn for turn in turns if not turn.ends or turn is ending]
     total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
     how = " side by side" if len(together) > 1 else ""
     verdict = f"{how}: {' + '.join(turn.name for turn in together)}, {_gb(total)} of {_gb(memory)}"
-    yield f"    fits{verdict}" if total <= memory else f"    does not fit{verdict}; {largest.lower}"
+    yield f"    {do_fit}{verdict}" if total <= memory else f"    does not fit{verdict}; {largest.lower}"
 
 
 def _gb(count: int) -> str:

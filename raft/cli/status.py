@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from raft.cli import show
-from raft.config.jobs import Align
 from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
@@ -40,7 +39,7 @@ def summary(folder: Path) -> dict[str, Any]:
     paths, known, rows = RunPaths(folder), runs.about(folder), runs.metrics_rows(folder)
     findings, stop_on = _findings(folder, rows)
     outcome = runs.outcome(folder, known["job"])
-    complete, wanted = stamps.complete(folder), _wanted(folder, known["job"])
+    complete, wanted = stamps.complete(folder), runs.wanted(folder, known["job"])
     gone, running = _gone(folder), runs.is_running(folder)
     finished = None if gone else _finished(folder, known["job"], wanted)
     now = _now(folder) if running else None
@@ -217,16 +216,6 @@ def _now(folder: Path) -> State | None:
     """What the run is at."""
     state = progress.read(RunPaths(folder).progress)
     return None if state is None else state.aged(time.time())
-
-
-def _wanted(folder: Path, job: str) -> int | None:
-    """How many iterations the run is to have, None if its resolved recipe cannot be read; 0 for a job without any."""
-    if job != "align":
-        return 0
-    with suppress(UserError):
-        wanted = read_resolved(folder).get("iterations", Align.__dataclass_fields__["iterations"].default)
-        return wanted if isinstance(wanted, int) else None
-    return None
 
 
 def _finished(folder: Path, job: str, wanted: int | None) -> str | None:

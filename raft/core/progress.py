@@ -187,6 +187,7 @@ class Screen:
         self.stream, self.words, self.clock = stream, words, clock
         self.began = self.since = clock()
         self.told: float | None = None  # when a line was last told of what is at work
+        self.said = ""  # that line
         self.busy = False  # whether it was said that other work uses the cores
         self.progress: Progress | None = None
         self.waits = ""  # for what, where that takes long
@@ -220,7 +221,9 @@ class Screen:
         if due:
             self.told = now
             said = self.progress.state().sentence() if self.progress else terminal.safe(self.words)
-            self.write(f"{said.removesuffix(', starting')}: {self.waits}\n" if self.waits else f"{said}\n")
+            said = f"{said.removesuffix(', starting')}: {self.waits}" if self.waits else said
+            self.write(f"{said} (for {words(round(now - self.since))})\n" if said == self.said else f"{said}\n")
+            self.said = said
 
     def write(self, text: str) -> None:
         """Writes to the stream, which may be gone."""

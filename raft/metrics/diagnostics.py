@@ -301,8 +301,8 @@ DIAGNOSTICS = [
         ],
         Rule(
             name="steps", limits=(1, 0),
-            look=alerts.value_of("train/steps", "the last policy was trained in {now:.0f} step of the optimiser"),
-            then="lower trainer.batch_size, or raise prompts.per_iteration or trainer.num_train_epochs",
+            look=alerts.value_of("train/steps", "the last training took {now:.0f} step of the optimiser"),
+            then="lower trainer.batch_size, raise trainer.num_train_epochs, or train on more rows",
         ),
     ),
     Diagnostic(

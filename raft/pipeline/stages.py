@@ -23,7 +23,7 @@ from raft.core.errors import UserError
 from raft.core.protocols import REQUESTS, Dropped
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
-from raft.core.terminal import rounded
+from raft.core.terminal import complain, rounded
 from raft.core.user_code import guarded, is_own, name_of
 from raft.data import prompts as prompt_sources
 from raft.store.artifact_writer import ArtifactWriter
@@ -277,7 +277,8 @@ def generate(
     generator: Any, output: ArtifactWriter, policy: Artifact, prompts: Artifact, stream: str | None = None
 ) -> None:
     """K responses to each prompt; groups that an earlier attempt finished are not made again."""
-    done = output.resume()
+    if done := output.resume():
+        complain(f"{output.partial.stem}: {len(done)} of {prompts.rows} prompts have their answers from before")
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
     withheld: list[Group] = []  # kept back until there is a response: without any, nothing is made

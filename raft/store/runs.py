@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from raft.config.jobs import JOB_RESULTS, Align
-from raft.config.recipe import Loaded
+from raft.config.recipe import Loaded, read_resolved
 from raft.core import compressed, given, logs, records, signals, timing
 from raft.core.atomic import (
     commit,
@@ -338,6 +338,16 @@ def last_artifact(folder: Path, job: Any) -> Path:
 def result(folder: Path, job: str, iterations: int) -> Path:
     """What a job makes last; `iterations` are those of job: align."""
     return RunPaths(folder).iteration(iterations).metrics if job == "align" else folder / JOB_RESULTS[job]
+
+
+def wanted(folder: Path, job: str) -> int | None:
+    """How many iterations the run is to have, None if its resolved recipe cannot be read; 0 for a job without any."""
+    if job != "align":
+        return 0
+    with suppress(UserError):
+        found = read_resolved(folder).get("iterations", Align.__dataclass_fields__["iterations"].default)
+        return found if isinstance(found, int) else None
+    return None
 
 
 def outcome(folder: Path, job: str) -> dict[str, Any]:

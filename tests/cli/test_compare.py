@@ -119,6 +119,13 @@ def test_a_figure_is_compared_only_where_the_last_policy_of_a_run_has_it(tmp_pat
     ]  # fmt: skip
 
 
+def test_the_last_policy_of_a_run_that_is_not_finished_is_told_as_one_of_those_that_it_is_to_have(tmp_path):
+    runs = [folders.write_run(tmp_path / name, 2, 2, 2, lambda *_: "text", lambda *_: 1.0) for name in "ab"]
+    (runs[1] / "resolved.yaml").write_text((runs[1] / "resolved.yaml").read_text() + "iterations: 5\n")
+    lines = compare.compared(runs)
+    assert "  A, policy 2: 1.000" in lines and any(line.startswith("  B, policy 2 of 5: 1.000") for line in lines)
+
+
 def test_the_better_run_is_named_where_the_difference_is_clear_also_on_different_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, rise in (

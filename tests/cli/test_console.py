@@ -44,6 +44,14 @@ def test_a_reward_model_below_chance_is_told_to_prefer_the_rejected_responses(ca
     assert "0.100 to 0.300, is below 0.5: it prefers the rejected responses" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("job", "steps", "said"), [("sft", 1, True), ("reward-model", 1, True), ("sft", 2, False)])
+def test_a_model_that_was_trained_in_one_step_is_told_of(job: str, steps: int, said: bool, capsys):
+    console = Console()
+    console.recipe = SimpleNamespace(job=job)
+    console.on_result(Artifact(Path("policy"), {"measured": {"train/steps": steps}}))
+    assert ("watch: steps: the last training took 1 step of the optimiser; lower" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize(
     ("prompts", "rise", "said"),
     [

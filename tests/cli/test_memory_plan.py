@@ -466,3 +466,14 @@ def test_the_limit_of_a_container_is_the_memory_that_there_is(tmp_path):
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**29}\n")
     assert vllm_options.host_memory(tmp_path) == 2**29
+
+
+def test_where_the_sizes_of_a_model_are_not_known_no_status_says_that_it_fits(tmp_path: Path, monkeypatch, capsys):
+    a_recipe(tmp_path, monkeypatch)
+    assert execute(parse(["check", "recipe.yaml", "--gpu", "80", "policy.model=nobody/absent"])) == 2
+    told = capsys.readouterr()
+    assert "not known yet for generate, likelihoods, train: " in told.out and "nobody/absent" in told.out
+    assert "    what is known fits: the largest turn is score, " in told.out
+    assert told.err.endswith(
+        "raft: whether recipe.yaml fits a GPU of 80 GB is not known: see generate, likelihoods, train above\n"
+    )

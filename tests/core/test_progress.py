@@ -158,10 +158,15 @@ def test_without_a_terminal_the_same_words_come_once_a_stage_takes_time():
     plain.look()
     plain.look()
     assert stream.getvalue() == "iteration 1 of 2, generating responses, starting\n"
+    clock.now += 15
+    plain.look()
     told.advance(3, 4)
     clock.now += 15
     plain.look()
-    assert stream.getvalue().splitlines()[1:] == ["iteration 1 of 2, generating responses, 75 %, 3 of 4 prompts"]
+    assert stream.getvalue().splitlines()[1:] == [
+        "iteration 1 of 2, generating responses, starting (for 20 s)",
+        "iteration 1 of 2, generating responses, 75 %, 3 of 4 prompts",
+    ]
 
 
 def test_what_the_work_waits_for_is_said_where_the_stage_is(monkeypatch):

@@ -65,7 +65,7 @@ def facts(folder: Path, packed: list[dict[str, Any]]) -> dict[str, Any]:
 
 def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was found when the rewards were examined, and what the figures say now (raft/metrics/diagnostics.py); of a
-    job: reward-model, whether its accuracy is better than chance."""
+    job: reward-model also whether its accuracy is better than chance."""
     paths = RunPaths(folder)
     examined = list(records.read(paths.doctor)) if paths.doctor.exists() else []
     recipe = read_resolved(folder) if paths.resolved.exists() else {}
@@ -74,11 +74,12 @@ def findings(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if faults:
         raise UserError(f"{paths.resolved} is damaged: {faults[0].key}: {faults[0].message}")
     rows = reward_metrics.on_common_prompts(rows, held_out_means(folder))
-    alerts = options.judge(rows) if rows else []
+    measured = outcome(folder, about(folder)["job"])
+    alerts = options.judge(rows or [{"iteration": 0, **measured}])
     of_figures = [
         {"reward": "figures", "check": one.name, "level": one.level, "message": one.message} for one in alerts
     ]
-    found = reward_accuracy.against_chance(outcome(folder, about(folder)["job"]))
+    found = reward_accuracy.against_chance(measured)
     of_pairs = (
         [{"reward": "reward model", "check": "accuracy", "level": found[0], "message": found[1]}] if found else []
     )
