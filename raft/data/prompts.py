@@ -378,8 +378,9 @@ def reasons(drops: Iterable[Drop]) -> str:
         counts[kind] += 1
         seen.setdefault(kind, set()).add(reason)
         firsts.setdefault(kind, f"{reason} (the first: {place[1] if place else drop.prompt_id})")
+    only = len(counts) == 1 < counts.total()
     listed = [
-        f"{count} of them{', such as' * (len(seen[kind]) > 1)}: {firsts[kind]}"
+        f"{'all' if only else count} of them{', such as' * (len(seen[kind]) > 1)}: {firsts[kind]}"
         for kind, count in counts.most_common(MOST_REASONS)
     ]
     rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from raft.core import device, logs, protocols, signals
+from raft.core import device, logs, progress, protocols, signals
 from raft.core.errors import UserError, install_extra
 from raft.core.options import faults_of_range
 from raft.core.protocols import Advance, Dropped
@@ -657,7 +657,7 @@ def _begin(options: Ray) -> bool:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cores = max(options.workers or 0, len(os.sched_getaffinity(0)))
     address = _address(options)
-    with logs.stderr_to_log():
+    with logs.stderr_to_log(), progress.waiting("Ray is starting"):
         try:
             if address == "local":
                 ray.init(address=address, num_cpus=cores, include_dashboard=False, **common)

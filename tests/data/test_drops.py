@@ -39,7 +39,7 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
         "3 of them: empty (the first: a); 2 of them, such as: 57 tokens, more than "
         "prompts.max_prompt_length: 50 (the first: b)"
     )
-    assert reasons(drops[3:]) == "2 of them: empty (the first: data/rows.jsonl:4)"
+    assert reasons(drops[3:]) == "all of them: empty (the first: data/rows.jsonl:4)"
     assert reasons([]) == ""
     many = [Drop(str(at), None, "collect", f"reason {letter}") for at, letter in enumerate("abcdefg")]
     assert reasons(many).endswith("reason e (the first: 4); 2 for other reasons")
@@ -47,7 +47,7 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
 
 LONG = "x" * 400
 REFUSED = {
-    "all": (["", " "], 1, r"none of 2 rows can be used, 2 of them: empty \(the first: 000000\); correct the rows"),
+    "all": (["", " "], 1, r"none of 2 rows can be used, all of them: empty \(the first: 000000\); correct the rows"),
     "same": (["a", "A", ""], 2, r"only 1 different prompts .* in 3 rows, of which 1 say the same .*; lower it"),
     "long": (["a", LONG], 2, r"only 1 .*1 of them: \d+ tokens, more than prompts\.max_prompt_length"),
     "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but null"),
@@ -97,7 +97,7 @@ FIRST_ROWS = {
     "a bad line": ('{"prompt": "a"}\n{"prompt": \n', {}, r"recipe\.yaml:5: prompts: p\.jsonl:2: not a line of JSON"),
     "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' appears twice"),
     "another column": ('{"question": "a"}\n', {}, r"p\.jsonl:1: no column prompt; columns: question"),
-    "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "6 of them: .*'narrator'"),
+    "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "all of them: .*'narrator'"),
     "input": ('{"instruction": "a", "input": "b"}\n', {"prompt_column": "instruction"}, "leaves out the column input"),
 }  # fmt: skip
 
@@ -129,5 +129,5 @@ def test_a_run_says_how_many_rows_were_dropped_and_why(tmp_path: Path):
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     reason = r"\d+ tokens, more than prompts\.max_prompt_length: 64 \(the first: 000006\)"
-    assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped, 14 of them: {reason}", done.stdout)
+    assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped, all of them: {reason}", done.stdout)
     assert "notice: evaluation.jsonl: 1 rows were dropped, 1 of them: empty (the first: 000002)" in done.stdout

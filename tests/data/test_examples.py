@@ -197,7 +197,7 @@ def test_more_malformed_rows_than_allowed_stop_with_the_place(tokenizer: Any, tm
     assert len(made) == 98 and [one.reason for one in dropped] == [
         f"{path}:{line}: response is empty" for line in (11, 51)
     ]
-    said = r"2 of the first 100 rows cannot be used, 2 of them: response is empty \(the first: .*rows\.jsonl:11\)"
+    said = r"2 of the first 100 rows cannot be used, all of them: response is empty \(the first: .*rows\.jsonl:11\)"
     with pytest.raises(
         UserError,
         match=said + r"\. examples\.max_bad_rows_fraction: 0\.01 allows 1 of 100; .* raise max_bad_rows_fraction",
