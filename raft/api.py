@@ -89,8 +89,9 @@ def check(recipe: Recipe, /, *, outputs: str | os.PathLike[str] = "outputs", **o
             loaded = objects.load(recipe, overrides, Path(outputs))
             objects.write(Path(folder))
             needed = [*loaded.needs, loaded]
-            warnings = [warning for one in needed for warning in [*preflight.check(one), *preflight.foreseen(one)]]
+            warnings = []
             for one in needed:
+                warnings += [*preflight.check(one), *preflight.at_start(one), *preflight.foreseen(one)]
                 preflight.try_mirror(one)
             return warnings
 

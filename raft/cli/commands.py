@@ -146,7 +146,6 @@ def check(options: Namespace) -> None:
     from raft.core import logs
     from raft.core.run_paths import stamp_path
     from raft.core.terminal import say
-    from raft.models import hub
     from raft.store.runs import last_artifact
 
     if options.gpu is not None:
@@ -154,7 +153,7 @@ def check(options: Namespace) -> None:
         return
     where = memory_plan.device()
     for needed in [*loaded.needs, loaded]:
-        warnings = preflight.check(needed)
+        warnings = [*preflight.check(needed), *preflight.at_start(needed)]
         preflight.try_mirror(needed)
         say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
         for line in memory_plan.lines(memory_plan.plan(needed, where), where):
@@ -166,12 +165,11 @@ def check(options: Namespace) -> None:
         asked = list(preflight.requests(needed.recipe, needed.folder))
         for judge in asked:
             say(f"  {judge}")
-        unchecked = [hub.UNCHECKED.pop(0) for _ in list(hub.UNCHECKED)]
         finished = stamp_path(last_artifact(needed.folder, needed.recipe)).exists()
         if not finished or any(judge.total > judge.sent for judge in asked):
             warnings += preflight.unreached(needed.recipe)
         warnings += preflight.foreseen(needed)
-        for warning in [*unchecked, *warnings, *memory_plan.idle(needed.recipe, where)]:
+        for warning in [*warnings, *memory_plan.idle(needed.recipe, where)]:
             say(f"  warning: {warning}")
     if options.measure:
         with logs.discarded():

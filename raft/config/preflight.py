@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +39,19 @@ PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
 
 
+class Unchecked(Fault):
+    """What could not be looked up: a warning, and no fault."""
+
+
 def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[str]:
-    """Raises RecipeError with every fault, and returns warnings.
+    """Raises RecipeError with every fault, and returns warnings beside those of `at_start`.
 
     With `fetch` hub models are downloaded first. With `restart` nothing is excused because the run has it already.
     """
     made = {str(needed.folder) for needed in loaded.needs}
     run = None if restart else loaded.folder
-    faults = list(_named(loaded.recipe, "", made, fetch))
+    named = list(_named(loaded.recipe, "", made, fetch))
+    faults, warnings = _certain(named), [one.message for one in named if isinstance(one, Unchecked)]
     if run is not None:
         faults = held.without(faults, run, loaded.config)
     if not any(fault.key == "policy.model" for fault in faults):
@@ -59,16 +64,18 @@ def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[st
             faults = [fault for fault in faults if fault.key not in closer]
             known = {fault.key for fault in faults}
             faults += [fault for fault in written if fault.key not in known]
-    warnings: list[str] = []
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):
             warnings += _of_rows(loaded, faults, run)
     if faults:
         raise loaded.refused(faults)
-    warnings += at_start(loaded)
     if (trainer := getattr(loaded.recipe, "trainer", None)) is not None and hasattr(trainer, "check"):
         trainer.check()
     return warnings
+
+
+def _certain(found: Iterable[Fault]) -> list[Fault]:
+    return [fault for fault in found if not isinstance(fault, Unchecked)]
 
 
 def try_mirror(loaded: Loaded) -> None:
@@ -185,7 +192,7 @@ def all_faults() -> Iterator[None]:
     except RecipeError as error:
         made = {str(needed.folder) for needed in error.needs}
         parts = {name: part for name, part in error.sound.items() if dataclasses.is_dataclass(part)}
-        more = [fault for name, part in parts.items() for fault in _named(part, name, made, fetch=False)]
+        more = _certain(fault for name, part in parts.items() for fault in _named(part, name, made, fetch=False))
         folder = error.resumed or OUTPUTS / str(error.config.get("name"))
         raise error.beside(held.without(more, folder, error.config)) from None
 
@@ -483,8 +490,8 @@ def _named(part: Any, key: str, made: set[str], fetch: bool) -> Iterator[Fault]:
         here = path is None or (str(Path(path).parent) not in made and fault_of_file(path) is None)
         if here and (fault := first_fault()) is not None:
             yield Fault(key, fault)
-    if isinstance(part, HubRows) and (refused := hub.fault_of_name(part.dataset, part.revision, "dataset")) is not None:
-        yield Fault(f"{key}.dataset", refused)
+    if isinstance(part, HubRows):
+        yield from _of_hub(part.dataset, part.revision, "dataset", f"{key}.dataset")
     for item in dataclasses.fields(part):
         value, below = getattr(part, item.name), f"{key}.{item.name}" if key else item.name
         kind = item.metadata.get("source")
@@ -517,8 +524,16 @@ def _model(name: str, revision: str | None, key: str, fetch: bool, weights: bool
             model_folder.check(hub.locate_model(name, revision, weights))
         except UserError as fault:
             yield Fault(key, str(fault))
-    elif (refused := hub.fault_of_name(name, revision, "model")) is not None:
-        yield Fault(key, refused)
+    else:
+        yield from _of_hub(name, revision, "model", key)
+
+
+def _of_hub(name: str, revision: str | None, kind: str, key: str) -> Iterator[Fault]:
+    try:
+        if (refused := hub.fault_of_name(name, revision, kind)) is not None:
+            yield Fault(key, refused)
+    except hub.Unanswered as unanswered:
+        yield Unchecked(key, str(unanswered))
 
 
 def _reward_model(part: Any, key: str) -> Iterator[Fault]:

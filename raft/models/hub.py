@@ -197,10 +197,14 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -
         ) from None
 
 
-def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
-    """Why the hub does not give a model or data set; None if it does, if it is here, or if the hub does not answer.
+class Unanswered(Exception):
+    """The hub did not answer; says what was not looked up."""
 
-    Names that the hub did not answer for are in UNCHECKED.
+
+def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
+    """Why the hub does not give a model or data set; None if it does, if it is here, or if no hub may be asked.
+
+    Unanswered, which is no fault of the name: the hub does not answer.
     """
     from huggingface_hub import HfApi, constants
 
@@ -210,14 +214,10 @@ def fault_of_name(name: str, revision: str | None, kind: str) -> str | None:
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
     except Exception as fault:
-        refused = _refusal(fault, name, revision, kind)
-        if refused is None:
-            UNCHECKED.append(f"{_wanted(name, revision, kind)} was not checked: the hub did not answer")
+        if (refused := _refusal(fault, name, revision, kind)) is None:
+            raise Unanswered(f"{_wanted(name, revision, kind)} was not checked: the hub did not answer") from None
         return refused
     return None
-
-
-UNCHECKED: list[str] = []  # in words, of this process
 
 
 def _refusal(fault: Exception, name: str, revision: str | None, kind: str) -> str | None:

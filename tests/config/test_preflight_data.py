@@ -9,6 +9,7 @@ import worlds
 import yaml
 from tokenizers import Tokenizer
 
+import raft
 from raft.config import preflight, recipe
 from raft.config.recipe import RecipeError
 from raft.core.errors import UserError
@@ -345,7 +346,7 @@ def test_answers_that_begin_with_their_prompt_are_warned_of(tmp_path, monkeypatc
     content["examples"] = {"kind": "file", "path": "rows.jsonl", "format": "text", **section}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**content, "trainer": {"kind": job}}))
     monkeypatch.chdir(tmp_path)
-    warnings = preflight.check(recipe.load(tmp_path / "s.yaml"))
+    warnings = preflight.at_start(recipe.load(tmp_path / "s.yaml"))
     assert [one for one in warnings if one.startswith("examples: ")] == (
         [f"examples: in 60 of the first 60 rows {said}, so the prompt would appear twice; remove it from there"
          + (", or set examples.prompt_column: null, which learns from whole texts" if job == "sft" else "")]
@@ -361,8 +362,16 @@ def test_given_responses_that_begin_with_their_prompt_are_warned_of_too(tmp_path
     lines = [json.dumps({"prompt": f"the fox {n} ", "text": f"the fox {n} ran away."}) for n in range(60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.chdir(tmp_path)
-    warnings = preflight.check(recipe.load(tmp_path / "recipe.yaml"))
+    warnings = preflight.at_start(recipe.load(tmp_path / "recipe.yaml"))
     assert [one for one in warnings if one.startswith(place)] == [
         f"{place}: in 60 of the first 60 rows the response begins with the prompt, so the prompt would "
         "appear twice; remove it from there"
     ]
+
+
+def test_what_the_hub_does_not_answer_for_is_a_warning_from_python_too(tmp_path, monkeypatch):
+    made = worlds.make_recipe(tmp_path, policy={"model": "owner/name"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    assert "model owner/name was not checked: the hub did not answer" in raft.check(made)

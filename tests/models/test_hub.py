@@ -298,4 +298,5 @@ def test_a_hub_that_is_out_of_reach_has_no_fault_to_tell(cache: Callable[..., Pa
     assert hub.fault_of_name("owner/nam", None, "model") is None
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    assert hub.fault_of_name("owner/nam", None, "model") is None
+    with pytest.raises(hub.Unanswered, match=r"model owner/nam was not checked: the hub did not answer"):
+        hub.fault_of_name("owner/nam", None, "model")
