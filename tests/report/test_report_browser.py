@@ -13,6 +13,7 @@ from chromium import FOUND, Page, browser
 from folders import write_run
 from pages import ARABIC, HOSTILE, JAPANESE, make_labelled, make_run, packed_groups, reward, text
 
+from raft.cli import status
 from raft.metrics import reward_accuracy
 from raft.metrics.diagnostics import columns
 from raft.report.page import write as report
@@ -202,6 +203,17 @@ def test_the_table_of_iterations_is_whole_at_1366_pixels_and_every_other_figure_
     numbers = {key: column for group in columns().values() for key, column in group.items() if column.form != "phrases"}
     assert told == {key: column.meaning for key, column in numbers.items()} and {cells for _, cells in rows} == {4}
     assert HOSTILE in tab.js("document.querySelector('.risen').textContent") and not tab.errors
+
+
+def test_the_tile_of_checks_tells_warnings_from_what_is_to_watch_as_the_status_does(tab: Page, opened: Any, run: Path):
+    found = status.summary(run)
+    warned, watched = len(found["warnings"]), len(found["watch"])
+    opened("#overview")
+    tile = tab.js("[...document.querySelectorAll('.tile')].find((one) => one.innerText.includes('Checks')).innerText")
+    parts = [f"{warned} warning{'s' * (warned > 1)}"] * bool(warned) + [f"{watched} to watch"] * bool(watched)
+    assert warned and re.findall(r"\d+ (?:warnings?|to watch)", tile) == parts
+    levels = tab.js(each("#warnings b", "one.textContent"))
+    assert levels == ["warning: "] * warned + ["watch: "] * watched
 
 
 def test_results_come_before_warnings_and_the_best_policy_has_its_legend(tab: Page, whole: Path):

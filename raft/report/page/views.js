@@ -52,6 +52,8 @@ function rise(key, label, tone) {
   return tile(label, change, note, tone);
 }
 
+const found = (level) => facts.findings.filter((one) => one.level === level);
+
 function tiles() {
   const sum = (rows, of) => rows.reduce((total, one) => total + of(one), 0);
   const seconds = sum(facts.timeline, (one) => one.seconds);
@@ -62,7 +64,9 @@ function tiles() {
   );
   const failed = sum(facts.batches, (one) => one.failed);
   const checks = facts.findings.length;
-  const alarms = facts.findings.filter((one) => one.level !== "ok").length;
+  const [warned, watched] = ["warning", "watch"].map((level) => found(level).length);
+  const [first, ...more] = [warned && named(warned, "warning"), watched && `${watched} to watch`].filter(Boolean);
+  const below = first && [", ", h("a", { href: "#warnings", onclick: toWarnings }, "below")];
   return h(
     "div",
     { class: "tiles" },
@@ -76,9 +80,9 @@ function tiles() {
     checks > 0 &&
       tile(
         "Checks",
-        alarms ? `${alarms} warning${alarms === 1 ? "" : "s"}` : "all well",
-        [`of ${named(checks, "check")}`, alarms > 0 && [", ", h("a", { href: "#warnings", onclick: toWarnings }, "below")]],
-        alarms ? "alarm" : "",
+        first ?? "all well",
+        [[...more, `of ${named(checks, "check")}`].join(", "), below],
+        warned ? "alarm" : "",
       ),
     seconds > 0 && tile("Time", duration(seconds), "all stages, start-up and pauses between them"),
   );
@@ -179,7 +183,7 @@ function toWarnings(event) {
 }
 
 function warnings() {
-  const alarms = facts.findings.filter((one) => one.level !== "ok");
+  const alarms = [...found("warning"), ...found("watch")];
   const alarm = (one) =>
     h("p", {}, h("b", {}, `${one.level}: `), inline(`${one.reward}: ${one.check.replaceAll("_", " ")}: ${one.message}`));
   return alarms.length > 0 && h("section", { class: "notice", id: "warnings", "aria-label": "Warnings" }, alarms.map(alarm));
