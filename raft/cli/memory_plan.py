@@ -193,10 +193,10 @@ def _by_turns(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[str]:
     for turn in wrong:
         left = "" if turn.shares else f", of which {_gb(KEPT)} are left to CUDA and the sleeping engine"
         room = memory - (0 if turn.shares else KEPT)
-        yield f"    does not fit: {turn.name}, {_gb(turn.total)} of {_gb(memory)}{left}; {turn.advice(room)}"
+        yield f"    does not fit: {turn.name}, {_of(turn.total, memory)}{left}; {turn.advice(room)}"
     largest = max(turns, key=lambda turn: turn.total)
     if not any(lacks(turn, memory) for turn in turns):
-        yield f"    {do_fit}: the largest turn is {largest.name}, {_gb(largest.total)} of {_gb(memory)}"
+        yield f"    {do_fit}: the largest turn is {largest.name}, {_of(largest.total, memory)}"
     some = itertools.chain.from_iterable(itertools.combinations(turns, count) for count in range(2, len(turns) + 1))
     sets = [group for group in some if sum(turn.total - turn.spare for turn in group) <= memory - KEPT]
     widest = [group for group in sets if not any({*map(id, group)} < {*map(id, other)} for other in sets)]
@@ -259,7 +259,7 @@ def _side_by_side(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[s
     together = [turn for turn in turns if not turn.ends or turn is ending]
     total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
     how = " side by side" if len(together) > 1 else ""
-    verdict = f"{how}: {' + '.join(turn.name for turn in together)}, {_gb(total)} of {_gb(memory)}"
+    verdict = f"{how}: {' + '.join(turn.name for turn in together)}, {_of(total, memory)}"
     yield f"    {do_fit}{verdict}" if total <= memory else f"    does not fit{verdict}; {largest.lower}"
 
 
@@ -268,6 +268,11 @@ def _gb(count: int) -> str:
     if 0 < count < 1e8:
         return f"{count / 1e6:.3g} MB"
     return f"{count / 1e9:.1f}" if count >= 1e10 else f"{count / 1e9:.3g}"
+
+
+def _of(some: int, memory: int) -> str:
+    """Some bytes of those that there are, with the unit of these where it is another one."""
+    return f"{_gb(some)} of {_gb(memory)}{' GB' if _gb(some).endswith('MB') else ''}"
 
 
 def _tried(name: str, make: Callable[..., Turn | None], *given: Any) -> Turn | None:
