@@ -257,12 +257,8 @@ class Run:
         objects = _Objects(str(self.folder / given.ROWS))
         with _as_before(quiet), objects.lent(), branch.resumed(self.folder) as folder:
             strings, python = objects.overrides(overrides)
-            written = objects.write(folder / given.ROWS)  # where those of the run are: a branch needs both
-            try:
+            with objects.written(folder):  # where those of the run are: a branch needs both
                 loaded = branch.off(folder, from_iteration, strings, python)
-            except BaseException:
-                _withdraw(written, RunPaths(folder).resolved)
-                raise
             objects.rows.clear()
             return _start(loaded, objects, callbacks, quiet)
 
@@ -314,13 +310,11 @@ def _start(
     from raft.cli.forecast import Quiet
 
     runs.refuse_foreign(loaded.folder)
-    written = objects.write(loaded.folder / given.ROWS)
     try:
-        commands.start(loaded, Quiet() if quiet else Console(), *callbacks)
+        with objects.written(loaded.folder):
+            commands.start(loaded, Quiet() if quiet else Console(), *callbacks)
     except Stopped:
         raise KeyboardInterrupt(f"the run was stopped; all finished work is saved, and {again} resumes") from None
-    finally:
-        _withdraw(written, RunPaths(loaded.folder).resolved)
     return Run(loaded.folder)
 
 
@@ -331,12 +325,8 @@ def _set_aside(loaded: Any, objects: "_Objects", quiet: bool) -> None:
     if not loaded.folder.exists():
         return
     runs.refuse_foreign(loaded.folder)
-    written = objects.write(loaded.folder / given.ROWS)
-    try:
+    with objects.written(loaded.folder) as written:
         aside = commands.set_aside(loaded, [file.name for file in written])
-    except BaseException:
-        _withdraw(written, RunPaths(loaded.folder).resolved)
-        raise
     if aside is not None:
         _withdraw([aside / given.ROWS / file.name for file in written], RunPaths(aside).resolved)
         if not quiet:
@@ -385,6 +375,16 @@ class _Objects:
         from raft.config.recipe import FromPython
 
         return list(self._flat("", overrides)), FromPython(sections=self.sections)
+
+    @contextmanager
+    def written(self, run: Path) -> Iterator[list[Path]]:
+        """Inside the block the rows lie in a run; where it fails, those that the run has not begun with are deleted."""
+        files = self.write(run / given.ROWS)
+        try:
+            yield files
+        except BaseException:
+            _withdraw(files, RunPaths(run).resolved)
+            raise
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the rows, each file under the hash of what it holds."""
