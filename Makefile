@@ -40,10 +40,10 @@ test-all: test nightly faults
 test-engine: $(READY)
 	.venv/bin/python -m pytest -m "engine and not nightly and not faults" -n $(WORKERS) --maxprocesses 2 $(SIDE_BY_SIDE) $(ENGINE)
 
-# With lm-evaluation-harness, which is not among the tools of development: transformers imports the scikit-learn that it
-# brings, and every process would begin two seconds later.
+# With trackers, and with lm-evaluation-harness, which are not among the tools of development: transformers imports the
+# scikit-learn that the harness brings, and every process would begin two seconds later.
 nightly: $(READY)
-	$(UV) -e '.[eval]'
+	$(UV) -e '.[eval]' trackio wandb
 	.venv/bin/python -m pytest -m nightly
 
 test-fast: $(READY)

@@ -33,7 +33,9 @@ HELD_OUT = 256  # prompts that are held out, where a recipe does not say
 RANKS = "the reward compares the responses of one prompt and says nothing between prompts"
 NO_TREND = f"{RANKS}, so it has no trend in length to take out; remove it"
 TRACKERS = ("tensorboard", "trackio", "wandb")
-SET_BY_RAFT = {"tensorboard": {"log_dir"}, "wandb": {"id", "resume"}, "trackio": set[str]()}  # options of trackers
+SET_BY_RAFT = {  # options of trackers
+    "tensorboard": {"log_dir"}, "wandb": {"id", "resume", "config"}, "trackio": {"resume", "config"},
+}  # fmt: skip
 
 
 def no_policy(trainer: Any) -> str | None:
