@@ -34,6 +34,7 @@ from raft.models.reward_templates import TEXT_TEMPLATES
 
 TRIED = 8  # prompts of each part that a rule is called on: rows may differ in what they have
 FAR = 100  # times the learning rate that a kind of trainer has by default
+OF_CHATS = f"hh, ultrarm, or a file *{reward_templates.FILE}"  # templates that write chats for any model
 CHARACTERS = 4  # of a token, where no tokenizer is here to count
 PATIENCE = 3.0  # seconds that raft check waits for a server
 SAMPLE = "That depends on what you mean, but I will gladly try to help you with it, step by step. "
@@ -57,13 +58,12 @@ def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[st
     if not any(fault.key == "policy.model" for fault in faults):
         faults += _trained(loaded.recipe, made)
         faults += _fits(loaded.recipe, made) if loaded.recipe.job == "align" else []
-    if loaded.recipe.job == "align":
-        with _reading(faults):
-            written = list(_written(loaded.recipe, made))
-            closer = {fault.key for fault in written if fault.key != "prompts"}  # they know the prompts, too
-            faults = [fault for fault in faults if fault.key not in closer]
-            known = {fault.key for fault in faults}
-            faults += [fault for fault in written if fault.key not in known]
+    with _reading(faults):
+        written = list(_written(loaded.recipe, made))
+        closer = {fault.key for fault in written if fault.key.endswith(".template")}  # they know the prompts, too
+        faults = [fault for fault in faults if fault.key not in closer]
+        known = {fault.key for fault in faults}
+        faults += [fault for fault in written if fault.key not in known]
     if not any(fault.key.startswith(("prompts", "evaluation.prompts")) for fault in faults):
         with _reading(faults):
             warnings += _of_rows(loaded, faults, run)
@@ -598,22 +598,68 @@ def _fits(recipe: Any, made: set[str]) -> Iterator[Fault]:
 
 
 def _written(recipe: Any, made: set[str]) -> Iterator[Fault]:
-    """Templates that cannot write the prompts: chats as texts, texts as chats, or a conversation that is refused."""
-    if not hasattr(recipe.prompts, "parts"):
+    """Templates that cannot write what they are given: chats as texts, texts as chats, or a refused conversation."""
+    start = getattr(recipe, "policy", None)
+    there = start is not None and start.model is not None and str(Path(start.model).parent) not in made
+    folder = _here(start) if there else None
+    if hasattr(getattr(recipe, "prompts", None), "parts"):
+        kinds = {part.is_chat for _, part in recipe.prompts.parts() if hasattr(part, "is_chat")}
+        gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
+        for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):
+            yield from _unwritten(key, reward.template, kinds, "prompts", _here(reward))
+        if folder is not None:
+            refusals = (_refused(folder, prompt) for prompt in first_prompts(recipe.prompts, 1))
+            yield from (Fault("prompts", refusal) for refusal in refusals if refusal is not None)
+    elif chats := dict(_chats(recipe)):
+        yield from _written_examples(recipe, folder, chats)
+
+
+def _chats(recipe: Any) -> Iterator[tuple[str, bool]]:
+    """Whether the rows of each section of examples are chats, by the first that can be used, where it is here."""
+    given = {name: getattr(recipe, name, None) for name in ("examples", "evaluation")}
+    given |= {f"sets.{name}": one for name, one in getattr(recipe, "sets", {}).items()}
+    for key, rows in given.items():
+        if isinstance(rows, FileExamples | InlineExamples) and (prompt := rows.first_prompt()) is not None:
+            yield key, prompt.messages is not None
+
+
+def _written_examples(recipe: Any, folder: Path | None, chats: dict[str, bool]) -> Iterator[Fault]:
+    """The same of a job that learns from examples, or evaluates rewards on them; `folder` is that of its model."""
+    kinds = set(chats.values())
+    for key, reward in _models({f"rewards.{name}": one for name, one in getattr(recipe, "rewards", {}).items()}):
+        yield from _unwritten(key, reward.template, kinds, "pairs", _here(reward))
+    start, template = getattr(recipe, "policy", None), getattr(getattr(recipe, "trainer", None), "template", None)
+    if start is None:
         return
-    kinds = {part.is_chat for _, part in recipe.prompts.parts() if hasattr(part, "is_chat")}
-    for key, reward in _models({"reward": recipe.reward, "evaluation.gold": recipe.evaluation.gold}):
-        if True in kinds and reward.template == "plain":
-            yield Fault(f"{key}.template", "the prompts are chats, which plain does not write; use template: chat")
-        if False in kinds and reward.template not in TEXT_TEMPLATES:
-            yield Fault(
-                f"{key}.template",
-                f"the prompts are plain text, and {reward.template} writes chat messages; use template: plain",
-            )
-    folder = _here(recipe.policy)
-    if folder is not None and str(folder.parent) not in made:
-        refusals = (_refused(folder, prompt) for prompt in first_prompts(recipe.prompts, 1))
-        yield from (Fault("prompts", refusal) for refusal in refusals if refusal is not None)
+    new = start.model is None
+    lacks = f"but {'the new model (policy.chat_template)' if new else folder} has no chat template"
+    bare = start.chat_template is None if new else folder is not None and _has_no_template(folder)
+    if template is not None:
+        yield from _unwritten("trainer", template, kinds, "pairs", folder)
+    if True in kinds and bare and template == "chat":
+        yield Fault("trainer.template", f"chat, {lacks}; use template: {OF_CHATS}")
+    elif True in kinds and bare and template is None:
+        key = next(key for key, is_chat in chats.items() if is_chat)
+        yield Fault(key, f"its rows are chat messages, {lacks}; give texts, or a model that has one")
+
+
+def _unwritten(key: str, template: str, kinds: set[bool], what: str, folder: Path | None) -> Iterator[Fault]:
+    """The fault of a reward template that does not write chats (True) or texts (False), for the model in a folder."""
+    if True in kinds and template == "plain":
+        use = OF_CHATS if folder is not None and _has_no_template(folder) else "chat"
+        yield Fault(f"{key}.template", f"the {what} are chats, which plain does not write; use template: {use}")
+    if False in kinds and template not in TEXT_TEMPLATES:
+        yield Fault(
+            f"{key}.template",
+            f"the {what} are plain text, and {template} writes chat messages; use template: plain",
+        )
+
+
+def _has_no_template(folder: Path) -> bool:
+    try:
+        return model_folder.chat_template(folder) is None
+    except UserError:  # a damaged folder, which other checks name
+        return False
 
 
 def _refused(folder: Path, prompt: Prompt) -> str | None:

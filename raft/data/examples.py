@@ -203,6 +203,17 @@ class Examples(Reading):
         require_pair(one.chosen, one.rejected, (self.chosen, self.rejected))
         return self._chat(prompt_id, one.messages, row), [one.chosen, one.rejected]
 
+    def first_prompt(self) -> Prompt | None:
+        """The prompt of the first row that can be used; None where none of the first rows can."""
+        for _, prompt_id, row in self.first_rows():
+            with suppress(Malformed):
+                if self.pairs in (None, "from_labels"):
+                    return self.answered(row, prompt_id)[0]
+                for one in self.compared(row, prompt_id):
+                    if isinstance(one, Pair):
+                        return one.prompt
+        return None
+
     def asked(self, row: Row, prompt_id: str) -> str:
         """A hash of what a row's prompt says; empty if it has none. Malformed if the row is broken."""
         if self.layout is None:

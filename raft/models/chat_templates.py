@@ -101,7 +101,7 @@ def _template(tokenizer: Tokenizer, template: str | None, tools: Any) -> str:
     if not (template or tokenizer.chat_template):
         raise UserError(
             f"{tokenizer.name_or_path} has no chat template, but the prompt is a list of messages; "
-            "give plain text instead (prompts.prompt_column), or use a model with a template"
+            "give plain text instead, or use a model with a template"
         )
     try:
         return tokenizer.get_chat_template(template, tools)

@@ -1,10 +1,13 @@
 """What `raft check` sees of a run's data before anything is loaded: rows, rules, templates, all faults at once."""
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import reward_models
 import worlds
 import yaml
 from tokenizers import Tokenizer
@@ -375,3 +378,53 @@ def test_what_the_hub_does_not_answer_for_is_a_warning_from_python_too(tmp_path,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     assert "model owner/name was not checked: the hub did not answer" in raft.check(made)
+
+
+DIALOGUE = {"chosen": "\n\nHuman: hello\n\nAssistant: hi", "rejected": "\n\nHuman: hello\n\nAssistant: no"}
+JOBS_OF_EXAMPLES = {
+    "plain": ({"job": "reward-model"}, "plain", False, "trainer.template: the pairs are chats, .*template: chat"),
+    "plain, and no template": (
+        {"job": "reward-model"}, "plain", True, r"trainer.template: the pairs are chats, .*template: hh, ultrarm, or",
+    ),
+    "no template": (
+        {"job": "reward-model"}, "chat", True, r"trainer.template: chat, but bare has no .*template: hh, ultrarm, or",
+    ),
+    "hh": ({"job": "reward-model"}, "hh", True, ""),
+    "its own": ({"job": "reward-model"}, "chat", False, ""),
+    "sft": ({"job": "sft"}, None, True, "examples: its rows are chat messages, but bare has no chat template; give"),
+    "sft, its own": ({"job": "sft"}, None, False, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("job", "template", "bare", "said"), JOBS_OF_EXAMPLES.values(), ids=JOBS_OF_EXAMPLES)
+def test_examples_that_no_template_can_write_are_a_fault_before_the_run(
+    tmp_path, monkeypatch, job, template, bare, said
+):
+    worlds.make_policy(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    columns = {"pairs": "hh-rlhf"} if template else {"format": "chat"}
+    row = DIALOGUE if template else {"prompt": "hello", "response": "hi"}
+    examples = {"kind": "list", "items": [row] * 4, **columns}
+    trainer = {"kind": job["job"], **({"template": template} if template else {})}
+    content = {**job, "name": "x", "policy": {"model": "bare" if bare else "base"}, "examples": examples}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**content, "trainer": trainer}))
+    found = faults(tmp_path, monkeypatch)
+    assert len(found) == bool(said) and all(re.match(said, one) for one in found), found
+
+
+def test_rewards_that_no_template_can_write_for_are_a_fault_of_their_job_too(tmp_path, monkeypatch):
+    reward_models.save(tmp_path / "rm", "LlamaForSequenceClassification", **reward_models.SIZE)
+    rewards = {"one": {"kind": "model", "model": "rm", "template": "plain"}}
+    sets = {"hh": {"kind": "list", "items": [DIALOGUE] * 4, "pairs": "hh-rlhf"}}
+    content = {"job": "evaluate-reward", "name": "x", "rewards": rewards, "sets": sets}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    (found,) = faults(tmp_path, monkeypatch)
+    assert found.startswith("rewards.one.template: the pairs are chats, which plain does not write; use template: ")
+    worlds.make_policy(tmp_path / "base")
+    prompts = {"kind": "list", "items": ["hello"], "format": "chat"}
+    generator = {"kind": "transformers", "k": 2, "max_tokens": 4}
+    content = {"job": "label", "name": "l", "policy": {"model": "base"}, "prompts": prompts, "generator": generator}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**content, "reward": rewards["one"]}))
+    (found,) = faults(tmp_path, monkeypatch)
+    assert found.startswith("reward.template: the prompts are chats, which plain does not write; use template: ")
