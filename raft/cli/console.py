@@ -27,7 +27,7 @@ from raft.pipeline.observer import Observer
 from raft.store.keys import Artifact
 from raft.store.measuring import incomparable
 from raft.store.runs import Folder, Run, last_artifact
-from raft.store.stamps import read_stamp
+from raft.store.stamps import complete, read_stamp
 
 REDRAWN = 5.0  # seconds between two pictures of the curve: resuming passes all iterations at once
 
@@ -79,7 +79,7 @@ class Console(Observer):
         if it.shared:
             say(f"iteration {it.number}: shared with the run that this one branched off")
             return
-        say(summary(rows, it.number, "pairs" if makes_pairs(self.recipe.selection) else "responses"))
+        say(summary(rows, it.number, "pair" if makes_pairs(self.recipe.selection) else "response"))
         for alert in changed(alerts, self.last):
             level = "ok again" if alert.level == "ok" else alert.level
             say(f"{level}: {alert.name}: {safe(alert.message)}")
@@ -129,7 +129,7 @@ class Console(Observer):
             f"raft report {run.folder}": "one page of HTML with everything",
         }
         if self.finished:
-            more = {"iterations": loaded.recipe.iterations + 2}
+            more = {"iterations": max(loaded.recipe.iterations, *complete(run.folder)) + 2}
             longer = replace(loaded.recipe, **more)
             needs = {f"{one.key}.max_requests": one.total for one in requests(longer, run.folder) if one.excess}
             commands[to_resume(run.folder, {**more, **needs})] = "two more iterations"
@@ -190,7 +190,7 @@ def _interval(row: dict[str, Any], key: str) -> str:
     return ("no interval" if error is None else f"±{NORMAL_95 * error:.3f}") + over
 
 
-def summary(rows: list[dict[str, Any]], number: int, learned: str = "responses") -> str:
+def summary(rows: list[dict[str, Any]], number: int, learned: str = "response") -> str:
     """One line on a policy: its evaluation, and the training responses that it came out of.
 
     `learned` is what a row of selected.jsonl is.
@@ -201,15 +201,14 @@ def summary(rows: list[dict[str, Any]], number: int, learned: str = "responses")
     for key, label in (("reward/eval", "held-out reward"), ("gold/eval", "gold")):
         if key in row:
             parts.append(f"{label} {row[key]:.3f} ({_interval(row, key)})")
+    count = before.get("selection/examples")
+    trained = f"trained on {count} {learned}{'s' * (count != 1)}"
     if number and "reward/mean" in before:
         mean, best = before["reward/mean"], before["reward/best_of_k"]
         each, others = before.get("sampling/responses"), before.get("selection/candidates")
         of = "" if each is None else f"{each:.3g} to a prompt; the first round: "
         more = "" if others is None else f"; {others:.0%} of them candidates"
-        parts.append(
-            f"trained on {before['selection/examples']} {learned}{more} "
-            f"(policy {number - 1}: {of}best of k {best:.3f}, mean {mean:.3f})"
-        )
-    elif number and "selection/examples" in before:
-        parts.append(f"trained on {before['selection/examples']} {learned}")
+        parts.append(f"{trained}{more} (policy {number - 1}: {of}best of k {best:.3f}, mean {mean:.3f})")
+    elif number and count is not None:
+        parts.append(trained)
     return "  ".join(parts)

@@ -50,15 +50,17 @@ class Quiet(Observer):
 
 def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     """What the run of a recipe of job: align will need. Its policy and rewards have to exist."""
+    left_open = loaded.recipe.prompts.per_iteration is None
     loaded = replace(loaded, recipe=preflight.sized(loaded.recipe))
     whole = loaded.recipe
     large = min(LARGE, whole.prompts.per_iteration)
     small = max(1, min(SMALL, large // 4))
+    all_of_them = left_open and large < LARGE  # as many as the run finds, which may be fewer than can be foreseen
     with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
         began = time.monotonic()
         first = _rehearsed(loaded, overrides, small, Path(folder))
         start_up = time.monotonic() - began - sum(_seconds(first).values()) - _asked_at_start(first.parent / "000")
-        second = _rehearsed(loaded, overrides, large, Path(folder))
+        second = _rehearsed(loaded, overrides, large, Path(folder), all_of_them)
         at_small, at_large = _seconds(first), _seconds(second)
         sizes = {name: _rows(second, name) for name in at_large}
         result: dict[str, Any] = {
@@ -145,11 +147,12 @@ def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float
     return max(0.0, other_y + slope * (at - other_x))
 
 
-def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: Path) -> Path:
-    """The folder of an iteration with so many prompts."""
+def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: Path, all_of_them: bool = False) -> Path:
+    """The folder of an iteration with so many prompts, or with all that there are."""
     count = min(prompts, loaded.recipe.evaluation.count)
     smaller = [
-        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={prompts}", f"evaluation.count={count}",
+        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={'null' if all_of_them else prompts}",
+        f"evaluation.count={count}",
         "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]", "store.mirror=null",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])

@@ -124,7 +124,7 @@ def _workers(folder: Path) -> list[dict[str, Any]]:
 
 
 def _requests(folder: Path) -> Iterator[int]:
-    """What judges were sent for each finished file of scores; a branch does not count those that it shares."""
+    """what judges were sent for each finished file; a branch does not count those that it shares."""
     shared = {folder / name for name in runs.shared_names(folder)}
     for path, stamp in stamps.stamped(folder):
         if shared.isdisjoint([path, *path.parents]):

@@ -619,8 +619,10 @@ def _chats(recipe: Any) -> Iterator[tuple[str, bool]]:
     given = {name: getattr(recipe, name, None) for name in ("examples", "evaluation")}
     given |= {f"sets.{name}": one for name, one in getattr(recipe, "sets", {}).items()}
     for key, rows in given.items():
-        if isinstance(rows, FileExamples | InlineExamples) and (prompt := rows.first_prompt()) is not None:
-            yield key, prompt.messages is not None
+        if isinstance(rows, FileExamples | InlineExamples):
+            with suppress(UserError, OSError):  # said elsewhere
+                if (prompt := rows.first_prompt()) is not None:
+                    yield key, prompt.messages is not None
 
 
 def _written_examples(recipe: Any, folder: Path | None, chats: dict[str, bool]) -> Iterator[Fault]:

@@ -363,9 +363,9 @@ def _tried(make: Callable[[Row, str], Iterable[Made]], place: str, prompt_id: st
 def _too_many(section: Examples, failed: list[Drop], seen: int, rows: int, row: Row) -> str:
     """That more rows than `max_bad_rows_fraction` allows cannot be used; of the `seen` first ones it is known which."""
     if len(failed) == seen:
-        return f"none of the first {seen} rows can be used, {reasons(failed)}; {_other_form(section, row)}"
+        return f"none of the first {seen} rows can be used: {reasons(failed)}; {_other_form(section, row)}"
     return (
-        f"{len(failed)} of the first {seen} rows cannot be used, {reasons(failed)}. examples.max_bad_rows_fraction: "
+        f"{len(failed)} of the first {seen} rows cannot be used: {reasons(failed)}. examples.max_bad_rows_fraction: "
         f"{section.max_bad_rows_fraction:g} allows {math.floor(section.max_bad_rows_fraction * rows)} of {rows}; "
         "correct the rows, or raise max_bad_rows_fraction"
     )

@@ -143,7 +143,7 @@ class Reading(Source):
             return str(fault)
         if used or not drops:
             return None
-        return f"none of the first {len(drops)} rows can be used, {reasons(drops)}; {self.advice(row)}"
+        return f"none of the first {len(drops)} rows can be used: {reasons(drops)}; {self.advice(row)}"
 
     def prompt(self, row: Row, prompt_id: str) -> Prompt:
         """The prompt of a row. Malformed says why it has none."""
@@ -363,13 +363,19 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
             yield replace(prompt, source=number if len(parts) > 1 else None)
 
 
+def dropped(drops: Sequence[Drop], of: int | None = None) -> str:
+    """How many rows were dropped, of how many if that is known, and why."""
+    many = len(drops) if of is None else f"{len(drops)} of {of}"
+    return f"{many} row{'s were' if (of or len(drops)) > 1 else ' was'} dropped: {reasons(drops)}"
+
+
 def reasons(drops: Iterable[Drop]) -> str:
     """Why rows were dropped: each reason with its count and its first row, the commonest first; "" if none was.
 
     Reasons that differ only in their numbers are counted as one.
     """
     counts: Counter[str] = Counter()
-    firsts: dict[str, str] = {}
+    firsts: dict[str, tuple[str, str]] = {}
     seen: dict[str, set[str]] = {}
     for drop in drops:
         place = PLACE.match(drop.reason)
@@ -377,14 +383,16 @@ def reasons(drops: Iterable[Drop]) -> str:
         kind = re.sub(r"\d+", "0", reason)
         counts[kind] += 1
         seen.setdefault(kind, set()).add(reason)
-        firsts.setdefault(kind, f"{reason} (the first: {place[1] if place else drop.prompt_id})")
-    only = len(counts) == 1 < counts.total()
-    listed = [
-        f"{'all' if only else count} of them{', such as' * (len(seen[kind]) > 1)}: {firsts[kind]}"
-        for kind, count in counts.most_common(MOST_REASONS)
-    ]
+        firsts.setdefault(kind, (reason, place[1] if place else drop.prompt_id))
+    listed = []
+    for kind, count in counts.most_common(MOST_REASONS):
+        reason, first = firsts[kind]
+        told = [f"{count} rows"] if len(counts) > 1 and count > 1 else []
+        told += [f"the first: {first}" if count > 1 else first]
+        told += ["the numbers differ"] if len(seen[kind]) > 1 else []
+        listed.append(f"{reason} ({', '.join(told)})")
     rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
-    return "; ".join([*listed, *([f"{rest} for other reasons"] if rest else [])])
+    return "; ".join([*listed, *([f"other reasons ({rest} rows)"] if rest else [])])
 
 
 def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:

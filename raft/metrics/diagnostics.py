@@ -499,8 +499,8 @@ DIAGNOSTICS = [
         Rule(
             name="ties", limits=(0.5, 0.8),
             look=alerts.value_of("reward/tied", "all rewards are equal for {now:.0%} of the training prompts"),
-            then="such prompts teach nothing, and their winners are arbitrary without filters: [tied]; a finer reward, "
-            "a larger generator.k or other prompts help",
+            then="such prompts teach nothing, and filters: [tied] leaves them out; a finer reward, a larger "
+            "generator.k or other prompts help",
         ),
     ),
     Diagnostic(

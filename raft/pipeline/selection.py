@@ -310,7 +310,7 @@ class BestVsWorst(Selection):
 
     makes_pairs: ClassVar[bool] = True
     by_order: ClassVar[bool] = True
-    passed_over = "the best response is no better than the worst"
+    passed_over = "no response is better than another"
 
     def chosen(self, rewards: np.ndarray, rng: np.random.Generator) -> Places:
         groups = np.flatnonzero(np.fmax.reduce(rewards, axis=1) > np.fmin.reduce(rewards, axis=1))

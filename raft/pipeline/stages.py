@@ -128,7 +128,7 @@ def _too_few_eval_prompts(count: int | None, usable: int, rows: int, drops: Sequ
         return f"no prompt can be held out: {_none_left(rows, drops)}"
     same = rows - len(drops) - usable
     parts = [f"{rows} rows", *([f"of which {same} say the same as one before"] if same else [])]
-    dropped = f"; {len(drops)} rows were dropped, {prompt_sources.reasons(drops)}" if drops else ""
+    dropped = f"; {prompt_sources.dropped(drops)}" if drops else ""
     return (
         f"evaluation.count is {count}, but there are only {usable} different prompts to hold out in {', '.join(parts)}"
         f"{dropped}; lower it, or give more prompts{' or fix those rows' if drops else ''}"
@@ -142,7 +142,7 @@ def _none_left(rows: int, drops: Sequence[Drop]) -> str:
     done = prompt_sources.ADVICE
     if any(drop.reason == HELD_OUT for drop in drops):
         done = "lower evaluation.count, or give more prompts"
-    return f"none of {rows} rows can be used, {prompt_sources.reasons(drops)}; {done}"
+    return f"none of {rows} rows can be used: {prompt_sources.reasons(drops)}; {done}"
 
 
 def load_eval_pairs(examples: Any, output: ArtifactWriter, start: Artifact, held_out: bool) -> None:
@@ -174,6 +174,8 @@ def diagnose(
     ]
     if faults:
         raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))
+    sent = sum(judge.requests(2) for _, judge in protocols.parts_of(rewards, REQUESTS) if judge.remote)
+    output.measured = {REQUESTS: sent} if sent else {}
     output.write(finding.row() for finding in findings)
 
 
@@ -212,9 +214,7 @@ def tell_drops(observer: Any, artifact: Artifact, stage: str) -> None:
     """Notices the rows that a stage dropped, and why; those held out do not count."""
     drops = [drop for drop in drops_of(artifact, stage) if drop.reason != HELD_OUT]
     if drops:
-        of = f" of {artifact.stamp['rows_in']}" if artifact.stamp["rows_in"] is not None else ""
-        reasons = prompt_sources.reasons(drops)
-        observer.on_notice(f"{artifact.path.name}: {len(drops)}{of} rows were dropped, {reasons}")
+        observer.on_notice(f"{artifact.path.name}: {prompt_sources.dropped(drops, artifact.stamp['rows_in'])}")
 
 
 def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:
@@ -227,8 +227,8 @@ def draw(source: Any, output: ArtifactWriter, pool: Artifact) -> None:
     try:
         drawn = prompt_sources.draw(parts, count, output.seed, output.iteration or 1)
     except UserError as fault:
-        dropped = prompt_sources.reasons(drops_of(pool, "collect"))
-        raise UserError(f"{fault}{dropped and f'. Rows were dropped, {dropped}'}") from None
+        drops = list(drops_of(pool, "collect"))
+        raise UserError(f"{fault}. {prompt_sources.dropped(drops)}" if drops else str(fault)) from None
     starts: list[list[int]] = [[] for _ in parts]
     with open(pool.path, "rb") as lines:
         offset = 0
@@ -262,6 +262,9 @@ def tell_sizes(observer: Any, recipe: Any, pool: Artifact, begun: bool, held_out
     preflight.refuse_excess(recipe, pool.place.parent, drawn, None if held_out is None else held_out.rows)
     if begun:
         return
+    aside = sum(drop.reason == HELD_OUT for drop in drops_of(pool, "collect"))
+    if held_out is not None and aside > held_out.rows:
+        observer.on_notice(f"{aside} rows say what {held_out.rows} held-out prompts say, and are not trained on")
     if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"

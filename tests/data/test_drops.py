@@ -11,7 +11,7 @@ import worlds
 from raft.core.errors import UserError
 from raft.core.progress import Progress
 from raft.core.records import Drop
-from raft.data.prompts import Inline, Mixture, reasons
+from raft.data.prompts import Inline, Mixture, dropped, reasons
 from raft.pipeline import stages
 from raft.store.artifact_writer import ArtifactWriter
 from raft.store.keys import Artifact
@@ -36,21 +36,24 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
         Drop("000004", None, "load_examples", "d/train[4]: empty"),
     ]
     assert reasons(drops) == (
-        "3 of them: empty (the first: a); 2 of them, such as: 57 tokens, more than "
-        "prompts.max_prompt_length: 50 (the first: b)"
+        "empty (3 rows, the first: a); 57 tokens, more than prompts.max_prompt_length: 50 (2 rows, the first: b, the "
+        "numbers differ)"
     )
-    assert reasons(drops[3:]) == "all of them: empty (the first: data/rows.jsonl:4)"
+    assert reasons(drops[3:]) == "empty (the first: data/rows.jsonl:4)"
+    assert reasons(drops[:1]) == "empty (a)"
+    assert dropped(drops[:1]) == "1 row was dropped: empty (a)"
+    assert dropped(drops[:1], 7) == "1 of 7 rows were dropped: empty (a)"
     assert reasons([]) == ""
     many = [Drop(str(at), None, "collect", f"reason {letter}") for at, letter in enumerate("abcdefg")]
-    assert reasons(many).endswith("reason e (the first: 4); 2 for other reasons")
+    assert reasons(many).endswith("reason e (4); other reasons (2 rows)")
 
 
 LONG = "x" * 400
 REFUSED = {
-    "all": (["", " "], 1, r"none of 2 rows can be used, all of them: empty \(the first: 000000\); correct the rows"),
+    "all": (["", " "], 1, r"none of 2 rows can be used: empty \(the first: 000000\); correct the rows"),
     "same": (["a", "A", ""], 2, r"only 1 different prompts .* in 3 rows, of which 1 say the same .*; lower it"),
-    "long": (["a", LONG], 2, r"only 1 .*1 of them: \d+ tokens, more than prompts\.max_prompt_length"),
-    "none": ([{"prompt": None}], 1, r"none of 1 rows can be used, 1 of them: prompt is not text but null"),
+    "long": (["a", LONG], 2, r"only 1 .*1 row was dropped: \d+ tokens, more than prompts\.max_prompt_length"),
+    "none": ([{"prompt": None}], 1, r"none of 1 rows can be used: prompt is not text but null"),
 }  # fmt: skip
 
 
@@ -63,12 +66,12 @@ def test_too_few_to_hold_out_are_said_with_the_reasons(policy: Artifact, output:
 
 
 def test_none_left_to_train_on_says_why(policy: Artifact, output: ArtifactWriter, tmp_path: Path):
-    with pytest.raises(UserError, match=r"prompts: none of 2 rows can be used, 1 of them: empty .*; correct the rows"):
+    with pytest.raises(UserError, match=r"prompts: none of 2 rows can be used: .*empty .*; correct the rows"):
         stages.collect(Inline(items=["", LONG], max_prompt_length=50), output, policy)
     held_out = tmp_path / "held.jsonl"
     held_out.write_text(json.dumps({"id": "x", "text": "a"}) + "\n")
     again = ArtifactWriter(tmp_path / "r.jsonl", tmp_path / "r.partial", "0", 0, 0, Progress("x", "prompts"))
-    with pytest.raises(UserError, match=r"1 of them: held out for evaluation .*; lower evaluation\.count"):
+    with pytest.raises(UserError, match=r"held out for evaluation .*; lower evaluation\.count"):
         stages.collect(Inline(items=["a"]), again, policy, Artifact(held_out, {"hash": "0", "rows": 1}))
 
 
@@ -78,7 +81,7 @@ def test_too_few_for_an_iteration_say_what_was_dropped(output: ArtifactWriter, t
     (tmp_path / "dropped.jsonl").write_text(json.dumps(Drop("b", None, "collect", "empty").row()) + "\n")
     made = Artifact(pool, {"hash": "0", "dropped": 1, "measured": {"0": 1}})
     source: Any = Mixture(sources=[Inline(items=["a"]), Inline(items=[""])], per_iteration=2)
-    with pytest.raises(UserError, match=r"sources\[1\] .* only 0; give more prompts\. Rows .* empty \(the first: b\)"):
+    with pytest.raises(UserError, match=r"sources\[1\] .* only 0; give more prompts\. 1 row was dropped: empty \(b\)"):
         stages.draw(source, output, made)
 
 
@@ -97,7 +100,7 @@ FIRST_ROWS = {
     "a bad line": ('{"prompt": "a"}\n{"prompt": \n', {}, r"recipe\.yaml:5: prompts: p\.jsonl:2: not a line of JSON"),
     "a key twice": ('{"prompt": "a", "prompt": "b"}\n', {}, r"p\.jsonl:1: .*the key 'prompt' appears twice"),
     "another column": ('{"question": "a"}\n', {}, r"p\.jsonl:1: no column prompt; columns: question"),
-    "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "all of them: .*'narrator'"),
+    "roles": ('{"m": [{"role": "narrator", "content": "a"}]}\n' * 6, {"messages": "m"}, "can be used: .*'narrator'"),
     "input": ('{"instruction": "a", "input": "b"}\n', {"prompt_column": "instruction"}, "leaves out the column input"),
 }  # fmt: skip
 
@@ -129,5 +132,5 @@ def test_a_run_says_how_many_rows_were_dropped_and_why(tmp_path: Path):
     done = worlds.raft(tmp_path, "run", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     reason = r"\d+ tokens, more than prompts\.max_prompt_length: 64 \(the first: 000006\)"
-    assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped, all of them: {reason}", done.stdout)
-    assert "notice: evaluation.jsonl: 1 rows were dropped, 1 of them: empty (the first: 000002)" in done.stdout
+    assert re.search(rf"notice: pool\.jsonl: 14 of 20 rows were dropped: {reason}", done.stdout)
+    assert "notice: evaluation.jsonl: 1 row was dropped: empty (000002)" in done.stdout

@@ -197,7 +197,7 @@ def test_more_malformed_rows_than_allowed_stop_with_the_place(tokenizer: Any, tm
     assert len(made) == 98 and [one.reason for one in dropped] == [
         f"{path}:{line}: response is empty" for line in (11, 51)
     ]
-    said = r"2 of the first 100 rows cannot be used, all of them: response is empty \(the first: .*rows\.jsonl:11\)"
+    said = r"2 of the first 100 rows cannot be used: response is empty \(the first: .*rows\.jsonl:11\)"
     with pytest.raises(
         UserError,
         match=said + r"\. examples\.max_bad_rows_fraction: 0\.01 allows 1 of 100; .* raise max_bad_rows_fraction",
@@ -210,8 +210,8 @@ def test_where_no_row_can_be_used_the_reasons_are_given_and_no_number_is_to_be_r
     with pytest.raises(UserError) as found:
         list(supervised(InlineExamples(items=items), tokenizer, 0))
     assert str(found.value) == (
-        "none of the first 3 rows can be used, 2 of them: response is not text but list (the first: items[0]); "
-        "1 of them: empty (the first: items[1]); say with prompt_column or messages, and with "
+        "none of the first 3 rows can be used: response is not text but list (2 rows, the first: items[0]); "
+        "empty (items[1]); say with prompt_column or messages, and with "
         "response, where prompt and response stand (docs/recipes.md)"
     )
 

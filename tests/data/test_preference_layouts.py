@@ -76,7 +76,7 @@ def test_dialogues_that_are_no_pair_are_malformed(tmp_path: Path, chosen: Any, r
     pairs, (drop,) = gathered(section)
     assert len(pairs) == 1 and drop.prompt_id == "000001"
     assert drop.reason.startswith(f"{section.path}:2: ") and why in drop.reason
-    with pytest.raises(UserError, match=r"1 of the first 2 rows cannot be used, .*rows\.jsonl:2"):
+    with pytest.raises(UserError, match=r"1 of the first 2 rows cannot be used: .*rows\.jsonl:2"):
         gathered(of_file(tmp_path, "hh-rlhf", rows, max_bad_rows_fraction=0.01))
 
 

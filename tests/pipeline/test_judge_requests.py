@@ -106,5 +106,4 @@ def test_the_requests_that_a_run_says_it_sent_are_those_that_the_server_counts(t
     assert sum(one.sent for one in after) == server.asked
     assert all(not sum(one.left.values()) and one.excess == "" for one in after)
     assert server.asked <= sum(one.total for one in before)
-    checks = sum(one.left["as a check"] for one in before)
-    assert status.summary(loaded.folder)["requests"] == server.asked - checks > 0
+    assert status.summary(loaded.folder)["requests"] == server.asked > 0

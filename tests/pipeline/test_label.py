@@ -63,7 +63,7 @@ def test_given_responses_become_pairs_of_better_and_worse(tmp_path: Path, kind: 
     assert len({row["id"] for row in rows}) == len(rows)
     (dropped,) = read(run / "dropped.jsonl")
     assert dropped["prompt_id"] == "p1" and dropped["stage"] == "select"
-    assert "notice: 1 of 3 prompts have no pair, 1 of them: " in done.stdout
+    assert "notice: 1 of 3 prompts have no pair: " in done.stdout
     assert f"\npairs: {len(expected)}\n" in worlds.raft(tmp_path, "status", "outputs/pairs").stdout
     before = {file: file.read_bytes() for file in run.glob("*.jsonl")}
     assert worlds.raft(tmp_path, "run", "label.yaml").returncode == 0

@@ -110,8 +110,8 @@ def test_best_vs_worst_pairs_the_extremes_of_a_group():
     assert picks.rejected.tolist() == [0, 2, 2]
     assert picks.reasons == {
         2: "no eligible response",
-        3: "the best response is no better than the worst",
-        4: "the best response is no better than the worst",
+        3: "no response is better than another",
+        4: "no response is better than another",
     }
 
 

@@ -333,7 +333,7 @@ def test_a_judge_that_refuses_every_request_is_a_fault_before_anything_is_genera
     assert mumbled.level != "fault"
 
 
-def test_the_stub_of_the_page_is_a_judge_that_prefers_what_is_shorter(tmp_path):
+def test_the_stub_of_the_page_is_a_judge_that_prefers_what_is_shorter_and_grades_it_higher(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "judge-server.md").read_text()
     (tmp_path / "stub_judge.py").write_text(page.split("```python\n")[1].split("```")[0])
     with socket.socket() as free:
@@ -346,6 +346,9 @@ def test_the_stub_of_the_page_is_a_judge_that_prefers_what_is_shorter(tmp_path):
             texts = ["a long answer", "short", "a longer answer", "brief"]
             (scores,) = judge.score([group(*texts)])
             rewards = [score.reward for score in scores]
+            grader = Judge(model="judge", url=f"http://127.0.0.1:{port}/v1", mode="grade")
+            (graded,) = grader.score([group("short", "x" * 98, "x" * 998)])
         finally:
             stub.kill()
     assert rewards[1] == rewards[3] > rewards[0] > rewards[2]
+    assert [score.reward for score in graded] == [10, 5, 1]
