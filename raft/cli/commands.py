@@ -143,37 +143,46 @@ def check(options: Namespace) -> None:
         loaded = recipe.load(recipe.find(options.recipe), options.overrides)
 
     from raft.cli import memory_plan  # after the recipe's own faults: it imports every generator
-    from raft.core import logs
+    from raft.core import logs, progress
+
+    with progress.screen("checking"):
+        if options.gpu is not None:
+            _fit([*loaded.needs, loaded], *options.gpu)
+            return
+        where = memory_plan.device()
+        for needed in [*loaded.needs, loaded]:
+            _check(needed, where)
+    if options.measure:
+        with logs.discarded():
+            _measure(loaded, options.overrides)
+
+
+def _check(loaded: Any, where: Any) -> None:
+    """Says that a recipe has no fault, what it needs on a device, and what is likely to go wrong."""
+    from raft.cli import memory_plan
+    from raft.config import preflight
     from raft.core.run_paths import stamp_path
     from raft.core.terminal import say
     from raft.store.runs import last_artifact
 
-    if options.gpu is not None:
-        _fit([*loaded.needs, loaded], *options.gpu)
-        return
-    where = memory_plan.device()
-    for needed in [*loaded.needs, loaded]:
-        warnings = [*preflight.check(needed), *preflight.at_start(needed)]
-        preflight.try_mirror(needed)
-        say(f"{needed.path}: no fault found (job: {needed.recipe.job}, run: {needed.folder})")
-        for line in memory_plan.lines(memory_plan.plan(needed, where), where):
-            say(line)
-        if (place := needed.recipe.store.mirror) is not None:
-            say(f"  mirror: {place} can be written")
-        for line in needed.recipe.launch.lines():
-            say(f"  {line}")
-        asked = list(preflight.requests(needed.recipe, needed.folder))
-        for judge in asked:
-            say(f"  {judge}")
-        finished = stamp_path(last_artifact(needed.folder, needed.recipe)).exists()
-        if not finished or any(judge.total > judge.sent for judge in asked):
-            warnings += preflight.unreached(needed.recipe)
-        warnings += preflight.foreseen(needed)
-        for warning in [*warnings, *memory_plan.idle(needed.recipe, where)]:
-            say(f"  warning: {warning}")
-    if options.measure:
-        with logs.discarded():
-            _measure(loaded, options.overrides)
+    warnings = [*preflight.check(loaded), *preflight.at_start(loaded)]
+    preflight.try_mirror(loaded)
+    say(f"{loaded.path}: no fault found (job: {loaded.recipe.job}, run: {loaded.folder})")
+    for line in memory_plan.lines(memory_plan.plan(loaded, where), where):
+        say(line)
+    if (place := loaded.recipe.store.mirror) is not None:
+        say(f"  mirror: {place} can be written")
+    for line in loaded.recipe.launch.lines():
+        say(f"  {line}")
+    asked = list(preflight.requests(loaded.recipe, loaded.folder))
+    for judge in asked:
+        say(f"  {judge}")
+    finished = stamp_path(last_artifact(loaded.folder, loaded.recipe)).exists()
+    if not finished or any(judge.total > judge.sent for judge in asked):
+        warnings += preflight.unreached(loaded.recipe)
+    warnings += preflight.foreseen(loaded)
+    for warning in [*warnings, *memory_plan.idle(loaded.recipe, where)]:
+        say(f"  warning: {warning}")
 
 
 def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:

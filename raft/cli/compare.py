@@ -46,7 +46,7 @@ class Labelled(NamedTuple):
 
     def beside(self, other: "Labelled") -> str:
         """How a key's value in this run and in another are told."""
-        return f"{self.label} has {{}}, {other.label} has {{}}"
+        return f"{{}} in {self.label}, {{}} in {other.label}"
 
 
 def _labels() -> Iterator[str]:
@@ -121,8 +121,8 @@ def _figures(labelled: list[Labelled]) -> Iterator[str]:
             said = f"  {run.label}, policy {last[run]}{of}: {np.nanmean(found[run]):.3f}"
             if run is first:
                 yield said
-            elif not _same_reward(first.folder, run.folder, figure, last[first], last[run]):
-                yield f"{said}; not compared, because it has another reward"
+            elif (unlike := _unlike(first, run, figure, last[first], last[run])) is not None:
+                yield f"{said}; not compared, because it has another reward{unlike}"
             else:
                 gain, how = _gain(first.folder, run.folder, one, found[run])
                 better = f"{(run if gain.difference > 0 else first).label} is better"
@@ -134,11 +134,18 @@ def _sum(gain: Gain) -> str:
     return f"{gain.difference:+.3f}" + ("" if math.isnan(gain.half_width) else f" ± {gain.half_width:.3f}")
 
 
-def _same_reward(first: Path, second: Path, figure: str, at: int, to: int) -> bool:
+def _unlike(first: Labelled, second: Labelled, figure: str, at: int, to: int) -> str | None:
+    """How the reward behind a figure of two policies differs, as far as it can be told; None where it does not."""
     file = next(file for name, file in measuring.SCORES.items() if measuring.HELD_OUT[name] == figure)
-    places = RunPaths(first).iteration(at).folder / file, RunPaths(second).iteration(to).folder / file
-    one, other = (stamps.read_stamp(place) for place in places)
-    return one is not None and other is not None and one["key"].get("section") == other["key"].get("section")
+    place = RunPaths(second.folder).iteration(to).folder / file
+    one, other = stamps.read_stamp(RunPaths(first.folder).iteration(at).folder / file), stamps.read_stamp(place)
+    if one is None or other is None:
+        return ""
+    made, remade = ({name: stamp["key"].get(name) for name in ("stage", "section")} for stamp in (one, other))
+    if made == remade:
+        return None
+    change = next(told(place, made, remade, first.beside(second), _in_words, verb="differs"), None)
+    return f" ({change})" if change else ""
 
 
 def _gain(first: Path, second: Path, one: np.ndarray, other: np.ndarray) -> tuple[Gain, str]:

@@ -258,9 +258,12 @@ def _side_by_side(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[s
     ending = max((turn for turn in turns if turn.ends), key=lambda turn: turn.total, default=None)
     together = [turn for turn in turns if not turn.ends or turn is ending]
     total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
-    how = " side by side" if len(together) > 1 else ""
-    verdict = f"{how}: {' + '.join(turn.name for turn in together)}, {_of(total, memory)}"
-    yield f"    {do_fit}{verdict}" if total <= memory else f"    does not fit{verdict}; {largest.lower}"
+    kept = sum(value or 0 for turn in together for what, value in turn.terms.items() if "weights" in what)
+    verdict = f"{_of(total, memory)} at most at once ({' + '.join(turn.name for turn in together)})"
+    advice = largest.lower
+    if kept > memory:
+        advice = f"{_gb(kept)} of it are weights and their state: use a GPU (raft check --gpu 80), or smaller models"
+    yield f"    {do_fit}: {verdict}" if total <= memory else f"    does not fit: {verdict}; {advice}"
 
 
 def _gb(count: int) -> str:
@@ -286,15 +289,15 @@ def _tried(name: str, make: Callable[..., Turn | None], *given: Any) -> Turn | N
 
 
 def _folder(loaded: Loaded, part: Any) -> Path:
-    """The folder of the model that a section names. UserError: why it is not here."""
+    """The folder of the model that a section names, or of one like it. UserError: why there is none here."""
     if part.model is None:
-        raise UserError("the run itself makes the model, from policy.config")
+        raise UserError(f"the run of {loaded.path} makes the model, from policy.config")
     path = Path(part.model)
     if path.is_dir():
         return path
     for need in loaded.needs:
-        if need.folder == path.parent:
-            raise UserError(f"{need.path} makes {path}, and has not been run")
+        if need.folder == path.parent:  # it makes a model like the one that it starts from
+            return _folder(need, need.recipe.policy)
     return _described(part.model, part.revision)
 
 

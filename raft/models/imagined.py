@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from raft.core import progress
 from raft.core.errors import UserError
 from raft.models import model_folder
 
@@ -21,9 +22,10 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     model_folder.check(folder)
     command = [sys.executable, "-P", "-m", "raft.models.imagined", str(folder)]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE
-        )
+        with progress.waiting(f"the shapes of {folder} are worked out"):
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE
+            )
     except subprocess.TimeoutExpired:
         raise UserError(f"{folder / 'config.json'}: its model is not built within {PATIENCE} s") from None
     if done.returncode:

@@ -167,7 +167,10 @@ def _round_trip(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     ]
     if not lost:
         return "ok", "English and Japanese come back whole from the tokenizer"
-    return "warning", f"the tokenizer changes or loses characters of {lost}; use it only for texts that it can write"
+    return "warning", (
+        f"the reward model's tokenizer changes or loses characters of {' and of '.join(map(repr, lost))}, so it reads "
+        "such texts otherwise than they are written; where the prompts have no such characters nothing is wrong"
+    )
 
 
 def _padding(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:

@@ -162,11 +162,11 @@ def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     first = _first_to_repeat(conflict.path, folder)
     number = None if first is None else branch.beginning(folder, first, loaded)
     if number is not None:
-        shares = f"a new run that shares what comes before iteration {number} with this one"
+        shares = f"a new run, which shares the policies before iteration {number} with this one"
         possible = (one for one in branch.beginnings(folder) if one <= loaded.recipe.iterations)
         others = [str(one) for one in possible if one != number]
-        also = f" (it could also begin with iteration {' or '.join(others)})" if others else ""
-        unlike = "; what it measures does not compare with the policies that it shares" if measures else ""
+        also = f"; --from-iteration {' or '.join(others)} is possible too" if others and not loaded.python else ""
+        unlike = ", but not their figures: this key changes how they are measured" if measures else ""
         yield _to_branch(loaded, number), f"{shares}{unlike}{also}"
     if not measures:
         yield new

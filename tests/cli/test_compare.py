@@ -45,9 +45,9 @@ def test_two_runs_are_compared_on_the_same_prompts_with_an_interval_and_part_whe
     differences = np.array([other[name] - one[name] for name in one])
     half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
     assert f"{differences.mean():+.3f} ± {half:.3f} on 6 prompts that both have" in done.stdout
-    assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout
+    assert "trainer.learning_rate: 0.001 in A, 0.1 in B" in done.stdout
     first = done.stdout.index("first artifact that differs: iterations/001/policy")
-    assert "trainer.learning_rate: A has 0.001, B has 0.1" in done.stdout[first:]
+    assert "trainer.learning_rate: 0.001 in A, 0.1 in B" in done.stdout[first:]
 
 
 def written(folder: Path, recipe: dict, section: dict) -> Path:
@@ -68,12 +68,12 @@ def test_what_only_one_of_two_recipes_says_is_compared_with_its_default(tmp_path
     more = {"seed": 0, "launch": {"kind": "ray", "workers": 2}, "store": {"compress": True}, "policy": {"model": "m"}}
     other = written(tmp_path / "b", {"name": "b", "trainer": {"kind": "sft", "batch_size": 3}, **more}, {})
     assert sorted(compare._recipes(*of(one, other))) == [
-        "launch.kind: A has 'local', B has 'ray'",
-        "launch.workers: A has not given, B has 2",
-        "policy: A has not given, B has 5 keys",
-        "store.compress: A has False, B has True",
-        f"trainer.batch_size: A has {SFT.batch_size}, B has 3",
-        "trainer.lora: A has 1 key, B has not given",
+        "launch.kind: 'local' in A, 'ray' in B",
+        "launch.workers: not given in A, 2 in B",
+        "policy: not given in A, 5 keys in B",
+        "store.compress: False in A, True in B",
+        f"trainer.batch_size: {SFT.batch_size} in A, 3 in B",
+        "trainer.lora: 1 key in A, not given in B",
     ]
 
 
@@ -83,7 +83,7 @@ def test_of_an_artifact_that_differs_few_keys_are_told_and_the_kind_is_the_first
     other = written(tmp_path / "b", {}, {"is": "trainer/dpo", "more": options})
     head, *lines, more = compare._parting(*of(one, other)).splitlines()
     assert head == "first artifact that differs: made, made from other inputs:"
-    assert lines[0] == "  trainer.kind: A has 'sft', B has 'dpo'" and len(lines) == compare.FEW
+    assert lines[0] == "  trainer.kind: 'sft' in A, 'dpo' in B" and len(lines) == compare.FEW
     assert more == f"  and {19 - compare.FEW} more" and max(map(len, lines)) < 130
 
 
@@ -96,8 +96,8 @@ def test_each_run_is_compared_with_the_first_one_and_named_by_its_letter(world):
     for label, name, line in zip("ABC", ("fast", "tiny", "tiny-seed1"), values, strict=False):
         of_prompts = means(world / "outputs" / name, 1)
         assert line.startswith(f"  {label}, policy 1: {np.mean(list(of_prompts.values())):.3f}")
-    assert "recipes of A and B: they differ in 1\n  trainer.learning_rate: A has 0.1, B has 0.001" in done.stdout
-    assert "recipes of A and C: they differ in 2" in done.stdout and "seed: A has 0, C has 1" in done.stdout
+    assert "recipes of A and B: they differ in 1\n  trainer.learning_rate: 0.1 in A, 0.001 in B" in done.stdout
+    assert "recipes of A and C: they differ in 2" in done.stdout and "seed: 0 in A, 1 in C" in done.stdout
     pair = compare.compared([world / "outputs" / name for name in ("fast", "tiny-seed1")])
     assert pair[3].split(": ")[1] == values[2].split(": ")[1], "what a run is compared with besides changes nothing"
     alone = worlds.raft(world, "compare", "outputs/fast")
@@ -195,3 +195,14 @@ def test_a_key_that_is_left_out_has_its_default_again(world, monkeypatch):
         read_one(world / "recipe.yaml", ["~generator.max_token"])
     done = worlds.raft(world, "check", "recipe.yaml", "~generator.max_tokens", "report_to=wand")
     assert done.returncode == 2 and "'wand' is not a tracker; did you mean wandb?" in done.stderr
+
+
+def test_a_reward_that_is_another_one_by_its_source_alone_is_told_as_such(tmp_path):
+    worlds.make_recipe(tmp_path, iterations=1)
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "name=one").returncode == 0
+    rule = tmp_path / "letters.py"
+    rule.write_text(rule.read_text().replace("max(1, len(response))", "max(2, len(response))"))
+    assert worlds.raft(tmp_path, "run", "recipe.yaml", "name=other").returncode == 0
+    done = worlds.raft(tmp_path, "compare", "outputs/one", "outputs/other")
+    assert "recipes of A and B: the same\n" in done.stdout
+    assert "another reward (reward.function: the source of letters.py (letters:share) differs)\n" in done.stdout

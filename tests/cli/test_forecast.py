@@ -67,3 +67,15 @@ def test_a_long_run_on_several_cores_is_told_of_an_engine_on_each(tmp_path: Path
     assert forecast.advice(recipe.load(tmp_path / "recipe.yaml", ["launch.kind=ray"]).recipe, long, 4) is None
     others = recipe.load(worlds.make_recipe(tmp_path, generator={"kind": "transformers", "k": 4, "max_tokens": 12}))
     assert forecast.advice(others.recipe, long, 4) is None
+
+
+def test_a_recipe_that_leaves_its_numbers_open_is_forecast_with_all_prompts_that_there_are(tmp_path: Path, monkeypatch):
+    """Of 60 rows 24 say what another one says, so that more rows than prompts are held out."""
+    worlds.make_recipe(tmp_path, iterations=1, evaluation={"count": None}, prompts={"per_iteration": None})
+    rows = worlds.prompts(60)
+    for row, other in zip(rows[36:], rows, strict=False):
+        row["prompt"] = other["prompt"].upper()
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    found = forecast.forecast(recipe.load(tmp_path / "recipe.yaml"), [])
+    assert found["measured_with"] == [12, 51] and found["iteration"] > 0  # 36 prompts, 9 held out, 51 rows at most

@@ -202,11 +202,14 @@ def test_on_a_cpu_all_but_what_ends_stands_side_by_side(tmp_path: Path, monkeypa
     longer = max(turns["likelihoods"], turns["train"], key=lambda turn: turn.total)
     together = turns["generate"].total + turns["score"].total + longer.total
     *_, said = lines([*turns.values()], HOST)
-    assert said == f"    fits side by side: generate + score + {longer.name}, {together / 1e9:.3g} of 32.0"
+    assert said == f"    fits: {together / 1e9:.3g} of 32.0 at most at once (generate + score + {longer.name})"
     *_, said = lines([*turns.values()], Device("cpu", together - 1))
-    assert said.startswith("    does not fit side by side: ") and said.endswith(
-        "; set VLLM_CPU_KVCACHE_SPACE, or a shorter context"
-    )
+    assert said.startswith("    does not fit: ") and said.endswith("; set VLLM_CPU_KVCACHE_SPACE, or a shorter context")
+    weights = sum(value for turn in (*turns.values(),) for what, value in turn.terms.items() if "weights" in what)
+    shorter = min(turns["likelihoods"], turns["train"], key=lambda turn: turn.total)
+    weights -= sum(value for what, value in shorter.terms.items() if "weights" in what)
+    assert "are weights and their state" not in [*lines([*turns.values()], Device("cpu", weights))][-1]
+    assert "of it are weights and their state: use a GPU" in [*lines([*turns.values()], Device("cpu", weights - 1))][-1]
 
 
 def test_a_turn_that_does_not_fit_a_gpu_is_named_with_the_keys_to_lower():
@@ -248,23 +251,26 @@ def test_a_cache_too_small_for_one_text_is_named(tmp_path: Path, monkeypatch):
 
 def test_what_is_not_here_yet_is_said_with_its_reason_and_the_rest_is_shown(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    (tmp_path / "needed.yaml").write_text(
+    needed = (
         "job: sft\nname: needed\npolicy: {config: {model_type: llama}}\n"
         "examples: {kind: list, items: [{prompt: a, response: b}]}\n"
         "trainer: {kind: sft}\n"
     )
+    (tmp_path / "needed.yaml").write_text(needed)
     a_recipe(tmp_path, monkeypatch)
     file = tmp_path / "recipe.yaml"
     file.write_text(file.read_text().replace("  model: base", "  recipe: needed.yaml"))
     loaded = load(Path("recipe.yaml"))
     said = [*lines(plan(loaded, GPU), GPU)]
     assert said[-2] == (
-        "    not known yet for generate, likelihoods, train: "
-        "needed.yaml makes outputs/needed/policy, and has not been run"
+        "    not known yet for generate, likelihoods, train: the run of needed.yaml makes the model, from policy.config"
     )
     assert said[1].startswith("    score: ")
     (turn,) = plan(loaded.needs[0], GPU)
-    assert not turn.terms and turn.note == "the run itself makes the model, from policy.config"
+    assert not turn.terms and turn.note == "the run of needed.yaml makes the model, from policy.config"
+    (tmp_path / "needed.yaml").write_text(needed.replace("{config: {model_type: llama}}", "{model: base}"))
+    like_its_start = plan(load(Path("recipe.yaml")), GPU)
+    assert like_its_start == plan(load(Path("recipe.yaml"), ["policy.recipe=null", "policy.model=base"]), GPU)
     hub = a_recipe(tmp_path, monkeypatch, policy={"model": "owner/name"})
     assert by_name(plan(hub, GPU))["train"].note.startswith("owner/name is not downloaded yet, and the hub did not")
     snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
@@ -361,7 +367,7 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch):
         assert f"{16 * policy / 1e6:.3g} MB weights, gradients and AdamW ({policy:,} parameters x 16 bytes)" in map(
             str.strip, said
         )
-        assert turns[4:] == ["fits side by side"] and said[-1].startswith("    fits side by side: generate + score + ")
+        assert turns[4:] == ["fits"] and "at most at once (generate + score + " in said[-1]
 
 
 def test_check_says_whether_it_fits_gpus_that_are_not_here_without_the_weights(tmp_path: Path, monkeypatch, capsys):

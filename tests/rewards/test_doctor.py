@@ -187,7 +187,7 @@ def test_a_run_keeps_what_the_doctor_found_and_tells_its_warnings(llama: Path, t
     assert [row["check"] for row in rows] == [*CHECKS, "longest_answer"] and {row["reward"] for row in rows} == {
         "reward.judge"
     }
-    assert "warning: reward.judge: round trip: the tokenizer changes or loses characters" in done.stdout
+    assert "warning: reward.judge: round trip: the reward model's tokenizer changes or loses characters" in done.stdout
 
 
 @pytest.mark.nightly

@@ -60,7 +60,7 @@ def test_a_refusal_of_another_generator_or_reward_offers_a_new_run_first_as_a_br
         refused = worlds.raft(world, "run", "recipe.yaml", change)
         first, second, _ = ways(refused.stderr)
         assert (first[1], second[1]) == ("run", "resume")
-        assert "; what it measures does not compare with the policies that it shares" in refused.stderr
+        assert ", but not their figures: this key changes how they are measured" in refused.stderr
 
 
 def test_a_refusal_offers_a_branch_from_an_iteration_whose_first_policy_is_there(tmp_path):
@@ -69,7 +69,7 @@ def test_a_refusal_offers_a_branch_from_an_iteration_whose_first_policy_is_there
     for name in ("tiny-from-1", "tiny-from-1-2"):  # the second time the usual name is taken
         refused = worlds.raft(tmp_path, "run", "recipe.yaml", "replay.max_age=1")  # changes iterations 2 and 3
         assert "iterations/002/policy depends on it" in refused.stderr
-        assert "shares what comes before iteration 1 with this one\n" in refused.stderr, (
+        assert "shares the policies before iteration 1 with this one\n" in refused.stderr, (
             "iteration 4 is beyond the recipe's three"
         )
         branch = ways(refused.stderr)[0]
