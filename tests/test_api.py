@@ -236,7 +236,7 @@ def test_a_function_of_a_notebook_is_known_by_its_source(world):
     for said in (refusal(lambda: run.resume(quiet=True)), worlds.raft(world, "resume", "outputs/tiny").stderr):
         assert "'share' was given as a Python object, so the run resumes only from Python" in said
         again = "raft.open_run('outputs/tiny').resume(reward=function)"
-        assert said.rstrip().endswith(f"give its objects again in Python, for a branch too: {again}")
+        assert said.rstrip().endswith(f"pass its objects again from Python, here or in a branch: {again}")
         assert "outputs/tiny: reward" in said and "resume(reward=function)" in said and "Traceback" not in said
     told = to_resume(run.folder, {"alerts.on_warning": "warn"})
     assert told == "raft.open_run('outputs/tiny').resume(reward=function, **{'alerts.on_warning': 'warn'})"

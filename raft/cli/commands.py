@@ -201,7 +201,7 @@ def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
         if any(memory_plan.lacks(turn, where.memory) for turn in turns):
             several = memory_plan.enough(needed, gigabytes)
             small.append(f"{needed.path} does not fit {gpus}" + (f"; {several}" if several else ""))
-        elif unknown := [turn.name for turn in turns if not turn.terms]:
+        elif unknown := [turn.name for turn in turns if not turn.known]:
             small.append(f"whether {needed.path} fits {gpus} is not known: see {', '.join(unknown)} above")
     if small:
         raise UserError("\n".join(small))

@@ -55,12 +55,16 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     whole = loaded.recipe
     large = min(LARGE, whole.prompts.per_iteration)
     small = max(1, min(SMALL, large // 4))
-    all_of_them = left_open and large < LARGE  # as many as the run finds, which may be fewer than can be foreseen
     with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
         began = time.monotonic()
         first = _rehearsed(loaded, overrides, small, Path(folder))
         start_up = time.monotonic() - began - sum(_seconds(first).values()) - _asked_at_start(first.parent / "000")
-        second = _rehearsed(loaded, overrides, large, Path(folder), all_of_them)
+        try:
+            second = _rehearsed(loaded, overrides, large, Path(folder))
+        except UserError:
+            if not left_open:
+                raise
+            second = _rehearsed(loaded, overrides, None, Path(folder))  # fewer prompts are left than could be foreseen
         at_small, at_large = _seconds(first), _seconds(second)
         sizes = {name: _rows(second, name) for name in at_large}
         result: dict[str, Any] = {
@@ -74,7 +78,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             "memory_gb": round(_peak_gb(), 3),
             "disk_gb": round(_disk(whole, second, large) / 1e9, 6),
             "truncated": _truncated(second),
-            "measured_with": [small, large],
+            "measured_with": [small, int(_rows(second, "responses.jsonl"))],
         }
     evaluation = result["seconds"].get("evaluate", 0.0)
     result["iteration"] = round(sum(result["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
@@ -147,16 +151,16 @@ def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float
     return max(0.0, other_y + slope * (at - other_x))
 
 
-def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int, folder: Path, all_of_them: bool = False) -> Path:
-    """The folder of an iteration with so many prompts, or with all that there are."""
-    count = min(prompts, loaded.recipe.evaluation.count)
+def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int | None, folder: Path) -> Path:
+    """The folder of an iteration with so many prompts; None: with all that there are."""
+    count = min(prompts or LARGE, loaded.recipe.evaluation.count)
     smaller = [
-        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={'null' if all_of_them else prompts}",
-        f"evaluation.count={count}",
-        "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]", "store.mirror=null",
+        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={'null' if prompts is None else prompts}",
+        f"evaluation.count={count}", "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
+        "store.mirror=null",
     ]  # fmt: skip
     small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
-    with progress.screen(f"forecast: an iteration of {prompts} prompts"):
+    with progress.screen(f"forecast: an iteration of {prompts or 'all'} prompts"):
         loop.run(small, Quiet())
     return RunPaths(small.folder).iteration(1).folder
 

@@ -98,6 +98,11 @@ class Turn:
         """Bytes of all known terms."""
         return sum(value or 0 for value in self.terms.values())
 
+    @property
+    def known(self) -> bool:
+        """Whether all of it is known."""
+        return bool(self.terms) and None not in self.terms.values()
+
 
 def card(count: int, gigabytes: int) -> Device:
     """GPUs that are sold as ones of so many GB, whether or not they are here."""
@@ -183,7 +188,7 @@ def lines(turns: Sequence[Turn], where: Device) -> Iterator[str]:
         if turn.spare < 0:
             yield f"    the cache of {turn.name} does not hold one text; {turn.lower}"
     if known:
-        do_fit = "fits" if len(known) == len(turns) else "what is known fits"
+        do_fit = "fits" if all(turn.known for turn in turns) else "what is known fits"
         yield from (_by_turns if where.kind == "cuda" else _side_by_side)(known, where.memory, do_fit)
 
 
@@ -236,8 +241,7 @@ def _enough(loaded: Loaded, gigabytes: int) -> int | None:
         if not launch.ranks():
             return False
         turns = plan(replace(loaded, recipe=replace(loaded.recipe, launch=launch)), where)
-        known = all(turn.terms and None not in turn.terms.values() for turn in turns)
-        return known and not any(lacks(turn, where.memory) for turn in turns)
+        return all(turn.known for turn in turns) and not any(lacks(turn, where.memory) for turn in turns)
 
     at = bisect_left(counts, True, key=hold)
     return counts[at] if at < len(counts) else None
@@ -258,8 +262,8 @@ def _side_by_side(turns: Sequence[Turn], memory: int, do_fit: str) -> Iterator[s
     ending = max((turn for turn in turns if turn.ends), key=lambda turn: turn.total, default=None)
     together = [turn for turn in turns if not turn.ends or turn is ending]
     total, largest = sum(turn.total for turn in together), max(together, key=lambda turn: turn.total)
-    kept = sum(value or 0 for turn in together for what, value in turn.terms.items() if "weights" in what)
-    verdict = f"{_of(total, memory)} at most at once ({' + '.join(turn.name for turn in together)})"
+    kept = sum(turn.fixed for turn in together)
+    verdict = f"at most {_of(total, memory)} at once ({' + '.join(turn.name for turn in together)})"
     advice = largest.lower
     if kept > memory:
         advice = f"{_gb(kept)} of it are weights and their state: use a GPU (raft check --gpu 80), or smaller models"
@@ -337,7 +341,8 @@ def _generate(loaded: Loaded, where: Device) -> Turn | None:
     tokens = generator.batch_size * k * (loaded.recipe.prompts.max_prompt_length + generator.max_tokens)
     terms = _product("weights", model.parameters(), "parameters", size)
     terms |= _product("cache", tokens, "tokens", model.cached(size))
-    return Turn("generate", terms, lower="lower generator.batch_size")
+    weights = model.parameters() * size
+    return Turn("generate", terms, lower="lower generator.batch_size", fixed=weights, instead=MORE)
 
 
 def _engine(
@@ -358,7 +363,8 @@ def _engine(
     text = context * (token or 0)
     holds = f"room for {cache // text:,} texts of {context:,} tokens x {token:,} bytes" if text else "texts not known"
     terms = _product(_weights(gpus), count, "parameters", size) | {f"cache ({holds})": cache}
-    return Turn(name, terms, lower=f"set {setting}, or a shorter context", spare=cache - text, shares=True)
+    lower, instead = f"set {setting}, or a shorter context", f"split it ({key}.engine_args.tensor_parallel_size)"
+    return Turn(name, terms, lower=lower, fixed=count * size, instead=instead, spare=cache - text, shares=True)
 
 
 def _score(loaded: Loaded, where: Device, name: str, key: str, reward: Any) -> Turn | None:
@@ -402,8 +408,9 @@ def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensembl
     if reward.offload and where.kind == "cuda":
         return replace(largest, name=name)
     terms = {f"{turn.name}: {what}": value for turn in members for what, value in turn.terms.items()}
-    spare = sum(turn.spare for turn in members)
-    return Turn(name, terms, lower=f"set {key}.offload: true, or {largest.lower}", spare=spare)
+    spare, fixed = (sum(getattr(turn, of) for turn in members) for of in ("spare", "fixed"))
+    lower = f"set {key}.offload: true, or {largest.lower}"
+    return Turn(name, terms, lower=lower, fixed=fixed, instead=lower, spare=spare)
 
 
 def _likelihoods(loaded: Loaded, where: Device) -> Turn:
@@ -482,6 +489,7 @@ def _train(loaded: Loaded, where: Device) -> Turn:
     if isinstance(trainer, Distillation):
         teacher = model_sizes.read(_teacher(trainer))
         terms |= _product("teacher", teacher.parameters(), "parameters", 4)
+        fixed += 4 * teacher.parameters()
         terms |= _product("logits of the teacher", tokens, "tokens", teacher.logits())
     ways = {
         f"set launch.kind=ray, which shards it over {where.count} GPUs": (

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from raft.cli import show
+from raft.config import preflight
 from raft.config.recipe import read_resolved
 from raft.core import compressed, progress, signals
 from raft.core.errors import UserError
 from raft.core.progress import State
-from raft.core.protocols import REQUESTS
 from raft.core.resume_command import to_resume
 from raft.core.run_paths import RUN, RunPaths
 from raft.core.terminal import draws, safe, say, size
@@ -64,7 +64,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "died": sum(lane["died"] for _, stamp in stamps.stamped(folder) for lane in stamp.get("workers", [])),
         "accuracy": reward_accuracy.interval(outcome),
         "pairs": outcome.get("pairs") if known["job"] == "label" else None,
-        "requests": sum(_requests(folder)),
+        "requests": sum(sum(counts.values()) for _, counts in preflight.sent(folder) if counts),
         "curves": {key: values for key in CURVES if (values := [row[key] for row in rows if row.get(key) is not None])},
         "gone": gone,
         "warnings": _said(findings, "warning"),
@@ -121,14 +121,6 @@ def _workers(folder: Path) -> list[dict[str, Any]]:
             for one in lanes
         ]
     return []
-
-
-def _requests(folder: Path) -> Iterator[int]:
-    """what judges were sent for each finished file; a branch does not count those that it shares."""
-    shared = {folder / name for name in runs.shared_names(folder)}
-    for path, stamp in stamps.stamped(folder):
-        if shared.isdisjoint([path, *path.parents]):
-            yield from (count for key, count in stamp["measured"].items() if key.split(".")[0] == REQUESTS)
 
 
 def _at_work(lanes: list[dict[str, Any]]) -> Iterator[str]:

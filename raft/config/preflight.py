@@ -16,15 +16,15 @@ from typing import Any
 from raft.config import held
 from raft.config.jobs import HELD_OUT
 from raft.config.recipe import GIVEN, Loaded, RecipeError
-from raft.core import records
+from raft.core import compressed, records
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.options import Fault, fault_of_file, is_there, short, suggest
-from raft.core.protocols import REQUESTS, comparable, parts_of
+from raft.core.protocols import REQUESTS, comparable, judges, makes, parts_of
 from raft.core.records import Prompt
 from raft.core.remote_folder import fault_of_trial
 from raft.core.run_paths import OUTPUTS, IterationPaths, RunPaths, stamp_path
-from raft.core.user_code import importable_from
+from raft.core.user_code import importable_from, is_own
 from raft.data import responses_file
 from raft.data.examples import FileExamples, InlineExamples, answers_of_a_prompt
 from raft.data.prompts import PER_ITERATION, count_different, count_rows, draw, drawn_at_once, first_prompts
@@ -52,7 +52,7 @@ def check(loaded: Loaded, fetch: bool = False, restart: bool = False) -> list[st
     made = {str(needed.folder) for needed in loaded.needs}
     run = None if restart else loaded.folder
     named = list(_named(loaded.recipe, "", made, fetch))
-    faults, warnings = _certain(named), [one.message for one in named if isinstance(one, Unchecked)]
+    faults, warnings = _certain(named), [f"{one.key}: {one.message}" for one in named if isinstance(one, Unchecked)]
     if run is not None:
         faults = held.without(faults, run, loaded.config)
     if not any(fault.key == "policy.model" for fault in faults):
@@ -232,14 +232,16 @@ def foreseen(loaded: Loaded) -> Iterator[str]:
 class Requests:
     """What a run sends to the judge at `key`, retries aside: `sent` requests for what is finished, and up to `left`.
 
-    `left` says what for. Each request holds up to `read` tokens of the prompt and the responses, as the policy counts
-    them (0 where that is not known), and about `template` more, by the `counter`.
+    `left` says what for. `sent` is an upper bound too where it is not `certain`, since older stamps do not say it. Each
+    request holds up to `read` tokens of the prompt and the responses, as the policy counts them (0 where that is not
+    known), and about `template` more, by the `counter`.
     """
 
     key: str
     judge: Any
     left: dict[str, int]
     sent: int = 0
+    certain: bool = True
     read: int = 0
     template: int = 0
     counter: str = ""
@@ -263,7 +265,8 @@ class Requests:
 
     def __str__(self) -> str:
         left = self.total - self.sent
-        done = f"{self.sent:,} requests were sent to {self.judge.model}" if self.sent else ""
+        most = "" if self.certain else "up to "
+        done = f"{most}{self.sent:,} requests were sent to {self.judge.model}" if self.sent else ""
         if not left:
             return f"{self.key}: {done or 'no request is sent'}, and none is left"
         parts = [f"{count:,} {what}" for what, count in self.left.items() if count]
@@ -284,23 +287,45 @@ def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
     """
     options = getattr(recipe, "evaluation", None)
     rewards = {"reward": getattr(recipe, "reward", None), "evaluation.gold": getattr(options, "gold", None)}
-    judges = [(name, *found) for name, reward in rewards.items() for found in parts_of({name: reward}, "requests")]
+    found = [(name, *judge) for name, reward in rewards.items() for judge in judges({name: reward})]
     given = getattr(recipe, "responses", None)
-    if not judges or recipe.job not in ("align", "label"):
+    if not found or recipe.job not in ("align", "label"):
         return
     if given is None and not hasattr(recipe.prompts, "per_iteration"):
         return
     whole = recipe if given is not None else sized(recipe)
-    for name, key, judge in judges:
-        place = REQUESTS + key.removeprefix(name)
+    for name, key, judge in found:
+        place = key.removeprefix(name)
         if recipe.job == "align":
             yield _aligned(whole, name, key, judge, folder, place)
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
             lower = "the number of responses" if given is not None else Requests.lower
-            file = IterationPaths(folder or Path(os.devnull)).scores
-            sent = _sent(place, asked, file) if stamp_path(file).exists() else None
-            yield Requests(key, judge, {"for responses": asked} if sent is None else {}, sent or 0, *read, lower=lower)
+            known = {path.name: counts for path, counts in (sent(folder) if folder is not None else ())}
+            done, counts = "scores.jsonl" in known, known.get("scores.jsonl") or {}
+            left, count = {} if done else {"for responses": asked}, counts.get(place, asked) if done else 0
+            yield Requests(key, judge, left, count, not done or place in counts, *read, lower=lower)
+
+
+def sent(folder: Path) -> Iterator[tuple[Path, dict[str, int] | None]]:
+    """The finished scores of a run, and its check of the rewards, each with the requests that judges were sent for it.
+
+    They are by the judge's place in its section; None where a stamp does not say. What a branch shares is left out.
+    """
+    shared = _shared(folder)
+    for stamp in RunPaths(folder).files("*.stamp.json"):
+        path = stamp.with_name(stamp.name.removesuffix(".stamp.json"))
+        if path.name in ("scores.jsonl", "gold.jsonl", "doctor.jsonl") and shared.isdisjoint([path, *path.parents]):
+            with suppress(UserError):  # of a damaged file: whoever opens the run says so
+                yield path, read_object(stamp, "").get(REQUESTS)
+
+
+def _shared(folder: Path) -> set[Path]:
+    """What a branch shares with the run that it branched off."""
+    with suppress(UserError):
+        if (about := RunPaths(folder).about).exists():
+            return {folder / str(name) for name in read_object(about, "").get("shared", [])}
+    return set()
 
 
 def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = None) -> None:
@@ -322,35 +347,32 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
     trains = math.ceil(groups * judge.requests(k)) + drawn * _candidates(recipe, run) if own else 0
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
     checks, examined = judge.requests(2) if judge.url else 0, stamp_path(run.doctor).exists()
-    sent, training, held_out = checks * examined, 0, 0
+    file = "scores.jsonl" if own else "gold.jsonl"
+    finished = dict(sent(run.folder))
+    counts = {path: one for path, one in finished.items() if path.name == file and one is not None and place in one}
+    examination = (finished.get(run.doctor) or {}).get(key, checks) if examined else 0
+    done, training, held_out, certain = examination + sum(one[place] for one in counts.values()), 0, 0, True
+    shared = _shared(run.folder)
     for number in range(recipe.iterations + 1):
         it = run.iteration(number)
-        if it.folder.is_symlink():  # what a branch shares its run has asked
+        if it.folder in shared:  # its run has asked
             continue
+        told = {path.parent == it.evaluation.folder for path in counts if it.folder in path.parents}
         scored, looked = (stamp_path(file).exists() for file in (it.scores, _looked(it, own)))
-        sent += _sent(place, trains, it.scores, *it.in_parts) if scored and own else 0
-        sent += _sent(place, looks, _looked(it, own)) if looked else 0
+        unsaid = trains * (own and scored and False not in told) + looks * (looked and True not in told)
+        done, certain = done + unsaid, certain and not unsaid
         training += trains * (number > 0 and not scored)
         held_out += looks * (not looked and (number % options.every == 0 or number == recipe.iterations))
     left = {"for training": training, "for held-out prompts": held_out, "as a check": checks * (not examined)}
     lower = "prompts.per_iteration, generator.k or iterations"
-    return Requests(key, judge, left, sent, *_read_each(recipe, judge), lower=lower)
-
-
-def _sent(place: str, most: int, *files: Path) -> int:
-    """The requests that were sent for finished scores, in one file or in parts; `most` where no stamp says."""
-    found = []
-    with suppress(UserError):  # of a damaged file: whoever opens the run says so
-        stamps = [read_object(file, "") for file in map(stamp_path, files) if file.exists()]
-        found = [stamp["measured"][place] for stamp in stamps if place in stamp.get("measured", {})]
-    return sum(found) if found else most
+    return Requests(key, judge, left, done, certain, *_read_each(recipe, judge), lower=lower)
 
 
 def _candidates(recipe: Any, run: RunPaths) -> int:
     """The most candidates of a prompt."""
     if not recipe.candidates:
         return 0
-    if stamp_path(run.candidates).exists():
+    if compressed.exists(run.candidates) and stamp_path(run.candidates).exists():
         counts = Counter(row["said"] for row in records.read(run.candidates))
         return max(counts.values(), default=0)
     return sum(map(answers_of_a_prompt, recipe.candidates.values()))
@@ -606,7 +628,7 @@ def _written(recipe: Any, made: set[str]) -> Iterator[Fault]:
         kinds = {part.is_chat for _, part in recipe.prompts.parts() if hasattr(part, "is_chat")}
         gold = getattr(getattr(recipe, "evaluation", None), "gold", None)
         for key, reward in _models({"reward": recipe.reward, "evaluation.gold": gold}):
-            yield from _unwritten(key, reward.template, kinds, "prompts", _here(reward))
+            yield from _unwritten(key, reward.template, kinds, "prompts", _is_bare(reward))
         if folder is not None:
             refusals = (_refused(folder, prompt) for prompt in first_prompts(recipe.prompts, 1))
             yield from (Fault("prompts", refusal) for refusal in refusals if refusal is not None)
@@ -629,32 +651,40 @@ def _written_examples(recipe: Any, folder: Path | None, chats: dict[str, bool]) 
     """The same of a job that learns from examples, or evaluates rewards on them; `folder` is that of its model."""
     kinds = set(chats.values())
     for key, reward in _models({f"rewards.{name}": one for name, one in getattr(recipe, "rewards", {}).items()}):
-        yield from _unwritten(key, reward.template, kinds, "pairs", _here(reward))
-    start, template = getattr(recipe, "policy", None), getattr(getattr(recipe, "trainer", None), "template", None)
-    if start is None:
+        yield from _unwritten(key, reward.template, kinds, "pairs", _is_bare(reward))
+    start, trainer = getattr(recipe, "policy", None), getattr(recipe, "trainer", None)
+    if start is None or trainer is None or is_own(trainer):
         return
-    new = start.model is None
+    new, judged = start.model is None, makes(trainer) == "reward-model"
     lacks = f"but {'the new model (policy.chat_template)' if new else folder} has no chat template"
     bare = start.chat_template is None if new else folder is not None and _has_no_template(folder)
-    if template is not None:
-        yield from _unwritten("trainer", template, kinds, "pairs", folder)
-    if True in kinds and bare and template == "chat":
+    if judged:
+        yield from _unwritten("trainer", trainer.template, kinds, "pairs", bare)
+    if True in kinds and bare and judged and trainer.template == "chat":
         yield Fault("trainer.template", f"chat, {lacks}; use template: {OF_CHATS}")
-    elif True in kinds and bare and template is None:
+    elif True in kinds and bare and not judged:
         key = next(key for key, is_chat in chats.items() if is_chat)
         yield Fault(key, f"its rows are chat messages, {lacks}; give texts, or a model that has one")
 
 
-def _unwritten(key: str, template: str, kinds: set[bool], what: str, folder: Path | None) -> Iterator[Fault]:
-    """The fault of a reward template that does not write chats (True) or texts (False), for the model in a folder."""
+def _unwritten(key: str, template: str, kinds: set[bool], what: str, bare: bool) -> Iterator[Fault]:
+    """The fault of a reward template that does not write chats (True) or texts (False).
+
+    `bare`: the model has no chat template of its own.
+    """
     if True in kinds and template == "plain":
-        use = OF_CHATS if folder is not None and _has_no_template(folder) else "chat"
+        use = OF_CHATS if bare else "chat"
         yield Fault(f"{key}.template", f"the {what} are chats, which plain does not write; use template: {use}")
     if False in kinds and template not in TEXT_TEMPLATES:
         yield Fault(
             f"{key}.template",
             f"the {what} are plain text, and {template} writes chat messages; use template: plain",
         )
+
+
+def _is_bare(reward: Any) -> bool:
+    """Whether a reward model is known to have no chat template."""
+    return (folder := _here(reward)) is not None and _has_no_template(folder)
 
 
 def _has_no_template(folder: Path) -> bool:

@@ -120,7 +120,7 @@ def _ways_on(run: Path, faults: Sequence[Fault]) -> Iterator[str]:
     """What to do about the faults of the recipe of a run that is resumed."""
     objects = sum(AS_OBJECT in fault.message for fault in faults)
     if objects:
-        yield f"give its objects again in Python, for a branch too: {to_resume(run)}"
+        yield f"pass its objects again from Python, here or in a branch: {to_resume(run)}"
     if objects < len(faults):
         others = "each of the others" if objects else "each of these"
         yield f"repeat the command with KEY=VALUE for {others}, or bring what is missing to its place"

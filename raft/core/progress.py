@@ -187,7 +187,7 @@ class Screen:
         self.stream, self.words, self.clock = stream, words, clock
         self.began = self.since = clock()
         self.told: float | None = None  # when a line was last told of what is at work
-        self.said = ""  # that line
+        self.said, self.changed = "", self.began  # that line, and since when it has been the same
         self.busy = False  # whether it was said that other work uses the cores
         self.progress: Progress | None = None
         self.waits = ""  # for what, where that takes long
@@ -222,8 +222,10 @@ class Screen:
             self.told = now
             said = self.progress.state().sentence() if self.progress else terminal.safe(self.words)
             said = f"{said.removesuffix(', starting')}: {self.waits}" if self.waits else said
-            self.write(f"{said} (for {words(round(now - self.since))})\n" if said == self.said else f"{said}\n")
-            self.said = said
+            if said != self.said:
+                self.said, self.changed = said, now
+            held = now - self.changed
+            self.write(f"{said} (for {words(round(held))})\n" if held else f"{said}\n")
 
     def write(self, text: str) -> None:
         """Writes to the stream, which may be gone."""

@@ -19,7 +19,7 @@ from raft.core.user_code import guarded, is_own, name_of
 Advance = Callable[[int, int], None]  # (steps done, steps in all), for the progress bar
 Dropped = Callable[[str, int | None, str], None]  # (prompt id, index in the group, reason)
 LARGEST = 1e100  # of a reward: means and variances of such numbers are still numbers
-REQUESTS = "requests"  # that a judge was sent for a file of scores, in its stamp; of a member also with its place
+REQUESTS = "requests"  # of a stamp: how many each judge was sent, by its place in the section
 BATCH_SIZE = 64  # groups scored together: floats can depend on the batch, so a resumed run scores the same blocks
 
 
@@ -101,6 +101,11 @@ def parts_of(rewards: Mapping[str, Any], has: str) -> Iterator[tuple[str, Any]]:
         yield from parts_of({f"{key}.members.{at}": one for at, one in getattr(reward, "members", {}).items()}, has)
         if hasattr(reward, has):
             yield key, reward
+
+
+def judges(rewards: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The judges among rewards and the members of ensembles, by their keys: what is asked by requests that count."""
+    return ((key, part) for key, part in parts_of(rewards, "max_requests") if callable(getattr(part, "needed", None)))
 
 
 def makes_pairs(selection: Any) -> bool:

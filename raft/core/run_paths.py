@@ -75,12 +75,6 @@ class IterationPaths(GroupPaths):
         """The responses from elsewhere to the prompts of this iteration."""
         return GroupPaths(self.folder / CANDIDATES)
 
-    @property
-    def in_parts(self) -> list[Path]:
-        """The scores of each round of adaptive sampling and of the candidates, if there are any."""
-        rounds = sorted((self.folder / ROUNDS).glob("*"))
-        return [GroupPaths(folder).scores for folder in (*rounds, self.candidates.folder)]
-
     def round(self, number: int) -> GroupPaths:
         """The files of one round of adaptive sampling; the first has the prompts of the iteration."""
         return GroupPaths(self.folder / ROUNDS / f"{number:03d}")

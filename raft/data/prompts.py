@@ -365,11 +365,11 @@ def read(source: Prompts | Mixture, tokenizer: Tokenizer) -> Iterator[Prompt | D
 
 def dropped(drops: Sequence[Drop], of: int | None = None) -> str:
     """How many rows were dropped, of how many if that is known, and why."""
-    many = len(drops) if of is None else f"{len(drops)} of {of}"
-    return f"{many} row{'s were' if (of or len(drops)) > 1 else ' was'} dropped: {reasons(drops)}"
+    many = f"{len(drops)} row{'s' * (len(drops) != 1)}" if of is None else f"{len(drops)} of {of} rows"
+    return f"{many} {'was' if len(drops) == 1 else 'were'} dropped: {reasons(drops)}"
 
 
-def reasons(drops: Iterable[Drop]) -> str:
+def reasons(drops: Iterable[Drop], unit: str = "row") -> str:
     """Why rows were dropped: each reason with its count and its first row, the commonest first; "" if none was.
 
     Reasons that differ only in their numbers are counted as one.
@@ -387,12 +387,12 @@ def reasons(drops: Iterable[Drop]) -> str:
     listed = []
     for kind, count in counts.most_common(MOST_REASONS):
         reason, first = firsts[kind]
-        told = [f"{count} rows"] if len(counts) > 1 and count > 1 else []
+        told = [f"{count} {unit}s"] if len(counts) > 1 and count > 1 else []
         told += [f"the first: {first}" if count > 1 else first]
         told += ["the numbers differ"] if len(seen[kind]) > 1 else []
         listed.append(f"{reason} ({', '.join(told)})")
     rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
-    return "; ".join([*listed, *([f"other reasons ({rest} rows)"] if rest else [])])
+    return "; ".join([*listed, *([f"other reasons ({rest} {unit}{'s' * (rest != 1)})"] if rest else [])])
 
 
 def identified(parts: Sequence[Reading]) -> Iterator[tuple[int, str, str, Row]]:

@@ -27,7 +27,7 @@ from raft.models.messages import TOOLS, Message
 Bos = Literal["auto", "one", "none"]
 Messages = list[Message]
 
-TEXT_TEMPLATES = ("plain", "hh")  # those that write text prompts
+TEXT_TEMPLATES = ("plain", "hh", "pair")  # those that write text prompts
 TEMPLATES = ("chat", "plain", "hh", "ultrarm", "pair")
 FILE = ".jinja"
 HH_MARKS = {"\n\nHuman:": "###Human:", "\n\nAssistant:": "###Assistant:"}  # of the data set, of the reward model

@@ -54,7 +54,7 @@ def pair_prompts(section: None, output: ArtifactWriter, pairs: Artifact) -> None
     if not pairs.rows:
         listed = pairs.path.with_name("dropped.jsonl")
         why = reasons(map(Drop.of, records.read(listed))) if listed.exists() else "the source is empty"
-        raise UserError(f"{pairs.path} holds no pair to compare rewards on ({why})")
+        raise UserError(f"{pairs.path} holds no pair to compare rewards on: {why}")
     output.write(Pair.of(row).prompt.row() for row in pairs.read())
 
 

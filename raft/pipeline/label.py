@@ -42,7 +42,7 @@ def label(recipe: Label, run: Run, observer: Observer) -> None:
     )
     without = [drop for drop in stages.drops_of(selected, "select") if drop.index is None]
     if without:
-        observer.on_notice(f"{len(without)} of {prompts.rows} prompts have no pair: {reasons(without)}")
+        observer.on_notice(f"{len(without)} of {prompts.rows} prompts have no pair: {reasons(without, 'prompt')}")
     pairs = run.once("pairs.jsonl", publish, selected=selected)
     stages.tell_drops(observer, pairs, "publish")
     observer.on_result(pairs)

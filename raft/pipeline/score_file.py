@@ -16,6 +16,7 @@ from raft.core import records, timing
 from raft.core.atomic import commit, disk_faults, write_json
 from raft.core.errors import UserError
 from raft.core.progress import Progress
+from raft.core.protocols import REQUESTS
 from raft.core.records import Group
 from raft.core.registry import component
 from raft.core.user_code import importable_from
@@ -54,9 +55,10 @@ def score_file(reward: str, responses: Path, scores: Path, prompts: Path | None,
             stamp = _finished(scores, key) or _score(section, asked, scores, key)
     _require_any(scores)
     count, failed = stamp["rows"], stamp["measured"]["failed"]
-    return (
-        f"{scores}: {count} prompt{'s' * (count != 1)} scored, {failed} response{'s' * (failed != 1)} without a reward"
-    )
+    sent = sum(stamp.get(REQUESTS, {}).values())
+    how = f" by {sent:,} request{'s' * (sent != 1)}" if sent else ""
+    without = f"{failed} response{'s' * (failed != 1)} without a reward"
+    return f"{scores}: {count} prompt{'s' * (count != 1)} scored{how}, {without}"
 
 
 def _require_any(scores: Path) -> None:
@@ -144,7 +146,7 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
         "rows": output.rows,
         "dropped": 0,
         "date": jinja.today(),
-        "measured": {"failed": failed, **output.measured},
+        "measured": {"failed": failed},
         "began": round(began, 3),
         "seconds": round(time.time() - began, 3),
         "parts": timing.taken(),
@@ -152,6 +154,8 @@ def _score(reward: Any, asked: Given, scores: Path, key: dict[str, Any]) -> dict
         "versions": versions(),
         "content": content_of(scores),
     }
+    if output.requests:
+        stamp[REQUESTS] = output.requests
     write_json(stamp_path(scores), stamp)
     output.partial.unlink(missing_ok=True)
     return stamp

@@ -20,7 +20,7 @@ from raft.config.jobs import HELD_OUT as HELD_OUT_COUNT
 from raft.config.jobs import Evaluation
 from raft.core import protocols, records, signals
 from raft.core.errors import UserError
-from raft.core.protocols import REQUESTS, Dropped
+from raft.core.protocols import Dropped
 from raft.core.records import Drop, Example, Group, Pair, Policy, Prompt, Score
 from raft.core.seeds import derive
 from raft.core.terminal import complain, rounded
@@ -174,8 +174,7 @@ def diagnose(
     ]
     if faults:
         raise UserError("the reward cannot be trusted:\n  " + "\n  ".join(faults))
-    sent = sum(judge.requests(2) for _, judge in protocols.parts_of(rewards, REQUESTS) if judge.remote)
-    output.measured = {REQUESTS: sent} if sent else {}
+    output.requests = {key: judge.requests(2) for key, judge in protocols.judges(rewards) if judge.remote}
     output.write(finding.row() for finding in findings)
 
 
@@ -263,8 +262,8 @@ def tell_sizes(observer: Any, recipe: Any, pool: Artifact, begun: bool, held_out
     if begun:
         return
     aside = sum(drop.reason == HELD_OUT for drop in drops_of(pool, "collect"))
-    if held_out is not None and aside > held_out.rows:
-        observer.on_notice(f"{aside} rows say what {held_out.rows} held-out prompts say, and are not trained on")
+    if held_out is not None and aside > (held_out.rows if recipe.evaluation.prompts is None else 0):
+        observer.on_notice(f"{aside} rows say the same as held-out prompts, so they are not trained on")
     if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"
@@ -281,7 +280,7 @@ def generate(
 ) -> None:
     """K responses to each prompt; groups that an earlier attempt finished are not made again."""
     if done := output.resume():
-        complain(f"{output.partial.stem}: {len(done)} of {prompts.rows} prompts have their answers from before")
+        complain(f"{output.progress.artifact}: {len(done)} of {prompts.rows} prompts were already answered")
     wanted = (Prompt.of(row) for row in prompts.read())
     missing = _missing_blocks(wanted, done, protocols.batch_size(generator))
     withheld: list[Group] = []  # kept back until there is a response: without any, nothing is made
@@ -324,7 +323,7 @@ def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], i
     `ids` are those of the groups' prompts, in order.
     """
     output.resume()
-    for done in score_missing(reward, output, _counted(reward, groups, output.measured)):
+    for done in score_missing(reward, output, _counted(reward, groups, output.requests)):
         output.advance(done, len(ids))
     output.rows_in = len(ids)
     output.gather(ids)
@@ -332,11 +331,10 @@ def score_groups(reward: Any, output: ArtifactWriter, groups: Iterable[Group], i
 
 def _counted(reward: Any, groups: Iterable[Group], counts: dict[str, int]) -> Iterator[Group]:
     """The groups; adds to `counts` the requests that a judge needs for each, those of an earlier attempt too."""
-    judges = list(protocols.parts_of({REQUESTS: reward}, "requests"))
+    judges = list(protocols.judges({"": reward}))
     for group in groups:
-        texts = {response.text for response in _answered(group).responses}
         for key, judge in judges:
-            counts[key] = counts.get(key, 0) + judge.requests(len(texts))
+            counts[key] = counts.get(key, 0) + judge.needed(_answered(group))
         yield group
 
 

@@ -125,7 +125,7 @@ class Tracked(Observer):
 
     def on_run_end(self, run: runs.Run, loaded: Loaded) -> None:
         """Ends the trackers."""
-        for name, tracker in self.trackers.items():
+        for name, tracker in list(self.trackers.items()):
             self._try(name, tracker.finish)
 
     def _start(self, name: str, options: dict[str, Any], loaded: Loaded) -> None:

@@ -168,8 +168,8 @@ def _round_trip(reward: Any, prompts: Sequence[Prompt]) -> tuple[Level, str]:
     if not lost:
         return "ok", "English and Japanese come back whole from the tokenizer"
     return "warning", (
-        f"the reward model's tokenizer changes or loses characters of {' and of '.join(map(repr, lost))}, so it reads "
-        "such texts otherwise than they are written; where the prompts have no such characters nothing is wrong"
+        f"the reward model's tokenizer changes or loses characters of {' and of '.join(map(repr, lost))}, so it "
+        "misreads such texts; use another reward model if your prompts or answers contain them"
     )
 
 

@@ -37,6 +37,7 @@ class ArtifactWriter:
     rows_in: int | None = None
     drops: list[records.Drop] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)  # that judges were sent, by their place in the section
     offsets: dict[str, int] = field(default_factory=dict)
     stage: str = ""
     key: dict[str, Any] = field(default_factory=dict)

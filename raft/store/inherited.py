@@ -15,6 +15,7 @@ from typing import Any
 from raft.core import compressed, records
 from raft.core.atomic import commit, remove
 from raft.core.errors import UserError
+from raft.core.protocols import REQUESTS
 from raft.core.run_paths import RunPaths
 from raft.store import stamps
 from raft.store.stamps import Stamp, differences, read_stamp
@@ -64,7 +65,9 @@ def inherit(branch: Path, folder: Path, path: Path, key: dict[str, Any]) -> tupl
     LOG.info("%s: taken over from %s, which made it out of the same", path, run)
     listed = RunPaths(run / folder.relative_to(branch)).dropped
     drops = [row for row in (records.read(listed) if listed.exists() else []) if row["stage"] == key["stage"]]
-    spent = {"began": round(time.time(), 3), "seconds": 0.0, "parts": {}}
+    spent: Stamp = {"began": round(time.time(), 3), "seconds": 0.0, "parts": {}}
+    if REQUESTS in stamp:
+        spent[REQUESTS] = dict.fromkeys(stamp[REQUESTS], 0)
     return {**{name: value for name, value in stamp.items() if name != "workers"}, **spent}, drops
 
 

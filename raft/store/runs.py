@@ -28,6 +28,7 @@ from raft.core.atomic import (
 )
 from raft.core.errors import UserError
 from raft.core.progress import Progress
+from raft.core.protocols import REQUESTS
 from raft.core.run_paths import RunPaths
 from raft.core.versions import versions
 from raft.launch.local import Local
@@ -189,6 +190,8 @@ class Folder:
             "versions": versions(),
             "content": content,
         }
+        if output.requests:
+            stamp[REQUESTS] = output.requests
         if lanes := self.run.launch.taken():
             stamp["workers"] = lanes
         RunPaths(self.run.folder).workers.unlink(missing_ok=True)

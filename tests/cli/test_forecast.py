@@ -78,4 +78,5 @@ def test_a_recipe_that_leaves_its_numbers_open_is_forecast_with_all_prompts_that
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     found = forecast.forecast(recipe.load(tmp_path / "recipe.yaml"), [])
-    assert found["measured_with"] == [12, 51] and found["iteration"] > 0  # 36 prompts, 9 held out, 51 rows at most
+    small, large = found["measured_with"]
+    assert small == 12 and 27 <= large < 51 and found["iteration"] > 0  # 36 different prompts, 9 of them held out

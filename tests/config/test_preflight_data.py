@@ -319,9 +319,10 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     assert f"up to {16 * 4 + 8 * 2} more, after {whole} for what is finished" in found
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "evaluation.every=3", "iterations=4")
     assert f"up to {2 * 16 * 4 + 2 * 8 * 2} more, after {whole} for what is finished" in found  # 1 and 2 stay
-    for it in (first, second):
+    for it in (first, second):  # a branch has not sent what its run did
         it.folder.rename(tmp_path / f"parent-{it.number}")
-        it.folder.symlink_to(tmp_path / f"parent-{it.number}")  # a branch has not sent what its run did
+        it.folder.symlink_to(tmp_path / f"parent-{it.number}")
+    run.about.write_text(json.dumps({"shared": ["iterations/000", "iterations/001"]}))
     assert faults(tmp_path, monkeypatch, "reward.max_requests=1") == []
     (found,) = faults(tmp_path, monkeypatch, "reward.max_requests=1", "iterations=3")
     own = 2 + 16 * 4 + 8 * 2
@@ -377,7 +378,7 @@ def test_what_the_hub_does_not_answer_for_is_a_warning_from_python_too(tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    assert "model owner/name was not checked: the hub did not answer" in raft.check(made)
+    assert "policy.model: model owner/name was not checked: the hub did not answer" in raft.check(made)
 
 
 DIALOGUE = {"chosen": "\n\nHuman: hello\n\nAssistant: hi", "rejected": "\n\nHuman: hello\n\nAssistant: no"}
@@ -421,6 +422,12 @@ def test_rewards_that_no_template_can_write_for_are_a_fault_of_their_job_too(tmp
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     (found,) = faults(tmp_path, monkeypatch)
     assert found.startswith("rewards.one.template: the pairs are chats, which plain does not write; use template: ")
+    texts = {"kind": "list", "items": [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 4, "pairs": "columns"}
+    for template, wrong in (("pair", False), ("plain", False), ("hh", False), ("ultrarm", True)):
+        rewards["one"]["template"] = template
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**content, "rewards": rewards, "sets": {"t": texts}}))
+        assert bool(faults(tmp_path, monkeypatch)) == wrong, template
+    rewards["one"]["template"] = "plain"
     worlds.make_policy(tmp_path / "base")
     prompts = {"kind": "list", "items": ["hello"], "format": "chat"}
     generator = {"kind": "transformers", "k": 2, "max_tokens": 4}

@@ -164,7 +164,7 @@ def test_without_a_terminal_the_same_words_come_once_a_stage_takes_time():
     clock.now += 15
     plain.look()
     assert stream.getvalue().splitlines()[1:] == [
-        "iteration 1 of 2, generating responses, starting (for 20 s)",
+        "iteration 1 of 2, generating responses, starting (for 15 s)",
         "iteration 1 of 2, generating responses, 75 %, 3 of 4 prompts",
     ]
 

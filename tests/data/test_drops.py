@@ -42,7 +42,7 @@ def test_reasons_are_counted_whatever_their_numbers_and_the_commonest_comes_firs
     assert reasons(drops[3:]) == "empty (the first: data/rows.jsonl:4)"
     assert reasons(drops[:1]) == "empty (a)"
     assert dropped(drops[:1]) == "1 row was dropped: empty (a)"
-    assert dropped(drops[:1], 7) == "1 of 7 rows were dropped: empty (a)"
+    assert dropped(drops[:1], 7) == "1 of 7 rows was dropped: empty (a)"
     assert reasons([]) == ""
     many = [Drop(str(at), None, "collect", f"reason {letter}") for at, letter in enumerate("abcdefg")]
     assert reasons(many).endswith("reason e (4); other reasons (2 rows)")

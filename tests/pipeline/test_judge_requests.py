@@ -9,8 +9,11 @@ import worlds
 
 from raft.cli import status
 from raft.config import preflight, recipe
+from raft.core.records import Group, Prompt
 from raft.pipeline import loop
 from raft.pipeline.observer import Observer
+from raft.rewards.judge.judge import Judge
+from raft.store import branch
 
 
 class Counter(ThreadingHTTPServer):
@@ -107,3 +110,22 @@ def test_the_requests_that_a_run_says_it_sent_are_those_that_the_server_counts(t
     assert all(not sum(one.left.values()) and one.excess == "" for one in after)
     assert server.asked <= sum(one.total for one in before)
     assert status.summary(loaded.folder)["requests"] == server.asked > 0
+
+
+def test_a_branch_that_takes_over_scores_has_sent_nothing_for_them(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    loaded = made(tmp_path, server.url, WORLDS["graded"])
+    loop.run(loaded, Observer())
+    asked = server.asked
+    off = branch.off(loaded.folder, 1, ["selection.kind=top-fraction", "selection.fraction=0.5"])
+    loop.run(off, Observer())
+    of_new = status.summary(off.folder)["requests"]
+    assert of_new == server.asked - asked
+    (counted,) = preflight.requests(off.recipe, off.folder)
+    assert counted.sent == of_new and counted.certain
+
+
+def test_a_group_of_which_nothing_is_asked_takes_no_requests():
+    nothing = Group(Prompt("p", text="?"), [])
+    for options in ({"mode": "grade"}, {"ranking": "challenger"}, {"ranking": "all-pairs"}):
+        assert Judge(model="m", url="http://127.0.0.1:1/v1", **options).needed(nothing) == 0

@@ -122,6 +122,23 @@ def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(tmp_path: Path):
     assert "warning: tensorboard is told nothing from here on (TypeError" in done.stdout
 
 
+def test_a_tracker_that_fails_at_its_end_is_told_of_and_the_others_end(capsys):
+    class Ends:
+        def __init__(self, fails: bool):
+            self.fails, self.ended = fails, False
+
+        def finish(self) -> None:
+            if self.fails:
+                raise OSError("no room")
+            self.ended = True
+
+    told = trackers.Tracked()
+    told.trackers = {"wandb": Ends(True), "trackio": Ends(False)}
+    last = told.trackers["trackio"]
+    told.on_run_end(None, None)
+    assert last.ended and "warning: wandb is told nothing from here on (OSError: no room)" in capsys.readouterr().out
+
+
 def test_nothing_is_sent_where_the_recipe_names_no_tracker(tmp_path: Path):
     class Loaded:
         recipe = object()

@@ -115,7 +115,11 @@ class Judge(Connection):
         """The most requests that a group of k responses takes, retries aside; equal responses are sent once."""
         if self.mode == "grade":
             return k
-        return 2 * (k - 1) if self.ranking == "challenger" else k * (k - 1)
+        return 2 * max(0, k - 1) if self.ranking == "challenger" else k * (k - 1)
+
+    def needed(self, group: Group) -> int:
+        """The requests that a group takes, retries aside."""
+        return self.requests(len(_texts(group)[0]))
 
     def identify(self) -> dict[str, str]:
         """What the judge is and is asked, by content; of a model on a server no more than its name is known."""
