@@ -301,8 +301,9 @@ def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
             lower = "the number of responses" if given is not None else Requests.lower
-            known = {path.name: counts for path, counts in (sent(folder) if folder is not None else ())}
-            done, counts = "scores.jsonl" in known, known.get("scores.jsonl") or {}
+            run = RunPaths(folder or Path(os.devnull))
+            known = dict(sent(run.folder))
+            done, counts = run.scores in known, known.get(run.scores) or {}
             left, count = {} if done else {"for responses": asked}, counts.get(place, asked) if done else 0
             yield Requests(key, judge, left, count, not done or place in counts, *read, lower=lower)
 
@@ -312,10 +313,11 @@ def sent(folder: Path) -> Iterator[tuple[Path, dict[str, int] | None]]:
 
     They are by the judge's place in its section; None where a stamp does not say. What a branch shares is left out.
     """
-    shared = _shared(folder)
-    for stamp in RunPaths(folder).files("*.stamp.json"):
+    run, shared = RunPaths(folder), _shared(folder)
+    made = {path.name for path in (run.scores, run.gold, run.doctor)}
+    for stamp in run.files("*.stamp.json"):
         path = stamp.with_name(stamp.name.removesuffix(".stamp.json"))
-        if path.name in ("scores.jsonl", "gold.jsonl", "doctor.jsonl") and shared.isdisjoint([path, *path.parents]):
+        if path.name in made and shared.isdisjoint([path, *path.parents]):
             with suppress(UserError):  # of a damaged file: whoever opens the run says so
                 yield path, read_object(stamp, "").get(REQUESTS)
 
@@ -347,9 +349,10 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
     trains = math.ceil(groups * judge.requests(k)) + drawn * _candidates(recipe, run) if own else 0
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
     checks, examined = judge.requests(2) if judge.url else 0, stamp_path(run.doctor).exists()
-    file = "scores.jsonl" if own else "gold.jsonl"
-    finished = dict(sent(run.folder))
-    counts = {path: one for path, one in finished.items() if path.name == file and one is not None and place in one}
+    name_of_file, finished = (run.scores if own else run.gold).name, dict(sent(run.folder))
+    counts = {
+        path: one for path, one in finished.items() if path.name == name_of_file and one is not None and place in one
+    }
     examination = (finished.get(run.doctor) or {}).get(key, checks) if examined else 0
     done, training, held_out, certain = examination + sum(one[place] for one in counts.values()), 0, 0, True
     shared = _shared(run.folder)
@@ -655,9 +658,8 @@ def _written_examples(recipe: Any, folder: Path | None, chats: dict[str, bool]) 
     start, trainer = getattr(recipe, "policy", None), getattr(recipe, "trainer", None)
     if start is None or trainer is None or is_own(trainer):
         return
-    new, judged = start.model is None, makes(trainer) == "reward-model"
-    lacks = f"but {'the new model (policy.chat_template)' if new else folder} has no chat template"
-    bare = start.chat_template is None if new else folder is not None and _has_no_template(folder)
+    judged, lacks = makes(trainer) == "reward-model", f"but {folder} has no chat template"
+    bare = folder is not None and _has_no_template(folder)  # a new model (policy.config) has one
     if judged:
         yield from _unwritten("trainer", trainer.template, kinds, "pairs", bare)
     if True in kinds and bare and judged and trainer.template == "chat":

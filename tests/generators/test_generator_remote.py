@@ -196,7 +196,7 @@ def test_after_the_last_attempt_the_error_says_what_to_do(serve, policy, fault, 
 
 def test_a_server_that_is_not_there_is_an_error_that_says_so(server, policy):
     server.server_close()
-    with pytest.raises(UserError, match=r"no answer.*ConnectError.*check that the server runs"):
+    with pytest.raises(UserError, match=r"no answer.*(ConnectError|ReadError).*check that the server runs"):
         answers(remote(server, max_retries=0), policy)
 
 

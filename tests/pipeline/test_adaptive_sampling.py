@@ -379,7 +379,7 @@ def test_a_forecast_and_a_memory_plan_count_what_rounds_draw_at_most(tmp_path, m
     )
     monkeypatch.chdir(tmp_path)
     (asked,) = preflight.requests(recipe.load(path).recipe, None)
-    assert asked.training == 2 * 16 * 6.5
+    assert asked.left["for training"] == 2 * 16 * 6.5
     assert recipe.load(path).recipe.sampling.widest(32) == 4
     assert UntilSuccess(rounds=[2, 4, 2]).widest(8) == 4
 
