@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _run_seeds(options: Namespace) -> None:
             for seed, name in named.items()
         ]
     for loaded in each:
-        _start(loaded)
+        _start(replace(loaded, seeds=options.seeds))
     if lines := comparison.seeds([loaded.folder for loaded in each]):
         say("\n" + "\n".join(lines))
 
@@ -183,6 +184,22 @@ def _check(loaded: Any, where: Any) -> None:
     warnings += preflight.foreseen(loaded)
     for warning in [*warnings, *memory_plan.idle(loaded.recipe, where)]:
         say(f"  warning: {warning}")
+    if (refused := _refused(loaded)) is not None:
+        say("  warning: raft run will refuse this: " + refused.replace("\n", "\n    "))
+
+
+def _refused(loaded: Any) -> str | None:
+    """Why the run of a recipe that is there would not go on with it."""
+    from functools import partial
+
+    from raft.core.user_code import importable_from
+    from raft.pipeline.loop import JOBS
+    from raft.pipeline.observer import Observer
+    from raft.store import replay
+
+    walk = partial(JOBS[loaded.recipe.job], loaded.recipe, observer=Observer())
+    with importable_from(loaded.path):
+        return replay.refusal(loaded, walk)
 
 
 def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:

@@ -22,6 +22,7 @@ from raft.core import atomic, device, logs, progress, timing
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
 from raft.core.run_paths import CANDIDATES, ROUNDS, IterationPaths, RunPaths
+from raft.core.terminal import say
 from raft.generators.vllm import VLLM
 from raft.launch.local import Local
 from raft.pipeline import loop
@@ -55,6 +56,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     whole = loaded.recipe
     large = min(LARGE, whole.prompts.per_iteration)
     small = max(1, min(SMALL, large // 4))
+    _tell_requests(loaded, overrides, small, large)
     with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
         began = time.monotonic()
         first = _rehearsed(loaded, overrides, small, Path(folder))
@@ -151,18 +153,34 @@ def line(x: float, y: float, other_x: float, other_y: float, at: float) -> float
     return max(0.0, other_y + slope * (at - other_x))
 
 
+def _smaller(loaded: Loaded, overrides: Sequence[str], prompts: int | None) -> list[str]:
+    """The overrides of a recipe for one iteration of so many prompts; None: of all that there are."""
+    return [
+        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={'null' if prompts is None else prompts}",
+        f"evaluation.count={min(prompts or LARGE, loaded.recipe.evaluation.count)}", "iterations=1",
+        "keep_policies=last", "alerts.on_warning=warn", "report_to=[]", "store.mirror=null",
+    ]  # fmt: skip
+
+
 def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int | None, folder: Path) -> Path:
     """The folder of an iteration with so many prompts; None: with all that there are."""
-    count = min(prompts or LARGE, loaded.recipe.evaluation.count)
-    smaller = [
-        *overrides, f"name=forecast-{prompts}", f"prompts.per_iteration={'null' if prompts is None else prompts}",
-        f"evaluation.count={count}", "iterations=1", "keep_policies=last", "alerts.on_warning=warn", "report_to=[]",
-        "store.mirror=null",
-    ]  # fmt: skip
-    small = replace(recipe.load(loaded.path, smaller), outputs=folder, needs=[])
+    small = replace(recipe.load(loaded.path, _smaller(loaded, overrides, prompts)), outputs=folder, needs=[])
     with progress.screen(f"forecast: an iteration of {prompts or 'all'} prompts"):
         loop.run(small, Quiet())
     return RunPaths(small.folder).iteration(1).folder
+
+
+def _tell_requests(loaded: Loaded, overrides: Sequence[str], *prompts: int) -> None:
+    """Says how many requests a forecast may send to judges. UserError where that alone is more than they may get."""
+    rehearsed = [recipe.load(loaded.path, _smaller(loaded, overrides, count)).recipe for count in prompts]
+    for each in zip(*(preflight.requests(one, None) for one in rehearsed), strict=True):
+        key, judge, count = each[0].key, each[0].judge, sum(one.total for one in each)
+        if judge.max_requests is not None and count > judge.max_requests:
+            raise UserError(
+                f"{key}.max_requests: {judge.max_requests:,} requests are allowed, and a forecast alone sends up to "
+                f"{count:,}; raise it, or leave --measure out"
+            )
+        say(f"  the forecast sends up to {count:,} requests to {judge.model} ({key})")
 
 
 def _asked_at_start(folder: Path) -> float:

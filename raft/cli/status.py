@@ -154,6 +154,8 @@ def _few(names: list[str]) -> str:
 
 def _state(found: dict[str, Any]) -> str:
     iteration, wanted = found["iteration"], found["iterations"]
+    if wanted and found["state"] == "finished":
+        wanted = max(wanted, iteration or 0)  # the recipe may ask for fewer since
     if found["state"] == "finished":
         of = f", {wanted} iteration{'s' * (wanted != 1)}" if wanted else ""
         return f"finished on {found['finished'].replace('T', ' ')}{of}"

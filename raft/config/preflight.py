@@ -257,11 +257,18 @@ class Requests:
         if self.judge.max_requests is None or self.total <= self.judge.max_requests or self.total <= self.sent:
             return ""
         more = f"{self.total - self.sent:,} more, after {self.sent:,} for what is finished"
-        other = "" if self.judge.mode == "grade" or self.judge.ranking == "challenger" else ", or ranking: challenger"
+        several = self.judge.mode != "grade" and self.judge.ranking != "challenger" and not self.sent
         return (
             f"{self.judge.max_requests:,} requests are allowed, and the run would send up to "
-            f"{more if self.sent else f'{self.total:,}'}; raise it, or lower {self.lower}{other}"
+            f"{more if self.sent else f'{self.total:,}'}{self._listed}; raise it, or lower {self.lower}"
+            f"{', or ranking: challenger' if several else ''}"
         )
+
+    @property
+    def _listed(self) -> str:
+        """What the requests that are left are for."""
+        parts = [f"{count:,} {what}" for what, count in self.left.items() if count]
+        return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
     def __str__(self) -> str:
         left = self.total - self.sent
@@ -269,15 +276,13 @@ class Requests:
         done = f"{most}{self.sent:,} requests were sent to {self.judge.model}" if self.sent else ""
         if not left:
             return f"{self.key}: {done or 'no request is sent'}, and none is left"
-        parts = [f"{count:,} {what}" for what, count in self.left.items() if count]
-        listed = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         asked = f"{done}, and up to {left:,} are left" if done else f"up to {left:,} requests to {self.judge.model}"
         read = (
             f" Each has up to {self.read:,} tokens of prompt and responses and about {self.template:,} of its template "
             f"({self.counter}): about {left * (self.read + self.template):,} in all at most."
         )
         answers = f"{self.judge.max_tokens:,} tokens: {left * self.judge.max_tokens:,} in all at most"
-        return f"{self.key}: {asked}{listed}.{read if self.read else ''} Each answer has up to {answers}"
+        return f"{self.key}: {asked}{self._listed}.{read if self.read else ''} Each answer has up to {answers}"
 
 
 def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
@@ -367,7 +372,10 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
         training += trains * (number > 0 and not scored)
         held_out += looks * (not looked and (number % options.every == 0 or number == recipe.iterations))
     left = {"for training": training, "for held-out prompts": held_out, "as a check": checks * (not examined)}
-    lower = "prompts.per_iteration, generator.k or iterations"
+    begun = done > checks  # what a run has responses to may not change
+    keys = [] if begun else ["prompts.per_iteration", "generator.k"] * bool(training)
+    keys += [] if begun else ["evaluation.count", "evaluation.k"] * bool(held_out)
+    lower = " or ".join(filter(None, (", ".join(keys), "iterations")))
     return Requests(key, judge, left, done, certain, *_read_each(recipe, judge), lower=lower)
 
 

@@ -50,6 +50,7 @@ class Loaded:
     overrides: tuple[str, ...] = ()
     python: bool = False  # whether Python asked for it, and perhaps gave objects that no command line has
     resumed: Path | None = None  # the run whose recipe it is, where no other file says it
+    seeds: str | None = None  # of `raft run --seeds`, which makes runs of it
 
     @property
     def folder(self) -> Path:

@@ -29,6 +29,7 @@ from raft.store.stamps import read_stamp
 FIGURES = {"reward/eval": "held-out reward", "gold/eval": "gold reward"}
 ADDRESSES = ("url", "base_url")  # of servers, perhaps with a password
 LONGEST = 200  # characters of a text that is quoted
+FRAME = ("format", "system", "prefix", "suffix")  # keys of what is put around a prompt
 NOTE = "# What made this policy. Absolute paths are cut to their last names, and addresses of servers are left out.\n"
 
 
@@ -225,7 +226,7 @@ def _made(folder: Path, found: Found, recipe: dict[str, Any]) -> Iterator[str]:
     rows = run.pool if found.number is not None else run.examples
     known = read_stamp(rows)
     count = f", {known['rows']} of them to learn from" if known and found.number != 0 else ""
-    yield f"- {'prompts' if found.number is not None else 'examples'}: {_source(source)}{count}"
+    yield f"- {'prompts' if found.number is not None else 'examples'}: {_source(source)}{count}{_frame(source)}"
     if found.number is not None:
         yield f"- reward: {_component(recipe.get('reward'))}"
         if gold := (recipe.get("evaluation") or {}).get("gold"):
@@ -247,6 +248,7 @@ def _iterations(folder: Path, number: int, recipe: dict[str, Any]) -> Iterator[s
         told: dict[str, Any] = {
             name: section[name] for name in ("is", "temperature", "top_p", "max_tokens") if name in section
         }
+        told |= {name: section[name] for name in ("stop", "truncate_at") if section.get(name)}
         count = f"K = {section.get('k')}"
         if scores is not None and "sampling/responses" in scores["measured"]:
             sampling = _options(portable(scores["key"]["section"], folder))
@@ -354,6 +356,15 @@ def _source(section: Any) -> str:
         return "a mixture of " + ", ".join(map(_source, parts))
     name = section.get("dataset") or section.get("path")
     return code(section.get("kind")) + (f" {code(name)}" if name else "")
+
+
+def _frame(section: Any) -> str:
+    """What is put around each row: whoever asks the model has to put it there too."""
+    told = {name: section[name] for name in FRAME if section.get(name)} if isinstance(section, Mapping) else {}
+    framed = (
+        f"{name} {code(str(value) if name == 'format' else repr(value)[:LONGEST])}" for name, value in told.items()
+    )
+    return f"; each with {', '.join(framed)}" if told else ""
 
 
 def _component(section: Any) -> str:

@@ -83,6 +83,19 @@ def continued(loaded: Loaded, walk: Walk) -> Iterator[Run]:
             raise UserError(_refusal(conflict, loaded)) from None
 
 
+def refusal(loaded: Loaded, walk: Walk) -> str | None:
+    """Why a run that is there would be refused with this recipe; None where it would not, or there is none."""
+    folder = loaded.folder
+    if not RunPaths(folder).resolved.is_file() or not recipe_changes(folder, loaded):
+        return None
+    try:
+        with suppress(Unmade):
+            walk(Replay(folder, loaded.recipe.seed))
+    except Conflict as conflict:
+        return _refusal(conflict, loaded)
+    return None
+
+
 def _settle(folder: Path, loaded: Loaded, walk: Walk) -> bool:
     """Writes what the run is, once it is known that it may be that; returns whether its recipe has changed."""
     run = RunPaths(folder)
@@ -145,7 +158,7 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
     of = f"{path} was made from something else"
     if changed:
         depends = ", ".join(change.split(":", 1)[0] for change in conflict.changes[:3])
-        of = f"{folder} is the run of another recipe, and {path.relative_to(folder)} depends on it ({depends})"
+        of = f"the recipe of {folder} has changed, and {path.relative_to(folder)} depends on it ({depends})"
     lines = [f"{of}; what changed:\n{listed}nothing was made. Put it back, or use one of these:"]
     lines += [f"  {command}\n      {what}" for command, what in _ways(conflict, loaded)]
     return "\n".join(lines)
@@ -154,7 +167,8 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
 def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     """Commands that lead on, each with what it does; a branch last but one where it can compare less."""
     folder = loaded.folder
-    new = _to_run(loaded, name=_free_name(folder)), "a new run; this one stays"
+    own = folder if loaded.seeds is None else Path(str(folder).removesuffix(f"-seed{loaded.recipe.seed}"))
+    new = _to_run(loaded, name=_free_name(own)), "a new run; this one stays"
     stamp = stamps.read_stamp(conflict.path)
     measures = stamp is not None and stamp["key"]["stage"] in MEASURING
     if measures:
@@ -177,9 +191,11 @@ def _to_run(loaded: Loaded, name: str | None = None, restart: bool = False) -> s
     """The command, or the call, that runs a recipe under another name, or from its beginning."""
     if loaded.python:
         return f"raft.run(..., {'restart=True' if restart else f'name={name!r}'})"
-    words = [word for word in loaded.overrides if not word.startswith("name=")]
+    several = loaded.seeds is not None and not restart
+    words = [word for word in loaded.overrides if not word.startswith(("name=", *(["seed="] if several else [])))]
     named = [word for word in loaded.overrides if word.startswith("name=")] if name is None else [f"name={name}"]
-    return shlex.join(["raft", "run", str(loaded.path), *words, *named, *(["--restart"] if restart else [])])
+    more = ["--restart"] if restart else ["--seeds", str(loaded.seeds)] if several else []
+    return shlex.join(["raft", "run", str(loaded.path), *words, *named, *more])
 
 
 def _to_branch(loaded: Loaded, number: int) -> str:
@@ -189,7 +205,8 @@ def _to_branch(loaded: Loaded, number: int) -> str:
     name = _free_name(usual) if usual.exists() else None
     if loaded.python:
         return f"raft.open_run({str(folder)!r}).branch({number}, ...{'' if name is None else f', name={name!r}'})"
-    words = [*_changed(folder, loaded), *([] if name is None else [f"name={name}"])]
+    free = [word for word in loaded.overrides if word.split("=", 1)[0].split(".")[0] in {*MUTABLE_KEYS} - {"name"}]
+    words = [*_changed(folder, loaded), *free, *([] if name is None else [f"name={name}"])]
     return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *words])
 
 

@@ -452,3 +452,10 @@ def test_answers_that_are_not_there_and_files_that_are_are_refused(world, tmp_pa
         done = worlds.raft(tmp_path, "export", *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "mine.json").read_text() == "mine" and not (tmp_path / "new.json").exists()
+
+
+def test_the_card_says_what_is_put_around_each_prompt():
+    assert model_card._frame({"kind": "file", "path": "p.jsonl", "suffix": " ", "format": "text", "system": None}) == (
+        "; each with format `text`, suffix `' '`"
+    )
+    assert model_card._frame({"kind": "file", "path": "p.jsonl"}) == model_card._frame(None) == ""

@@ -9,6 +9,7 @@ import worlds
 
 from raft.cli import forecast
 from raft.config import recipe
+from raft.core.errors import UserError
 
 
 def test_a_line_goes_through_both_points_and_never_below_nothing():
@@ -80,3 +81,17 @@ def test_a_recipe_that_leaves_its_numbers_open_is_forecast_with_all_prompts_that
     found = forecast.forecast(recipe.load(tmp_path / "recipe.yaml"), [])
     small, large = found["measured_with"]
     assert small == 12 and 27 <= large < 51 and found["iteration"] > 0  # 36 different prompts, 9 of them held out
+
+
+def test_a_forecast_says_how_often_it_asks_a_judge_and_a_limit_refuses_it(tmp_path: Path, monkeypatch):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade", "max_requests": 100}
+    loaded = recipe.load(worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": None}))
+    monkeypatch.chdir(tmp_path)
+    # iterations of 4 and of 16 prompts with 4 responses, two policies with 2 answers to 4 and to 8 prompts, two checks
+    most = 4 * (4 + 16) + 2 * 2 * (4 + 8) + 2 * 2
+    with pytest.raises(UserError) as refused:
+        forecast.forecast(loaded, [])
+    assert str(refused.value) == (
+        f"reward.max_requests: 100 requests are allowed, and a forecast alone sends up to {most}; raise it, or leave "
+        "--measure out"
+    )

@@ -45,7 +45,7 @@ def test_a_learning_rate_that_was_chosen_for_another_kind_of_trainer_is_a_warnin
         (line,) = [line for line in worlds.raft(tmp_path, command, *other).stdout.splitlines() if words in line]
         assert line.lstrip().startswith("warning: trainer.learning_rate: ")
     for silent in ([*other, "trainer.learning_rate=0.002"], ["recipe.yaml", "trainer.kind=sft"]):
-        done = worlds.raft(tmp_path, "check", *silent)
+        done = worlds.raft(tmp_path, "check", *silent, "name=other")
         assert done.returncode == 0 and "learning_rate" not in done.stdout
 
 

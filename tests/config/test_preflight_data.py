@@ -218,7 +218,8 @@ def test_the_requests_of_a_judge_are_counted_before_the_run_and_a_limit_refuses_
     total = training + held_out + 2
     assert faults(tmp_path, monkeypatch, f"reward.max_requests={total}") == []
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={total - 1}")
-    assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total};" in found
+    assert found.startswith(f"reward.max_requests: {total - 1} requests are allowed") and f"up to {total} (" in found
+    assert f"{training} for training, " in found and ("evaluation.count, evaluation.k" in found) == (held_out > 0)
 
 
 def same_again(folder: Path) -> None:
@@ -309,7 +310,7 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
         stamp_path(file).write_text("{}")
     finished = 2 + 16 * 4 + 8 * 2
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole - 1}")
-    left = f"would send up to {whole - finished} more, after {finished} for what is finished; raise it"
+    left = f"would send up to {whole - finished} more, after {finished} for what is finished ("
     assert left in found and faults(tmp_path, monkeypatch, f"reward.max_requests={whole}") == []
     for file in (second.evaluation.scores, run.iteration(2).scores, run.iteration(2).evaluation.scores):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -201,3 +201,20 @@ def test_a_restart_moves_nothing_where_the_run_alone_has_what_the_recipe_needs(w
     assert refused.returncode == 2 and "'str' object has no attribute 'cuont'" in refused.stderr, refused.stderr
     assert worlds.fingerprint(world / "outputs" / "tiny") == before
     assert sorted(one.name for one in (world / "outputs").iterdir()) == kept
+
+
+def test_check_says_that_a_run_would_be_refused_and_the_commands_keep_what_was_asked_for(tmp_path):
+    worlds.make_recipe(tmp_path, iterations=1)
+    assert worlds.raft(tmp_path, "run", "recipe.yaml").returncode == 0
+    checked = worlds.raft(tmp_path, "check", "recipe.yaml", "trainer.batch_size=4", "iterations=3")
+    words = "the recipe of outputs/tiny has changed, and iterations/001/policy depends on it (trainer.batch_size)"
+    assert checked.returncode == 0 and f"  warning: raft run will refuse this: {words}" in checked.stdout
+    assert "will refuse" not in worlds.raft(tmp_path, "check", "recipe.yaml", "iterations=3").stdout
+    refused = worlds.raft(tmp_path, "run", "recipe.yaml", "--seeds", "0,1", "trainer.batch_size=4", "iterations=3")
+    assert refused.returncode == 2 and words in refused.stderr
+    for command in (
+        "raft resume outputs/tiny --from-iteration 1 trainer.batch_size=4 iterations=3\n",
+        "raft run recipe.yaml trainer.batch_size=4 iterations=3 name=tiny-2 --seeds 0,1\n",
+        "raft run recipe.yaml trainer.batch_size=4 iterations=3 --restart\n",
+    ):
+        assert f"  {command}" in refused.stderr, command
