@@ -226,7 +226,7 @@ def enough(loaded: Loaded, gigabytes: int) -> str:
         if fewer is not None and (found is None or fewer < found):
             ways["launch.kind=ray trainer.gradient_checkpointing=true"] = fewer
     said = [f"{count} with {how}" for how, count in ways.items()]
-    return f"enough of them: {', or '.join(said)}" if said else ""
+    return f"these would be enough: {', or '.join(said)}" if said else ""
 
 
 def _enough(loaded: Loaded, gigabytes: int) -> int | None:

@@ -420,7 +420,7 @@ def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_
     split, lighter = "launch.kind=ray", "trainer.gradient_checkpointing=true"
     assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "80"])) == 2
     assert capsys.readouterr().err.endswith(
-        "raft: recipe.yaml does not fit a GPU of 80 GB; enough of them: 21 with launch.kind=ray, or 2 with "
+        "raft: recipe.yaml does not fit a GPU of 80 GB; these would be enough: 21 with launch.kind=ray, or 2 with "
         "launch.kind=ray trainer.gradient_checkpointing=true\n"
     )
     for gpus, overrides, status in (
@@ -433,7 +433,7 @@ def test_where_gpus_do_not_hold_a_recipe_the_status_says_so_and_the_message_how_
     assert (
         execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "48"])) == 2
     )  # 14.5 + 107.8 / 4 of 48.5
-    only = "recipe.yaml does not fit a GPU of 48 GB; enough of them: 4 with launch.kind=ray trainer.gradient_checkpoint"
+    only = "recipe.yaml does not fit a GPU of 48 GB; these would be enough: 4 with launch.kind=ray trainer.gradient"
     assert only in capsys.readouterr().err
     assert execute(parse(["check", "recipe.yaml", "policy.model=llama", "--gpu", "1"])) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "raft: recipe.yaml does not fit a GPU of 1 GB"
