@@ -190,6 +190,7 @@ def _check(loaded: Any, where: Any) -> None:
 
 def _refused(loaded: Any) -> str | None:
     """Why the run of a recipe that is there would not go on with it."""
+    from contextlib import suppress
     from functools import partial
 
     from raft.core.user_code import importable_from
@@ -198,8 +199,9 @@ def _refused(loaded: Any) -> str | None:
     from raft.store import replay
 
     walk = partial(JOBS[loaded.recipe.job], loaded.recipe, observer=Observer())
-    with importable_from(loaded.path):
+    with importable_from(loaded.path), suppress(UserError):  # what a needed recipe makes may not be there
         return replay.refusal(loaded, walk)
+    return None
 
 
 def _fit(recipes: list[Any], count: int, gigabytes: int) -> None:
