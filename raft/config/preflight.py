@@ -324,7 +324,8 @@ def sent(folder: Path) -> Iterator[tuple[Path, dict[str, int] | None]]:
         path = stamp.with_name(stamp.name.removesuffix(".stamp.json"))
         if path.name in made and shared.isdisjoint([path, *path.parents]):
             with suppress(UserError):  # of a damaged file: whoever opens the run says so
-                yield path, read_object(stamp, "").get(REQUESTS)
+                told = read_object(stamp, "").get(REQUESTS)
+                yield path, told if isinstance(told, dict) else None
 
 
 def _shared(folder: Path) -> set[Path]:
@@ -365,11 +366,13 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
         it = run.iteration(number)
         if it.folder in shared:  # its run has asked
             continue
-        told = {path.parent == it.evaluation.folder for path in counts if it.folder in path.parents}
+        here = [path for path in counts if it.folder in path.parents]
+        in_training = [path for path in here if path.parent != it.evaluation.folder]
         scored, looked = (stamp_path(file).exists() for file in (it.scores, _looked(it, own)))
-        unsaid = trains * (own and scored and False not in told) + looks * (looked and True not in told)
+        unsaid = trains * (own and scored and not in_training) + looks * (looked and len(here) == len(in_training))
         done, certain = done + unsaid, certain and not unsaid
-        training += trains * (number > 0 and not scored)
+        in_rounds = sum(counts[path][place] for path in in_training)  # of an iteration that is not finished
+        training += max(0, trains - in_rounds) * (number > 0 and not scored)
         held_out += looks * (not looked and (number % options.every == 0 or number == recipe.iterations))
     left = {"for training": training, "for held-out prompts": held_out, "as a check": checks * (not examined)}
     begun = done > checks  # what a run has responses to may not change

@@ -330,6 +330,21 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     assert f"would send up to {16 * 4 + 8 * 2} more, after {own} for what is finished" in found
 
 
+def test_what_a_round_has_sent_is_not_counted_again_for_the_rest_of_its_iteration(tmp_path, monkeypatch):
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade"}
+    rounds = {"kind": "until-success", "rounds": [1, 3], "success": 8.0}
+    worlds.make_recipe(tmp_path, iterations=1, reward=judge, evaluation={"gold": None}, sampling=rounds)
+    monkeypatch.chdir(tmp_path)
+    loaded = recipe.load(tmp_path / "recipe.yaml")
+    (before,) = preflight.requests(loaded.recipe, loaded.folder)
+    first = RunPaths(loaded.folder).iteration(1).round(1).scores
+    first.parent.mkdir(parents=True)
+    stamp_path(first).write_text(json.dumps({"requests": {"": 16}}))
+    (after,) = preflight.requests(loaded.recipe, loaded.folder)
+    assert before.left["for training"] == 16 * 4 and after.left["for training"] == 16 * 3
+    assert (after.sent, after.total, after.certain) == (16, before.total, True)
+
+
 @pytest.mark.parametrize(
     ("section", "repeats", "said"),
     [
