@@ -194,12 +194,14 @@ def _refused(loaded: Any) -> str | None:
     from functools import partial
 
     from raft.core.user_code import importable_from
+    from raft.models import hub
     from raft.pipeline.loop import JOBS
     from raft.pipeline.observer import Observer
     from raft.store import replay
 
     walk = partial(JOBS[loaded.recipe.job], loaded.recipe, observer=Observer())
-    with importable_from(loaded.path), suppress(UserError):  # what a needed recipe makes may not be there
+    # What a needed recipe makes may not be there, nor a model of the hub, which only a run fetches.
+    with importable_from(loaded.path), hub.nothing_fetched(), suppress(UserError):
         return replay.refusal(loaded, walk)
     return None
 
@@ -231,6 +233,7 @@ def _measure(loaded: Any, overrides: list[str]) -> None:
     from raft.cli.check_rewards import rehearse
     from raft.core.terminal import say
 
+    forecast.tell_requests(loaded, overrides)
     levels = []
     for finding in rehearse(loaded):
         say(f"  {finding.level:7s}  {finding.reward}: {finding.check.replace('_', ' ')}: {finding.message}")

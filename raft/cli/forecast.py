@@ -21,6 +21,7 @@ from raft.config.recipe import Loaded
 from raft.core import atomic, device, logs, progress, timing
 from raft.core.atomic import read_object
 from raft.core.errors import UserError
+from raft.core.protocols import judges
 from raft.core.run_paths import CANDIDATES, ROUNDS, IterationPaths, RunPaths
 from raft.core.terminal import say
 from raft.generators.vllm import VLLM
@@ -54,9 +55,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     left_open = loaded.recipe.prompts.per_iteration is None
     loaded = replace(loaded, recipe=preflight.sized(loaded.recipe))
     whole = loaded.recipe
-    large = min(LARGE, whole.prompts.per_iteration)
-    small = max(1, min(SMALL, large // 4))
-    _tell_requests(loaded, overrides, small, large)
+    small, large = _sizes(whole)
     with tempfile.TemporaryDirectory(prefix="raft-forecast-") as folder:
         began = time.monotonic()
         first = _rehearsed(loaded, overrides, small, Path(folder))
@@ -64,7 +63,8 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             second = _rehearsed(loaded, overrides, large, Path(folder))
         except UserError:
-            if not left_open:
+            begun = stamp_path(RunPaths(Path(folder) / f"forecast-{large}").doctor).exists()
+            if begun or not left_open:
                 raise
             second = _rehearsed(loaded, overrides, None, Path(folder))  # fewer prompts are left than could be foreseen
         at_small, at_large = _seconds(first), _seconds(second)
@@ -78,7 +78,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             ),
             "start_up": round(start_up, 1),
             "memory_gb": round(_peak_gb(), 3),
-            "disk_gb": round(_disk(whole, second, large) / 1e9, 6),
+            "disk_gb": round(_disk(whole, second, int(_rows(second, "responses.jsonl"))) / 1e9, 6),
             "truncated": _truncated(second),
             "measured_with": [small, int(_rows(second, "responses.jsonl"))],
         }
@@ -170,17 +170,32 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int | None, fo
     return RunPaths(small.folder).iteration(1).folder
 
 
-def _tell_requests(loaded: Loaded, overrides: Sequence[str], *prompts: int) -> None:
-    """Says how many requests a forecast may send to judges. UserError where that alone is more than they may get."""
-    rehearsed = [recipe.load(loaded.path, _smaller(loaded, overrides, count)).recipe for count in prompts]
-    for each in zip(*(preflight.requests(one, None) for one in rehearsed), strict=True):
-        key, judge, count = each[0].key, each[0].judge, sum(one.total for one in each)
-        if judge.max_requests is not None and count > judge.max_requests:
+def tell_requests(loaded: Loaded, overrides: Sequence[str]) -> None:
+    """Says how many requests `raft check --measure` may send to judges. UserError where a judge may not get so many."""
+    rewards = {name: getattr(owner, at, None) for name, owner, at in (
+        ("reward", loaded.recipe, "reward"), ("evaluation.gold", getattr(loaded.recipe, "evaluation", None), "gold"),
+    )}  # fmt: skip
+    rewards |= {f"rewards.{name}": one for name, one in getattr(loaded.recipe, "rewards", {}).items()}
+    known = dict(judges(rewards))
+    counts = {key: judge.requests(2) if judge.remote else 0 for key, judge in known.items()}
+    if known and loaded.recipe.job == "align":
+        sized = replace(loaded, recipe=preflight.sized(loaded.recipe))
+        for prompts in _sizes(sized.recipe):
+            for one in preflight.requests(recipe.load(loaded.path, _smaller(sized, overrides, prompts)).recipe, None):
+                counts[one.key] += one.total
+    for key, judge in known.items():
+        if judge.max_requests is not None and counts[key] > judge.max_requests:
             raise UserError(
-                f"{key}.max_requests: {judge.max_requests:,} requests are allowed, and a forecast alone sends up to "
-                f"{count:,}; raise it, or leave --measure out"
+                f"{key}.max_requests: {judge.max_requests:,} requests are allowed, and --measure alone sends up to "
+                f"{counts[key]:,}; raise it, or leave --measure out"
             )
-        say(f"  the forecast sends up to {count:,} requests to {judge.model} ({key})")
+        say(f"  --measure sends up to {counts[key]:,} requests to {judge.model} ({key})")
+
+
+def _sizes(whole: Align) -> tuple[int, int]:
+    """The prompts of the two iterations that are rehearsed."""
+    large = min(LARGE, whole.prompts.per_iteration)
+    return max(1, min(SMALL, large // 4)), large
 
 
 def _asked_at_start(folder: Path) -> float:

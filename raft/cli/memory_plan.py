@@ -409,8 +409,8 @@ def _members(loaded: Loaded, where: Device, name: str, key: str, reward: Ensembl
         return replace(largest, name=name)
     terms = {f"{turn.name}: {what}": value for turn in members for what, value in turn.terms.items()}
     spare, fixed = (sum(getattr(turn, of) for turn in members) for of in ("spare", "fixed"))
-    lower = f"set {key}.offload: true, or {largest.lower}"
-    return Turn(name, terms, lower=lower, fixed=fixed, instead=lower, spare=spare)
+    lower, instead = (f"set {key}.offload: true, or {way}" for way in (largest.lower, largest.instead or MORE))
+    return Turn(name, terms, lower=lower, fixed=fixed, instead=instead, spare=spare)
 
 
 def _likelihoods(loaded: Loaded, where: Device) -> Turn:

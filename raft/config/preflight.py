@@ -322,10 +322,11 @@ def sent(folder: Path) -> Iterator[tuple[Path, dict[str, int] | None]]:
     made = {path.name for path in (run.scores, run.gold, run.doctor)}
     for stamp in run.files("*.stamp.json"):
         path = stamp.with_name(stamp.name.removesuffix(".stamp.json"))
-        if path.name in made and shared.isdisjoint([path, *path.parents]):
+        if shared.isdisjoint([path, *path.parents]):
             with suppress(UserError):  # of a damaged file: whoever opens the run says so
                 told = read_object(stamp, "").get(REQUESTS)
-                yield path, told if isinstance(told, dict) else None
+                if isinstance(told, dict) or path.name in made:
+                    yield path, told if isinstance(told, dict) else None
 
 
 def _shared(folder: Path) -> set[Path]:
@@ -354,7 +355,7 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
     own = name == "reward"
     trains = math.ceil(groups * judge.requests(k)) + drawn * _candidates(recipe, run) if own else 0
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
-    checks, examined = judge.requests(2) if judge.url else 0, stamp_path(run.doctor).exists()
+    checks, examined = judge.requests(2) if judge.url else 0, key.split(".members.")[0] in _examined(run)
     name_of_file, finished = (run.scores if own else run.gold).name, dict(sent(run.folder))
     counts = {
         path: one for path, one in finished.items() if path.name == name_of_file and one is not None and place in one
@@ -375,11 +376,19 @@ def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, 
         training += max(0, trains - in_rounds) * (number > 0 and not scored)
         held_out += looks * (not looked and (number % options.every == 0 or number == recipe.iterations))
     left = {"for training": training, "for held-out prompts": held_out, "as a check": checks * (not examined)}
-    begun = done > checks  # what a run has responses to may not change
+    begun = stamp_path(run.iteration(0).evaluation.responses).exists()  # what has responses may not change
     keys = [] if begun else ["prompts.per_iteration", "generator.k"] * bool(training)
     keys += [] if begun else ["evaluation.count", "evaluation.k"] * bool(held_out)
     lower = " or ".join(filter(None, (", ".join(keys), "iterations")))
     return Requests(key, judge, left, done, certain, *_read_each(recipe, judge), lower=lower)
+
+
+def _examined(run: RunPaths) -> set[str]:
+    """The rewards that were checked at the start of a run, by their keys."""
+    with suppress(UserError):
+        if (stamp := stamp_path(run.doctor)).exists():
+            return set((read_object(stamp, "").get("key") or {}).get("section") or ())
+    return set()
 
 
 def _candidates(recipe: Any, run: RunPaths) -> int:

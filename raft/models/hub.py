@@ -8,8 +8,9 @@ import errno
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ REFUSALS = {
     403: "the token may not write there",
     404: "the hub shows the token no such repository or owner",
 }
+_LOCAL = ContextVar("only what is in the local cache", default=False)
 
 
 class Absent(UserError):
@@ -178,13 +180,25 @@ def identity(path: Path) -> str:
     return f"sha256:{hashlib.sha256(listing.encode(errors='surrogateescape')).hexdigest()}"
 
 
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside the block what is not in the local cache is Absent, and nothing is downloaded."""
+    token = _LOCAL.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL.reset(token)
+
+
 def _snapshot(name: str, revision: str | None, patterns: list[str], kind: str) -> Path:
     """The folder of one commit, which is its name. The hub's own words are not passed on: they quote addresses."""
     from huggingface_hub import snapshot_download
 
     try:
         options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": [NESTED]}
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, **options))
+        return Path(
+            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=_LOCAL.get(), **options)
+        )
     except Exception as fault:
         if _is_full(fault):
             raise

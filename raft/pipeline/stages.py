@@ -262,9 +262,10 @@ def tell_sizes(observer: Any, recipe: Any, pool: Artifact, begun: bool, held_out
     if begun:
         return
     aside = sum(drop.reason == HELD_OUT for drop in drops_of(pool, "collect"))
-    if held_out is not None and (more := aside - (held_out.rows if recipe.evaluation.prompts is None else 0)) > 0:
-        say_so = "row says the same as a held-out prompt" if more == 1 else "rows say the same as held-out prompts"
-        observer.on_notice(f"{more} more {say_so}, and {'is' if more == 1 else 'are'} not trained on either")
+    own = held_out is not None and recipe.evaluation.prompts is None
+    if held_out is not None and (more := aside - (held_out.rows if own else 0)) > 0:
+        same = "row says the same as a held-out prompt" if more == 1 else "rows say the same as held-out prompts"
+        observer.on_notice(f"{more} {'more ' if own else ''}{same}, and {'is' if more == 1 else 'are'} not trained on")
     if held_out is not None and recipe.evaluation.count is None and held_out.rows < HELD_OUT_COUNT:
         observer.on_notice(
             f"evaluation.count is not set: {held_out.rows} prompts are held out (with more prompts, {HELD_OUT_COUNT})"

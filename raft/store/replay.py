@@ -5,6 +5,7 @@ makes nothing (`Replay`); where it meets an artifact that was made from somethin
 anything is done, and the message names the keys, the artifact, and the commands that lead on.
 """
 
+import glob
 import os
 import platform
 import re
@@ -89,7 +90,8 @@ def refusal(loaded: Loaded, walk: Walk) -> str | None:
     if not RunPaths(folder).resolved.is_file() or not recipe_changes(folder, loaded):
         return None
     try:
-        with suppress(Unmade):
+        with suppress(Unmade), jinja.dated(loaded.recipe.date or about(folder).get("date") or jinja.today()):
+            _refuse_whole(folder, recipe_changes(folder, loaded))
             walk(Replay(folder, loaded.recipe.seed))
     except Conflict as conflict:
         return _refusal(conflict, loaded)
@@ -101,8 +103,7 @@ def _settle(folder: Path, loaded: Loaded, walk: Walk) -> bool:
     run = RunPaths(folder)
     changes = recipe_changes(folder, loaded) if run.resolved.exists() else []
     if changes:
-        if whole := [change for change in changes if change.split(":", 1)[0] in WHOLE_RUN]:
-            _refuse_if_begun(folder, whole)
+        _refuse_whole(folder, changes)
         with suppress(Unmade):
             walk(Replay(folder, loaded.recipe.seed))
     if changes or not run.resolved.exists():
@@ -145,9 +146,11 @@ def _is_free(key: str, free: set[str]) -> bool:
     return any(".".join(parts[:length]) in free for length in range(1, len(parts) + 1))
 
 
-def _refuse_if_begun(folder: Path, changes: list[str]) -> None:
-    for path, _ in stamps.stamped(folder):
-        raise Conflict(path, changes)
+def _refuse_whole(folder: Path, changes: list[str]) -> None:
+    """Conflict if a change is of what all of a run has in common, and something of it is finished."""
+    if whole := [change for change in changes if change.split(":", 1)[0] in WHOLE_RUN]:
+        for path, _ in stamps.stamped(folder):
+            raise Conflict(path, whole)
 
 
 def _refusal(conflict: Conflict, loaded: Loaded) -> str:
@@ -167,7 +170,7 @@ def _refusal(conflict: Conflict, loaded: Loaded) -> str:
 def _ways(conflict: Conflict, loaded: Loaded) -> Iterator[tuple[str, str]]:
     """Commands that lead on, each with what it does; a branch last but one where it can compare less."""
     folder = loaded.folder
-    own = folder if loaded.seeds is None else Path(str(folder).removesuffix(f"-seed{loaded.recipe.seed}"))
+    own = folder if loaded.seeds is None else folder.with_name(folder.name.removesuffix(f"-seed{loaded.recipe.seed}"))
     new = _to_run(loaded, name=_free_name(own)), "a new run; this one stays"
     stamp = stamps.read_stamp(conflict.path)
     measures = stamp is not None and stamp["key"]["stage"] in MEASURING
@@ -205,8 +208,7 @@ def _to_branch(loaded: Loaded, number: int) -> str:
     name = _free_name(usual) if usual.exists() else None
     if loaded.python:
         return f"raft.open_run({str(folder)!r}).branch({number}, ...{'' if name is None else f', name={name!r}'})"
-    free = [word for word in loaded.overrides if word.split("=", 1)[0].split(".")[0] in {*MUTABLE_KEYS} - {"name"}]
-    words = [*_changed(folder, loaded), *free, *([] if name is None else [f"name={name}"])]
+    words = [*_changed(folder, loaded), *_changed_freely(folder, loaded), *([] if name is None else [f"name={name}"])]
     return shlex.join(["raft", "resume", str(folder), "--from-iteration", str(number), *words])
 
 
@@ -221,6 +223,15 @@ def _first_to_repeat(path: Path, folder: Path) -> int | None:
 def _changed(folder: Path, loaded: Loaded) -> list[str]:
     """The overrides that make the run's recipe this one; none where the recipe is the same and a file changed."""
     return [_override(change.split(":", 1)[0], loaded.config) for change in recipe_changes(folder, loaded)]
+
+
+def _changed_freely(folder: Path, loaded: Loaded) -> list[str]:
+    """The overrides for keys that are in no artifact's key, such as iterations, where they differ too."""
+    import yaml
+
+    keys = (change.split(":", 1)[0] for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved)))
+    free = {*MUTABLE_KEYS} - {"name"}
+    return [_override(key, loaded.config) for key in keys if key.split(".")[0] in free]
 
 
 def _override(key: str, config: dict[str, Any]) -> str:
@@ -239,6 +250,6 @@ def _override(key: str, config: dict[str, Any]) -> str:
 
 def _free_name(folder: Path) -> str:
     number = 2
-    while folder.with_name(f"{folder.name}-{number}").exists():
+    while any(any(folder.parent.glob(glob.escape(f"{folder.name}-{number}") + end)) for end in ("", "-seed*")):
         number += 1
     return f"{folder.name}-{number}"

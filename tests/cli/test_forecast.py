@@ -87,11 +87,11 @@ def test_a_forecast_says_how_often_it_asks_a_judge_and_a_limit_refuses_it(tmp_pa
     judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "mode": "grade", "max_requests": 100}
     loaded = recipe.load(worlds.make_recipe(tmp_path, reward=judge, evaluation={"gold": None}))
     monkeypatch.chdir(tmp_path)
-    # iterations of 4 and of 16 prompts with 4 responses, two policies with 2 answers to 4 and to 8 prompts, two checks
-    most = 4 * (4 + 16) + 2 * 2 * (4 + 8) + 2 * 2
+    # iterations of 4 and 16 prompts with 4 responses, two policies with 2 answers to 4 and to 8 prompts, three checks
+    most = 4 * (4 + 16) + 2 * 2 * (4 + 8) + 3 * 2
     with pytest.raises(UserError) as refused:
-        forecast.forecast(loaded, [])
+        forecast.tell_requests(loaded, [])
     assert str(refused.value) == (
-        f"reward.max_requests: 100 requests are allowed, and a forecast alone sends up to {most}; raise it, or leave "
+        f"reward.max_requests: 100 requests are allowed, and --measure alone sends up to {most}; raise it, or leave "
         "--measure out"
     )

@@ -305,9 +305,10 @@ def test_a_limit_counts_what_is_finished_but_refuses_no_run_that_has_nothing_lef
     whole = 2 + 2 * 16 * 4 + 3 * 8 * 2  # the check, two iterations, policies 0, 1 and 2
     run = RunPaths(tmp_path / "outputs" / "tiny")
     first, second = run.iteration(0), run.iteration(1)
-    for file in (run.doctor, first.evaluation.scores, second.scores):
+    for file in (run.doctor, first.evaluation.scores, second.scores, first.evaluation.responses):
         file.parent.mkdir(parents=True, exist_ok=True)
         stamp_path(file).write_text("{}")
+    stamp_path(run.doctor).write_text(json.dumps({"key": {"section": {"reward": {}}}}))
     finished = 2 + 16 * 4 + 8 * 2
     (found,) = faults(tmp_path, monkeypatch, f"reward.max_requests={whole - 1}")
     left = f"would send up to {whole - finished} more, after {finished} for what is finished ("
