@@ -351,4 +351,6 @@ def test_the_stub_of_the_page_is_a_judge_that_prefers_what_is_shorter_and_grades
         finally:
             stub.kill()
     assert rewards[1] == rewards[3] > rewards[0] > rewards[2]
-    assert [score.reward for score in graded] == [10, 5, 1]
+    assert [score.reward for score in graded] == [
+        pytest.approx(one, abs=0.005) for one in (1 + 9 / (1 + 7 / 200), 7.0, 2.5)
+    ]
