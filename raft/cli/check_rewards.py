@@ -24,7 +24,7 @@ FEW = 8  # prompts that the checks are made with
 
 def rehearse(loaded: Loaded) -> Iterator[doctor.Finding]:
     """The doctor's findings on every reward of a recipe. UserError while a recipe that it needs has yet to be run."""
-    recipe, rewards = loaded.recipe, dict(_rewards(loaded.recipe))
+    recipe, rewards = loaded.recipe, dict(rewards_of(loaded.recipe))
     if rewards:
         _require(loaded.needs)
     with importable_from(loaded.path):
@@ -42,7 +42,8 @@ def _answers(recipe: Any) -> doctor.Answers | None:
     return doctor.Answers(load_tokenizer(str(policy)), limit)
 
 
-def _rewards(recipe: Any) -> Iterator[tuple[str, Any]]:
+def rewards_of(recipe: Any) -> Iterator[tuple[str, Any]]:
+    """The rewards that a recipe names, by their keys."""
     if recipe.job == "evaluate-reward":
         yield from ((f"rewards.{name}", reward) for name, reward in recipe.rewards.items())
     for name, owner in (("reward", recipe), ("gold", getattr(recipe, "evaluation", None))):

@@ -129,7 +129,7 @@ class Console(Observer):
             f"raft report {run.folder}": "one page of HTML with everything",
         }
         if self.finished:
-            more = {"iterations": max(loaded.recipe.iterations, *complete(run.folder)) + 2}
+            more = {"iterations": max([loaded.recipe.iterations, *complete(run.folder)]) + 2}
             longer = replace(loaded.recipe, **more)
             needs = {f"{one.key}.max_requests": one.total for one in requests(longer, run.folder) if one.excess}
             commands[to_resume(run.folder, {**more, **needs})] = "two more iterations"

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from raft.cli.check_rewards import rewards_of
 from raft.config import preflight, recipe
 from raft.config.jobs import Align
 from raft.config.recipe import Loaded
@@ -67,6 +68,7 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             if begun or not left_open:
                 raise
             second = _rehearsed(loaded, overrides, None, Path(folder))  # fewer prompts are left than could be foreseen
+        drawn = int(_rows(second, "responses.jsonl"))
         at_small, at_large = _seconds(first), _seconds(second)
         sizes = {name: _rows(second, name) for name in at_large}
         result: dict[str, Any] = {
@@ -78,9 +80,9 @@ def forecast(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
             ),
             "start_up": round(start_up, 1),
             "memory_gb": round(_peak_gb(), 3),
-            "disk_gb": round(_disk(whole, second, int(_rows(second, "responses.jsonl"))) / 1e9, 6),
+            "disk_gb": round(_disk(whole, second, drawn) / 1e9, 6),
             "truncated": _truncated(second),
-            "measured_with": [small, int(_rows(second, "responses.jsonl"))],
+            "measured_with": [small, drawn],
         }
     evaluation = result["seconds"].get("evaluate", 0.0)
     result["iteration"] = round(sum(result["seconds"].values()) - evaluation * (1 - evaluated(whole)), 1)
@@ -172,11 +174,7 @@ def _rehearsed(loaded: Loaded, overrides: Sequence[str], prompts: int | None, fo
 
 def tell_requests(loaded: Loaded, overrides: Sequence[str]) -> None:
     """Says how many requests `raft check --measure` may send to judges. UserError where a judge may not get so many."""
-    rewards = {name: getattr(owner, at, None) for name, owner, at in (
-        ("reward", loaded.recipe, "reward"), ("evaluation.gold", getattr(loaded.recipe, "evaluation", None), "gold"),
-    )}  # fmt: skip
-    rewards |= {f"rewards.{name}": one for name, one in getattr(loaded.recipe, "rewards", {}).items()}
-    known = dict(judges(rewards))
+    known = dict(judges(dict(rewards_of(loaded.recipe))))
     counts = {key: judge.requests(2) if judge.remote else 0 for key, judge in known.items()}
     if known and loaded.recipe.job == "align":
         sized = replace(loaded, recipe=preflight.sized(loaded.recipe))

@@ -293,7 +293,7 @@ def _tried(name: str, make: Callable[..., Turn | None], *given: Any) -> Turn | N
 
 
 def _folder(loaded: Loaded, part: Any) -> Path:
-    """The folder of the model that a section names, or of one like it. UserError: why there is none here."""
+    """The folder of the model that a section names, or of one like it. UserError if neither is here."""
     if part.model is None:
         raise UserError(f"the run of {loaded.path} makes the model, from policy.config")
     path = Path(part.model)

@@ -154,9 +154,8 @@ def _few(names: list[str]) -> str:
 
 def _state(found: dict[str, Any]) -> str:
     iteration, wanted = found["iteration"], found["iterations"]
-    if wanted and found["state"] == "finished":
-        wanted = max(wanted, iteration or 0)  # the recipe may ask for fewer since
     if found["state"] == "finished":
+        wanted = wanted and max(wanted, iteration or 0)  # the recipe may ask for fewer since
         of = f", {wanted} iteration{'s' * (wanted != 1)}" if wanted else ""
         return f"finished on {found['finished'].replace('T', ' ')}{of}"
     if found["state"] == "at work":

@@ -302,7 +302,7 @@ def requests(recipe: Any, folder: Path | None) -> Iterator[Requests]:
     for name, key, judge in found:
         place = key.removeprefix(name)
         if recipe.job == "align":
-            yield _aligned(whole, name, key, judge, folder, place)
+            yield _aligned(whole, key, place, judge, folder)
         elif (asked := _labelled(whole, judge)) is not None:
             read = (0, 0, "") if given is not None else _read_each(whole, judge)
             lower = "the number of responses" if given is not None else Requests.lower
@@ -346,20 +346,19 @@ def refuse_excess(recipe: Any, folder: Path, drawn: int, held_out: int | None = 
         raise UserError("\n".join(faults))
 
 
-def _aligned(recipe: Any, name: str, key: str, judge: Any, folder: Path | None, place: str) -> Requests:
-    """The requests of a job: align whose numbers of prompts are known, to a judge in its section `name`."""
+def _aligned(recipe: Any, key: str, place: str, judge: Any, folder: Path | None) -> Requests:
+    """The requests of a job: align whose numbers of prompts are known, to a judge at a place in its section."""
     options, k = recipe.evaluation, recipe.generator.k
     run = RunPaths(folder or Path(os.devnull))  # which holds nothing
     drawn = recipe.prompts.per_iteration
     groups = recipe.sampling.total(drawn, k) / k  # of k responses
-    own = name == "reward"
+    section = key.removesuffix(place)
+    own = section == "reward"
     trains = math.ceil(groups * judge.requests(k)) + drawn * _candidates(recipe, run) if own else 0
     looks = options.count * judge.requests(options.k) if not own or comparable(recipe.reward) else 0  # for each policy
-    checks, examined = judge.requests(2) if judge.url else 0, key.split(".members.")[0] in _examined(run)
-    name_of_file, finished = (run.scores if own else run.gold).name, dict(sent(run.folder))
-    counts = {
-        path: one for path, one in finished.items() if path.name == name_of_file and one is not None and place in one
-    }
+    checks, examined = judge.requests(2) if judge.url else 0, section in _examined(run)
+    file, finished = (run.scores if own else run.gold).name, dict(sent(run.folder))
+    counts = {path: one for path, one in finished.items() if path.name == file and one is not None and place in one}
     examination = (finished.get(run.doctor) or {}).get(key, checks) if examined else 0
     done, training, held_out, certain = examination + sum(one[place] for one in counts.values()), 0, 0, True
     shared = _shared(run.folder)

@@ -87,11 +87,12 @@ def continued(loaded: Loaded, walk: Walk) -> Iterator[Run]:
 def refusal(loaded: Loaded, walk: Walk) -> str | None:
     """Why a run that is there would be refused with this recipe; None where it would not, or there is none."""
     folder = loaded.folder
-    if not RunPaths(folder).resolved.is_file() or not recipe_changes(folder, loaded):
+    changes = recipe_changes(folder, loaded) if RunPaths(folder).resolved.is_file() else []
+    if not changes:
         return None
     try:
         with suppress(Unmade), jinja.dated(loaded.recipe.date or about(folder).get("date") or jinja.today()):
-            _refuse_whole(folder, recipe_changes(folder, loaded))
+            _refuse_whole(folder, changes)
             walk(Replay(folder, loaded.recipe.seed))
     except Conflict as conflict:
         return _refusal(conflict, loaded)
@@ -133,11 +134,15 @@ def _settle(folder: Path, loaded: Loaded, walk: Walk) -> bool:
 
 def recipe_changes(folder: Path, loaded: Loaded) -> list[str]:
     """The keys in which a recipe differs from the one that a run was last run by, but for those in no key."""
+    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
+    return [change for change in _all_changes(folder, loaded) if not _is_free(change.split(":", 1)[0], free)]
+
+
+def _all_changes(folder: Path, loaded: Loaded) -> list[str]:
+    """All keys in which it differs from that one, with both values."""
     import yaml
 
-    free = {*MUTABLE_KEYS, *speed_keys(loaded.recipe)}
-    changes = differences(read_resolved(folder), yaml.safe_load(loaded.resolved))
-    return [change for change in changes if not _is_free(change.split(":", 1)[0], free)]
+    return list(differences(read_resolved(folder), yaml.safe_load(loaded.resolved)))
 
 
 def _is_free(key: str, free: set[str]) -> bool:
@@ -227,11 +232,8 @@ def _changed(folder: Path, loaded: Loaded) -> list[str]:
 
 def _changed_freely(folder: Path, loaded: Loaded) -> list[str]:
     """The overrides for keys that are in no artifact's key, such as iterations, where they differ too."""
-    import yaml
-
-    keys = (change.split(":", 1)[0] for change in differences(read_resolved(folder), yaml.safe_load(loaded.resolved)))
-    free = {*MUTABLE_KEYS} - {"name"}
-    return [_override(key, loaded.config) for key in keys if key.split(".")[0] in free]
+    keys = (change.split(":", 1)[0] for change in _all_changes(folder, loaded))
+    return [_override(key, loaded.config) for key in keys if _is_free(key, {*MUTABLE_KEYS} - {"name"})]
 
 
 def _override(key: str, config: dict[str, Any]) -> str:
